@@ -1,0 +1,139 @@
+"""The monitor's statistics for Prometheus: a collector that yields what the latest snapshots hold."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+
+from prometheus_client import Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from fullrank.diagnosis import STATES
+from fullrank.monitor import FATES, Snapshot, SpectrumMonitor
+
+Source = Callable[[], Iterable[tuple[str, str, SpectrumMonitor]]]
+
+_LABELS = ["model", "revision"]
+_GAUGES: dict[str, tuple[str, list[str]]] = {
+    "effective_rank": (
+        "exp(entropy) of the covariance's eigenvalues, first-order bias removed; NaN at too few rows",
+        ["window"],
+    ),
+    "rankme": ("RankMe of centred rows: exp(entropy) of singular values", ["window"]),
+    "participation_ratio": ("(tr C)^2 / tr C^2 from unbiased traces, with 95 % bounds", ["window", "bound"]),
+    "stable_rank": ("Total variance over the leading direction's", ["window"]),
+    "numerical_rank": ("Directions above the noise floor of the serving dtype", ["window"]),
+    "eigenvalue": ("Covariance eigenvalue at a rank", ["window", "rank"]),
+    "total_variance": ("Trace of the covariance of L2-normalised rows", ["window"]),
+    "mean_cosine": ("Mean cosine between rows: 1 when all are one point", ["window"]),
+    "band_energy_ratio": (
+        "Variance in the reference's directions up to a rank, over the reference's, with 95 % bounds",
+        ["window", "rank", "part", "bound"],
+    ),
+    "head_energy_ratio": ("Variance in all head bands over the reference's, with 95 % bounds", ["window", "bound"]),
+    "window_rows": ("Rows the window holds", ["window"]),
+    "embedding_norm": ("Norm of embeddings before normalising", ["window", "quantile"]),
+    "mean_shift_ratio": ("Squared shift of the mean, in units of the reference's total variance (shortest window)", []),
+    "canary_cosine_min": ("Least cosine of a canary image's embedding to its stored one", []),
+    "canary_participation_ratio": ("Participation ratio of the canary images' embeddings", []),
+    "input_participation_ratio": ("Participation ratio of the inputs' descriptors (shortest window)", []),
+    "reference_participation_ratio": ("Participation ratio of the reference", []),
+    "reference_effective_rank": ("Effective rank of the reference", []),
+    "reference_band_energy": ("Variance of the reference in a band of its directions", ["rank"]),
+    "threshold": ("The value of a signal from which it counts as abnormal", ["signal"]),
+    "verdict": ("1 for the current verdict, 0 for the others", ["state"]),
+    "snapshot_timestamp_seconds": ("When the gauges were last refreshed, Unix time", []),
+}
+_COUNTERS: dict[str, tuple[str, list[str]]] = {
+    "trace_product": ("Products of consecutive blocks' traces", []),
+    "frobenius_product": ("Inner products of consecutive blocks' covariances", []),
+    "band_energy": ("Variance in a band of the reference's directions, summed over rows", ["rank"]),
+    "rows": ("Rows observed, by what became of them", ["fate"]),
+    "monitor_seconds": ("CPU seconds of the monitor's thread", []),
+}
+
+
+class SpectrumCollector(Collector):
+    """Yields every `fullrank_*` statistic of each monitor of `source()`, which gives (model, revision, monitor).
+
+    Reads cached snapshots and totals: a scrape computes nothing and waits for nothing. Windows appear as Prometheus
+    durations, 300.0 as "5m"; statistics that the rows do not determine as NaN, so that every
+    series exists from the start.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def describe(self) -> Iterator[Metric]:
+        """The families without samples, so that registering collects nothing."""
+        yield from _families().values()
+
+    def collect(self) -> Iterator[Metric]:
+        """The families with the samples of all monitors."""
+        families = _families()
+        for model, revision, monitor in self._source():
+            for name, labels, value in (*_gauges(monitor.snapshot()), *_counters(monitor)):
+                families[name].add_metric([model, revision, *labels], value)
+        yield from families.values()
+
+
+def duration(seconds: float) -> str:
+    """300.0 -> "5m", 3600.0 -> "1h", 90.0 -> "90s", 0.5 -> "500ms": the one largest unit that is exact."""
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        if seconds >= size and seconds % size == 0:
+            return f"{int(seconds // size)}{unit}"
+    return f"{round(seconds * 1000)}ms"
+
+
+def _families() -> dict[str, GaugeMetricFamily | CounterMetricFamily]:
+    gauges = {n: GaugeMetricFamily(f"fullrank_{n}", h, labels=_LABELS + extra) for n, (h, extra) in _GAUGES.items()}
+    counters = {
+        n: CounterMetricFamily(f"fullrank_{n}", h, labels=_LABELS + extra) for n, (h, extra) in _COUNTERS.items()
+    }
+    return {**gauges, **counters}
+
+
+def _gauges(snapshot: Snapshot) -> Iterator[tuple[str, list[str], float]]:
+    for seconds, w in snapshot.windows.items():
+        window = duration(seconds)
+        for name in ("effective_rank", "rankme", "stable_rank", "total_variance", "mean_cosine"):
+            yield name, [window], getattr(w, name)
+        yield "numerical_rank", [window], w.numerical_rank
+        yield "window_rows", [window], w.rows
+        for rank, eigenvalue in w.eigenvalues_at().items():
+            yield "eigenvalue", [window, str(rank)], eigenvalue
+        for quantile, norm in w.norms.items():
+            yield "embedding_norm", [window, f"{quantile:g}"], norm
+        for bound, value in asdict(w.participation_ratio).items():
+            yield "participation_ratio", [window, bound], value
+        for bound, value in asdict(w.head).items():
+            yield "head_energy_ratio", [window, bound], value
+        for band in w.bands:
+            for bound, value in asdict(band.ratio).items():
+                yield "band_energy_ratio", [window, str(band.last), band.part, bound], value
+    shortest = snapshot.windows[min(snapshot.windows)]
+    nan = float("nan")
+    yield "mean_shift_ratio", [], shortest.mean_shift_ratio
+    yield "canary_cosine_min", [], snapshot.canary.cosine_min if snapshot.canary else nan
+    yield "canary_participation_ratio", [], snapshot.canary.participation_ratio if snapshot.canary else nan
+    yield "input_participation_ratio", [], snapshot.input_participation_ratio
+    if snapshot.reference is not None:
+        yield "reference_participation_ratio", [], snapshot.reference.participation_ratio
+        yield "reference_effective_rank", [], snapshot.reference.effective_rank
+        for rank, energy in zip(snapshot.reference.bands, snapshot.reference.band_energy.tolist(), strict=True):
+            yield "reference_band_energy", [str(rank)], energy
+    for signal, value in snapshot.thresholds.items():
+        yield "threshold", [signal], value
+    for state in STATES:
+        yield "verdict", [state], float(state == snapshot.verdict.state)
+    yield "snapshot_timestamp_seconds", [], snapshot.timestamp
+
+
+def _counters(monitor: SpectrumMonitor) -> Iterator[tuple[str, list[str], float]]:
+    counters = monitor.counters
+    yield "trace_product", [], counters.trace_product
+    yield "frobenius_product", [], counters.frobenius_product
+    yield "monitor_seconds", [], counters.seconds
+    for rank, energy in counters.band_energy.items():
+        yield "band_energy", [str(rank)], energy
+    for fate in FATES:
+        yield "rows", [fate], counters.rows[fate]

@@ -1,0 +1,235 @@
+"""Measures of collapse: pure functions of a spectrum, or of rows, in float64.
+
+Eigenvalues are those of a covariance, shape (d,), in any order, in squared units of the rows. Singular values are those
+of a row matrix. A spectrum of zeros has rank 0; one that holds NaN or infinity reads NaN. All raise ValueError for an
+input of the wrong shape. No single number here sees everything: entropy and participation ranks are blind to scale,
+variance is blind to rank.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fullrank.rows import ArrayLike, as_rows, unit
+
+__all__ = [
+    "PowerLaw",
+    "alpha_req",
+    "condition_number",
+    "effective_rank",
+    "entropy_correction",
+    "log_spectrum",
+    "mean_cosine",
+    "noise_floor",
+    "numerical_rank",
+    "participation_ratio",
+    "rankme",
+    "stable_rank",
+    "std_ratio",
+    "variance_dimensions",
+]
+
+
+class PowerLaw(NamedTuple):
+    """A line fitted to log eigenvalue against log rank: exponent, goodness (R^2) and the ranks it was fitted on."""
+
+    exponent: float
+    r_squared: float
+    first: int
+    last: int
+
+
+def effective_rank(eigenvalues: ArrayLike) -> float:
+    """exp(H(p)) with p = lambda / sum(lambda), in [1, d]; 0 for no variance.
+
+    The plug-in value, which reads low when rows are few (half of d at n = d for an isotropic law): see
+    `entropy_correction` and `Moments.effective_rank`. Blind to scale; it halves both when half of the tail dies and
+    when one direction grows five-fold. Roy & Vetterli 2007, equation 3, applied to covariance eigenvalues: on
+    singular values the same spectrum reads far higher, which is `rankme`.
+    """
+    p = _shares(_spectrum(eigenvalues))
+    return 0.0 if p is None else math.exp(float(torch.special.entr(p).sum()))
+
+
+def rankme(singular_values: ArrayLike, epsilon: float = 1e-7) -> float:
+    """exp(H(p)) with p = sigma / ||sigma||_1 + epsilon, in [1, about d]; 0 for no variance.
+
+    As published, epsilon is added without renormalising, so that a large one can push the value above d. Shares are of
+    sigma and not sigma^2: it hardly notices one dominating direction. Garrido et al. 2023 (RankMe), equation 2.
+    """
+    p = _shares(_spectrum(singular_values))
+    if p is None:
+        return 0.0
+    p = p + epsilon
+    return math.exp(float(torch.special.entr(p).sum()))
+
+
+def participation_ratio(eigenvalues: ArrayLike) -> float:
+    """(sum lambda)^2 / sum lambda^2, the Renyi-2 rank, in [1, d]; 0 for no variance.
+
+    Ruled by the leading directions: a dead tail of little variance leaves it unmoved. For rows rather than a known
+    spectrum use `Moments.participation_ratio`, which is not biased by n.
+    """
+    p = _shares(_spectrum(eigenvalues))
+    return 0.0 if p is None else 1.0 / float(p.square().sum())
+
+
+def stable_rank(eigenvalues: ArrayLike) -> float:
+    """sum(lambda) / max(lambda) = ||A||_F^2 / ||A||_2^2 of the rows, in [1, d]; 0 for no variance.
+
+    Sees the leading direction against all others and nothing else. Rudelson & Vershynin 2007; NESum (He & Ozay 2022).
+    """
+    p = _shares(_spectrum(eigenvalues))
+    return 0.0 if p is None else 1.0 / float(p.max())
+
+
+def numerical_rank(eigenvalues: ArrayLike, floor: float = 0.0) -> int:
+    """How many eigenvalues stand above `floor` (squared units) and above what float32 accumulation leaves behind.
+
+    `floor` is the variance per dimension that rounding in the serving dtype invents: `noise_floor`. Without it an
+    encoder collapsed to k directions and served in bfloat16 reads as full rank. Cannot see a spectrum that merely
+    decays.
+    """
+    values = _spectrum(eigenvalues)
+    if not torch.isfinite(values).all():
+        return 0
+    arithmetic = torch.finfo(torch.float32).eps * float(values.mean()) if len(values) else 0.0
+    return int((values > max(floor, arithmetic)).sum())
+
+
+def noise_floor(dtype: torch.dtype, dimension: int, mean_square: float = 1.0) -> float:
+    """Variance per dimension that computing in `dtype` may add to rows whose mean squared norm is `mean_square`.
+
+    Rounding once to a dtype of spacing eps adds a relative variance of about 0.045 eps^2 to each entry (uniform within
+    an interval whose relative width falls from eps to eps/2 over a binade). The floor, eps^2, leaves a factor of 22 for
+    the layers before it. Unit-norm rows have mean_square 1.
+    """
+    return torch.finfo(dtype).eps ** 2 * mean_square / dimension
+
+
+def alpha_req(eigenvalues: ArrayLike, first: int = 11, last: int = 50) -> PowerLaw:
+    """Exponent alpha of lambda_i ~ i^-alpha, by least squares on ranks `first` to `last` (1-based, both included).
+
+    About 1 for a well-spread representation, 0 for an isotropic one, large for a collapsed one; not monotone in quality
+    and dependent on the range, which is why the range and the goodness come with it. NaN when fewer than three positive
+    eigenvalues lie in the range. Agrawal et al. 2022 (alpha-ReQ), section 3; range of their code.
+    """
+    values = _spectrum(eigenvalues).sort(descending=True).values
+    last = min(last, len(values))
+    y = values[first - 1 : last]
+    if len(y) < 3 or not bool(((y > 0) & torch.isfinite(y)).all()):
+        return PowerLaw(math.nan, math.nan, first, last)
+    x = torch.arange(first, last + 1, dtype=torch.float64).log()
+    x, y = x - x.mean(), y.log() - y.log().mean()
+    slope = float(x @ y / (x @ x))
+    total = float(y @ y)
+    goodness = 1.0 - float((y - slope * x).square().sum()) / total if total > 0 else 1.0
+    return PowerLaw(-slope, goodness, first, last)
+
+
+def variance_dimensions(eigenvalues: ArrayLike, share: float = 0.99) -> int:
+    """The least number of principal directions that hold `share` (in (0, 1]) of the variance, in [1, d]; 0 for none.
+
+    Counts the strong directions only; at share 0.5 it is mostly the first few. ValueError for a share outside (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share: expected a value in (0, 1], got {share}")
+    p = _shares(_spectrum(eigenvalues))
+    if p is None or bool(p.isnan().any()):
+        return 0
+    cumulative = p.sort(descending=True).values.cumsum(0)
+    return int((cumulative < share - 1e-12).sum()) + 1
+
+
+def condition_number(eigenvalues: ArrayLike) -> float:
+    """Largest over smallest eigenvalue of the covariance, in [1, inf]: infinite when a direction is empty, NaN for
+    none.
+
+    One dead direction among thousands makes it infinite; estimated from n < d rows it always is.
+    """
+    values = _spectrum(eigenvalues)
+    largest, smallest = float(values.max()), float(values.min())
+    return math.nan if largest == 0 else largest / smallest if smallest > 0 else math.inf
+
+
+def mean_cosine(rows: ArrayLike) -> float:
+    """Mean cosine over all pairs of distinct rows, (||sum z||^2 - n) / (n (n - 1)), in [-1/(n-1), 1]; NaN below 2 rows.
+
+    1 is complete collapse, 0 a centred law. A shared mean raises it while every direction is alive: it is anisotropy,
+    not rank. rows: (n, d), any scale; rows of zeros count as orthogonal to all. Closed form of Ethayarajh 2019,
+    section 4.1.
+    """
+    z = unit(as_rows(rows, dtype=torch.float64))
+    n = len(z)
+    return float(z.sum(0).square().sum() - z.square().sum()) / (n * (n - 1)) if n > 1 else math.nan
+
+
+def std_ratio(rows: ArrayLike) -> float:
+    """Mean over dimensions of the standard deviation of L2-normalised rows, times sqrt(d): 1 healthy, 0 collapsed.
+
+    Sees complete collapse only: perfectly correlated dimensions keep their deviation. rows: (n, d); NaN below 2 rows.
+    SimSiam (Chen & He 2021), section 4.1.
+    """
+    z = unit(as_rows(rows, dtype=torch.float64))
+    return float(z.std(0).mean()) * math.sqrt(z.shape[1]) if len(z) > 1 else math.nan
+
+
+def log_spectrum(rows: ArrayLike) -> Tensor:
+    """log of the covariance's singular values of L2-normalised, centred rows, (d,), descending; -inf where empty.
+
+    The curve in which dimensional collapse was first shown: it falls off a cliff at the surviving rank. From n < d rows
+    the cliff at n - 1 is the sample's. Jing et al. 2022 (DirectCLR), figure 2. ValueError below 2 rows.
+    """
+    z = unit(as_rows(rows, dtype=torch.float64))
+    if len(z) < 2:
+        raise ValueError("rows: expected at least 2")
+    spectrum: Tensor = torch.linalg.svdvals(z.T.cov().reshape(z.shape[1], -1))
+    return spectrum.log()
+
+
+def entropy_correction(eigenvalues: ArrayLike, rows: float, kurtosis: float = 1.0) -> float:
+    """What to add to the plug-in entropy H(p) so that its bias of order 1/rows is gone; multiply the rank by its exp.
+
+    Write H = ln T - sum(lambda ln lambda) / T. Sample eigenvalues of n rows have the mean
+    lambda_i (1 + (1/n) sum_j lambda_j / (lambda_i - lambda_j)) and the variance 2 lambda_i^2 / n (Lawley 1956). The
+    gradient -(ln p_i + H) / T on the first and the Hessian on the second give E[H'] - H = -B / n with
+    B = sum_{i<j} p_i p_j (ln p_i - ln p_j) / (p_i - p_j) + 1 - sum p_i^2 (1 + 2H + 2 ln p_i).
+
+    Rows of an elliptical law multiply both moments by kurtosis = E[y_i^2 y_j^2] / (lambda_i lambda_j) and add a
+    common scale to all eigenvalues, to which H is blind: the whole of B scales by it. 1 for Gaussian rows, (v - 2) /
+    (v - 4) for Student's t. `rows` are the degrees of freedom, n - 1 where the mean was estimated. Evaluated at
+    sample eigenvalues it falls short when rows < 2d: `Moments.effective_rank` says where it may be believed.
+    """
+    p = _shares(_spectrum(eigenvalues))
+    if p is None:
+        return 0.0
+    p = p[p > 0]
+    if len(p) < 2:
+        return 0.0
+    log = p.log()
+    entropy = -float(p @ log)
+    gap = p[:, None] - p
+    # (ln a - ln b) / (a - b) is 1 / a at a = b; near it the quotient of differences loses every digit.
+    close = gap.abs() < 1e-9 * (p[:, None] + p)
+    quotient = torch.where(close, 2 / (p[:, None] + p), (log[:, None] - log) / gap.masked_fill(close, 1.0))
+    pairs = (float(p @ quotient @ p) - float(p.sum())) / 2
+    squares = float((p.square() * (1 + 2 * entropy + 2 * log)).sum())
+    return kurtosis * (pairs + 1 - squares) / rows
+
+
+def _spectrum(values: ArrayLike) -> Tensor:
+    spectrum = torch.as_tensor(values).detach().to("cpu", torch.float64)
+    if spectrum.ndim != 1:
+        raise ValueError(f"spectrum: expected one dimension, got shape {tuple(spectrum.shape)}")
+    return spectrum.clamp(min=0)  # a solver leaves zero eigenvalues slightly negative
+
+
+def _shares(values: Tensor) -> Tensor | None:
+    """values / sum, or None where there is no variance."""
+    largest = float(values.max()) if len(values) else 0.0
+    if largest == 0:
+        return None
+    scaled = values / largest  # so that neither 1e-300 nor 1e300 leaves the range of float64
+    return scaled / scaled.sum()

@@ -1,0 +1,214 @@
+"""Additive moments of rows, and what can be read from them without bias."""
+
+import math
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from fullrank.measures import effective_rank, entropy_correction
+from fullrank.rows import ArrayLike, as_rows
+
+MINIMUM_ROWS_PARTICIPATION = 32
+MINIMUM_ROWS_ENTROPY = 64
+LARGEST_CORRECTION = 0.15
+
+
+class Moments:
+    """Count, sum, scatter and the fourth-order sums of rows around a fixed shift: float64, additive, order-free.
+
+    `shift` (d,) is where differences are taken; None takes the mean of the first rows added. It changes no result,
+    only the rounding: each batch is multiplied in float32 (float64 rows in float64) around its own mean and moved to
+    the shift in float64, so that a mean 10^6 times the spread is harmless. Rows that hold NaN or infinity are counted
+    in `nonfinite` and left out. ValueError for a dimension below 1 or a shift of another width.
+    """
+
+    def __init__(self, dimension: int, shift: ArrayLike | None = None) -> None:
+        if dimension < 1:
+            raise ValueError(f"dimension: expected at least 1, got {dimension}")
+        self.dimension = dimension
+        self.shift: Tensor | None = None
+        if shift is not None:
+            self.shift = torch.as_tensor(shift).detach().to("cpu", torch.float64).clone()
+            if self.shift.shape != (dimension,):
+                raise ValueError(f"shift: expected shape ({dimension},), got {tuple(self.shift.shape)}")
+        self.count = 0
+        self.nonfinite = 0
+        self.sum = torch.zeros(dimension, dtype=torch.float64)
+        self.scatter = torch.zeros(dimension, dimension, dtype=torch.float64)
+        self.cubic = torch.zeros(dimension, dtype=torch.float64)  # sum of |y|^2 y
+        self.quartic = 0.0  # sum of |y|^4
+
+    def add(self, rows: ArrayLike) -> Self:
+        """Add (n, d) rows of any float dtype on any device. ValueError names what is wrong with the rows."""
+        x = as_rows(rows, self.dimension)
+        # A float32 row whose squared norm overflows would poison the sums as surely as an infinity.
+        finite = x.square().sum(1).isfinite()
+        self.nonfinite += len(x) - int(finite.sum())
+        x = x if bool(finite.all()) else x[finite]
+        if len(x) == 0:
+            return self
+        centre = x.double().mean(0).to(x.dtype)
+        y = x - centre
+        squares = y.square().sum(1).double()
+        batch = Moments(self.dimension, centre)
+        batch.count = len(y)
+        batch.sum = y.double().sum(0)
+        batch.scatter = (y.T @ y).double()
+        batch.cubic = squares @ y.double()
+        batch.quartic = float(squares.square().sum())
+        return self.merge(batch)
+
+    def merge(self, other: "Moments") -> Self:
+        """Add another's rows to these, whatever its shift. ValueError for another dimension."""
+        if other.dimension != self.dimension:
+            raise ValueError(f"moments: expected dimension {self.dimension}, got {other.dimension}")
+        self.nonfinite += other.nonfinite
+        if other.count == 0:
+            return self
+        assert other.shift is not None
+        if self.shift is None:
+            self.shift = other.shift.clone()
+        self._accumulate(other, 1)
+        return self
+
+    def without(self, part: "Moments") -> "Moments":
+        """A copy from which a part that was merged in is left out: for the jackknife, never for a running window."""
+        rest = Moments(self.dimension, self.shift)
+        rest._accumulate(self, 1)
+        rest._accumulate(part, -1)
+        return rest
+
+    def _accumulate(self, other: "Moments", sign: int) -> None:
+        assert self.shift is not None
+        assert other.shift is not None
+        n, s, q = other.count, other.sum, other.quartic
+        self.count += sign * n
+        self.scatter.add_(other.scatter, alpha=sign)
+        delta = other.shift - self.shift
+        if bool(delta.any()):
+            # y' = y + delta, expanded: |y'|^2 = |y|^2 + 2 delta.y + |delta|^2.
+            half = sign * (s + (n / 2) * delta)
+            square, trace, moved = float(delta @ delta), float(other.scatter.trace()), other.scatter @ delta
+            self.scatter.addr_(half, delta).addr_(delta, half)
+            self.sum += sign * (s + n * delta)
+            self.cubic += sign * (other.cubic + trace * delta + 2 * moved + (2 * float(s @ delta) + n * square) * delta)
+            self.cubic += (sign * square) * s
+            q = (
+                q
+                + 4 * float(other.cubic @ delta)
+                + 4 * float(delta @ moved)
+                + 2 * square * trace
+                + 4 * square * float(s @ delta)
+                + n * square**2
+            )
+        else:
+            self.sum += sign * s
+            self.cubic += sign * other.cubic
+        self.quartic += sign * q
+
+    def mean(self) -> Tensor:
+        """(d,) float64; NaN without rows."""
+        if self.shift is None or self.count == 0:
+            return torch.full((self.dimension,), math.nan, dtype=torch.float64)
+        return self.shift + self.sum / self.count
+
+    def covariance(self) -> Tensor:
+        """(d, d) float64, divided by n - 1; NaN below two rows."""
+        if self.count < 2:
+            return torch.full_like(self.scatter, math.nan)
+        return torch.addr(self.scatter, self.sum, self.sum, alpha=-1 / self.count) / (self.count - 1)
+
+    def traces(self) -> "Traces":
+        """The unbiased traces of the covariance: one pass over it."""
+        n = self.count
+        if n < 4:
+            return Traces(math.nan, math.nan, math.nan, math.nan)
+        mean = self.sum / n
+        return Traces.of(n, self.covariance(), self._central_quartic(mean) / (n - 1))
+
+    def _central_quartic(self, m: Tensor) -> float:
+        square = float(m @ m)
+        return max(
+            0.0,
+            self.quartic
+            - 4 * float(m @ self.cubic)
+            + 4 * float(m @ self.scatter @ m)
+            + 2 * square * float(self.scatter.trace())
+            - 3 * self.count * square**2,
+        )
+
+    def participation_ratio(self) -> float:
+        """(tr C)^2 / tr C^2 from traces each unbiased at any n and for any law; NaN below 32 rows, 0 without variance.
+
+        Their ratio is not unbiased at tiny n. Rows are taken to be independent: runs of 32 alike read a few per cent
+        low.
+        """
+        return self.traces().participation_ratio if self.count >= MINIMUM_ROWS_PARTICIPATION else math.nan
+
+    def effective_rank(self, eigenvalues: Tensor | None = None) -> float:
+        """exp(entropy of the covariance's eigenvalues) with the first-order bias removed, see `entropy_correction`.
+
+        The kurtosis it needs is read from the fourth-order sum, so that heavy tails are corrected for where they are
+        elliptical. NaN below 64 rows and where the correction exceeds 15 %: there n does not determine it. Pass
+        `eigenvalues` (d,) of `covariance()` where they are at hand.
+        """
+        if self.count < MINIMUM_ROWS_ENTROPY:
+            return math.nan
+        if eigenvalues is None:
+            eigenvalues = torch.linalg.eigvalsh(self.covariance())
+        plug_in = effective_rank(eigenvalues)
+        factor = math.exp(entropy_correction(eigenvalues, self.count - 1, self.traces().kurtosis)) if plug_in else 1.0
+        return plug_in * factor if factor <= 1 + LARGEST_CORRECTION else math.nan
+
+
+class Traces:
+    """Unbiased estimates of tr C, (tr C)^2 and tr C^2, and the elliptical kurtosis they imply.
+
+    Himeno & Yamada 2014, equations 2.2 and 2.3: with S the sample covariance and Q = sum |x - mean|^4 / (n - 1),
+    tr C^2 = K [(n-1)(n-2) tr S^2 + (tr S)^2 - nQ] and (tr C)^2 = K [2 tr S^2 + (n^2-3n+1)(tr S)^2 - nQ],
+    K = (n-1) / (n (n-2) (n-3)).
+    """
+
+    def __init__(self, trace: float, trace_squared: float, square_trace: float, fourth: float) -> None:
+        self.trace, self.trace_squared, self.square_trace, self._fourth = trace, trace_squared, square_trace, fourth
+
+    @classmethod
+    def of(cls, n: int, covariance: Tensor, fourth: float) -> "Traces":
+        """From n >= 4 rows' sample covariance (d, d) and Q."""
+        trace, frobenius = float(covariance.trace()), float(covariance.square().sum())
+        k = (n - 1) / (n * (n - 2) * (n - 3))
+        return cls(
+            trace,
+            k * (2 * frobenius + (n * n - 3 * n + 1) * trace**2 - n * fourth),
+            k * ((n - 1) * (n - 2) * frobenius + trace**2 - n * fourth),
+            fourth,
+        )
+
+    @cached_property
+    def participation_ratio(self) -> float:
+        """Ratio of the two; 0 without variance, NaN where sampling noise leaves a trace that is not positive."""
+        if self.trace == 0:
+            return 0.0
+        if not (self.square_trace > 0 and self.trace_squared > 0):
+            return math.nan
+        return self.trace_squared / self.square_trace
+
+    @cached_property
+    def kurtosis(self) -> float:
+        """E|y|^4 / ((tr C)^2 + 2 tr C^2): 1 for Gaussian rows, below 1 for rows on a sphere, above with heavy tails."""
+        gaussian = self.trace_squared + 2 * self.square_trace
+        return self._fourth / gaussian if gaussian > 0 else 1.0
+
+
+def merge(parts: Iterable[Moments]) -> Moments:
+    """The moments of all parts' rows together, exact to float64 rounding. ValueError for none or unlike dimensions."""
+    parts = list(parts)
+    if not parts:
+        raise ValueError("moments: nothing to merge")
+    total = Moments(parts[0].dimension)
+    for part in parts:
+        total.merge(part)
+    return total

@@ -1,0 +1,190 @@
+"""Reference: what one encoder's healthy embeddings look like, measured on two disjoint sets of rows."""
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from fullrank.measures import noise_floor, numerical_rank
+from fullrank.moments import Moments
+from fullrank.rows import ArrayLike, as_rows, unit
+
+# A band whose mean held-out eigenvalue is below this share of the mean eigenvalue holds dead units, not directions.
+EMPTY_SHARE = 1e-6
+
+_VECTORS = ("mean", "band_energy", "eigenvalues")
+_SCALARS = ("participation_ratio", "effective_rank", "total_variance", "canary_participation_ratio")
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Healthy statistics of L2-normalised embeddings of `dimension` d, all float64.
+
+    mean (d,); basis (d, d), columns in order of falling variance; bands: the upper ranks of the bands of directions,
+    ending in d; band_energy (len(bands),): the variance that rows not used for the basis have in each; eigenvalues
+    (d,) of those rows' covariance, falling; rows: how many they were; canary (m, d): what fixed images should embed
+    to; dtype: what the encoder computes in. The basis and the energies must come from different rows: measured on the
+    rows that chose the directions, the last band of a healthy encoder reads 1.2 instead of 1.
+    """
+
+    mean: Tensor
+    basis: Tensor
+    bands: tuple[int, ...]
+    band_energy: Tensor
+    eigenvalues: Tensor
+    participation_ratio: float
+    effective_rank: float
+    total_variance: float
+    rows: int
+    canary: Tensor | None = None
+    canary_participation_ratio: float = math.nan
+    dtype: str = "float32"
+
+    @classmethod
+    def build(
+        cls,
+        basis_rows: ArrayLike,
+        held_out_rows: ArrayLike,
+        *,
+        dtype: str = "float32",
+        canary: ArrayLike | None = None,
+    ) -> Self:
+        """Measure a reference on two disjoint sets of rows (n, d), which are L2-normalised here.
+
+        ValueError, naming the argument, for rows of the wrong shape, type or width, fewer than 32 finite rows in either
+        set, an unknown dtype or a canary that is not finite.
+        """
+        _dtype(dtype)
+        first = as_rows(basis_rows, name="basis_rows")
+        d = first.shape[1]
+        basis_moments, held_out = Moments(d), Moments(d)
+        _add_units(basis_moments, first, "basis_rows")
+        _add_units(held_out, as_rows(held_out_rows, d, name="held_out_rows"), "held_out_rows")
+        basis = torch.linalg.eigh(basis_moments.covariance()).eigenvectors.flip(1)
+        covariance = held_out.covariance()
+        energies = torch.einsum("ik,ij,jk->k", basis, covariance, basis)
+        bands = merged_bands(energies, noise_floor(_dtype(dtype), d))
+        eigenvalues = torch.linalg.eigvalsh(covariance).flip(0).clamp(min=0)
+        images = None if canary is None else unit(as_rows(canary, d, name="canary")).float()
+        if images is not None and not images.isfinite().all():
+            raise ValueError("canary: expected finite rows")
+        return cls(
+            mean=held_out.mean(),
+            basis=basis,
+            bands=bands,
+            band_energy=band_sums(energies, bands),
+            eigenvalues=eigenvalues,
+            participation_ratio=held_out.participation_ratio(),
+            effective_rank=held_out.effective_rank(eigenvalues),
+            total_variance=float(covariance.trace()),
+            rows=held_out.count,
+            canary=images,
+            canary_participation_ratio=math.nan if images is None else Moments(d).add(images).participation_ratio(),
+            dtype=dtype,
+        )
+
+    @property
+    def dimension(self) -> int:
+        """Width d of the embeddings."""
+        return len(self.mean)
+
+    @property
+    def noise_floor(self) -> float:
+        """Variance per dimension below which nothing is signal in the serving dtype."""
+        return noise_floor(_dtype(self.dtype), self.dimension)
+
+    @property
+    def numerical_rank(self) -> int:
+        """Directions above the noise floor."""
+        return numerical_rank(self.eigenvalues, self.noise_floor)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything as contiguous tensors, for `safetensors.torch.save_file`; the dtype's name as its ASCII bytes."""
+        tensors = {name: getattr(self, name).contiguous() for name in (*_VECTORS, "basis")}
+        tensors["bands"] = torch.tensor(self.bands, dtype=torch.int64)
+        tensors["rows"] = torch.tensor([self.rows], dtype=torch.int64)
+        tensors["dtype"] = torch.tensor(list(self.dtype.encode("ascii")), dtype=torch.uint8)
+        tensors |= {name: torch.tensor([getattr(self, name)], dtype=torch.float64) for name in _SCALARS}
+        if self.canary is not None:
+            tensors["canary"] = self.canary.contiguous()
+        return tensors
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> Self:
+        """The inverse of `tensors`. ValueError that names a tensor which is missing, misshapen or not finite."""
+        for name in (*_VECTORS, *_SCALARS, "basis", "bands", "rows", "dtype"):
+            if name not in tensors:
+                raise ValueError(f"reference: tensor {name!r} is missing")
+        d = tensors["mean"].numel()
+        bands = tuple(tensors["bands"].flatten().tolist())
+        if not bands or bands[-1] != d or list(bands) != sorted(set(bands)) or bands[0] < 1:
+            raise ValueError(f"reference: bands must rise to the dimension {d}, got {bands}")
+        shapes: dict[str, tuple[int, ...]] = {"mean": (d,), "basis": (d, d), "band_energy": (len(bands),)}
+        shapes |= {"eigenvalues": (d,), "rows": (1,), **dict.fromkeys(_SCALARS, (1,))}
+        if "canary" in tensors:
+            shapes["canary"] = (len(tensors["canary"]) if tensors["canary"].ndim else 0, d)
+        for name, shape in shapes.items():
+            tensor = tensors[name]
+            if tuple(tensor.shape) != shape:
+                raise ValueError(f"reference: {name} has shape {tuple(tensor.shape)}, expected {shape}")
+            # The scalars may be NaN: too few rows to tell.
+            if name not in _SCALARS and not torch.isfinite(tensor).all():
+                raise ValueError(f"reference: {name} is not finite")
+        dtype = bytes(tensors["dtype"].to(torch.uint8).tolist()).decode("ascii", "replace")
+        _dtype(dtype)
+        vector = {name: tensors[name].to("cpu", torch.float64) for name in (*_VECTORS, "basis")}
+        scalar = {name: float(tensors[name]) for name in _SCALARS}
+        return cls(
+            mean=vector["mean"],
+            basis=vector["basis"],
+            band_energy=vector["band_energy"],
+            eigenvalues=vector["eigenvalues"],
+            participation_ratio=scalar["participation_ratio"],
+            effective_rank=scalar["effective_rank"],
+            total_variance=scalar["total_variance"],
+            canary_participation_ratio=scalar["canary_participation_ratio"],
+            bands=bands,
+            rows=int(tensors["rows"]),
+            canary=tensors["canary"].to("cpu", torch.float32) if "canary" in tensors else None,
+            dtype=dtype,
+        )
+
+
+def log_bands(dimension: int) -> tuple[int, ...]:
+    """Upper ranks 1, 2, 4, ... d: bands of directions of equal width in log rank."""
+    return (*(2**i for i in range((dimension - 1).bit_length())), dimension)
+
+
+def merged_bands(energies: Tensor, floor: float) -> tuple[int, ...]:
+    """Log bands of (d,) energies; one whose mean is below `floor` or 1e-6 of the mean joins the one before."""
+    floor = max(floor, EMPTY_SHARE * float(energies.mean()))
+    bands: list[int] = []
+    start = 0
+    for end in log_bands(len(energies)):
+        if bands and float(energies[start:end].mean()) < floor:
+            bands.pop()
+        bands.append(end)
+        start = end
+    return tuple(bands)
+
+
+def band_sums(energies: Tensor, bands: tuple[int, ...]) -> Tensor:
+    """(len(bands),) sums of (d,) direction energies."""
+    ends = torch.cat((torch.zeros(1, dtype=torch.float64), energies.double().cumsum(0)))[[0, *bands]]
+    return ends.diff()
+
+
+def _add_units(moments: Moments, rows: Tensor, name: str) -> None:
+    for chunk in torch.split(rows, 4096):
+        moments.add(unit(chunk))
+    if moments.count < 32:
+        raise ValueError(f"{name}: expected at least 32 finite rows, got {moments.count}")
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"reference: dtype {name!r} is not a torch floating dtype")
+    return dtype

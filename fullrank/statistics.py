@@ -1,0 +1,214 @@
+"""What a window of rows says: every statistic of it with its bounds, measured once per refresh."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fullrank.measures import effective_rank, numerical_rank, rankme, stable_rank
+from fullrank.moments import Moments, merge
+from fullrank.reference import Reference, band_sums
+
+NAN = math.nan
+NORM_QUANTILES = (0.05, 0.5, 0.95)
+# Norms are counted in bins of 1/16 octave, 4.4 % wide, from 2^-40 to 2^40; bin 0 holds rows of zeros.
+_BINS_PER_OCTAVE, _OCTAVES = 16, 40
+NORM_BINS = 2 * _BINS_PER_OCTAVE * _OCTAVES + 1
+# Student's t at 97.5 %, for 1, 2, ... degrees of freedom.
+_T: tuple[float, ...] = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+_T += (2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086)
+MINIMUM_GROUPS = 3
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and its two-sided 95 % bounds; NaN where unknown."""
+
+    lower: float = NAN
+    estimate: float = NAN
+    upper: float = NAN
+
+
+@dataclass(frozen=True)
+class Band:
+    """Variance in the reference's directions `first` to `last` (1-based), as a ratio to the reference."""
+
+    first: int
+    last: int
+    part: str  # "head": the larger half of the bands by variance; "tail": the others
+    ratio: Interval = Interval()
+
+
+@dataclass(frozen=True)
+class Canary:
+    """What fixed images embed to now: least cosine to their stored embeddings, and their participation ratio."""
+
+    cosine_min: float
+    participation_ratio: float
+
+
+@dataclass(frozen=True, eq=False)
+class WindowStatistics:
+    """Statistics of the rows of the last `seconds`; NaN where the rows do not determine one.
+
+    eigenvalues (d,) falling; mean_shift_ratio: squared distance of the mean from the reference's, less what sampling
+    adds, in units of the reference's total variance; basis_effective_rank: effective rank of the variances along the
+    reference's directions, unbiased down to small n, an upper bound of effective_rank (Schur-Horn).
+    """
+
+    seconds: float
+    rows: int = 0
+    groups: int = 0
+    effective_rank: float = NAN
+    rankme: float = NAN
+    participation_ratio: Interval = Interval()
+    stable_rank: float = NAN
+    numerical_rank: int = 0
+    eigenvalues: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
+    total_variance: float = NAN
+    mean_cosine: float = NAN
+    mean_shift_ratio: float = NAN
+    bands: tuple[Band, ...] = ()
+    head: Interval = Interval()
+    basis_effective_rank: float = NAN
+    norms: dict[float, float] = field(default_factory=lambda: dict.fromkeys(NORM_QUANTILES, NAN))
+
+    @property
+    def tail(self) -> tuple[Band, ...]:
+        """The bands of small variance."""
+        return tuple(band for band in self.bands if band.part == "tail")
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the rows lie in enough groups for bounds."""
+        return self.groups >= MINIMUM_GROUPS
+
+    def eigenvalues_at(self) -> dict[int, float]:
+        """The spectrum at ranks 1, 2, 4, 8, ..."""
+        return {2**i: float(self.eigenvalues[2**i - 1]) for i in range(len(self.eigenvalues).bit_length())}
+
+
+class Group(Protocol):
+    """A run of rows, as `fullrank.window` keeps them."""
+
+    moments: Moments
+    energies: Tensor
+    norms: Tensor
+
+
+def measure(seconds: float, groups: Sequence[Group], reference: Reference | None, dimension: int) -> WindowStatistics:
+    """Statistics of the rows in the groups together; bounds by leaving out one group at a time."""
+    bands = _empty_bands(reference)
+    groups = [group for group in groups if group.moments.count]
+    if not groups:
+        return WindowStatistics(seconds, bands=bands)
+    total = merge(group.moments for group in groups)
+    n, mean = total.count, total.mean()
+    norms = norm_quantiles(torch.stack([group.norms for group in groups]).sum(0))
+    if n < 2:
+        return WindowStatistics(seconds, n, len(groups), bands=bands, norms=norms)
+    eigenvalues = torch.linalg.eigvalsh(total.covariance()).flip(0).clamp(min=0)
+    assert total.shift is not None
+    squares = float(total.scatter.trace() + 2 * total.shift @ total.sum + n * total.shift @ total.shift)
+    variance = float(eigenvalues.sum())
+    shift = basis_rank = NAN
+    head = Interval()
+    if reference is not None:
+        shift = (float((mean - reference.mean).square().sum()) - variance / n) / reference.total_variance
+        # A block of one row has no variance of its own and adds none.
+        weights = torch.tensor([float(group.moments.count) for group in groups], dtype=torch.float64)
+        energies = torch.stack([group.energies for group in groups])
+        basis_rank = effective_rank(energies.sum(0))
+        sums = torch.stack([band_sums(row, reference.bands) for row in energies])
+        bands = tuple(
+            Band(band.first, band.last, band.part, _ratio(sums[:, i], weights, float(reference.band_energy[i])))
+            for i, band in enumerate(bands)
+        )
+        half = sum(band.part == "head" for band in bands)
+        head = _ratio(sums[:, :half].sum(1), weights, float(reference.band_energy[:half].sum()))
+    return WindowStatistics(
+        seconds,
+        n,
+        len(groups),
+        total.effective_rank(eigenvalues),
+        rankme(eigenvalues.sqrt()),
+        _participation_ratio(total, groups),
+        stable_rank(eigenvalues),
+        numerical_rank(eigenvalues, 0.0 if reference is None else reference.noise_floor),
+        eigenvalues,
+        variance,
+        (n * n * float(mean @ mean) - squares) / (n * (n - 1)),
+        shift,
+        bands,
+        head,
+        basis_rank,
+        norms,
+    )
+
+
+def jackknife(estimate: float, left_out: Sequence[float], weights: Tensor) -> float:
+    """Half-width of the 95 % interval of an estimate, from its values with one group of rows left out at a time.
+
+    Groups may differ in size: the delete-m_j jackknife (Busing, Meijer & van der Leeden 1999). NaN below 3 groups.
+    """
+    g = len(left_out)
+    if g < MINIMUM_GROUPS:
+        return NAN
+    values = torch.tensor(left_out, dtype=torch.float64)
+    h = weights.sum() / weights
+    pseudo = h * estimate - (h - 1) * values
+    centre = g * estimate - float(((1 - 1 / h) * values).sum())
+    variance = float(((pseudo - centre).square() / (h - 1)).mean())
+    return _T[min(g - 1, len(_T)) - 1] * math.sqrt(variance)
+
+
+def norm_histogram(norms: Tensor) -> Tensor:
+    """(NORM_BINS,) counts of (n,) finite norms; additive."""
+    bins = (norms.double().log2() + _OCTAVES).mul(_BINS_PER_OCTAVE).clamp(0, NORM_BINS - 2).floor() + 1
+    return torch.bincount(torch.where(norms > 0, bins, 0.0).long(), minlength=NORM_BINS)
+
+
+def norm_quantiles(histogram: Tensor) -> dict[float, float]:
+    """quantile -> norm, right to half a bin (2.2 %); NaN without rows."""
+    cumulative = histogram.cumsum(0)
+    quantiles = {}
+    for q in NORM_QUANTILES:
+        index = int(torch.searchsorted(cumulative, q * float(cumulative[-1])))
+        norm = 0.0 if index == 0 else 2.0 ** ((index - 0.5) / _BINS_PER_OCTAVE - _OCTAVES)
+        quantiles[q] = norm if cumulative[-1] else NAN
+    return quantiles
+
+
+def _participation_ratio(total: Moments, groups: Sequence[Group]) -> Interval:
+    estimate = total.participation_ratio()
+    if not estimate > 0 or len(groups) < MINIMUM_GROUPS:
+        return Interval(estimate if estimate == 0 else NAN, estimate, estimate if estimate == 0 else NAN)
+    left_out = [total.without(group.moments).participation_ratio() for group in groups]
+    if not all(value > 0 for value in left_out):
+        return Interval(NAN, estimate, NAN)
+    weights = torch.tensor([float(group.moments.count) for group in groups], dtype=torch.float64)
+    # On the logarithm, where its law is near normal and the lower bound stays positive.
+    half = jackknife(math.log(estimate), [math.log(value) for value in left_out], weights)
+    return Interval(estimate * math.exp(-half), estimate, estimate * math.exp(half))
+
+
+def _ratio(sums: Tensor, weights: Tensor, reference: float) -> Interval:
+    """sums (g,) of row-weighted energies over weights (g,) of rows, against the reference."""
+    estimate = float(sums.sum() / weights.sum()) / reference
+    rest = (sums.sum() - sums) / (weights.sum() - weights) / reference
+    half = jackknife(estimate, rest.tolist(), weights)
+    return Interval(max(0.0, estimate - half) if half == half else NAN, estimate, estimate + half)
+
+
+def _empty_bands(reference: Reference | None) -> tuple[Band, ...]:
+    if reference is None:
+        return ()
+    half = (len(reference.bands) + 1) // 2
+    firsts = (1, *(last + 1 for last in reference.bands[:-1]))
+    return tuple(
+        Band(first, last, "head" if i < half else "tail")
+        for i, (first, last) in enumerate(zip(firsts, reference.bands, strict=True))
+    )
