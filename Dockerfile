@@ -1,0 +1,35 @@
+# The embedding service. CPU by default:   docker build -t fullrank .
+# CUDA from the plain registry:             docker build --build-arg TORCH_INDEX_URL=https://pypi.org/simple -t fullrank:cuda .
+# Whatever registry pip is set up for:      docker build --build-arg TORCH_INDEX_URL= -t fullrank .
+ARG PYTHON=3.11-slim
+
+FROM python:${PYTHON} AS build
+ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
+ARG TORCH_VERSION=2.13.0
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /venv
+# From the largest and most stable layer to the smallest: torch, the other dependencies, the application.
+RUN /venv/bin/pip install ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} "torch==${TORCH_VERSION}"
+COPY pyproject.toml /src/
+RUN python -c "import tomllib; print(*tomllib.load(open('/src/pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > /src/requirements.txt \
+ && /venv/bin/pip install -r /src/requirements.txt \
+ # Headers, static libraries and torch's own tests serve those who compile against it.
+ && rm -rf /venv/lib/python*/site-packages/torch/include /venv/lib/python*/site-packages/torch/test \
+ && find /venv -name '*.a' -delete
+COPY . /src
+RUN /venv/bin/pip install --no-deps --target /app /src
+
+FROM python:${PYTHON}
+RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin fullrank
+COPY --from=build /venv /venv
+COPY --from=build /app /app
+ENV PATH=/venv/bin:/app/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    FULLRANK_HOST=0.0.0.0 FULLRANK_PORT=8000
+USER 10001
+WORKDIR /tmp
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+# Ready, not merely alive: weights loaded, warmed, canary passed.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD ["python", "-c", \
+    "import os, urllib.request; urllib.request.urlopen(f'http://127.0.0.1:{os.environ[\"FULLRANK_PORT\"]}/readyz', timeout=2)"]
+CMD ["fullrank", "serve"]
