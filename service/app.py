@@ -1,0 +1,103 @@
+"""The app factory, and the process around it."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from types import FrameType
+
+import torch
+import uvicorn
+from fastapi import FastAPI
+
+from fullrank.exposition import SpectrumCollector
+from service import errors
+from service.core import Service
+from service.metrics import Metrics
+from service.middleware import Edge
+from service.routes import admin, embed, operations
+from service.settings import Settings
+from service.version import VERSION
+
+log = logging.getLogger("fullrank.service")
+
+
+def create_app(settings: Settings, on_failure: Callable[[], None] = lambda: None) -> FastAPI:
+    """The ASGI app of one replica, on a metrics registry of its own.
+
+    It answers /healthz at once and loads its encoder meanwhile; `on_failure` is called if that fails, the reason being
+    in the log, on /readyz and in `app.state.service.failure`.
+    """
+    metrics = Metrics(VERSION, torch.__version__, settings.device)
+    service = Service(settings, metrics)
+    metrics.registry.register(
+        SpectrumCollector(
+            lambda: [(it.name, it.revision, it.monitor) for it in service.in_service() if it.monitor is not None]
+        )
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.open()
+        loading = asyncio.create_task(service.load())
+
+        def report(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.error("cannot serve: %s", error)
+                on_failure()
+
+        loading.add_done_callback(report)
+        yield
+        loading.cancel()
+        await asyncio.gather(loading, return_exceptions=True)
+        await service.close()
+
+    app = FastAPI(
+        title="fullrank",
+        version=VERSION,
+        summary="Image embeddings that say when they collapse.",
+        lifespan=lifespan,
+    )
+    app.state.service = service
+    app.add_middleware(Edge, service=service)
+    errors.install(app)
+    for module in (embed, operations, admin):
+        app.include_router(module.router)
+    return app
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but SIGTERM first turns readiness off and, after `drain_seconds`, ends listening."""
+
+    app: FastAPI
+    drain_seconds: float = 0.0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        service: Service = self.app.state.service
+        if service.phase in ("draining", "stopped") or not self.drain_seconds:
+            service.drain()
+            super().handle_exit(sig, frame)
+            return
+        service.drain()
+        stop = super().handle_exit
+        service.loop.call_soon_threadsafe(service.loop.call_later, self.drain_seconds, stop, sig, frame)
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, every accepted request answered. Raises RuntimeError if it cannot start."""
+    app = create_app(settings, on_failure=lambda: setattr(server, "should_exit", True))
+    server = Server(
+        uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            lifespan="on",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=int(settings.request_timeout) + 5,
+        )
+    )
+    server.app, server.drain_seconds = app, settings.drain_seconds
+    server.run()
+    if (failure := app.state.service.failure) is not None:
+        raise RuntimeError(failure)

@@ -1,0 +1,368 @@
+"""The service itself, without HTTP: the encoder in service, admission, decoding, the canary, swapping, draining."""
+
+import asyncio
+import base64
+import logging
+import time
+from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from fullrank import SpectrumMonitor
+from models import artifact as artifacts
+from models.artifact import Artifact
+from models.embedder import Embedder, ImageError, decode
+from service import gate as gates
+from service.batching import Admission, OverloadError, Pixels, Rows
+from service.engine import Engine
+from service.errors import Problem
+from service.metrics import Metrics
+from service.observer import Observer
+from service.settings import Gate, Settings
+
+log = logging.getLogger("fullrank.service")
+Phase = Literal["starting", "ready", "draining", "stopped"]
+CHUNK = 8  # images decoded in one go: long enough to be worth a thread's wake-up, short enough to let others in
+
+
+@dataclass(frozen=True)
+class Source:
+    """An encoded image as it came, base64 if it is text, and the field of the request to blame for it."""
+
+    data: bytes | str
+    field: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Rows (n, d) as the encoder made them, not normalised, and the seconds they took."""
+
+    served: "Served"
+    rows: Rows
+    decode_seconds: float
+    queue_seconds: float
+    forward_seconds: float
+
+
+@dataclass(eq=False)
+class Served:
+    """An encoder in service, its monitor, and the artifact whose health it is compared with (itself, as a rule)."""
+
+    artifact: Artifact
+    embedder: Embedder
+    baseline: Artifact
+    monitor: SpectrumMonitor | None
+    observer: Observer
+    in_flight: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.artifact.card.name
+
+    @property
+    def revision(self) -> str:
+        return self.artifact.card.revision
+
+    def embed(self, pixels: Pixels) -> Rows:
+        rows: Rows = self.embedder.embed(pixels).numpy()
+        return rows
+
+    def answered(self, pixels: Pixels, rows: Rows) -> None:
+        if self.monitor is not None:
+            self.observer.put(self.monitor, pixels, rows)
+
+
+@dataclass(frozen=True)
+class Swap:
+    """What a swap did and why it was allowed."""
+
+    served: Served
+    previous: Served
+    judgement: gates.Judgement | None
+
+
+class Service:
+    """One replica. Everything public runs on the event loop that start() ran on."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self.settings, self.metrics = settings, metrics
+        self.phase: Phase = "starting"
+        self.failure: str | None = None
+        self.admission = Admission(settings.max_pending_images)
+        metrics.watch_pending(lambda: self.admission.pending, settings.max_pending_images)
+        self._current: Served | None = None
+        self._swapping = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def open(self) -> None:
+        """Start the threads; called on the event loop that everything else then runs on."""
+        self.loop = asyncio.get_running_loop()
+        self.engine = Engine(self.settings.max_batch, self.settings.threads, self.metrics)
+        self.observer = Observer(self.metrics)
+        self._decoders = ThreadPoolExecutor(self.settings.decode_threads, "decode")
+
+    async def load(self) -> None:
+        """Load, warm up and check the configured encoder; ArtifactError if it cannot be trusted."""
+        try:
+            artifact = await asyncio.to_thread(artifacts.load, self.settings.encoder)
+            self._current = await self._prepare(artifact, artifact)
+        except Exception as error:
+            self.failure = str(error)
+            raise
+        self.phase = "ready"
+        self._spawn(self._watch_canary())
+        log.info("serving %s@%s", self.current.name, self.current.revision)
+
+    @property
+    def current(self) -> Served:
+        """The encoder in service; Problem 503 while there is none."""
+        if self._current is None:
+            self.metrics.rejected["unready"].inc()
+            raise Problem(
+                503, "starting", "the encoder is still loading; GET /readyz says when it serves", headers=retry(1)
+            )
+        return self._current
+
+    def in_service(self) -> list[Served]:
+        return [self._current] if self._current is not None else []
+
+    # ---- requests
+
+    async def embed(self, sources: Sequence[Source], deadline: float) -> Answer:
+        """Decode and embed; all rows come from one encoder. `deadline` is in time.monotonic() seconds.
+
+        Raises Problem: 422 for a bad image, 429 when full, 503 while starting or stopped, 504 past the deadline,
+        500 when an embedding is not finite.
+        """
+        served = self.current
+        if self.phase == "stopped":
+            self.metrics.rejected["unready"].inc(len(sources))
+            raise Problem(503, "draining", "this replica is shutting down; send the request again", headers=retry(1))
+        with self._admit(len(sources), served):
+            started = time.monotonic()
+            try:
+                async with asyncio.timeout(deadline - started):
+                    pixels = await self._decode(served, sources)
+                    decoded = time.monotonic()
+                    job = await self.engine.embed(served, pixels, deadline)
+            except TimeoutError:
+                self.metrics.rejected["deadline"].inc(len(sources))
+                raise Problem(
+                    504,
+                    "deadline_exceeded",
+                    "the request's deadline passed before its images were embedded; "
+                    f"send fewer images or allow more time (at most {self.settings.request_timeout:g} s)",
+                ) from None
+            except Problem:
+                self.metrics.rejected["invalid"].inc(len(sources))
+                raise
+            except asyncio.CancelledError:
+                self.metrics.rejected["disconnected"].inc(len(sources))
+                raise
+        finite = np.isfinite(job.rows).all(axis=1)
+        if not finite.all():
+            self.metrics.rejected["nonfinite"].inc(len(sources))
+            raise Problem(
+                500,
+                "nonfinite_embedding",
+                f"{served.name}@{served.revision} gave an embedding that is not finite for this image; "
+                "the encoder or its precision is at fault",
+                field=sources[int(finite.argmin())].field,
+            )
+        self.metrics.images.inc(len(sources))
+        answer = Answer(served, job.rows, decoded - started, job.started - job.queued, job.forward_seconds)
+        self.metrics.phase["decode"].observe(answer.decode_seconds)
+        self.metrics.phase["queue"].observe(answer.queue_seconds)
+        self.metrics.phase["forward"].observe(answer.forward_seconds)
+        return answer
+
+    @contextmanager
+    def _admit(self, images: int, served: Served) -> Iterator[None]:
+        try:
+            with self.admission.admit(images):
+                served.in_flight += 1
+                try:
+                    yield
+                finally:
+                    served.in_flight -= 1
+        except OverloadError as full:
+            self.metrics.rejected["overloaded"].inc(images)
+            raise Problem(
+                429,
+                "overloaded",
+                f"{full.pending} images are pending and at most {full.limit} may be; "
+                f"send these {images} again in {full.retry_after} s",
+                headers=retry(full.retry_after),
+            ) from None
+
+    async def _decode(self, served: Served, sources: Sequence[Source]) -> Pixels:
+        """(n, c, s, s) uint8, decoded by at most all decoding threads at once, in turns with other requests."""
+        loop, threads = asyncio.get_running_loop(), self.settings.decode_threads
+        chunks = [sources[i : i + CHUNK] for i in range(0, len(sources), CHUNK)]
+        arrays: list[Pixels] = []
+        for i in range(0, len(chunks), threads):
+            turn = (
+                loop.run_in_executor(self._decoders, self._read, served, chunk) for chunk in chunks[i : i + threads]
+            )
+            for images in await asyncio.gather(*turn):
+                arrays.extend(images)
+        return np.stack(arrays)
+
+    def _read(self, served: Served, sources: Sequence[Source]) -> list[Pixels]:
+        preprocessing, limit = served.artifact.card.preprocessing, self.settings.max_pixels
+        images = []
+        for source in sources:
+            try:
+                images.append(decode(to_bytes(source), preprocessing, max_pixels=limit))
+            except ImageError as error:
+                raise Problem(422, error.code, str(error), field=source.field) from error
+        return images
+
+    # ---- encoders
+
+    async def swap(self, name: str, gate: Gate) -> Swap:
+        """Serve the encoder called `name` instead, once it is loaded, warm and judged; the old one stays otherwise.
+
+        Raises Problem: 404 for a name that is not there, 422 for an artifact that cannot be loaded or whose canary
+        fails, 409 when gate is "enforce" and the candidate is judged collapsed, or another swap is going on.
+        """
+        previous = self.current
+        if self._swapping.locked():
+            raise Problem(409, "swap_in_progress", "another swap is going on; wait for it to finish", headers=retry(5))
+        async with self._swapping:
+            try:
+                artifact = await asyncio.to_thread(artifacts.load, self._folder(name))
+                candidate = await self._prepare(artifact, previous.baseline if gate == "warn" else artifact)
+            except artifacts.ArtifactError as error:
+                raise Problem(422, "bad_artifact", str(error), field="name") from error
+            judgement = None
+            if gate != "off":
+                judgement = await self.engine.call(gates.judge, candidate.embedder, artifact, previous.baseline)
+            if judgement is not None and gate == "enforce" and not judgement.passed:
+                await self._retire(candidate)
+                raise Problem(409, "collapsed", f"{name} was not put in service: {judgement.reason}", field="name")
+            self._current = candidate
+            self._spawn(self._retire(previous))
+        log.info("swapped %s@%s for %s@%s", previous.name, previous.revision, candidate.name, candidate.revision)
+        return Swap(candidate, previous, judgement)
+
+    def _folder(self, name: str) -> Path:
+        """The folder of an encoder by name; names with separators or dots never get this far (routes.admin)."""
+        root = self.settings.encoders_dir.resolve()
+        folder = (root / name).resolve()
+        if folder.parent != root or not folder.is_dir():
+            there = ", ".join(sorted(path.parent.name for path in root.glob(f"*/{artifacts.CARD}"))) or "none"
+            raise Problem(404, "no_such_encoder", f"no encoder called {name!r}; there are: {there}", field="name")
+        return folder
+
+    async def _prepare(self, artifact: Artifact, baseline: Artifact) -> Served:
+        """An encoder ready to serve: on its device, warm, its canary as expected."""
+        settings = self.settings
+        dtype = getattr(torch, settings.dtype)
+        embedder = await self.engine.call(Embedder, artifact, settings.device, dtype, settings.max_batch)
+        for size in sorted({1, settings.max_batch}):
+            await self.engine.call(embedder.warm_up, (size,))
+        served = Served(artifact, embedder, baseline, self._monitor(artifact, baseline), self.observer)
+        if (cosine := await self.check_canary(served)) < settings.canary_min_cosine:
+            await self._retire(served)
+            raise artifacts.ArtifactError(
+                f"{artifact.card.name}: its canary images give embeddings of cosine {cosine:.4f} with the stored ones, "
+                f"less than {settings.canary_min_cosine}: weights, preprocessing or precision are not what was exported"
+            )
+        return served
+
+    def _monitor(self, artifact: Artifact, baseline: Artifact) -> SpectrumMonitor | None:
+        settings = self.settings
+        if not settings.monitor:
+            return None
+        reference = gates.comparison(artifact, baseline)
+        return SpectrumMonitor(
+            artifact.card.dimension, reference=reference, windows=settings.windows, block_rows=settings.block_rows
+        )
+
+    async def _retire(self, served: Served) -> None:
+        """End an encoder's monitor, after the requests admitted for it."""
+        while served.in_flight:
+            await asyncio.sleep(0.02)
+        if served.monitor is not None:
+            await asyncio.to_thread(served.monitor.close)
+
+    async def check_canary(self, served: Served) -> float:
+        """Re-embed the canary images by the path requests take; the least cosine with the stored embeddings."""
+        canary = served.artifact.canary
+        if canary is None:
+            return 1.0
+        job = await self.engine.embed(served, canary.images.numpy(), observed=False)
+        rows = torch.from_numpy(job.rows)
+        if served.monitor is not None and served.monitor.reference is not None:
+            served.monitor.record_canary(rows)
+        cosines = torch.nn.functional.cosine_similarity(rows.double(), canary.embeddings.double())
+        return float(cosines.nan_to_num(nan=-1.0).min())
+
+    async def _watch_canary(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.canary_period)
+            try:
+                await self.check_canary(self.current)
+            except Exception:
+                log.exception("the canary images could not be embedded")
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # ---- the end
+
+    def drain(self) -> None:
+        """Readiness goes off; requests are still answered until close()."""
+        self.phase = "draining"
+
+    async def close(self) -> None:
+        """Answer what was admitted, then stop. Nothing new is admitted from here on."""
+        self.phase = "stopped"
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self.admission.pending:
+            await asyncio.sleep(0.01)
+        await self.engine.close()
+        self._decoders.shutdown()
+        await asyncio.to_thread(self.observer.close)
+        for served in self.in_service():
+            await self._retire(served)
+
+
+def to_bytes(source: Source) -> bytes:
+    """The image's bytes, decoded from base64 or a data URI where they came as text. Raises Problem 422."""
+    if isinstance(source.data, bytes):
+        return source.data
+    text = source.data
+    if text[:5].lower() == "data:":
+        header, comma, text = text.partition(",")
+        if not comma or not header.lower().endswith(";base64"):
+            raise Problem(422, "bad_base64", "a data URI must read data:<type>;base64,<data>", field=source.field)
+    elif text[:8].lower().startswith(("http://", "https://")):
+        raise Problem(
+            422, "no_urls", "this service fetches no URLs; send the image's bytes as base64", field=source.field
+        )
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise Problem(
+            422,
+            "bad_base64",
+            f"not base64 ({error}); encode the image's bytes with the standard alphabet",
+            field=source.field,
+        ) from error
+
+
+def retry(seconds: int) -> dict[str, str]:
+    """Headers that tell a client when to try again."""
+    return {"Retry-After": str(seconds)}

@@ -1,0 +1,59 @@
+"""The serving metrics, on one registry per app. The monitor's are fullrank.exposition's; both leave on GET /metrics."""
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, PlatformCollector, ProcessCollector
+
+PHASES = ("decode", "queue", "forward", "encode")
+REJECTIONS = ("overloaded", "unready", "deadline", "disconnected", "invalid", "nonfinite")
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+POWERS_OF_TWO = tuple(float(2**k) for k in range(11))
+
+
+class Metrics:
+    """Counters of the HTTP process. Every series with a known label exists from the start, at zero."""
+
+    def __init__(self, version: str, torch_version: str, device: str) -> None:
+        self.registry = r = CollectorRegistry()
+        ProcessCollector(registry=r)
+        PlatformCollector(registry=r)
+        self.requests = Counter(
+            "fullrank_requests", "Requests answered, by route and status.", ["route", "code"], registry=r
+        )
+        for code in ("200", "422", "429", "500", "503", "504"):
+            self.requests.labels("/embed", code)
+        self.request_seconds = Histogram(
+            "fullrank_request_seconds",
+            "From a request's first byte to its answer's last.",
+            ["route"],
+            buckets=SECONDS,
+            registry=r,
+        )
+        phase = Histogram(
+            "fullrank_phase_seconds",
+            "Where an answered request's time went; forward is its last batch's.",
+            ["phase"],
+            buckets=SECONDS,
+            registry=r,
+        )
+        self.phase = {name: phase.labels(name) for name in PHASES}
+        self.batch_size = Histogram(
+            "fullrank_batch_size", "Images in a forward pass.", buckets=POWERS_OF_TWO, registry=r
+        )
+        self.images = Counter("fullrank_images", "Images embedded and answered.", registry=r)
+        self.batches = Counter("fullrank_batches", "Forward passes for requests.", registry=r)
+        self.pending = Gauge("fullrank_pending_images", "Images admitted and not yet answered.", registry=r)
+        self.limit = Gauge("fullrank_pending_images_limit", "Images admitted at most.", registry=r)
+        rejected = Counter("fullrank_rejected_images", "Images not embedded, by reason.", ["reason"], registry=r)
+        self.rejected = {reason: rejected.labels(reason) for reason in REJECTIONS}
+        self.unobserved = Counter(
+            "fullrank_unobserved_images", "Embedded images that the monitor's queue had no room for.", registry=r
+        )
+        Info("fullrank_build", "Versions that made these figures.", registry=r).info(
+            {"version": version, "torch": torch_version, "device": device}
+        )
+
+    def watch_pending(self, pending: Callable[[], int], limit: int) -> None:
+        """Read the admitted count when scraped, rather than counting it twice."""
+        self.pending.set_function(pending)
+        self.limit.set(limit)

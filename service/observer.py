@@ -1,0 +1,67 @@
+"""From answered images to the monitor, on a thread of its own: hashing and thumbnails never delay an answer."""
+
+import hashlib
+import os
+import queue
+import threading
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fullrank import SpectrumMonitor
+from service.batching import Pixels, Rows
+from service.metrics import Metrics
+
+THUMBNAIL = 8
+_BACKLOG = 64  # batches: seconds of traffic, a few megabytes
+
+
+def thumbnails(pixels: Pixels) -> NDArray[np.float32]:
+    """(n, c, s, s) uint8 with s >= 8 -> (n, c * 64) area means in 0..1: how diverse the input is, cheaply."""
+    edges = np.linspace(0, pixels.shape[-1], THUMBNAIL + 1).astype(np.intp)
+    sums = np.add.reduceat(pixels.astype(np.float32), edges[:-1], axis=2)
+    sums = np.add.reduceat(sums, edges[:-1], axis=3)
+    sides = np.diff(edges).astype(np.float32)
+    means: NDArray[np.float32] = sums / (255.0 * np.outer(sides, sides).astype(np.float32))
+    return means.reshape(len(pixels), -1)
+
+
+class Observer:
+    """Feeds monitors from a bounded backlog; what does not fit is counted in fullrank_unobserved_images_total."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._backlog: queue.Queue[tuple[SpectrumMonitor, Pixels, Rows] | None] = queue.Queue(_BACKLOG)
+        # A secret per process: nobody can craft images that the monitor takes for duplicates.
+        self._secret = os.urandom(16)
+        self._thread = threading.Thread(target=self._run, name="observer", daemon=True)
+        self._thread.start()
+
+    def put(self, monitor: SpectrumMonitor, pixels: Pixels, rows: Rows) -> None:
+        """Never blocks."""
+        try:
+            self._backlog.put_nowait((monitor, pixels, rows))
+        except queue.Full:
+            self._metrics.unobserved.inc(len(rows))
+
+    def keys(self, pixels: Pixels) -> NDArray[np.uint64]:
+        """(n,) keyed hashes of what the encoder sees, so that one picture in two file formats is one picture."""
+        digests = (hashlib.blake2b(image.tobytes(), digest_size=8, key=self._secret) for image in pixels)
+        return np.frombuffer(b"".join(digest.digest() for digest in digests), np.uint64)
+
+    def close(self) -> None:
+        """Hand over the backlog and end the thread."""
+        self._backlog.put(None)
+        self._thread.join()
+
+    def join(self) -> None:
+        """Wait until everything put so far has been handed over."""
+        self._backlog.join()
+
+    def _run(self) -> None:
+        while (item := self._backlog.get()) is not None:
+            monitor, pixels, rows = item
+            try:
+                monitor.observe(rows, keys=self.keys(pixels), inputs=thumbnails(pixels))
+            finally:
+                self._backlog.task_done()

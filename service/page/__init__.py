@@ -1,0 +1,1 @@
+"""The live page: one self-contained HTML file."""

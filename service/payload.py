@@ -1,0 +1,187 @@
+"""What a client sends to POST /embed, in any of its forms, and the form its answer takes."""
+
+import base64
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import orjson
+import torch
+from fastapi import Request
+from fastapi.responses import Response
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from models.embedder import normalize
+from service.batching import Rows
+from service.core import Answer, Source
+from service.errors import Problem
+from service.settings import Settings
+
+Form = Literal["json", "npy", "raw"]
+JSON, NPY, RAW = "application/json", "application/x-npy", "application/octet-stream"
+FORMS: dict[str, Form] = {JSON: "json", "application/*": "json", "*/*": "json", NPY: "npy", RAW: "raw"}
+OPTIONS = ("normalize", "encoding_format")
+
+
+@dataclass(frozen=True)
+class Payload:
+    """A request understood: encoded images and how their embeddings go back."""
+
+    sources: list[Source]
+    normalize: bool = True
+    base64: bool = False
+
+
+async def read(request: Request, settings: Settings) -> Payload:
+    """Read a request's body as its Content-Type says. Raises Problem 4xx naming field, limit and remedy."""
+    media = request.headers.get("content-type", RAW).partition(";")[0].strip().lower()
+    fields: dict[str, Any] = dict(request.query_params)
+    if media == JSON:
+        fields |= _object(await request.body())
+        sources = _texts(fields.pop("images", None), settings)
+    elif media == "multipart/form-data":
+        sources, options = await _multipart(request, settings)
+        fields |= options
+    elif media == RAW or media.startswith("image/"):
+        sources = [Source(await request.body(), "body")]
+        if not sources[0].data:
+            raise Problem(400, "empty_body", "the body is empty; send the bytes of an image file", field="body")
+    else:
+        raise Problem(
+            415,
+            "unsupported_media_type",
+            f"Content-Type {media!r} is not understood; send image/* or application/octet-stream (one image), "
+            "multipart/form-data (files named images) or application/json",
+            field="Content-Type",
+        )
+    return Payload(sources, **_options(fields))
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Problem(400, "malformed_json", f"the body is not JSON: {error}", field="body") from error
+    if not isinstance(value, dict):
+        raise Problem(422, "invalid_field", 'the body must be a JSON object: {"images": [...]}', field="body")
+    return value
+
+
+def _texts(images: Any, settings: Settings) -> list[Source]:
+    if not isinstance(images, list):
+        raise Problem(422, "invalid_field", "images must be a list of base64 strings or data URIs", field="images")
+    _check_count(len(images), settings)
+    for index, image in enumerate(images):
+        if not isinstance(image, str):
+            message = f"images[{index}] must be a base64 string or data URI, not {type(image).__name__}"
+            raise Problem(422, "invalid_field", message, field=f"images[{index}]")
+    return [Source(image, f"images[{index}]") for index, image in enumerate(images)]
+
+
+async def _multipart(request: Request, settings: Settings) -> tuple[list[Source], dict[str, str]]:
+    limit = settings.max_images_per_request
+    parser = MultiPartParser(request.headers, request.stream(), max_files=limit, max_fields=len(OPTIONS))
+    # Bodies are bounded already; a file on disk for each image above a megabyte would only cost time.
+    parser.spool_max_size = settings.max_body_bytes
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        if error.message.startswith("Too many files"):
+            raise too_many(limit) from error
+        raise Problem(
+            400, "malformed_multipart", f"the multipart body is damaged: {error.message}", field="body"
+        ) from error
+    sources: list[Source] = []
+    options: dict[str, str] = {}
+    for name, value in form.multi_items():
+        if isinstance(value, UploadFile):
+            if name != "images":
+                raise Problem(422, "unknown_field", f"unknown file field {name!r}; name every file images", field=name)
+            sources.append(Source(await value.read(), f"images[{len(sources)}]"))
+        elif name == "images":
+            raise Problem(422, "invalid_field", "images must be file parts, with a filename", field="images")
+        else:
+            options[name] = value
+    await form.close()
+    _check_count(len(sources), settings)
+    return sources, options
+
+
+def _check_count(images: int, settings: Settings) -> None:
+    if not images:
+        raise Problem(422, "no_images", "there are no images; send at least one", field="images")
+    if images > settings.max_images_per_request:
+        raise too_many(settings.max_images_per_request, images)
+
+
+def too_many(limit: int, images: int | None = None) -> Problem:
+    count = f"{images} images" if images else "more images than that"
+    message = f"at most {limit} images fit in one request, not {count}: split the request"
+    return Problem(422, "too_many_images", message, field="images")
+
+
+def _options(fields: Mapping[str, Any]) -> dict[str, Any]:
+    if unknown := sorted(fields.keys() - set(OPTIONS)):
+        raise Problem(
+            422,
+            "unknown_field",
+            f"unknown field {unknown[0]!r}; known are images, {', '.join(OPTIONS)}",
+            field=unknown[0],
+        )
+    options: dict[str, Any] = {}
+    if "normalize" in fields:
+        flag = {"true": True, "false": False, "1": True, "0": False}.get(str(fields["normalize"]).lower())
+        if flag is None:
+            raise Problem(422, "invalid_field", "normalize must be true or false", field="normalize")
+        options["normalize"] = flag
+    if "encoding_format" in fields:
+        if fields["encoding_format"] not in ("float", "base64"):
+            raise Problem(422, "invalid_field", "encoding_format must be float or base64", field="encoding_format")
+        options["base64"] = fields["encoding_format"] == "base64"
+    return options
+
+
+def accepted(accept: str) -> Form:
+    """The form of answer an Accept header asks for. Raises Problem 406 for none of ours."""
+    best, choice = 0.0, None
+    for part in accept.split(",") if accept else ["*/*"]:
+        media, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        try:
+            quality = next((float(p[2:]) for p in parameters if p.startswith("q=")), 1.0)
+        except ValueError:
+            quality = 0.0
+        if media in FORMS and quality > best:
+            best, choice = quality, FORMS[media]
+    if choice is None:
+        raise Problem(
+            406, "not_acceptable", f"Accept must allow {JSON}, {NPY} or {RAW}, not only {accept!r}", field="Accept"
+        )
+    return choice
+
+
+def encode(answer: Answer, payload: Payload, form: Form) -> Response:
+    """The answer as JSON, .npy or bare little-endian float32 with its shape in X-Shape."""
+    rows: Rows = answer.rows
+    if payload.normalize:
+        rows = normalize(torch.from_numpy(rows)).numpy()
+    rows = np.ascontiguousarray(rows, dtype="<f4")
+    served = answer.served
+    headers = {
+        "X-Model": served.name,
+        "X-Revision": served.revision,
+        "Server-Timing": f"decode;dur={answer.decode_seconds * 1e3:.2f}, queue;dur={answer.queue_seconds * 1e3:.2f}, "
+        f"forward;dur={answer.forward_seconds * 1e3:.2f}",
+    }
+    if form == "json":
+        embeddings: Any = [base64.b64encode(row).decode() for row in rows] if payload.base64 else rows
+        body = {"model": served.name, "revision": served.revision, "dimension": rows.shape[1], "embeddings": embeddings}
+        return Response(orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), headers=headers, media_type=JSON)
+    headers["X-Shape"] = ",".join(map(str, rows.shape))
+    if form == "raw":
+        return Response(rows.tobytes(), headers=headers, media_type=RAW)
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, rows)
+    return Response(buffer.getvalue(), headers=headers, media_type=NPY)

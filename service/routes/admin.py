@@ -1,0 +1,82 @@
+"""POST /admin/encoders: put another encoder in service without stopping."""
+
+from dataclasses import asdict
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.access import Trust, service_of
+from service.routes import operations
+from service.routes.schemas import ErrorBody
+
+router = APIRouter(tags=["administration"], dependencies=[Trust])
+
+
+class SwapBody(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description="An encoder's folder under FULLRANK_ENCODERS_DIR; a name, never a path.",
+        examples=["fashion-byol"],
+    )
+    gate: Literal["enforce", "warn", "off"] | None = Field(
+        None,
+        description="enforce: refuse a collapsed encoder; warn: serve it, compared with the incumbent's reference; "
+        "off: just serve it. Default: FULLRANK_GATE.",
+    )
+
+
+class Encoder(BaseModel):
+    model: str
+    revision: str
+
+
+class Figures(BaseModel):
+    """Geometry of the normalised embeddings of the canary images; null where the rows are too few to tell."""
+
+    rows: int
+    dimension: int
+    participation_ratio: float
+    effective_rank: float
+    total_variance: float
+    dead_fraction: float
+
+
+class Judged(BaseModel):
+    passed: bool
+    reason: str
+    candidate: Figures | None
+    incumbent: Figures | None
+
+
+class Swapped(BaseModel):
+    """What serves now, what served before, what recent traffic is compared with, and the judgement."""
+
+    served: Encoder
+    previous: Encoder
+    compared_with: Encoder
+    judgement: Judged | None
+
+
+FAILURES: dict[int | str, dict[str, Any]] = {
+    401: {"model": ErrorBody, "description": "A key is needed."},
+    403: {"model": ErrorBody, "description": "Loopback only."},
+    404: {"model": ErrorBody, "description": "No such encoder."},
+    409: {"model": ErrorBody, "description": "Refused as collapsed, or another swap is going on."},
+    422: {"model": ErrorBody, "description": "Not a name, or an artifact that cannot be trusted."},
+}
+
+
+@router.post("/admin/encoders", responses=FAILURES)
+async def swap(body: SwapBody, request: Request) -> Swapped:
+    """Load, warm up and judge an encoder, then serve it with a fresh monitor. On any refusal the old one stays."""
+    service = service_of(request)
+    done = await service.swap(body.name, body.gate or service.settings.gate)
+    return Swapped(
+        served=Encoder(model=done.served.name, revision=done.served.revision),
+        previous=Encoder(model=done.previous.name, revision=done.previous.revision),
+        compared_with=Encoder.model_validate(operations.named(done.served)),
+        judgement=None if done.judgement is None else Judged.model_validate(asdict(done.judgement)),
+    )

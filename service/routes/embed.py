@@ -1,0 +1,93 @@
+"""POST /embed: images in, embeddings out."""
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from service import payload
+from service.access import Key, service_of
+from service.errors import CLIENT_CLOSED_REQUEST, Problem
+from service.routes.schemas import EMBED_BODY, EMBED_RESPONSES
+
+router = APIRouter(tags=["embeddings"])
+
+
+@router.post("/embed", dependencies=[Key], openapi_extra=EMBED_BODY, responses=EMBED_RESPONSES, response_class=Response)
+async def embed(request: Request) -> Response:
+    """Embed one image (the body) or many (multipart `images`, JSON with base64), L2-normalised unless asked otherwise.
+
+    Answers JSON, or by `Accept` a .npy file or bare little-endian float32 with its shape in `X-Shape`. All rows come
+    from one revision of one encoder, which the answer names. `X-Request-Timeout` (seconds) shortens the deadline after
+    which the work is dropped.
+    """
+    service = service_of(request)
+    deadline = deadline_of(request, service.settings.request_timeout)
+    form = payload.accepted(request.headers.get("accept", ""))
+    asked = await read_by(deadline, request)
+    async with until_disconnected(request):
+        answer = await service.embed(asked.sources, deadline)
+    started = time.monotonic()
+    response = payload.encode(answer, asked, form)
+    service.metrics.phase["encode"].observe(time.monotonic() - started)
+    return response
+
+
+async def read_by(deadline: float, request: Request) -> payload.Payload:
+    """The request's payload, before the deadline: Problem 408 for clients too slow to send it."""
+    try:
+        async with asyncio.timeout(deadline - time.monotonic()):
+            return await payload.read(request, service_of(request).settings)
+    except TimeoutError:
+        raise Problem(
+            408, "body_timeout", "the body did not arrive before the request's deadline", field="body"
+        ) from None
+
+
+def deadline_of(request: Request, longest: float) -> float:
+    """In time.monotonic() seconds, from X-Request-Timeout, at most `longest` seconds from now. Raises Problem 422."""
+    seconds = longest
+    if (text := request.headers.get("x-request-timeout")) is not None:
+        try:
+            seconds = float(text)
+        except ValueError:
+            seconds = math.nan
+        if not seconds > 0:
+            raise Problem(
+                422,
+                "invalid_field",
+                f"X-Request-Timeout must be seconds above 0, not {text!r}",
+                field="X-Request-Timeout",
+            )
+    return time.monotonic() + min(seconds, longest)
+
+
+@asynccontextmanager
+async def until_disconnected(request: Request) -> AsyncIterator[None]:
+    """Cancel the work inside as soon as the client is gone. The body must have been read."""
+    work = asyncio.current_task()
+    assert work is not None
+    gone = False
+
+    async def watch() -> None:
+        nonlocal gone
+        message: Any = {}
+        while message.get("type") != "http.disconnect":
+            message = await request.receive()
+        gone = True
+        work.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if gone and not work.uncancel():
+            raise Problem(CLIENT_CLOSED_REQUEST, "client_closed_request", "the client left") from None
+        raise
+    finally:
+        watcher.cancel()

@@ -1,0 +1,102 @@
+"""Every knob of the service, in one place: FULLRANK_* environment variables or keyword arguments."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+import models
+from fullrank.diagnosis import CANARY_COSINE
+
+PRETRAINED = Path(models.__file__).parent / "pretrained"
+Gate = Literal["enforce", "warn", "off"]
+
+
+def available_cpus() -> int:
+    """CPUs this process may use: its affinity, not the machine's count."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Settings(BaseSettings):
+    """Settings of one replica. Each field `name` is read from the environment as `FULLRANK_NAME`."""
+
+    model_config = SettingsConfigDict(env_prefix="FULLRANK_", extra="forbid", validate_default=True)
+
+    encoder: Path = Field(PRETRAINED / "fashion-directclr", description="Folder of the encoder served at start.")
+    encoders_dir: Path = Field(
+        PRETRAINED, description="The one folder whose encoders POST /admin/encoders may swap to, by name."
+    )
+    gate: Gate = Field(
+        "enforce",
+        description="Default of a swap's check against the incumbent: enforce refuses a collapsed candidate, "
+        "warn swaps but keeps comparing with the incumbent's reference, off just swaps.",
+    )
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on.")
+    api_key: SecretStr | None = Field(
+        None,
+        min_length=8,
+        description="Bearer key asked of every route that embeds, observes or administers. Without one those that "
+        "administer or reveal state answer on loopback only.",
+    )
+
+    device: str = Field("cpu", description="Torch device: cpu, cuda, cuda:1.")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Precision of the forward pass.")
+    threads: int = Field(
+        max(1, available_cpus() - 1),
+        ge=1,
+        description="CPU threads of one forward pass. Never more than free cores: torch threads wait for each other, "
+        "so that two on one contended core are far slower than one.",
+    )
+    decode_threads: int = Field(min(4, available_cpus()), ge=1, description="Threads that decode images.")
+
+    max_batch: int = Field(32, ge=1, description="Images in one forward pass.")
+    max_pending_images: int = Field(
+        512, ge=1, description="Images admitted and not yet answered; beyond it requests get 429 with Retry-After."
+    )
+    max_images_per_request: int = Field(128, ge=1, description="Images in one request.")
+    max_body_bytes: int = Field(
+        32 * 2**20, ge=1024, description="Bytes in one request body, enforced while it streams."
+    )
+    max_pixels: int = Field(
+        50_000_000, ge=1, description="Width x height of one image, read from its header before any pixel is allocated."
+    )
+    request_timeout: float = Field(
+        30.0, gt=0, le=3600, description="Seconds from a request's first byte after which its work is dropped: 504."
+    )
+    drain_seconds: float = Field(
+        0.0, ge=0, description="Seconds between SIGTERM (readiness off) and the end of listening, for load balancers."
+    )
+
+    windows: Annotated[tuple[float, ...], NoDecode] = Field(
+        (300.0, 3600.0), min_length=1, description="Seconds of recent traffic watched; a JSON list or comma-separated."
+    )
+    block_rows: int = Field(256, ge=2, description="Rows in one block of the monitor's statistics.")
+    monitor: bool = Field(True, description="Watch the embeddings at all.")
+    canary_period: float = Field(60.0, gt=0, description="Seconds between two re-embeddings of the canary images.")
+    canary_min_cosine: float = Field(
+        CANARY_COSINE,
+        gt=0,
+        le=1,
+        description="Least cosine between a canary image's embedding now and as stored, or it is refused.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_windows(cls, values: dict[str, object]) -> dict[str, object]:
+        windows = values.get("windows")
+        if isinstance(windows, str):
+            values = values | {"windows": [part for part in windows.strip("[] ").split(",") if part.strip()]}
+        return values
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Settings":
+        if self.max_images_per_request > self.max_pending_images:
+            raise ValueError(
+                f"max_images_per_request ({self.max_images_per_request}) exceeds max_pending_images "
+                f"({self.max_pending_images}): such a request could never be admitted"
+            )
+        return self

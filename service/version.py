@@ -1,0 +1,5 @@
+"""The distribution's version."""
+
+from importlib.metadata import version
+
+VERSION = version("fullrank")

@@ -1,0 +1,170 @@
+"""Small random encoders on disk, and an app around one, without sockets."""
+
+import asyncio
+import base64
+import io
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fullrank import Reference
+from models.artifact import Architecture, Artifact, Canary, EncoderCard, Preprocessing, save
+from models.backbones import ResNet
+from models.embedder import Embedder, normalize
+from service.app import create_app
+from service.core import Served, Service
+from service.settings import Settings
+
+SIZE, DIMENSION = 28, 32
+Start = Callable[..., AbstractAsyncContextManager[tuple[httpx.AsyncClient, Service]]]
+
+
+def pictures(count: int, seed: int = 0, size: int = SIZE) -> np.ndarray:
+    """(count, size, size) uint8: gratings of random direction, frequency and contrast, with noise."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size] / size
+    angle, frequency, phase, contrast = rng.uniform([[0], [1], [0], [20]], [[3.1], [7], [6.3], [120]], (4, count))
+    wave = np.cos(angle)[:, None, None] * x + np.sin(angle)[:, None, None] * y
+    signal = 128 + contrast[:, None, None] * np.sin(6.3 * frequency[:, None, None] * wave + phase[:, None, None])
+    return (signal + rng.normal(0, 8, signal.shape)).clip(0, 255).astype(np.uint8)
+
+
+def encoded(picture: np.ndarray, form: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, form)
+    return buffer.getvalue()
+
+
+def as_json(images: list[bytes], **fields: Any) -> dict[str, Any]:
+    """The JSON body of POST /embed."""
+    return {"images": [base64.b64encode(image).decode() for image in images], **fields}
+
+
+def as_files(images: list[bytes]) -> list[tuple[str, tuple[str, bytes]]]:
+    """The multipart parts of POST /embed."""
+    return [("images", (f"{i}.png", image)) for i, image in enumerate(images)]
+
+
+def write_encoder(folder: Path, seed: int, *, dead: int = 0, nan: bool = False) -> Artifact:
+    """A random ResNet-18 of width 4; the first `dead` of its dimensions never fire, `nan` makes it overflow."""
+    torch.manual_seed(seed)
+    architecture = Architecture(name="resnet18", width=4, in_channels=1, stem="3x3")
+    encoder: ResNet = architecture.build().eval()
+    with torch.no_grad():
+        for module in encoder.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.bias.uniform_(-0.5, 0.5)
+        state = encoder.state_dict()
+        for name in ("downsample.1", "bn2"):
+            state[f"layer4.0.{name}.weight"][:dead] = state[f"layer4.0.{name}.bias"][:dead] = 0
+        state["layer4.1.bn2.weight"][:dead] = state["layer4.1.bn2.bias"][:dead] = 0
+        if nan:
+            state["bn1.weight"].mul_(1e38)
+    preprocessing = Preprocessing(size=SIZE, resize="stretch", channels=1, mean=(0.5,), std=(0.25,))
+    card = EncoderCard(
+        name=folder.name, architecture=architecture, preprocessing=preprocessing, dimension=encoder.dimension
+    )
+    bare = Artifact(card, encoder)
+    if nan:
+        return save(bare, folder)
+    embedder = Embedder(bare)
+
+    def rows(seed: int, count: int) -> torch.Tensor:
+        return normalize(embedder.embed(pictures(count, seed)[:, None]))
+
+    images, canary = torch.from_numpy(pictures(64, 99)[:, None]), rows(99, 64)
+    reference = Reference.build(rows(1, 512), rows(2, 512), canary=canary)
+    return save(Artifact(card, encoder, reference, Canary(images, canary, "CC0-1.0")), folder)
+
+
+@pytest.fixture(scope="session")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of encoders: alpha and beta (healthy), collapsed (one dimension left), broken (not finite)."""
+    root = tmp_path_factory.mktemp("encoders")
+    torch.set_num_threads(1)
+    write_encoder(root / "alpha", 1)
+    write_encoder(root / "beta", 2)
+    write_encoder(root / "collapsed", 3, dead=DIMENSION - 1)
+    write_encoder(root / "broken", 4, nan=True)
+    return root
+
+
+@pytest.fixture
+def settings(encoders: Path) -> Callable[..., Settings]:
+    """Settings around alpha, with changes."""
+
+    def make(**changes: Any) -> Settings:
+        defaults: dict[str, Any] = {"encoder": encoders / "alpha", "encoders_dir": encoders, "threads": 1}
+        return Settings(**(defaults | changes))
+
+    return make
+
+
+@pytest.fixture
+def start(settings: Callable[..., Settings]) -> Start:
+    """`async with start(**settings) as (client, service)`: a ready app over ASGI, no sockets."""
+
+    @asynccontextmanager
+    async def run(*, address: str = "127.0.0.1", **changes: Any) -> AsyncIterator[tuple[httpx.AsyncClient, Service]]:
+        app = create_app(settings(**changes))
+        service: Service = app.state.service
+        transport = httpx.ASGITransport(app, client=(address, 1234))
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=30) as client,
+        ):
+            while service.phase == "starting" and service.failure is None:
+                await asyncio.sleep(0.005)
+            yield client, service
+
+    return run
+
+
+@contextmanager
+def held(served: Served) -> Iterator[threading.Event]:
+    """Hold every forward pass of an encoder until the event is set, or the block ends."""
+    release, embed = threading.Event(), served.embed
+
+    def wait_then_embed(pixels: np.ndarray) -> np.ndarray:
+        assert release.wait(20)
+        return embed(pixels)
+
+    served.embed = wait_then_embed  # type: ignore[method-assign]
+    try:
+        yield release
+    finally:
+        release.set()
+        served.embed = embed  # type: ignore[method-assign]
+
+
+async def pending(service: Service, images: int) -> None:
+    """Wait until so many images are pending."""
+    async with asyncio.timeout(10):
+        while service.admission.pending != images:
+            await asyncio.sleep(0.002)
+
+
+def error_of(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    """The error of a response, which must have this status and code and the one shape."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    body = response.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"code", "message", "field"}
+    assert body["error"]["code"] == code, body
+    assert body["error"]["message"]
+    error: dict[str, Any] = body["error"]
+    return error
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
