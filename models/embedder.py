@@ -1,0 +1,168 @@
+"""The one path from image bytes to embedding: decode -> resize -> normalise -> batched forward.
+
+Training's evaluation, the reference, offline embedding and the service all come through here, so that an encoder is
+measured on exactly what it is served on.
+"""
+
+import io
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils import convert_conv2d_weight_memory_format
+
+from models.artifact import Artifact, Preprocessing
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+MIN_SIDE = 8
+MAX_PIXELS = 64_000_000
+
+Pixels = NDArray[np.uint8]
+
+
+class ImageError(ValueError):
+    """Bytes that cannot become an input. `code` is a stable machine-readable name, the message says what to do."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def decode(data: bytes, preprocessing: Preprocessing, *, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """Image bytes -> (channels, size, size) uint8. Raises ImageError for anything that is not a usable image.
+
+    The header's width x height is checked before any pixel is allocated. The first frame of an animation is used, the
+    EXIF orientation is applied, transparency is laid on white.
+    """
+    if not data:
+        raise ImageError("empty_image", "the image is empty (0 bytes); send the bytes of an image file")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise ImageError(
+                    "image_too_large",
+                    f"the image is {width} x {height} pixels; the limit is {max_pixels} in all: scale it down first",
+                )
+            if min(width, height) < MIN_SIDE:
+                raise ImageError(
+                    "image_too_small", f"the image is {width} x {height} pixels; each side needs at least {MIN_SIDE}"
+                )
+            return prepare(image, preprocessing)
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError("image_too_large", f"the image declares too many pixels: {error}") from error
+    except UnidentifiedImageError as error:
+        raise ImageError("not_an_image", f"the bytes are no image in a known format ({', '.join(FORMATS)})") from error
+    # Pillow's decoders meet hostile bytes with whatever exception comes first; all of them mean a damaged file.
+    except Exception as error:
+        raise ImageError("damaged_image", f"the image is truncated or damaged: {error}") from error
+
+
+def prepare(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
+    """A Pillow image -> (channels, size, size) uint8, resized as the encoder's card says (bilinear, antialiased)."""
+    image = _flatten(ImageOps.exif_transpose(image))
+    image = image.convert("L" if preprocessing.channels == 1 else "RGB")
+    size = (preprocessing.size, preprocessing.size)
+    if image.size != size:
+        if preprocessing.resize == "stretch":
+            image = image.resize(size, Image.Resampling.BILINEAR)
+        else:
+            image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
+    pixels = np.asarray(image, dtype=np.uint8)
+    return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    """To a mode without palette, transparency or 16-bit samples."""
+    if image.mode.startswith("I"):
+        # Pillow's own conversion clips 16-bit greys at 255 instead of scaling them.
+        return Image.fromarray((np.asarray(image, dtype=np.int64).clip(0, 65535) >> 8).astype(np.uint8))
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB") if image.mode == "P" else image
+
+
+def normalize(rows: Tensor) -> Tensor:
+    """(n, d) -> rows of unit L2 norm; an all-zero row stays zero."""
+    return F.normalize(rows, dim=1)
+
+
+class Embedder:
+    """An encoder ready to run: (n, channels, size, size) uint8 -> (n, d) float32 representations on the CPU."""
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        max_batch: int = 256,
+    ) -> None:
+        self.card = artifact.card
+        self.dimension = artifact.card.dimension
+        self.device, self.dtype, self.max_batch = torch.device(device), dtype, max_batch
+        self._encoder = convert_conv2d_weight_memory_format(
+            artifact.encoder.eval().to(self.device), torch.channels_last
+        )
+        shape = (1, -1, 1, 1)
+        mean, std = torch.tensor(self.card.preprocessing.mean), torch.tensor(self.card.preprocessing.std)
+        self._scale = (1 / (255 * std)).view(shape).to(self.device)
+        self._offset = (-mean / std).view(shape).to(self.device)
+
+    @torch.inference_mode()
+    def embed(self, pixels: Tensor | Pixels) -> Tensor:
+        """(n, channels, size, size) uint8 -> (n, d) float32, not normalised. ValueError for another shape or dtype."""
+        images = torch.from_numpy(pixels) if isinstance(pixels, np.ndarray) else pixels
+        size = self.card.preprocessing.size
+        wanted = (self.card.preprocessing.channels, size, size)
+        if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != wanted:
+            shape = ", ".join(map(str, wanted))
+            raise ValueError(f"pixels are {images.dtype} {tuple(images.shape)}; this encoder takes uint8 (n, {shape})")
+        batches = [self._forward(batch) for batch in torch.split(images, self.max_batch)] if len(images) else []
+        return torch.cat(batches) if batches else torch.empty(0, self.dimension)
+
+    def _forward(self, batch: Tensor) -> Tensor:
+        x = batch.to(self.device, non_blocking=True).float() * self._scale + self._offset
+        x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            rows: Tensor = self._encoder(x)
+        return rows.float().cpu()
+
+    def embed_arrays(self, images: Tensor) -> Tensor:
+        """(n, c, h, w) uint8 images of any size -> (n, d) float32, resized exactly as a file of each would be."""
+        size = self.card.preprocessing.size
+        if tuple(images.shape[1:]) == (self.card.preprocessing.channels, size, size):
+            return self.embed(images)
+        prepared = [prepare(to_image(image), self.card.preprocessing) for image in images]
+        return self.embed(np.stack(prepared))
+
+    def embed_files(self, paths: Iterable[str | os.PathLike[str]], max_pixels: int = MAX_PIXELS) -> Tensor:
+        """Image files -> (n, d) float32. Raises ImageError naming the file, OSError when it cannot be read."""
+        prepared = []
+        for path in paths:
+            data = Path(path).read_bytes()
+            try:
+                prepared.append(decode(data, self.card.preprocessing, max_pixels=max_pixels))
+            except ImageError as error:
+                raise ImageError(error.code, f"{os.fspath(path)}: {error}") from error
+        return self.embed(np.stack(prepared)) if prepared else torch.empty(0, self.dimension)
+
+    def warm_up(self, batch_sizes: Iterable[int] = (1,)) -> None:
+        """Run each batch size once, so that the first request does not pay for kernel selection."""
+        size, channels = self.card.preprocessing.size, self.card.preprocessing.channels
+        for n in batch_sizes:
+            self.embed(torch.zeros(n, channels, size, size, dtype=torch.uint8))
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """(c, h, w) uint8 with one or three channels -> a Pillow image."""
+    array = pixels.cpu().numpy()
+    return Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))

@@ -1,0 +1,132 @@
+"""An artifact survives the disk exactly, and is refused, with the reason, when anything in it disagrees."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from models.artifact import CARD, REFERENCE, WEIGHTS, ArtifactError, load, save
+
+
+@pytest.fixture
+def folder(small_artifact: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(small_artifact, tmp_path / "copy"))
+
+
+def edit_card(folder: Path, **changes: object) -> None:
+    card = json.loads((folder / CARD).read_text())
+    (folder / CARD).write_text(json.dumps(card | changes))
+
+
+def rewrite_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Change the weights and make the card vouch for them, as a careless exporter would."""
+    weights = load_file(folder / WEIGHTS)
+    change(weights)
+    save_file(weights, folder / WEIGHTS)
+    files = json.loads((folder / CARD).read_text())["files"]
+    edit_card(folder, files=files | {WEIGHTS: hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()})
+
+
+def test_a_round_trip_keeps_every_bit(small_artifact: Path, tmp_path: Path) -> None:
+    first = load(small_artifact)
+    saved = save(first, tmp_path / "again")
+    second = load(tmp_path / "again")
+    assert second.card == first.card == saved.card
+    for name, tensor in first.encoder.state_dict().items():
+        assert torch.equal(tensor, second.encoder.state_dict()[name])
+    assert first.reference is not None
+    assert second.reference is not None
+    for name, tensor in first.reference.tensors().items():
+        assert torch.equal(tensor, second.reference.tensors()[name])
+    assert first.canary is not None
+    assert second.canary is not None
+    assert torch.equal(first.canary.images, second.canary.images)
+    assert second.canary.licence == "MIT"
+
+
+def test_the_revision_is_the_hash_of_the_weights(folder: Path) -> None:
+    before = load(folder).card.revision
+    assert len(before) == 12
+    rewrite_weights(folder, lambda weights: weights["conv1.weight"].add_(1e-6))
+    assert load(folder).card.revision != before
+
+
+def test_saving_over_an_artifact_replaces_it_and_over_anything_else_refuses(folder: Path, tmp_path: Path) -> None:
+    artifact = load(folder)
+    save(artifact, folder)
+    assert sorted(path.name for path in folder.iterdir()) == [CARD, WEIGHTS, REFERENCE]
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    with pytest.raises(ArtifactError, match="not an encoder artifact"):
+        save(artifact, mine)
+    assert (mine / "thesis.txt").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "mine"]
+
+
+def test_an_encoder_without_a_reference_loads(folder: Path) -> None:
+    (folder / REFERENCE).unlink()
+    files = json.loads((folder / CARD).read_text())["files"]
+    edit_card(folder, files={WEIGHTS: files[WEIGHTS]})
+    artifact = load(folder)
+    assert artifact.reference is None
+    assert artifact.canary is None
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: flip_a_bit(f / WEIGHTS), r"encoder\.safetensors: its SHA-256"),
+        (lambda f: flip_a_bit(f / REFERENCE), r"reference\.safetensors: its SHA-256"),
+        (lambda f: (f / WEIGHTS).unlink(), r"encoder\.safetensors: missing"),
+        (lambda f: (f / REFERENCE).unlink(), r"reference\.safetensors: missing"),
+        (lambda f: (f / CARD).unlink(), r"encoder\.json: missing"),
+        (lambda f: (f / CARD).write_text("{"), r"encoder\.json: content: Invalid JSON"),
+        (lambda f: edit_card(f, schema_version=2), r"encoder\.json: schema_version"),
+        (lambda f: edit_card(f, dimension=31), "dimension is 31, but this architecture has 32"),
+        (lambda f: edit_card(f, surprise=1), r"encoder\.json: surprise"),
+        (lambda f: edit_card(f, name="../etc"), r"encoder\.json: name"),
+        (lambda f: rewrite_weights(f, lambda w: w.pop("bn1.bias")), "missing, first 'bn1.bias'"),
+        (lambda f: rewrite_weights(f, lambda w: w.update(x=torch.ones(1))), "unexpected tensor.*'x'"),
+        (
+            lambda f: rewrite_weights(f, lambda w: w.update({"bn1.bias": torch.ones(5)})),
+            r"'bn1.bias' is torch.float32 \(5,\), not torch.float32 \(4,\)",
+        ),
+        (
+            lambda f: rewrite_weights(f, lambda w: w.update({"bn1.bias": torch.ones(4).half()})),
+            "'bn1.bias' is torch.float16",
+        ),
+        (lambda f: rewrite_weights(f, lambda w: w["bn1.bias"].fill_(float("nan"))), "'bn1.bias' holds values"),
+    ],
+)
+def test_damage_is_refused_with_the_file_and_the_reason(
+    folder: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    damage(folder)
+    with pytest.raises(ArtifactError, match=message):
+        load(folder)
+
+
+def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="is not a folder"):
+        load(tmp_path / "nowhere")
+
+
+def test_loading_never_unpickles(folder: Path) -> None:
+    """A pickle under the weights' name is refused by its hash, and, vouched for, by its format."""
+    torch.save({"conv1.weight": torch.ones(1)}, folder / WEIGHTS)
+    files = json.loads((folder / CARD).read_text())["files"]
+    edit_card(folder, files=files | {WEIGHTS: hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()})
+    with pytest.raises(ArtifactError, match="not a safetensors file"):
+        load(folder)
