@@ -1,0 +1,75 @@
+"""kNN against a naive loop, spectra against NumPy, and parity of evaluation with the bytes that a client sends."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from models.artifact import Architecture, Artifact, EncoderCard, Preprocessing
+from models.embedder import Embedder, decode, to_image
+from training.data import SAMPLE, read_fashion_mnist
+from training.evaluate import Spectrum, evaluate_pixels, knn_accuracy
+
+
+def naive_knn(bank, bank_labels, queries, labels, k, temperature):  # type: ignore[no-untyped-def]
+    correct = 0
+    for query, truth in zip(queries.tolist(), labels.tolist(), strict=True):
+        similar = []
+        for row, label in zip(bank.tolist(), bank_labels.tolist(), strict=True):
+            dot = sum(a * b for a, b in zip(query, row, strict=True))
+            similar.append((dot / math.hypot(*query) / math.hypot(*row), label))
+        votes: dict[int, float] = {}
+        for similarity, label in sorted(similar, reverse=True)[:k]:
+            votes[label] = votes.get(label, 0.0) + math.exp(similarity / temperature)
+        correct += max(votes, key=lambda label: votes[label]) == truth
+    return correct / len(queries)
+
+
+def test_weighted_knn_is_the_naive_loop() -> None:
+    generator = torch.Generator().manual_seed(0)
+    bank, queries = (torch.randn(n, 4, generator=generator) for n in (60, 40))
+    bank_labels, labels = (torch.randint(0, 3, (n,), generator=generator) for n in (60, 40))
+    expected = naive_knn(bank, bank_labels, queries, labels, 7, 0.3)
+    assert 0.2 < expected < 0.8
+    assert knn_accuracy(bank, bank_labels, queries, labels, 7, 0.3) == pytest.approx(expected)
+
+
+def test_knn_refuses_a_bank_smaller_than_k() -> None:
+    with pytest.raises(ValueError, match="3 rows"):
+        knn_accuracy(torch.ones(3, 2), torch.zeros(3).long(), torch.ones(1, 2), torch.zeros(1).long(), k=20)
+
+
+def test_spectrum_is_that_of_the_normalised_centred_rows() -> None:
+    rows = torch.randn(500, 12, generator=torch.Generator().manual_seed(0)) * torch.logspace(0, -2, 12) + 3
+    spectrum = Spectrum.of(rows)
+    unit = (rows / rows.norm(dim=1, keepdim=True)).double().numpy()
+    eigenvalues = np.linalg.eigvalsh(np.cov(unit.T))[::-1].clip(0)
+    p = eigenvalues / eigenvalues.sum()
+    np.testing.assert_allclose(spectrum.eigenvalues.numpy(), eigenvalues, rtol=1e-3, atol=1e-9)
+    assert spectrum.effective_rank == pytest.approx(math.exp(-(p * np.log(p)).sum()), rel=1e-3)
+    assert spectrum.total_variance == pytest.approx(eigenvalues.sum(), rel=1e-4)
+
+
+def test_evaluation_and_serving_embed_a_file_alike() -> None:
+    """An image as an array and the same image as PNG bytes give the same embedding, at the encoder's size or not."""
+    images = read_fashion_mnist(SAMPLE, "test").images[:4]
+    for size in (28, 20):
+        torch.manual_seed(0)
+        architecture = Architecture(name="resnet18", width=4, in_channels=1, stem="3x3/2")
+        preprocessing = Preprocessing(size=size, resize="stretch", channels=1, mean=(0.286,), std=(0.353,))
+        card = EncoderCard(name="x", architecture=architecture, preprocessing=preprocessing, dimension=32)
+        embedder = Embedder(Artifact(card, architecture.build()))
+        pixels = []
+        for image in images:
+            file = io.BytesIO()
+            to_image(image).save(file, "PNG")
+            pixels.append(decode(file.getvalue(), preprocessing))
+        torch.testing.assert_close(embedder.embed(np.stack(pixels)), embedder.embed_arrays(images), rtol=0, atol=0)
+
+
+def test_raw_pixels_already_tell_garments_apart() -> None:
+    quality = evaluate_pixels(read_fashion_mnist(SAMPLE, "train"), read_fashion_mnist(SAMPLE, "test"))
+    assert 0.7 < quality["knn"] < 0.85
+    assert quality["dimension"] == 784
