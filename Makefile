@@ -1,0 +1,49 @@
+# Every target sets up .venv by itself. TORCH chooses the build of torch to install first, for example
+#   make serve TORCH="torch --index-url https://download.pytorch.org/whl/cpu"    the CPU build, small
+#   make serve TORCH="torch --index-url https://download.pytorch.org/whl/cu130"  a CUDA build
+TORCH   ?= torch
+PYTHON  ?= python3
+HOST    ?= 127.0.0.1
+PORT    ?= 8000
+ENCODER ?= models/pretrained/fashion-directclr
+BIN     := .venv/bin
+
+.PHONY: serve test soak demo bench lint types clean
+
+serve: .venv/serve
+	$(BIN)/fullrank serve --encoder $(ENCODER) --host $(HOST) --port $(PORT)
+
+test: lint
+	$(BIN)/python -m pytest -m "not soak"
+
+soak: .venv/dev
+	$(BIN)/python -m pytest -m soak
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+demo: .venv/serve
+	$(BIN)/python -m deploy.demo
+
+bench: .venv/dev
+	$(BIN)/python -m benchmarks
+
+.venv/torch:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	touch $@
+
+.venv/serve: .venv/torch pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/dev: .venv/torch pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@ .venv/serve
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

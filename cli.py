@@ -1,0 +1,201 @@
+"""The front door: `fullrank train | evaluate | serve | embed | lab`. A room is imported when its command runs."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train encoders that do not collapse, serve them, and be paged the moment their embeddings do.",
+)
+errors = Console(stderr=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+DataFolder = Annotated[Path | None, typer.Option("--data", help="Folder of the data set; its usual place if absent.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+
+
+def fail(message: object, code: int = 1) -> NoReturn:
+    errors.print(f"fullrank: {message}", style="red", highlight=False, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe, DATA-METHOD; see --list.")] = "",
+    data: DataFolder = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder: log, checkpoint, encoder/. [runs/RECIPE]")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2)] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=0.0)] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only this many training images.")] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
+    option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the method, e.g. d0=64. Repeatable.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the encoder. [the recipe's]")] = None,
+    device: Device = "cpu",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [torch's choice]")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the run folder's checkpoint.")] = False,
+    as_json: AsJson = False,
+    show: Annotated[bool, typer.Option("--list", help="List the recipes and stop.")] = False,
+) -> None:
+    """Train an encoder and write it as an artifact that `fullrank serve` takes.
+
+    Example: fullrank train fashion-directclr --epochs 5 --out runs/first
+    """
+    from training.data import DataError
+    from training.loop import Run, TrainingError
+    from training.loop import train as run_training
+    from training.recipes import RECIPES
+    from training.recipes import recipe as find
+
+    if show or not recipe:
+        typer.echo("\n".join(RECIPES))
+        raise typer.Exit(0 if show else 2)
+    try:
+        chosen = find(recipe)
+    except ValueError as error:
+        fail(error, 2)
+    flags: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
+    chosen = replace(chosen, **{key: value for key, value in flags.items() if value is not None})
+    chosen = replace(chosen, name=name or recipe, options=chosen.options | _options(option or []))
+    run = Run(
+        out=out or Path("runs", chosen.name), data=data, limit=limit, device=device, threads=threads, resume=resume
+    )
+    try:
+        artifact = run_training(chosen, run)
+    except (DataError, TrainingError, ValueError, OSError) as error:
+        fail(error)
+    if as_json:
+        typer.echo(artifact.card.model_dump_json(indent=2))
+
+
+@app.command()
+def evaluate(
+    encoder: Annotated[Path, typer.Argument(help="An encoder's folder, or `pixels` for the raw-pixel baseline.")],
+    data: DataFolder = None,
+    dataset: Annotated[str | None, typer.Option(help="fashion or cifar10. [what the encoder was trained on]")] = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Weighted kNN (k = 20, temperature 0.07) on the test set, and the spectrum of its embeddings.
+
+    Example: fullrank evaluate models/pretrained/fashion-directclr
+    """
+    from models.artifact import ArtifactError, load
+    from training import evaluate as room
+    from training.data import SOURCES, DataError
+
+    try:
+        artifact = None if str(encoder) == "pixels" else load(encoder)
+        trained_on = artifact.card.training.get("data") if artifact else "fashion"
+        source = dataset or trained_on
+        if source not in SOURCES:
+            fail(f"--dataset: name one of {', '.join(SOURCES)}; the encoder's card says {trained_on!r}", 2)
+        train_set, test_set = room.load_data(source, data)
+        quality = (
+            room.evaluate(artifact, train_set, test_set, device)
+            if artifact
+            else room.evaluate_pixels(train_set, test_set)
+        )
+    except (ArtifactError, DataError) as error:
+        fail(error)
+    _report(quality, f"{encoder} on {source}", as_json)
+
+
+@app.command()
+def serve(
+    encoder: Annotated[Path | None, typer.Option(help="The encoder's folder.")] = None,
+    host: Annotated[str | None, typer.Option()] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535)] = None,
+) -> None:
+    """Serve an encoder over HTTP. Every other setting is an environment variable FULLRANK_*.
+
+    Example: fullrank serve --encoder models/pretrained/fashion-directclr --port 8000
+    """
+    from pydantic import ValidationError
+
+    from service.app import serve as run_service
+    from service.settings import Settings
+
+    given = {"encoder": encoder, "host": host, "port": port}
+    try:
+        settings = Settings(**{key: value for key, value in given.items() if value is not None})
+    except ValidationError as error:
+        fail("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()), 2)
+    run_service(settings)
+
+
+@app.command()
+def embed(
+    files: Annotated[list[Path], typer.Argument(help="Image files.")],
+    encoder: Annotated[Path, typer.Option(help="The encoder's folder.")],
+    device: Device = "cpu",
+    out: Annotated[Path | None, typer.Option(help="Write an .npy file instead of JSON lines.")] = None,
+) -> None:
+    """Embed image files without a server, by the path that serves them; rows are L2-normalised.
+
+    Example: fullrank embed examples/ankle-boot.png --encoder models/pretrained/fashion-directclr
+    """
+    import numpy as np
+
+    from models.artifact import ArtifactError, load
+    from models.embedder import Embedder, ImageError, normalize
+
+    try:
+        rows = normalize(Embedder(load(encoder), device).embed_files(files)).numpy()
+    except (ArtifactError, ImageError, OSError) as error:
+        fail(error)
+    if out:
+        np.save(out, rows)
+        return
+    for path, row in zip(files, rows, strict=True):
+        typer.echo(json.dumps({"file": str(path), "embedding": row.tolist()}))
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def lab(context: typer.Context) -> None:
+    """Run a theory experiment and compare what is seen with what must be seen; `fullrank lab --list`."""
+    from training.theory.command import main as run_lab
+
+    raise typer.Exit(run_lab(context.args))
+
+
+def _options(pairs: list[str]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator or not key.isidentifier():
+            fail(f"--option {pair!r}: write NAME=VALUE, for example d0=64 or predictor=false", 2)
+        try:
+            options[key] = json.loads(value)
+        except json.JSONDecodeError:
+            options[key] = value
+    return options
+
+
+def _report(values: dict[str, Any], title: str, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(values, indent=2))
+        return
+    table = Table("measure", "value", title=title)
+    for key, value in values.items():
+        table.add_row(key, str(value))
+    Console().print(table)
+
+
+def main() -> None:
+    app(prog_name="fullrank")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
