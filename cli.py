@@ -1,7 +1,6 @@
 """The front door: `fullrank train | evaluate | serve | embed | lab`. A room is imported when its command runs."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -125,7 +124,7 @@ def serve(
     from service.app import serve as run_service
     from service.settings import Settings
 
-    given = {"encoder": encoder, "host": host, "port": port}
+    given: dict[str, Any] = {"encoder": encoder, "host": host, "port": port}
     try:
         settings = Settings(**{key: value for key, value in given.items() if value is not None})
     except ValidationError as error:
@@ -198,4 +197,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
