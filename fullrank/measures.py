@@ -220,7 +220,7 @@ def entropy_correction(eigenvalues: ArrayLike, rows: float, kurtosis: float = 1.
 
 
 def _spectrum(values: ArrayLike) -> Tensor:
-    spectrum = torch.as_tensor(values).detach().to("cpu", torch.float64)
+    spectrum = torch.as_tensor(values, dtype=torch.float64).detach().cpu()
     if spectrum.ndim != 1:
         raise ValueError(f"spectrum: expected one dimension, got shape {tuple(spectrum.shape)}")
     return spectrum.clamp(min=0)  # a solver leaves zero eigenvalues slightly negative

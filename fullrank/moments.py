@@ -1,7 +1,7 @@
 """Additive moments of rows, and what can be read from them without bias."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Self
 
@@ -108,6 +108,28 @@ class Moments:
             self.sum += sign * s
             self.cubic += sign * other.cubic
         self.quartic += sign * q
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The whole state, float64, for safetensors: what another process merges."""
+        shift = torch.zeros(self.dimension, dtype=torch.float64) if self.shift is None else self.shift
+        scalars = torch.tensor([self.count, self.nonfinite, self.quartic], dtype=torch.float64)
+        return {"shift": shift, "sum": self.sum, "scatter": self.scatter, "cubic": self.cubic, "scalars": scalars}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """The inverse of `tensors`. ValueError that names a tensor which is missing, misshapen or not finite."""
+        d = tensors["sum"].numel() if "sum" in tensors else 0
+        shapes = {"shift": (d,), "sum": (d,), "scatter": (d, d), "cubic": (d,), "scalars": (3,)}
+        for name, shape in shapes.items():
+            if name not in tensors or tuple(tensors[name].shape) != shape or not tensors[name].isfinite().all():
+                raise ValueError(f"moments: tensor {name!r} is missing, not finite or not of shape {shape}")
+        moments = cls(d, tensors["shift"])
+        moments.count, moments.nonfinite = (int(value) for value in tensors["scalars"][:2])
+        moments.quartic = float(tensors["scalars"][2])
+        moments.sum, moments.scatter, moments.cubic = (
+            tensors[name].to("cpu", torch.float64, copy=True) for name in ("sum", "scatter", "cubic")
+        )
+        return moments
 
     def mean(self) -> Tensor:
         """(d,) float64; NaN without rows."""

@@ -1,0 +1,162 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fullrank import measures
+
+spectra = st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=40)
+RANKS = [measures.effective_rank, measures.participation_ratio, measures.stable_rank, measures.rankme]
+
+
+@pytest.mark.parametrize("rank", RANKS)
+@pytest.mark.parametrize("k", [1, 3, 64])
+def test_k_equal_eigenvalues_read_k(rank, k):
+    # RankMe's published epsilon moves it by d * 1e-7 * ln.
+    assert rank([2.5] * k + [0.0] * (64 - k)) == pytest.approx(k, rel=2e-4)
+
+
+def test_ranks_of_a_known_spectrum():
+    values = [0.5, 0.25, 0.25]
+    assert measures.effective_rank(values) == pytest.approx(2**1.5)
+    assert measures.participation_ratio(values) == pytest.approx(1 / 0.375)
+    assert measures.stable_rank(values) == pytest.approx(2.0)
+    assert measures.condition_number(values) == pytest.approx(2.0)
+    assert [measures.variance_dimensions(values, s) for s in (0.5, 0.75, 0.76, 1.0)] == [1, 2, 3, 3]
+
+
+def test_entropy_of_shares_not_of_squares():
+    # 1/i spectrum of 512: the two measures that both get called effective rank.
+    values = 1 / torch.arange(1, 513, dtype=torch.float64)
+    assert measures.effective_rank(values) == pytest.approx(117, abs=1)
+    assert measures.rankme(values.sqrt()) == pytest.approx(410, abs=1)
+
+
+@given(spectra, st.floats(1e-200, 1e200))
+@settings(max_examples=30, deadline=None)
+def test_ranks_ignore_scale_and_order_and_stay_within_bounds(values, scale):
+    moved = [v * scale for v in reversed(values)]
+    for rank in (measures.effective_rank, measures.participation_ratio, measures.stable_rank):
+        assert rank(moved) == pytest.approx(rank(values), rel=1e-9)
+        assert 1 - 1e-9 <= rank(values) <= len(values) + 1e-9
+
+
+@given(st.floats(0, 3), st.integers(3, 40))
+@settings(max_examples=30, deadline=None)
+def test_ranks_fall_as_trailing_dimensions_are_removed(decay, d):
+    values = torch.arange(1, d + 1, dtype=torch.float64) ** -decay
+    for rank in (measures.effective_rank, measures.participation_ratio, measures.stable_rank):
+        ranks = [rank(torch.where(torch.arange(d) < k, values, 0.0)) for k in range(1, d + 1)]
+        assert ranks == sorted(ranks)
+
+
+@pytest.mark.parametrize("rank", RANKS)
+def test_degenerate_spectra_are_defined(rank):
+    assert rank([0.0, 0.0]) == 0.0
+    assert math.isnan(rank([math.nan, 1.0]))
+    assert rank(np.array([4.0, 4.0], dtype=np.float16)) == pytest.approx(2, rel=1e-5)
+    assert rank([1.0, -1e-18]) == pytest.approx(1, rel=1e-5)
+    with pytest.raises(ValueError, match="one dimension"):
+        rank([[1.0, 2.0]])
+
+
+def test_numerical_rank_respects_the_floor():
+    values = [1.0] * 10 + [1e-5] * 6 + [0.0] * 16
+    assert measures.numerical_rank(values) == 16
+    assert measures.numerical_rank(values, measures.noise_floor(torch.bfloat16, 1)) == 10
+    assert measures.numerical_rank([0.0] * 4) == 0
+    assert measures.numerical_rank([math.nan, 1.0]) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("k", [4, 32])
+def test_a_collapsed_encoder_rounded_to_a_short_dtype_still_reads_collapsed(dtype, k):
+    torch.manual_seed(0)
+    d = 128
+    rows = torch.randn(2000, k) @ torch.randn(k, d)
+    rounded = torch.nn.functional.normalize(rows).to(dtype).double()
+    eigenvalues = torch.linalg.eigvalsh(rounded.T.cov())
+    if dtype == torch.bfloat16:  # half precision's own noise is below what float32 sums leave
+        assert measures.numerical_rank(eigenvalues) > 100
+    assert measures.numerical_rank(eigenvalues, measures.noise_floor(dtype, d)) == k
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.7])
+def test_alpha_req_recovers_the_exponent(alpha):
+    fit = measures.alpha_req(torch.arange(1, 201, dtype=torch.float64) ** -alpha)
+    assert fit.exponent == pytest.approx(alpha)
+    assert fit.r_squared == pytest.approx(1.0)
+    assert (fit.first, fit.last) == (11, 50)
+
+
+def test_alpha_req_without_a_range_to_fit_is_nan():
+    assert math.isnan(measures.alpha_req([1.0] * 12).exponent)
+    assert math.isnan(measures.alpha_req([1.0] * 20 + [0.0] * 40).exponent)
+
+
+def test_mean_cosine_is_the_mean_over_pairs():
+    rows = np.random.default_rng(0).normal(size=(20, 7)) + 0.5
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    pairs = (unit @ unit.T)[~np.eye(20, dtype=bool)]
+    assert measures.mean_cosine(rows) == pytest.approx(pairs.mean())
+    assert measures.mean_cosine(np.ones((5, 3))) == pytest.approx(1.0)
+    assert math.isnan(measures.mean_cosine(np.ones((1, 3))))
+
+
+def test_std_ratio_is_one_for_isotropic_and_zero_for_a_point():
+    torch.manual_seed(0)
+    assert measures.std_ratio(torch.randn(4000, 64)) == pytest.approx(1.0, abs=0.01)
+    assert measures.std_ratio(torch.ones(10, 64)) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_log_spectrum_is_that_of_the_covariance():
+    rows = np.random.default_rng(0).normal(size=(50, 6))
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    expected = np.log(np.linalg.svd(np.cov(unit, rowvar=False))[1])
+    np.testing.assert_allclose(measures.log_spectrum(rows).numpy(), expected)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.1, math.nan])
+def test_variance_dimensions_refuses_a_share_out_of_range(share):
+    with pytest.raises(ValueError, match="share"):
+        measures.variance_dimensions([1.0], share)
+
+
+def test_condition_number_of_empty_directions():
+    assert measures.condition_number([1.0, 0.0]) == math.inf
+    assert math.isnan(measures.condition_number([0.0, 0.0]))
+
+
+def naive_correction(values, n):
+    p = np.array(values) / np.sum(values)
+    h = -np.sum(p * np.log(p))
+    pairs = 0.0
+    for i in range(len(p)):
+        for j in range(i):
+            same = math.isclose(p[i], p[j], rel_tol=1e-12)
+            pairs += p[i] if same else p[i] * p[j] * (math.log(p[i]) - math.log(p[j])) / (p[i] - p[j])
+    return (pairs + 1 - np.sum(p**2 * (1 + 2 * h + 2 * np.log(p)))) / n
+
+
+@given(st.lists(st.sampled_from([0.1, 0.5, 0.50000001, 1.0, 7.0]), min_size=2, max_size=8))
+@settings(max_examples=40, deadline=None)
+def test_entropy_correction_is_the_formula_also_at_equal_eigenvalues(values):
+    assert measures.entropy_correction(values, 100) == pytest.approx(naive_correction(values, 100), rel=1e-6)
+
+
+def test_entropy_correction_is_the_derivative_of_the_bias():
+    # Against simulation, as no formula shares its derivation: mean plug-in entropy of Gaussian rows at large n.
+    rng = np.random.default_rng(0)
+    values, n, repeats = np.array([4.0, 2.0, 1.0, 0.5]), 100, 20000
+    rows = rng.standard_normal((repeats, n, 4)) * np.sqrt(values)
+    rows -= rows.mean(1, keepdims=True)
+    eigenvalues = np.linalg.eigvalsh(rows.transpose(0, 2, 1) @ rows)
+    p = eigenvalues / eigenvalues.sum(1, keepdims=True)
+    entropies = -(p * np.log(p)).sum(1)
+    truth = values / values.sum()
+    bias = entropies.mean() + (truth * np.log(truth)).sum()
+    error = entropies.std() / math.sqrt(repeats)
+    assert -measures.entropy_correction(values, n - 1) == pytest.approx(bias, abs=4 * error + 0.02 * abs(bias))

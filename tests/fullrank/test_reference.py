@@ -1,0 +1,95 @@
+import pytest
+import torch
+from safetensors.torch import load, save
+
+from fullrank import Reference
+from fullrank.reference import log_bands, merged_bands
+
+
+def healthy(n, d=32, seed=0):
+    torch.manual_seed(seed)
+    scale = torch.arange(1, d + 1).float() ** -0.5
+    return torch.randn(n, d) * scale + 0.3
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return Reference.build(healthy(4000), healthy(4000, seed=1), canary=healthy(40, seed=2), dtype="bfloat16")
+
+
+def test_describes_the_held_out_rows(reference):
+    z = torch.nn.functional.normalize(healthy(4000, seed=1).double())
+    covariance = z.T.cov()
+    torch.testing.assert_close(reference.mean, z.mean(0), atol=1e-6, rtol=1e-5)
+    assert reference.total_variance == pytest.approx(float(covariance.trace()), rel=1e-5)
+    assert reference.band_energy.sum() == pytest.approx(reference.total_variance)
+    torch.testing.assert_close(reference.eigenvalues, torch.linalg.eigvalsh(covariance).flip(0), rtol=1e-3, atol=1e-8)
+    assert reference.bands == (1, 2, 4, 8, 16, 32)
+    assert reference.rows == 4000
+    assert (reference.dimension, reference.numerical_rank) == (32, 32)
+
+
+def test_basis_is_orthonormal_and_of_the_other_rows(reference):
+    torch.testing.assert_close(reference.basis.T @ reference.basis, torch.eye(32).double())
+    z = torch.nn.functional.normalize(healthy(4000).double())
+    energies = (reference.basis.T @ z.T.cov() @ reference.basis).diag()
+    assert (energies.diff() <= 1e-9).all()
+
+
+def test_survives_safetensors(reference):
+    again = Reference.from_tensors(load(save(reference.tensors())))
+    for name in ("mean", "basis", "band_energy", "eigenvalues", "canary"):
+        torch.testing.assert_close(getattr(again, name), getattr(reference, name), rtol=0, atol=0)
+    for name in ("bands", "rows", "dtype", "participation_ratio", "effective_rank", "total_variance"):
+        assert getattr(again, name) == getattr(reference, name)
+
+
+def test_without_a_canary_it_survives_too():
+    bare = Reference.build(healthy(100), healthy(100, seed=1))
+    assert Reference.from_tensors(bare.tensors()).canary is None
+
+
+def test_dead_units_do_not_get_a_band_of_their_own():
+    rows = healthy(2000)
+    rows[:, 10:] = 0
+    reference = Reference.build(rows[:1000], rows[1000:])
+    assert reference.bands == (1, 2, 4, 8, 32)
+    assert (reference.band_energy > 1e-4).all()
+    assert reference.numerical_rank == 10
+
+
+def test_bands_end_in_the_dimension():
+    assert log_bands(1) == (1,)
+    assert log_bands(6) == (1, 2, 4, 6)
+    assert log_bands(256) == (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    assert merged_bands(torch.tensor([0.0, 0.0, 0.0, 0.0]), 1e-9) == (4,)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mean": None}, "'mean' is missing"),
+        ({"basis": torch.zeros(3, 3)}, "basis has shape"),
+        ({"bands": torch.tensor([1, 2])}, "bands must rise to the dimension 32"),
+        ({"band_energy": torch.full((6,), float("nan"))}, "band_energy is not finite"),
+        ({"canary": torch.zeros(4, 3)}, "canary has shape"),
+        ({"dtype": torch.tensor(list(b"int8"), dtype=torch.uint8)}, "dtype 'int8'"),
+    ],
+)
+def test_damaged_tensors_are_refused_by_name(reference, change, message):
+    tensors = {k: v for k, v in (reference.tensors() | change).items() if v is not None}
+    with pytest.raises(ValueError, match=message):
+        Reference.from_tensors(tensors)
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(ValueError, match="held_out_rows: expected width 32, got 16"):
+        Reference.build(healthy(100), healthy(100, d=16))
+    with pytest.raises(ValueError, match="basis_rows: expected at least 32 finite rows, got 5"):
+        Reference.build(healthy(5), healthy(100))
+    with pytest.raises(ValueError, match="canary: expected width 32"):
+        Reference.build(healthy(100), healthy(100), canary=healthy(3, d=4))
+    with pytest.raises(ValueError, match="canary: expected finite"):
+        Reference.build(healthy(100), healthy(100), canary=torch.full((2, 32), float("nan")))
+    with pytest.raises(ValueError, match="dtype 'complex'"):
+        Reference.build(healthy(100), healthy(100), dtype="complex")
