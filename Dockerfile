@@ -1,15 +1,14 @@
-# The embedding service. CPU by default:   docker build -t fullrank .
-# CUDA from the plain registry:             docker build --build-arg TORCH_INDEX_URL=https://pypi.org/simple -t fullrank:cuda .
-# Whatever registry pip is set up for:      docker build --build-arg TORCH_INDEX_URL= -t fullrank .
+# The embedding service.     docker build -t fullrank .     with the CPU build of torch
+# TORCH says which torch, as in the Makefile:
+#   docker build --build-arg TORCH=torch -t fullrank .     the plain registry's, which is the CUDA build
 ARG PYTHON=3.11-slim
 
 FROM python:${PYTHON} AS build
-ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
-ARG TORCH_VERSION=2.13.0
+ARG TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /venv
 # From the largest and most stable layer to the smallest: torch, the other dependencies, the application.
-RUN /venv/bin/pip install ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} "torch==${TORCH_VERSION}"
+RUN /venv/bin/pip install ${TORCH}
 COPY pyproject.toml /src/
 RUN python -c "import tomllib; print(*tomllib.load(open('/src/pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > /src/requirements.txt \
  && /venv/bin/pip install -r /src/requirements.txt \

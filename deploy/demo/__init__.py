@@ -1,0 +1,1 @@
+"""make demo: a collapse, and the page it raises, with real parts."""
