@@ -1,0 +1,32 @@
+"""deploy/ is no installed package: the tests import it, and read its files, from the repository."""
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+PACKAGES = {"promtool": "prometheus", "prometheus": "prometheus", "amtool": "prometheus-alertmanager"}
+
+
+@pytest.fixture(scope="session")
+def tool() -> Callable[[str], str]:
+    """tool("promtool") is its path; the test is skipped where it is not installed."""
+
+    def find(name: str) -> str:
+        path = shutil.which(name)
+        if path is None:
+            pytest.skip(f"{name} is not on the PATH (Debian package {PACKAGES[name]})")
+        return path
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def deploy() -> Path:
+    """The folder deploy/."""
+    return ROOT / "deploy"
