@@ -114,6 +114,8 @@ def test_byol_without_stop_gradient_trains_both_sides() -> None:
     assert broken.target is broken.online
     whole = BYOL(small_encoder(), projection=8, hidden=16)
     assert sum(p.numel() for p in broken.parameters()) < sum(p.numel() for p in whole.parameters()) / 1.5
+    bare = BYOL(small_encoder(), predictor=False, stop_gradient=False, projector=False)
+    assert bare.online(views()).shape == (16, 32)
     broken(views()).backward()
     assert all(p.grad is not None for p in broken.online.parameters())
 

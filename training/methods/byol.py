@@ -19,7 +19,8 @@ def regression(prediction: Tensor, target: Tensor) -> Tensor:
 
 class BYOL(Method):
     """`predictor=False` and `stop_gradient=False` remove what keeps BYOL from collapsing; without stop-gradient the
-    target is the online network itself, so that the loss can be minimised from both sides."""
+    target is the online network itself, so that the loss can be minimised from both sides. A projector shields the
+    representation from most of the collapse behind it; `projector=False` lets it through."""
 
     def __init__(
         self,
@@ -28,12 +29,14 @@ class BYOL(Method):
         projection: int = 128,
         hidden: int = 512,
         momentum: float = 0.99,
+        projector: bool = True,
         predictor: bool = True,
         stop_gradient: bool = True,
     ) -> None:
         super().__init__(encoder)
-        self.projector: nn.Module = mlp(encoder.dimension, hidden, projection)
-        self.predictor: nn.Module = mlp(projection, hidden, projection) if predictor else nn.Identity()
+        width = projection if projector else encoder.dimension
+        self.projector: nn.Module = mlp(encoder.dimension, hidden, projection) if projector else nn.Identity()
+        self.predictor: nn.Module = mlp(width, hidden, width) if predictor else nn.Identity()
         self.momentum, self.stop_gradient = momentum, stop_gradient
         self.online = nn.Sequential(self.encoder, self.projector)
         self.target: nn.Module = copy.deepcopy(self.online).requires_grad_(False) if stop_gradient else self.online
