@@ -10,7 +10,6 @@ threshold, at the jackknife bound and not only at the estimate.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from fullrank.reference import Reference
 from fullrank.statistics import Canary, WindowStatistics
@@ -168,14 +167,3 @@ def _read(window: WindowStatistics, limit: Mapping[str, float], reference: Refer
             f"{reference.participation_ratio:.1f} {n} with every direction alive: the traffic is less varied",
         )
     return Verdict("healthy", f"variance, participation ratio and band profile are near the reference {n}")
-
-
-def to_json(value: Any) -> Any:
-    """NaN and infinity as None, all the way down: JSON has neither."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): to_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_json(item) for item in value]
-    return value

@@ -8,7 +8,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from fullrank.diagnosis import STATES
-from fullrank.monitor import FATES, Snapshot, SpectrumMonitor
+from fullrank.monitor import SpectrumMonitor
+from fullrank.snapshot import FATES, Snapshot
 
 Source = Callable[[], Iterable[tuple[str, str, SpectrumMonitor]]]
 

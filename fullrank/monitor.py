@@ -5,87 +5,27 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fullrank.diagnosis import Verdict, diagnose, thresholds, to_json
+from fullrank.diagnosis import diagnose, thresholds
 from fullrank.moments import Moments, merge
 from fullrank.reference import Reference, band_sums
 from fullrank.rows import ArrayLike, check_rows, unit
-from fullrank.statistics import Canary, WindowStatistics, measure, norm_histogram
+from fullrank.snapshot import Counters, Snapshot
+from fullrank.statistics import Canary, measure, norm_histogram
 from fullrank.window import Block, RecentKeys, Ring
 
 logger = logging.getLogger(__name__)
 
-FATES = ("sampled", "duplicate", "dropped", "nonfinite")
 GROUPS = 10
 # A refresh that takes long is made more rarely: at most this share of one core goes into refreshing.
 _DUTY = 0.05
-
-
-@dataclass
-class Counters:
-    """Totals since the start, for `rate()`: they only grow."""
-
-    rows: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FATES, 0))
-    trace_product: float = 0.0
-    frobenius_product: float = 0.0
-    band_energy: dict[int, float] = field(default_factory=dict)
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True, eq=False)
-class Snapshot:
-    """The monitor's statistics at `timestamp` (Unix seconds)."""
-
-    timestamp: float
-    dimension: int
-    windows: dict[float, WindowStatistics]
-    verdict: Verdict
-    thresholds: dict[str, float]
-    counters: Counters
-    canary: Canary | None
-    input_participation_ratio: float
-    reference: Reference | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able: NaN as None, eigenvalues as a list."""
-        ref = self.reference
-        windows = {}
-        for seconds, w in self.windows.items():
-            fields = {name: getattr(w, name) for name in w.__dataclass_fields__} | {
-                "eigenvalues": w.eigenvalues.tolist()
-            }
-            fields |= {"bands": [asdict(b) for b in w.bands], "head": asdict(w.head)}
-            windows[f"{seconds:g}"] = fields | {"participation_ratio": asdict(w.participation_ratio)}
-        value = {
-            "timestamp": self.timestamp,
-            "dimension": self.dimension,
-            "verdict": asdict(self.verdict),
-            "windows": windows,
-            "thresholds": self.thresholds,
-            "counters": asdict(self.counters),
-            "canary": self.canary and asdict(self.canary),
-            "input_participation_ratio": self.input_participation_ratio,
-            "reference": ref
-            and {
-                "participation_ratio": ref.participation_ratio,
-                "effective_rank": ref.effective_rank,
-                "total_variance": ref.total_variance,
-                "numerical_rank": ref.numerical_rank,
-                "rows": ref.rows,
-                "dtype": ref.dtype,
-                "eigenvalues": ref.eigenvalues.tolist(),
-                "band_energy": dict(zip(ref.bands, ref.band_energy.tolist(), strict=True)),
-            },
-        }
-        json: dict[str, Any] = to_json(value)
-        return json
 
 
 class SpectrumMonitor:
@@ -219,6 +159,34 @@ class SpectrumMonitor:
         with self._state:
             blocks = self._ring.within(seconds, self._clock())
             return merge([Moments(self.dimension, self._shift), *(block.moments for block in blocks)])
+
+    def state(self) -> dict[str, Tensor]:
+        """The windows as tensors, for safetensors: what `restore` takes after a restart; not the totals."""
+        with self._state:
+            return (
+                self._ring.tensors(self._clock()) | self._identity() | {"saved": torch.tensor([time.time()]).double()}
+            )
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Resume the windows of a `state`, as much older as the time since; rows observed before this call are
+        forgotten.
+
+        ValueError for a damaged state and for one of another dimension or reference: nothing spans two encoders.
+        """
+        for name, expected in self._identity().items():
+            if name not in tensors or not torch.equal(tensors[name], expected):
+                raise ValueError(f"state: {name!r} is missing or of another encoder")
+        if "saved" not in tensors:
+            raise ValueError("state: 'saved' is missing")
+        with self._state:
+            elapsed = max(0.0, time.time() - float(tensors["saved"]))
+            self._ring.load(tensors, self._clock() - elapsed)
+            self._open = []
+        self.flush()
+
+    def _identity(self) -> dict[str, Tensor]:
+        energy = torch.zeros(0) if self.reference is None else self.reference.band_energy
+        return {"dimension": torch.tensor([self.dimension]), "reference": energy}
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until everything observed so far is in the snapshot; False if that took over `timeout` seconds."""

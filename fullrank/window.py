@@ -2,10 +2,11 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from fullrank.moments import Moments
@@ -66,6 +67,31 @@ class Ring:
                 _, first = min(spans)
                 self.blocks[first].absorb(self.blocks.pop(first + 1))
             newest = oldest
+
+    def tensors(self, now: float) -> dict[str, Tensor]:
+        """The blocks as tensors named "0.sum", "0.scatter", ..., their times as ages."""
+        tensors: dict[str, Tensor] = {"blocks": torch.tensor([len(self.blocks)])}
+        for i, block in enumerate(self.blocks):
+            parts = {"ages": torch.tensor([now - block.start, now - block.end], dtype=torch.float64)}
+            parts |= {"energies": block.energies, "norms": block.norms, **block.moments.tensors()}
+            if block.inputs is not None:
+                parts |= {f"inputs.{name}": tensor for name, tensor in block.inputs.tensors().items()}
+            tensors |= {f"{i}.{name}": tensor.contiguous() for name, tensor in parts.items()}
+        return tensors
+
+    def load(self, tensors: Mapping[str, Tensor], now: float) -> None:
+        """Replace the blocks by saved ones, aged as they were at `now`. ValueError for a missing or damaged tensor."""
+        blocks = []
+        for i in range(int(tensors.get("blocks", torch.zeros(1)))):
+            parts = {name.removeprefix(f"{i}."): t for name, t in tensors.items() if name.startswith(f"{i}.")}
+            if not {"ages", "energies", "norms"} <= parts.keys():
+                raise ValueError(f"state: block {i} is incomplete")
+            start, end = (now - age for age in parts["ages"].tolist())
+            inputs = {name.removeprefix("inputs."): t for name, t in parts.items() if name.startswith("inputs.")}
+            descriptors = Moments.from_tensors(inputs) if inputs else None
+            moments = Moments.from_tensors(parts)
+            blocks.append(Block(start, end, moments, parts["energies"], parts["norms"], descriptors))
+        self.blocks = blocks
 
     def within(self, seconds: float, now: float) -> list[Block]:
         """The blocks all of whose rows arrived in the last `seconds`."""

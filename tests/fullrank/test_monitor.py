@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load, save
 
 from fullrank import Moments, Reference, SpectrumMonitor, measures
 
@@ -259,6 +260,40 @@ def test_moments_of_a_window_are_those_of_its_rows(monitor):
     torch.testing.assert_close(monitor.moments(300.0).covariance(), unit(rows_of(700)).T.cov(), rtol=1e-4, atol=1e-7)
     with pytest.raises(KeyError, match="window 7"):
         monitor.moments(7)
+
+
+def test_a_restart_resumes_its_window(monitor, reference, clock):
+    for i in range(4):
+        clock.now = 20.0 * i
+        monitor.observe(rows_of(256, i), inputs=rows_of(256, i)[:, :5])
+        monitor.flush(10)
+    saved = load(save(monitor.state()))
+    later = Clock()
+    later.now = 1e6  # another process, another clock
+    with SpectrumMonitor(D, reference, clock=later) as again:
+        again.restore(saved)
+        before, after = monitor.snapshot(), again.snapshot()
+        assert after.windows[300.0].rows == 1024
+        assert after.windows[300.0].participation_ratio == before.windows[300.0].participation_ratio
+        assert after.windows[300.0].bands == before.windows[300.0].bands
+        assert after.input_participation_ratio == before.input_participation_ratio
+        saved["saved"] -= 280.0  # the restart took that long
+        again.restore(saved)
+        assert [w.rows for w in again.snapshot().windows.values()] == [512, 1024]
+
+
+@pytest.mark.parametrize("name", ["dimension", "reference", "saved", "0.ages", "0.scatter"])
+def test_a_state_that_is_damaged_or_of_another_encoder_is_refused(monitor, reference, name):
+    monitor.observe(rows_of(256))
+    monitor.flush(10)
+    state = monitor.state()
+    del state[name]
+    with pytest.raises(ValueError, match=r"state|moments"):
+        monitor.restore(state)
+    assert monitor.snapshot().windows[300.0].rows == 256
+    other = Reference.build(rows_of(100, 1), rows_of(100, 2))
+    with SpectrumMonitor(D, other) as another, pytest.raises(ValueError, match="reference"):
+        another.restore(monitor.state())
 
 
 def test_snapshot_is_json(monitor):
