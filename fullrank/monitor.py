@@ -162,10 +162,9 @@ class SpectrumMonitor:
 
     def state(self) -> dict[str, Tensor]:
         """The windows as tensors, for safetensors: what `restore` takes after a restart; not the totals."""
+        saved = torch.tensor([time.time()], dtype=torch.float64)
         with self._state:
-            return (
-                self._ring.tensors(self._clock()) | self._identity() | {"saved": torch.tensor([time.time()]).double()}
-            )
+            return self._ring.tensors(self._clock()) | self._identity() | {"saved": saved}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Resume the windows of a `state`, as much older as the time since; rows observed before this call are
