@@ -1,6 +1,7 @@
 """The app factory, and the process around it."""
 
 import asyncio
+import functools
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -69,35 +70,39 @@ def create_app(settings: Settings, on_failure: Callable[[], None] = lambda: None
 class Server(uvicorn.Server):
     """uvicorn, but SIGTERM first turns readiness off and, after `drain_seconds`, ends listening."""
 
-    app: FastAPI
-    drain_seconds: float = 0.0
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self.service = service
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        service: Service = self.app.state.service
-        if service.phase in ("draining", "stopped") or not self.drain_seconds:
-            service.drain()
-            super().handle_exit(sig, frame)
-            return
-        service.drain()
-        stop = super().handle_exit
-        service.loop.call_soon_threadsafe(service.loop.call_later, self.drain_seconds, stop, sig, frame)
+        grace, first = self.service.settings.drain_seconds, self.service.phase not in ("draining", "stopped")
+        self.service.drain()
+        stop = functools.partial(super().handle_exit, sig, frame)
+        if grace and first:
+            self.service.loop.call_soon_threadsafe(self.service.loop.call_later, grace, stop)
+        else:
+            stop()
+
+
+def build_server(settings: Settings) -> Server:
+    """The server of one replica, not yet running; it ends by itself if its encoder cannot be loaded."""
+    app = create_app(settings, on_failure=lambda: setattr(server, "should_exit", True))
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        lifespan="on",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(settings.request_timeout) + 5,
+    )
+    server = Server(config, app.state.service)
+    return server
 
 
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, every accepted request answered. Raises RuntimeError if it cannot start."""
-    app = create_app(settings, on_failure=lambda: setattr(server, "should_exit", True))
-    server = Server(
-        uvicorn.Config(
-            app,
-            host=settings.host,
-            port=settings.port,
-            lifespan="on",
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=int(settings.request_timeout) + 5,
-        )
-    )
-    server.app, server.drain_seconds = app, settings.drain_seconds
+    server = build_server(settings)
     server.run()
-    if (failure := app.state.service.failure) is not None:
-        raise RuntimeError(failure)
+    if server.service.failure is not None:
+        raise RuntimeError(server.service.failure)

@@ -4,12 +4,12 @@ import asyncio
 import base64
 import logging
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -57,8 +57,8 @@ class Served:
     artifact: Artifact
     embedder: Embedder
     baseline: Artifact
-    monitor: SpectrumMonitor | None
     observer: Observer
+    monitor: SpectrumMonitor | None = None
     in_flight: int = 0
 
     @property
@@ -98,7 +98,8 @@ class Service:
         metrics.watch_pending(lambda: self.admission.pending, settings.max_pending_images)
         self._current: Served | None = None
         self._swapping = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._watch: asyncio.Task[None] | None = None
+        self._retiring: set[asyncio.Task[None]] = set()
 
     def open(self) -> None:
         """Start the threads; called on the event loop that everything else then runs on."""
@@ -111,12 +112,12 @@ class Service:
         """Load, warm up and check the configured encoder; ArtifactError if it cannot be trusted."""
         try:
             artifact = await asyncio.to_thread(artifacts.load, self.settings.encoder)
-            self._current = await self._prepare(artifact, artifact)
+            await self._put_in_service(await self._prepare(artifact), artifact)
         except Exception as error:
             self.failure = str(error)
             raise
         self.phase = "ready"
-        self._spawn(self._watch_canary())
+        self._watch = asyncio.create_task(self._watch_canary())
         log.info("serving %s@%s", self.current.name, self.current.revision)
 
     @property
@@ -238,17 +239,16 @@ class Service:
         async with self._swapping:
             try:
                 artifact = await asyncio.to_thread(artifacts.load, self._folder(name))
-                candidate = await self._prepare(artifact, previous.baseline if gate == "warn" else artifact)
+                candidate = await self._prepare(artifact)
             except artifacts.ArtifactError as error:
                 raise Problem(422, "bad_artifact", str(error), field="name") from error
             judgement = None
             if gate != "off":
                 judgement = await self.engine.call(gates.judge, candidate.embedder, artifact, previous.baseline)
             if judgement is not None and gate == "enforce" and not judgement.passed:
-                await self._retire(candidate)
                 raise Problem(409, "collapsed", f"{name} was not put in service: {judgement.reason}", field="name")
-            self._current = candidate
-            self._spawn(self._retire(previous))
+            await self._put_in_service(candidate, previous.baseline if gate == "warn" else artifact)
+            self._retiring.add(asyncio.create_task(self._retire(previous)))
         log.info("swapped %s@%s for %s@%s", previous.name, previous.revision, candidate.name, candidate.revision)
         return Swap(candidate, previous, judgement)
 
@@ -261,30 +261,33 @@ class Service:
             raise Problem(404, "no_such_encoder", f"no encoder called {name!r}; there are: {there}", field="name")
         return folder
 
-    async def _prepare(self, artifact: Artifact, baseline: Artifact) -> Served:
-        """An encoder ready to serve: on its device, warm, its canary as expected."""
+    async def _prepare(self, artifact: Artifact) -> Served:
+        """An encoder ready to serve: on its device, warm, its canary as expected. Raises ArtifactError otherwise."""
         settings = self.settings
         dtype = getattr(torch, settings.dtype)
         embedder = await self.engine.call(Embedder, artifact, settings.device, dtype, settings.max_batch)
         for size in sorted({1, settings.max_batch}):
             await self.engine.call(embedder.warm_up, (size,))
-        served = Served(artifact, embedder, baseline, self._monitor(artifact, baseline), self.observer)
+        served = Served(artifact, embedder, artifact, self.observer)
         if (cosine := await self.check_canary(served)) < settings.canary_min_cosine:
-            await self._retire(served)
             raise artifacts.ArtifactError(
                 f"{artifact.card.name}: its canary images give embeddings of cosine {cosine:.4f} with the stored ones, "
                 f"less than {settings.canary_min_cosine}: weights, preprocessing or precision are not what was exported"
             )
         return served
 
-    def _monitor(self, artifact: Artifact, baseline: Artifact) -> SpectrumMonitor | None:
-        settings = self.settings
-        if not settings.monitor:
-            return None
-        reference = gates.comparison(artifact, baseline)
-        return SpectrumMonitor(
-            artifact.card.dimension, reference=reference, windows=settings.windows, block_rows=settings.block_rows
-        )
+    async def _put_in_service(self, served: Served, baseline: Artifact) -> None:
+        """Switch to an encoder that is prepared, its recent traffic to be compared with the baseline's."""
+        settings, served.baseline = self.settings, baseline
+        if settings.monitor:
+            served.monitor = SpectrumMonitor(
+                served.artifact.card.dimension,
+                reference=gates.comparison(served.artifact, baseline),
+                windows=settings.windows,
+                block_rows=settings.block_rows,
+            )
+        self._current = served
+        await self.check_canary(served)
 
     async def _retire(self, served: Served) -> None:
         """End an encoder's monitor, after the requests admitted for it."""
@@ -313,11 +316,6 @@ class Service:
             except Exception:
                 log.exception("the canary images could not be embedded")
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     # ---- the end
 
     def drain(self) -> None:
@@ -327,11 +325,11 @@ class Service:
     async def close(self) -> None:
         """Answer what was admitted, then stop. Nothing new is admitted from here on."""
         self.phase = "stopped"
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._watch is not None:
+            self._watch.cancel()
         while self.admission.pending:
             await asyncio.sleep(0.01)
+        await asyncio.gather(*self._retiring)
         await self.engine.close()
         self._decoders.shutdown()
         await asyncio.to_thread(self.observer.close)

@@ -81,13 +81,24 @@ def _texts(images: Any, settings: Settings) -> list[Source]:
     return [Source(image, f"images[{index}]") for index, image in enumerate(images)]
 
 
+class _Parser(MultiPartParser):
+    """Starlette's, but it knows whether the body was whole: one cut short would lose images in silence."""
+
+    complete = False
+
+    def on_end(self) -> None:
+        self.complete = True
+
+
 async def _multipart(request: Request, settings: Settings) -> tuple[list[Source], dict[str, str]]:
     limit = settings.max_images_per_request
-    parser = MultiPartParser(request.headers, request.stream(), max_files=limit, max_fields=len(OPTIONS))
+    parser = _Parser(request.headers, request.stream(), max_files=limit, max_fields=len(OPTIONS))
     # Bodies are bounded already; a file on disk for each image above a megabyte would only cost time.
     parser.spool_max_size = settings.max_body_bytes
     try:
         form = await parser.parse()
+        if not parser.complete:
+            raise MultiPartException("it ends before its last boundary")
     except MultiPartException as error:
         if error.message.startswith("Too many files"):
             raise too_many(limit) from error

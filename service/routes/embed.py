@@ -9,6 +9,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
+from starlette.requests import ClientDisconnect
 
 from service import payload
 from service.access import Key, service_of
@@ -43,6 +44,8 @@ async def read_by(deadline: float, request: Request) -> payload.Payload:
     try:
         async with asyncio.timeout(deadline - time.monotonic()):
             return await payload.read(request, service_of(request).settings)
+    except ClientDisconnect:
+        raise gone() from None
     except TimeoutError:
         raise Problem(
             408, "body_timeout", "the body did not arrive before the request's deadline", field="body"
@@ -67,27 +70,32 @@ def deadline_of(request: Request, longest: float) -> float:
     return time.monotonic() + min(seconds, longest)
 
 
+def gone() -> Problem:
+    """What nobody reads: the client left. Its status shows in fullrank_requests_total."""
+    return Problem(CLIENT_CLOSED_REQUEST, "client_closed_request", "the client left before its answer")
+
+
 @asynccontextmanager
 async def until_disconnected(request: Request) -> AsyncIterator[None]:
     """Cancel the work inside as soon as the client is gone. The body must have been read."""
     work = asyncio.current_task()
     assert work is not None
-    gone = False
+    left = False
 
     async def watch() -> None:
-        nonlocal gone
+        nonlocal left
         message: Any = {}
         while message.get("type") != "http.disconnect":
             message = await request.receive()
-        gone = True
+        left = True
         work.cancel()
 
     watcher = asyncio.create_task(watch())
     try:
         yield
     except asyncio.CancelledError:
-        if gone and not work.uncancel():
-            raise Problem(CLIENT_CLOSED_REQUEST, "client_closed_request", "the client left") from None
+        if left and not work.uncancel():
+            raise gone() from None
         raise
     finally:
         watcher.cancel()

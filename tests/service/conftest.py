@@ -57,11 +57,14 @@ def write_encoder(folder: Path, seed: int, *, dead: int = 0, nan: bool = False) 
     """A random ResNet-18 of width 4; the first `dead` of its dimensions never fire, `nan` makes it overflow."""
     torch.manual_seed(seed)
     architecture = Architecture(name="resnet18", width=4, in_channels=1, stem="3x3")
-    encoder: ResNet = architecture.build().eval()
+    encoder: ResNet = architecture.build()
     with torch.no_grad():
         for module in encoder.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
-                module.bias.uniform_(-0.5, 0.5)
+                module.momentum = None
+        # Running statistics of real activations: random filters then spread images about as trained ones do.
+        encoder(torch.from_numpy(pictures(256, 3)[:, None]).float() / 63.75 - 2)
+        encoder.eval()
         state = encoder.state_dict()
         for name in ("downsample.1", "bn2"):
             state[f"layer4.0.{name}.weight"][:dead] = state[f"layer4.0.{name}.bias"][:dead] = 0
@@ -90,14 +93,14 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of encoders: alpha and beta (healthy), collapsed (one dimension left), broken (not finite)."""
     root = tmp_path_factory.mktemp("encoders")
     torch.set_num_threads(1)
-    write_encoder(root / "alpha", 1)
-    write_encoder(root / "beta", 2)
-    write_encoder(root / "collapsed", 3, dead=DIMENSION - 1)
+    write_encoder(root / "alpha", 2)
+    write_encoder(root / "beta", 3)
+    write_encoder(root / "collapsed", 1, dead=DIMENSION - 1)
     write_encoder(root / "broken", 4, nan=True)
     return root
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def settings(encoders: Path) -> Callable[..., Settings]:
     """Settings around alpha, with changes."""
 
@@ -108,7 +111,7 @@ def settings(encoders: Path) -> Callable[..., Settings]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def start(settings: Callable[..., Settings]) -> Start:
     """`async with start(**settings) as (client, service)`: a ready app over ASGI, no sockets."""
 
@@ -128,20 +131,28 @@ def start(settings: Callable[..., Settings]) -> Start:
     return run
 
 
+class Hold:
+    """A forward pass held up: `entered` is set when one waits, `release` lets it and all later ones go on."""
+
+    def __init__(self) -> None:
+        self.entered, self.release = threading.Event(), threading.Event()
+
+
 @contextmanager
-def held(served: Served) -> Iterator[threading.Event]:
-    """Hold every forward pass of an encoder until the event is set, or the block ends."""
-    release, embed = threading.Event(), served.embed
+def held(served: Served) -> Iterator[Hold]:
+    """Hold every forward pass of an encoder until released, or the block ends."""
+    hold, embed = Hold(), served.embed
 
     def wait_then_embed(pixels: np.ndarray) -> np.ndarray:
-        assert release.wait(20)
+        hold.entered.set()
+        assert hold.release.wait(20)
         return embed(pixels)
 
     served.embed = wait_then_embed  # type: ignore[method-assign]
     try:
-        yield release
+        yield hold
     finally:
-        release.set()
+        hold.release.set()
         served.embed = embed  # type: ignore[method-assign]
 
 
@@ -165,6 +176,6 @@ def error_of(response: httpx.Response, status: int, code: str) -> dict[str, Any]
     return error
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"

@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import io
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from models import artifact
 from models.embedder import Embedder, decode, normalize
+from service.core import Service
 from service.settings import Settings
 from tests.service.conftest import DIMENSION, Start, as_files, as_json, encoded, pictures
 
@@ -37,6 +38,12 @@ def expected(settings: Callable[..., Settings], images: list[bytes]) -> NDArray[
     return Embedder(loaded).embed(pixels).numpy()
 
 
+@pytest.fixture(scope="module")
+async def served(start: Start) -> AsyncIterator[tuple[httpx.AsyncClient, Service]]:
+    async with start(max_batch=4) as both:
+        yield both
+
+
 def unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     return normalize(torch.from_numpy(rows)).numpy()
 
@@ -55,23 +62,30 @@ def rows_of(response: httpx.Response) -> NDArray[np.float32]:
     return np.array(embeddings, np.float32)
 
 
-async def test_one_image_as_the_body(start: Start, images: list[bytes], expected: NDArray[np.float32]) -> None:
-    async with start() as (client, service):
-        for media in ("image/png", "image/anything", "application/octet-stream", "IMAGE/PNG; x=y"):
-            response = await client.post("/embed", content=images[0], headers={"content-type": media})
-            np.testing.assert_allclose(rows_of(response), unit(expected[:1]), atol=1e-6)
-        body = response.json()
-        assert (body["model"], body["revision"]) == (service.current.name, service.current.revision)
-        assert body["dimension"] == DIMENSION
-        assert response.headers["x-revision"] == service.current.revision
-        assert "forward;dur=" in response.headers["server-timing"]
+async def test_one_image_as_the_body(
+    served: tuple[httpx.AsyncClient, Service], images: list[bytes], expected: NDArray[np.float32]
+) -> None:
+    client, service = served
+    for media in ("image/png", "image/anything", "application/octet-stream", "IMAGE/PNG; x=y"):
+        response = await client.post("/embed", content=images[0], headers={"content-type": media})
+        np.testing.assert_allclose(rows_of(response), unit(expected[:1]), atol=1e-6)
+    body = response.json()
+    assert (body["model"], body["revision"]) == (service.current.name, service.current.revision)
+    assert body["dimension"] == DIMENSION
+    assert response.headers["x-revision"] == service.current.revision
+    assert "forward;dur=" in response.headers["server-timing"]
 
 
 @pytest.mark.parametrize("accept", ["*/*", "application/json", "application/x-npy", "application/octet-stream"])
 @pytest.mark.parametrize("form", ["multipart", "json", "data-uri"])
 @pytest.mark.parametrize("normalized", [True, False])
 async def test_every_form_in_and_out(
-    start: Start, images: list[bytes], expected: NDArray[np.float32], accept: str, form: str, normalized: bool
+    served: tuple[httpx.AsyncClient, Service],
+    images: list[bytes],
+    expected: NDArray[np.float32],
+    accept: str,
+    form: str,
+    normalized: bool,
 ) -> None:
     flag = {} if normalized else {"normalize": False}
     sent: dict[str, Any] = {"json": as_json(images, **flag)}
@@ -79,17 +93,17 @@ async def test_every_form_in_and_out(
         sent = {"files": as_files(images), "data": {key: str(value).lower() for key, value in flag.items()}}
     elif form == "data-uri":
         sent["json"]["images"] = ["data:image/png;base64," + text for text in sent["json"]["images"]]
-    async with start() as (client, _):
-        response = await client.post("/embed", headers={"accept": accept}, **sent)
+    client, _ = served
+    response = await client.post("/embed", headers={"accept": accept}, **sent)
     np.testing.assert_allclose(rows_of(response), unit(expected) if normalized else expected, rtol=1e-4, atol=1e-6)
 
 
 async def test_base64_rows_are_little_endian_float32(
-    start: Start, images: list[bytes], expected: NDArray[np.float32]
+    served: tuple[httpx.AsyncClient, Service], images: list[bytes], expected: NDArray[np.float32]
 ) -> None:
-    async with start() as (client, _):
-        by_field = await client.post("/embed", json=as_json(images, encoding_format="base64"))
-        by_query = await client.post("/embed?encoding_format=base64&normalize=false", files=as_files(images))
+    client, _ = served
+    by_field = await client.post("/embed", json=as_json(images, encoding_format="base64"))
+    by_query = await client.post("/embed?encoding_format=base64&normalize=false", files=as_files(images))
     assert isinstance(by_field.json()["embeddings"][0], str)
     np.testing.assert_allclose(rows_of(by_field), unit(expected), atol=1e-6)
     np.testing.assert_allclose(rows_of(by_query), expected, rtol=1e-4, atol=1e-6)
@@ -103,26 +117,28 @@ async def test_base64_rows_are_little_endian_float32(
         ("", "application/json"),
     ],
 )
-async def test_accept_is_honoured(start: Start, images: list[bytes], accept: str, media: str) -> None:
-    async with start() as (client, _):
-        response = await client.post(
-            "/embed", content=images[0], headers={"accept": accept, "content-type": "image/png"}
-        )
+async def test_accept_is_honoured(
+    served: tuple[httpx.AsyncClient, Service], images: list[bytes], accept: str, media: str
+) -> None:
+    client, _ = served
+    response = await client.post("/embed", content=images[0], headers={"accept": accept, "content-type": "image/png"})
     assert response.headers["content-type"] == media
 
 
 async def test_concurrent_requests_are_batched_and_answered_each_with_its_own(
-    start: Start, images: list[bytes], expected: NDArray[np.float32]
+    served: tuple[httpx.AsyncClient, Service], images: list[bytes], expected: NDArray[np.float32]
 ) -> None:
-    async with start(max_batch=4) as (client, service):
-        answers = await asyncio.gather(
-            *(client.post("/embed", files=as_files(images[i % 3 : 6])) for i in range(12)),
-            *(client.post("/embed", content=images[i], headers={"content-type": "image/png"}) for i in range(6)),
-        )
-        for i, answer in enumerate(answers):
-            wanted = expected[i % 3 :] if i < 12 else expected[i - 12 : i - 11]
-            np.testing.assert_allclose(rows_of(answer), unit(wanted), atol=2e-6)
-        sample = service.metrics.registry.get_sample_value
-        assert sample("fullrank_images_total") == 4 * (6 + 5 + 4) + 6
-        assert sample("fullrank_batches_total") < sample("fullrank_images_total") / 2
-        assert service.admission.pending == 0
+    client, service = served
+    sample = service.metrics.registry.get_sample_value
+    images_before, batches_before = sample("fullrank_images_total"), sample("fullrank_batches_total")
+    answers = await asyncio.gather(
+        *(client.post("/embed", files=as_files(images[i % 3 : 6])) for i in range(12)),
+        *(client.post("/embed", content=images[i], headers={"content-type": "image/png"}) for i in range(6)),
+    )
+    for i, answer in enumerate(answers):
+        wanted = expected[i % 3 :] if i < 12 else expected[i - 12 : i - 11]
+        np.testing.assert_allclose(rows_of(answer), unit(wanted), atol=2e-6)
+    images_after, batches_after = sample("fullrank_images_total"), sample("fullrank_batches_total")
+    assert images_after - images_before == 4 * (6 + 5 + 4) + 6
+    assert batches_after - batches_before < (images_after - images_before) / 2
+    assert service.admission.pending == 0
