@@ -1,4 +1,4 @@
-"""The front door: `fullrank train | evaluate | serve | embed | lab`. A room is imported when its command runs."""
+"""The front door: `fullrank train | evaluate | check | serve | embed | lab`; rooms are imported by their commands."""
 
 import json
 from dataclasses import replace
@@ -107,6 +107,35 @@ def evaluate(
     except (ArtifactError, DataError) as error:
         fail(error)
     _report(quality, f"{encoder} on {source}", as_json)
+
+
+@app.command()
+def check(
+    encoder: Annotated[Path, typer.Argument(help="The candidate's folder.")],
+    against: Annotated[Path | None, typer.Option(help="The incumbent's folder; without it, absolute floors.")] = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Refuse a collapsed or damaged encoder before it is deployed: exit 0 if it may serve, 1 if not.
+
+    Example: fullrank check models/pretrained/fashion-byol --against models/pretrained/fashion-directclr
+    """
+    from dataclasses import asdict
+
+    from models.artifact import ArtifactError, load
+    from models.embedder import Embedder
+    from service.gate import judge
+
+    try:
+        candidate, incumbent = load(encoder), load(against) if against else None
+        judgement = judge(Embedder(candidate, device), candidate, incumbent)
+    except (ArtifactError, ValueError) as error:
+        fail(error)
+    if as_json:
+        typer.echo(json.dumps(asdict(judgement), indent=2))
+    else:
+        typer.echo(f"{'pass' if judgement.passed else 'FAIL'}  {candidate.card.name}: {judgement.reason}")
+    raise typer.Exit(0 if judgement.passed else 1)
 
 
 @app.command()
