@@ -44,7 +44,7 @@ def service(folder: Path, port: int = 0, **settings: object) -> Iterator[str]:
     variables = {"host": "127.0.0.1", "port": port, **settings}
     environment = os.environ | {f"FULLRANK_{name.upper()}": str(value) for name, value in variables.items()}
     url = f"http://127.0.0.1:{port}"
-    with _process([sys.executable, "-c", SERVE], folder / f"service-{port}.log", f"{url}/readyz", environment):
+    with process([sys.executable, "-c", SERVE], folder / f"service-{port}.log", f"{url}/readyz", environment):
         yield url
 
 
@@ -72,6 +72,14 @@ class Prometheus:
         return json.loads(call(f"{self.url}/api/v1/{what}?{urllib.parse.urlencode(parameters)}"))["data"]
 
 
+def prometheus_binary() -> str:
+    """Its path. Raises StackError, naming the package, where there is none."""
+    path = shutil.which("prometheus")
+    if path is None:
+        raise StackError("there is no `prometheus` on the PATH; on Debian and Ubuntu: apt install prometheus")
+    return path
+
+
 @contextmanager
 def prometheus(
     folder: Path, targets: list[str], *, windows: dict[str, str] | None = None, alertmanagers: list[str] | None = None
@@ -80,9 +88,6 @@ def prometheus(
 
     `windows` maps a service's short windows to those the rules read, {"20s": "5m"}, so that the rules run unchanged.
     """
-    binary = shutil.which("prometheus")
-    if binary is None:
-        raise StackError("there is no `prometheus` on the PATH; on Debian and Ubuntu: apt install prometheus")
     relabel = [
         {"source_labels": ["window"], "regex": short, "target_label": "window", "replacement": long}
         for short, long in (windows or {}).items()
@@ -98,9 +103,9 @@ def prometheus(
     file.write_text(json.dumps(configuration, indent=2))  # JSON is YAML
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    command = [binary, f"--config.file={file}", f"--storage.tsdb.path={folder / 'tsdb'}"]
+    command = [prometheus_binary(), f"--config.file={file}", f"--storage.tsdb.path={folder / 'tsdb'}"]
     command += [f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn"]
-    with _process(command, folder / "prometheus.log", f"{url}/-/ready"):
+    with process(command, folder / "prometheus.log", f"{url}/-/ready"):
         yield Prometheus(url)
 
 
@@ -123,7 +128,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def _process(command: list[str], log: Path, ready: str, environment: dict[str, str] | None = None) -> Iterator[None]:
+def process(command: list[str], log: Path, ready: str, environment: dict[str, str] | None = None) -> Iterator[None]:
     """A child process that answers at `ready`; ended by SIGTERM on leaving."""
     with log.open("wb") as output:
         child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-PACKAGES = {"promtool": "prometheus", "prometheus": "prometheus", "amtool": "prometheus-alertmanager"}
+PACKAGES = {"promtool": "prometheus", "prometheus": "prometheus"}
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +20,7 @@ def tool() -> Callable[[str], str]:
     def find(name: str) -> str:
         path = shutil.which(name)
         if path is None:
-            pytest.skip(f"{name} is not on the PATH (Debian package {PACKAGES[name]})")
+            pytest.skip(f"{name} is not on the PATH (Debian package {PACKAGES.get(name, 'prometheus-alertmanager')})")
         return path
 
     return find
