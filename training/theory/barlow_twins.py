@@ -25,8 +25,8 @@ two goes with λd: the same balance at d outputs is λ = 0.0051·8192/d ≈ 42/d
 λ_c and Barlow Twins collapses like InfoNCE; with 42/d it does not. Between the two the rank rises smoothly, since
 encoders in between mix both choices; λ_c is the middle of a slope, not a cliff.
 
-The rescaled λ has a price. From a batch of B rows even independent outputs show Σ C_ij² ≈ d(d − 1)/B, so redundancy adds
-a noise of λd(d − 1)/B that does not carry information. With several layers this noise costs rank again (the picture's
+The rescaled λ has a price. From a batch of B rows even independent outputs show Σ C_ij² ≈ d(d − 1)/B, so redundancy
+adds a noise of λd(d − 1)/B that does not carry information. With several layers this noise costs rank again (the picture's
 third curve): what cures strong augmentation does not cure depth at the same step size and batch.
 
 ## What it means for someone serving embeddings
@@ -80,7 +80,8 @@ def correlation(first: Tensor, second: Tensor) -> Tensor:
 
     def standard(z: Tensor) -> Tensor:
         centred = z - z.mean(-2, keepdim=True)
-        return centred / centred.norm(dim=-2, keepdim=True)
+        scaled: Tensor = centred / centred.norm(dim=-2, keepdim=True)
+        return scaled
 
     return standard(first).mT @ standard(second)
 

@@ -95,7 +95,7 @@ def _parser(name: str, labs: list[Lab]) -> argparse.ArgumentParser:
             f"--{entry.name.replace('_', '-')}",
             type=kinds[entry.name],
             metavar="X" if numeric else "PATH",
-            help=f"{entry.metadata['help']} (default {entry.default!r}{domain})".replace("%", "%%"),
+            help=f"{entry.metadata['text']} (default {entry.default!r}{domain})".replace("%", "%%"),
         )
     parser.add_argument("--json", action="store_true", help="print the claims as JSON")
     where = "folder for NAME.png and NAME.json with the curves (default runs/lab)"

@@ -73,6 +73,7 @@ def spectral(of: Callable[[Tensor], Tensor]) -> Rule:
     """The rule F -> U diag(of(s)) Uᵀ; s (..., d) ascending."""
 
     def rule(f: Tensor) -> Tensor:
+        u: Tensor
         s, u = torch.linalg.eigh(f)
         return (u * of(s.clamp(min=0)).unsqueeze(-2)) @ u.mT
 
@@ -131,7 +132,8 @@ def run(given: Parameters) -> Result:
 
     def sizes(rule: Rule, frequency: int = given.frequency) -> Tensor:
         w, _ = follow(given, model, rule, start, until, frequency)
-        return torch.linalg.eigvalsh(w @ w.mT)
+        found: Tensor = torch.linalg.eigvalsh(w @ w.mT)
+        return found
 
     def farthest_size(what: str, formula: str, rule: Rule, expected: float) -> Claim:
         return about(what, formula, expected, farthest(sizes(rule), expected), 2e-3)

@@ -107,7 +107,8 @@ def assignment(given: Parameters, fraction: float, kind: Literal["pair", "all"])
 def spectrum(a: Tensor) -> Tensor:
     """Eigenvalues ν of BA, descending: those of the symmetric n^(-1/2) AᵀA n^(-1/2)."""
     root = a.sum(0).rsqrt()
-    return torch.linalg.eigvalsh(root[:, None] * (a.T @ a) * root).flip(0)
+    values: Tensor = torch.linalg.eigvalsh(root[:, None] * (a.T @ a) * root)
+    return values.flip(0)
 
 
 def loss(variant: Variant, a: Tensor, x: Tensor, y: Tensor, w: Tensor) -> Tensor:

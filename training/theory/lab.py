@@ -44,7 +44,7 @@ def parameter(
     default: Any, text: str, *, low: float = -math.inf, high: float = math.inf, open_low: bool = False
 ) -> Any:
     """A dataclass field with its help text and its domain [low, high], or (low, high] with `open_low`."""
-    return field(default=default, metadata={"help": text, "low": low, "high": high, "open_low": open_low})
+    return field(default=default, metadata={"text": text, "low": low, "high": high, "open_low": open_low})
 
 
 @dataclass(frozen=True)

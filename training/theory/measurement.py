@@ -108,7 +108,7 @@ def sampled_rank(eigenvalues: Tensor, n: int) -> float:
 
 def run(given: Parameters) -> Result:
     d, generator = given.dimension, given.generator()
-    rotation = torch.linalg.qr(normal(generator, d, d))[0]
+    rotation: Tensor = torch.linalg.qr(normal(generator, d, d))[0]
 
     def sample(spectrum: Tensor, n: int) -> Tensor:
         return normal(generator, n, d) * spectrum.sqrt() @ rotation.T

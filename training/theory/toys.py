@@ -18,6 +18,7 @@ def normal(generator: torch.Generator, *shape: int) -> Tensor:
 
 def orthogonal(generator: torch.Generator, dimension: int) -> Tensor:
     """A Haar-distributed (d, d) orthogonal matrix: QR of a Gaussian one, signs fixed by R's diagonal."""
+    q: Tensor
     q, r = torch.linalg.qr(normal(generator, dimension, dimension))
     return q * torch.sign(torch.diagonal(r))
 
