@@ -12,11 +12,11 @@ RUN /venv/bin/pip install ${TORCH}
 COPY pyproject.toml /src/
 RUN python -c "import tomllib; print(*tomllib.load(open('/src/pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > /src/requirements.txt \
  && /venv/bin/pip install -r /src/requirements.txt \
- # Headers, static libraries and torch's own tests serve those who compile against it.
- && rm -rf /venv/lib/python*/site-packages/torch/include /venv/lib/python*/site-packages/torch/test \
- && find /venv -name '*.a' -delete
+ # Headers, static libraries and compilers serve those who build against torch.
+ && rm -rf /venv/lib/python*/site-packages/torch/include \
+ && find /venv -type f \( -name '*.a' -o -path '*/torch/bin/*' ! -name torch_shm_manager \) -delete
 COPY . /src
-RUN /venv/bin/pip install --no-deps --target /app /src
+RUN /venv/bin/pip install --no-deps --target /app /src && /venv/bin/pip uninstall --yes --quiet pip
 
 FROM python:${PYTHON}
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin fullrank
