@@ -16,7 +16,7 @@ from service import errors
 from service.core import Service
 from service.metrics import Metrics
 from service.middleware import Edge
-from service.routes import admin, embed, operations
+from service.routes import admin, embed, openai, operations, statistics
 from service.settings import Settings
 from service.version import VERSION
 
@@ -31,11 +31,7 @@ def create_app(settings: Settings, on_failure: Callable[[], None] = lambda: None
     """
     metrics = Metrics(VERSION, torch.__version__, settings.device)
     service = Service(settings, metrics)
-    metrics.registry.register(
-        SpectrumCollector(
-            lambda: [(it.name, it.revision, it.monitor) for it in service.in_service() if it.monitor is not None]
-        )
-    )
+    metrics.registry.register(SpectrumCollector(service.monitors))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -62,7 +58,7 @@ def create_app(settings: Settings, on_failure: Callable[[], None] = lambda: None
     app.state.service = service
     app.add_middleware(Edge, service=service)
     errors.install(app)
-    for module in (embed, operations, admin):
+    for module in (embed, openai, statistics, operations, admin):
         app.include_router(module.router)
     return app
 
@@ -102,6 +98,7 @@ def build_server(settings: Settings) -> Server:
 
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, every accepted request answered. Raises RuntimeError if it cannot start."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s:     %(message)s")
     server = build_server(settings)
     server.run()
     if server.service.failure is not None:

@@ -25,6 +25,7 @@ from service.errors import Problem
 from service.metrics import Metrics
 from service.observer import Observer
 from service.settings import Gate, Settings
+from service.sidecar import Sidecar
 
 log = logging.getLogger("fullrank.service")
 Phase = Literal["starting", "ready", "draining", "stopped"]
@@ -96,6 +97,7 @@ class Service:
         self.failure: str | None = None
         self.admission = Admission(settings.max_pending_images)
         metrics.watch_pending(lambda: self.admission.pending, settings.max_pending_images)
+        self.sidecar = Sidecar(settings)
         self._current: Served | None = None
         self._swapping = asyncio.Lock()
         self._watch: asyncio.Task[None] | None = None
@@ -130,7 +132,13 @@ class Service:
             )
         return self._current
 
+    def monitors(self) -> list[tuple[str, str, SpectrumMonitor]]:
+        """(model, revision, monitor) of everything watched; called by scrapes, on any thread."""
+        served = [(it.name, it.revision, it.monitor) for it in self.in_service() if it.monitor is not None]
+        return [*served, *self.sidecar]
+
     def in_service(self) -> list[Served]:
+        """The encoder in service, or none yet."""
         return [self._current] if self._current is not None else []
 
     # ---- requests
@@ -333,6 +341,7 @@ class Service:
         await self.engine.close()
         self._decoders.shutdown()
         await asyncio.to_thread(self.observer.close)
+        await self.sidecar.close()
         for served in self.in_service():
             await self._retire(served)
 

@@ -40,8 +40,8 @@ async def read(request: Request, settings: Settings) -> Payload:
     media = request.headers.get("content-type", RAW).partition(";")[0].strip().lower()
     fields: dict[str, Any] = dict(request.query_params)
     if media == JSON:
-        fields |= _object(await request.body())
-        sources = _texts(fields.pop("images", None), settings)
+        fields |= json_object(await request.body())
+        sources = texts(fields.pop("images", None), settings, "images")
     elif media == "multipart/form-data":
         sources, options = await _multipart(request, settings)
         fields |= options
@@ -60,25 +60,27 @@ async def read(request: Request, settings: Settings) -> Payload:
     return Payload(sources, **_options(fields))
 
 
-def _object(body: bytes) -> dict[str, Any]:
+def json_object(body: bytes) -> dict[str, Any]:
+    """A JSON object's fields. Raises Problem 400 or 422."""
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise Problem(400, "malformed_json", f"the body is not JSON: {error}", field="body") from error
     if not isinstance(value, dict):
-        raise Problem(422, "invalid_field", 'the body must be a JSON object: {"images": [...]}', field="body")
+        raise Problem(422, "invalid_field", "the body must be a JSON object", field="body")
     return value
 
 
-def _texts(images: Any, settings: Settings) -> list[Source]:
+def texts(images: Any, settings: Settings, field: str) -> list[Source]:
+    """Images that came as a JSON list of base64 strings or data URIs in `field`. Raises Problem 422."""
     if not isinstance(images, list):
-        raise Problem(422, "invalid_field", "images must be a list of base64 strings or data URIs", field="images")
-    _check_count(len(images), settings)
+        raise Problem(422, "invalid_field", f"{field} must be a list of base64 strings or data URIs", field=field)
+    _check_count(len(images), settings, field)
     for index, image in enumerate(images):
         if not isinstance(image, str):
-            message = f"images[{index}] must be a base64 string or data URI, not {type(image).__name__}"
-            raise Problem(422, "invalid_field", message, field=f"images[{index}]")
-    return [Source(image, f"images[{index}]") for index, image in enumerate(images)]
+            message = f"{field}[{index}] must be a base64 string or data URI, not {type(image).__name__}"
+            raise Problem(422, "invalid_field", message, field=f"{field}[{index}]")
+    return [Source(image, f"{field}[{index}]") for index, image in enumerate(images)]
 
 
 class _Parser(MultiPartParser):
@@ -121,17 +123,18 @@ async def _multipart(request: Request, settings: Settings) -> tuple[list[Source]
     return sources, options
 
 
-def _check_count(images: int, settings: Settings) -> None:
+def _check_count(images: int, settings: Settings, field: str = "images") -> None:
     if not images:
-        raise Problem(422, "no_images", "there are no images; send at least one", field="images")
+        raise Problem(422, "no_images", "there are no images; send at least one", field=field)
     if images > settings.max_images_per_request:
-        raise too_many(settings.max_images_per_request, images)
+        raise too_many(settings.max_images_per_request, images, field)
 
 
-def too_many(limit: int, images: int | None = None) -> Problem:
+def too_many(limit: int, images: int | None = None, field: str = "images") -> Problem:
+    """More images than one request may hold."""
     count = f"{images} images" if images else "more images than that"
     message = f"at most {limit} images fit in one request, not {count}: split the request"
-    return Problem(422, "too_many_images", message, field="images")
+    return Problem(422, "too_many_images", message, field=field)
 
 
 def _options(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,10 +178,7 @@ def accepted(accept: str) -> Form:
 
 def encode(answer: Answer, payload: Payload, form: Form) -> Response:
     """The answer as JSON, .npy or bare little-endian float32 with its shape in X-Shape."""
-    rows: Rows = answer.rows
-    if payload.normalize:
-        rows = normalize(torch.from_numpy(rows)).numpy()
-    rows = np.ascontiguousarray(rows, dtype="<f4")
+    rows = rows_of(answer, normalized=payload.normalize)
     served = answer.served
     headers = {
         "X-Model": served.name,
@@ -196,3 +196,9 @@ def encode(answer: Answer, payload: Payload, form: Form) -> Response:
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, rows)
     return Response(buffer.getvalue(), headers=headers, media_type=NPY)
+
+
+def rows_of(answer: Answer, *, normalized: bool) -> Rows:
+    """The answer's rows, little-endian float32, as they leave."""
+    rows = normalize(torch.from_numpy(answer.rows)).numpy() if normalized else answer.rows
+    return np.ascontiguousarray(rows, dtype="<f4")

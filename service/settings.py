@@ -22,7 +22,9 @@ def available_cpus() -> int:
 class Settings(BaseSettings):
     """Settings of one replica. Each field `name` is read from the environment as `FULLRANK_NAME`."""
 
-    model_config = SettingsConfigDict(env_prefix="FULLRANK_", extra="forbid", validate_default=True)
+    model_config = SettingsConfigDict(
+        env_prefix="FULLRANK_", extra="forbid", env_ignore_empty=True, validate_default=True
+    )
 
     encoder: Path = Field(PRETRAINED / "fashion-directclr", description="Folder of the encoder served at start.")
     encoders_dir: Path = Field(
@@ -76,6 +78,7 @@ class Settings(BaseSettings):
     )
     block_rows: int = Field(256, ge=2, description="Rows in one block of the monitor's statistics.")
     monitor: bool = Field(True, description="Watch the embeddings at all.")
+    max_observed_models: int = Field(8, ge=0, description="Models that POST /observe may name; each has a monitor.")
     canary_period: float = Field(60.0, gt=0, description="Seconds between two re-embeddings of the canary images.")
     canary_min_cosine: float = Field(
         CANARY_COSINE,

@@ -3,9 +3,9 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -17,6 +17,7 @@ from service.errors import CLIENT_CLOSED_REQUEST, Problem
 from service.routes.schemas import EMBED_BODY, EMBED_RESPONSES
 
 router = APIRouter(tags=["embeddings"])
+T = TypeVar("T")
 
 
 @router.post("/embed", dependencies=[Key], openapi_extra=EMBED_BODY, responses=EMBED_RESPONSES, response_class=Response)
@@ -30,7 +31,7 @@ async def embed(request: Request) -> Response:
     service = service_of(request)
     deadline = deadline_of(request, service.settings.request_timeout)
     form = payload.accepted(request.headers.get("accept", ""))
-    asked = await read_by(deadline, request)
+    asked = await read_by(deadline, payload.read(request, service.settings))
     async with until_disconnected(request):
         answer = await service.embed(asked.sources, deadline)
     started = time.monotonic()
@@ -39,17 +40,15 @@ async def embed(request: Request) -> Response:
     return response
 
 
-async def read_by(deadline: float, request: Request) -> payload.Payload:
-    """The request's payload, before the deadline: Problem 408 for clients too slow to send it."""
+async def read_by(deadline: float, reading: Awaitable[T]) -> T:
+    """What a client sends before the deadline; Problem 408 if it is too slow to, 499 if it leaves."""
     try:
         async with asyncio.timeout(deadline - time.monotonic()):
-            return await payload.read(request, service_of(request).settings)
+            return await reading
     except ClientDisconnect:
         raise gone() from None
     except TimeoutError:
-        raise Problem(
-            408, "body_timeout", "the body did not arrive before the request's deadline", field="body"
-        ) from None
+        raise Problem(408, "body_timeout", "the body did not arrive before the deadline", field="body") from None
 
 
 def deadline_of(request: Request, longest: float) -> float:

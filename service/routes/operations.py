@@ -81,16 +81,6 @@ async def info(request: Request) -> Response:
     )
 
 
-@router.get("/spectrum", response_class=Response)
-async def spectrum(request: Request) -> Response:
-    """The last snapshot of recent traffic, the reference it is compared with, and the verdict."""
-    served = service_of(request).current
-    if served.monitor is None:
-        raise Problem(404, "not_monitored", "the monitor is off; set FULLRANK_MONITOR=true")
-    identity = {"model": served.name, "revision": served.revision, "compared_with": named(served)}
-    return as_json(identity | served.monitor.snapshot().to_dict())
-
-
 @router.get("/", response_class=HTMLResponse, include_in_schema=False)
 async def page() -> HTMLResponse:
     """The live spectrum."""

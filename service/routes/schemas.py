@@ -55,6 +55,52 @@ EMBED_BODY: dict[str, Any] = {
     },
 }
 
+OPENAI_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["model", "input"],
+                    "properties": {
+                        "model": {"type": "string", "description": "The served encoder's name, or name@revision."},
+                        "input": {
+                            "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
+                            "description": "Images as data URIs or base64.",
+                        },
+                        "encoding_format": _FLAGS["encoding_format"],
+                        "dimensions": {"type": "integer"},
+                        "user": {"type": "string"},
+                    },
+                },
+                "example": {"model": "fashion-directclr", "input": ["data:image/png;base64,iVBORw0KGgo..."]},
+            }
+        },
+    }
+}
+
+OBSERVE_BODY: dict[str, Any] = {
+    "parameters": [{"name": "model", "in": "query", "schema": {"type": "string"}, "description": "With a .npy body."}],
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/x-npy": _BINARY,
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["model", "rows"],
+                    "properties": {
+                        "model": {"type": "string"},
+                        "rows": {"type": "array", "items": {"type": "array", "items": {"type": "number"}}},
+                    },
+                },
+                "example": {"model": "their-encoder", "rows": [[0.1, -0.2, 0.3], [0.0, 0.4, -0.1]]},
+            },
+        },
+    },
+}
+
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorBody, "description": "The body cannot be read."},
     401: {"model": ErrorBody, "description": "A key is needed."},

@@ -131,6 +131,13 @@ def start(settings: Callable[..., Settings]) -> Start:
     return run
 
 
+@pytest.fixture(scope="session")
+async def shared(start: Start) -> AsyncIterator[tuple[httpx.AsyncClient, Service]]:
+    """One app for all tests that leave it as it was."""
+    async with start() as both:
+        yield both
+
+
 class Hold:
     """A forward pass held up: `entered` is set when one waits, `release` lets it and all later ones go on."""
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch
 from models import artifact
 from models.embedder import Embedder, normalize
 from service import gate
+from service.core import Service
 from service.settings import Settings
 from tests.service.conftest import Start, as_files, encoded, error_of, held, pending, pictures
 
@@ -117,9 +119,8 @@ async def test_requests_admitted_for_the_old_encoder_are_answered_after_the_swap
 
 
 @pytest.mark.parametrize("name", ["../alpha", "/etc", "..", ".", "", "a/b", "alpha\n", "alpha\x00", "a\\b", "é"])
-async def test_names_are_names_not_paths(start: Start, name: str) -> None:
-    async with start() as (client, _):
-        error_of(await client.post("/admin/encoders", json={"name": name}), 422, "invalid_field")
+async def test_names_are_names_not_paths(shared: tuple[httpx.AsyncClient, Service], name: str) -> None:
+    error_of(await shared[0].post("/admin/encoders", json={"name": name}), 422, "invalid_field")
 
 
 async def test_a_link_out_of_the_folder_is_no_encoder(start: Start, encoders: Path, tmp_path: Path) -> None:

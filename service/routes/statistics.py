@@ -1,0 +1,135 @@
+"""The monitor's state: the spectrum for all, rows in and exact moments out for the trusted."""
+
+import asyncio
+import io
+import math
+import re
+from typing import Annotated, Any
+
+import numpy as np
+import orjson
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
+from numpy.typing import NDArray
+from safetensors.torch import save
+
+from fullrank import SpectrumMonitor
+from service.access import Trust, service_of
+from service.core import Service
+from service.errors import Problem
+from service.payload import JSON, NPY
+from service.routes.schemas import ERRORS, OBSERVE_BODY
+from service.sidecar import REVISION
+
+router = APIRouter(tags=["statistics"])
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+MAX_DIMENSION = 2048  # a monitor holds some dozens of d x d matrices
+Model = Annotated[str | None, Query(description="A model known from POST /observe; without it, the served encoder.")]
+
+
+@router.get("/spectrum", response_class=Response)
+async def spectrum(request: Request, model: Model = None) -> Response:
+    """The last snapshot of recent traffic, the reference it is compared with, and the verdict. null: not known."""
+    identity, monitor = _monitored(service_of(request), model)
+    return Response(orjson.dumps(identity | monitor.snapshot().to_dict()), media_type=JSON)
+
+
+@router.get("/moments", response_class=Response, dependencies=[Trust], responses={403: ERRORS[401]})
+async def moments(request: Request, window: float | None = None, model: Model = None) -> Response:
+    """Exact moments of a window's unit-norm rows (default: the longest), as safetensors of float64.
+
+    `fullrank.Moments.from_tensors` reads them and `merge` adds those of several replicas: the figure of a fleet.
+    """
+    identity, monitor = _monitored(service_of(request), model)
+    seconds = monitor.windows[-1] if window is None else window
+    if seconds not in monitor.windows:
+        known = ", ".join(f"{it:g}" for it in monitor.windows)
+        raise Problem(
+            422, "invalid_field", f"window {seconds:g} is not kept; choose one of {known} (s)", field="window"
+        )
+    state = await asyncio.to_thread(monitor.moments, seconds)
+    metadata = {"model": identity["model"], "revision": identity["revision"], "window": f"{seconds:g}"}
+    return Response(save(state.tensors(), metadata), media_type="application/octet-stream")
+
+
+@router.post(
+    "/observe",
+    status_code=202,
+    response_class=Response,
+    dependencies=[Trust],
+    openapi_extra=OBSERVE_BODY,
+    responses={code: ERRORS[code] for code in (400, 401, 413, 415, 422)},
+)
+async def observe(request: Request) -> Response:
+    """Watch embeddings made elsewhere: JSON {"model", "rows"}, or a .npy file of (n, d) floats with ?model=NAME.
+
+    They get a monitor, metrics (revision "observed") and a spectrum of their own; the served encoder's are untouched.
+    """
+    service = service_of(request)
+    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    body = await request.body()
+    if media == NPY:
+        model, rows = request.query_params.get("model"), _from_npy(body)
+    elif media == JSON:
+        model, rows = _from_json(body)
+    else:
+        message = f"Content-Type {media!r} is not understood; send {NPY} or {JSON}"
+        raise Problem(415, "unsupported_media_type", message, field="Content-Type")
+    if not isinstance(model, str) or not re.fullmatch(NAME, model):
+        raise Problem(422, "invalid_field", "model must be a name of letters, digits, '.', '_', '-'", field="model")
+    if any(model == served.name for served in service.in_service()):
+        message = f"{model} is the encoder this service serves; observe others under another name"
+        raise Problem(409, "served_model", message, field="model")
+    service.sidecar.observe(model, rows)
+    return Response(orjson.dumps({"model": model, "rows": len(rows), "dimension": rows.shape[1]}), 202, media_type=JSON)
+
+
+def _monitored(service: Service, model: str | None) -> tuple[dict[str, Any], SpectrumMonitor]:
+    """Whose statistics these are, and their monitor."""
+    if model is not None and all(model != served.name for served in service.in_service()):
+        return {"model": model, "revision": REVISION, "compared_with": None}, service.sidecar.get(model)
+    served = service.current
+    if served.monitor is None:
+        raise Problem(404, "not_monitored", "the monitor is off; set FULLRANK_MONITOR=true")
+    baseline = served.baseline.card
+    compared = {"model": baseline.name, "revision": baseline.revision}
+    return {"model": served.name, "revision": served.revision, "compared_with": compared}, served.monitor
+
+
+def _from_json(body: bytes) -> tuple[Any, NDArray[np.float32]]:
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Problem(400, "malformed_json", f"the body is not JSON: {error}", field="body") from error
+    if not isinstance(value, dict) or value.keys() != {"model", "rows"}:
+        raise Problem(422, "invalid_field", 'the body must be {"model": name, "rows": [[...], ...]}', field="body")
+    try:
+        rows = np.array(value["rows"], np.float32)
+    except (ValueError, TypeError) as error:
+        raise Problem(
+            422, "invalid_field", f"rows must be lists of numbers of one length: {error}", field="rows"
+        ) from error
+    return value["model"], _checked(rows)
+
+
+def _from_npy(body: bytes) -> NDArray[np.float32]:
+    """Floats of a .npy file: no pickle, and no allocation beyond the bytes that came."""
+    file = io.BytesIO(body)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+    except ValueError as error:
+        raise Problem(422, "invalid_field", f"the body is no .npy file: {error}", field="body") from error
+    data = body[file.tell() :]
+    if dtype.kind != "f" or fortran or math.prod(shape) * dtype.itemsize != len(data):
+        message = f"expected C-ordered floats filling the file; its header says {dtype} {shape}"
+        raise Problem(422, "invalid_field", message, field="body")
+    return _checked(np.frombuffer(data, dtype).reshape(shape).astype(np.float32))
+
+
+def _checked(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    if rows.ndim != 2 or not 2 <= rows.shape[1] <= MAX_DIMENSION or not len(rows):
+        message = f"rows must be (n, d) with n >= 1 and 2 <= d <= {MAX_DIMENSION}, not of shape {rows.shape}"
+        raise Problem(422, "invalid_field", message, field="rows")
+    return rows
