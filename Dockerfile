@@ -12,8 +12,8 @@ RUN /venv/bin/pip install ${TORCH}
 COPY pyproject.toml /src/
 RUN python -c "import tomllib; print(*tomllib.load(open('/src/pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > /src/requirements.txt \
  && /venv/bin/pip install -r /src/requirements.txt \
- # Headers, static libraries and compilers serve those who build against torch.
- && rm -rf /venv/lib/python*/site-packages/torch/include \
+ # Headers, static libraries, compilers and test programs serve those who build against torch.
+ && rm -rf /venv/lib/python*/site-packages/torch/include /venv/lib/python*/site-packages/torch/test \
  && find /venv -type f \( -name '*.a' -o -path '*/torch/bin/*' ! -name torch_shm_manager \) -delete
 COPY . /src
 RUN /venv/bin/pip install --no-deps --target /app /src && /venv/bin/pip uninstall --yes --quiet pip
