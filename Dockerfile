@@ -29,6 +29,6 @@ WORKDIR /tmp
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 # Ready, not merely alive: weights loaded, warmed, canary passed.
-HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD ["python", "-c", \
+HEALTHCHECK --interval=10s --timeout=3s --start-period=120s --retries=3 CMD ["python", "-c", \
     "import os, urllib.request; urllib.request.urlopen(f'http://127.0.0.1:{os.environ[\"FULLRANK_PORT\"]}/readyz', timeout=2)"]
 CMD ["fullrank", "serve"]

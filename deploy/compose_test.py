@@ -98,7 +98,7 @@ def follow(services: list[str]) -> None:
     pictures = encoded(read_fashion_mnist(SAMPLE, "test").images)
     server, steps = Prometheus(PROMETHEUS), Steps()
     with stack(services):
-        steps.reached("the service is ready", lambda: b"ready" in call(f"{EMBED}/readyz"), 90)
+        steps.reached("the service is ready", lambda: b"ready" in call(f"{EMBED}/readyz"), 180)
         answer = json.loads(call(f"{EMBED}/embed", {"images": pictures[:2]}))
         print(f"          POST /embed: {len(answer['embeddings'])} rows of {answer['dimension']} by {answer['model']}")
         user = compose("exec", "-T", "embed", "id", "-u").strip()
