@@ -111,7 +111,7 @@ def follow(services: list[str]) -> None:
             steps.reached("its traffic is judged healthy", lambda: server.value(healthy) == 1, 240)
             swapped = json.loads(compose("exec", "-T", "embed", "python", "-c", SWAP))
             print(f"          swapped to {swapped['served']['model']}: {swapped['judgement']['reason']}", flush=True)
-            start = time.monotonic()
+            start = steps.mark = time.monotonic()
             firing: Callable[[], bool] = lambda: any(a["state"] == "firing" for a in server.alerts())  # noqa: E731
             steps.reached("an alert fires in Prometheus", firing, 360)
             received: Callable[[], Any] = lambda: json.loads(call(f"{ALERTMANAGER}/api/v2/alerts"))  # noqa: E731
