@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -136,6 +137,23 @@ async def test_bad_input_is_refused_and_the_service_goes_on(
     assert error["field"] == field
     assert (await client.post("/embed", content=GOOD, headers=PNG)).status_code == 200
     assert core.admission.pending == 0
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
+async def test_corrupted_images_are_never_our_fault(service: tuple[httpx.AsyncClient, Service], form: str) -> None:
+    rng = np.random.default_rng(zlib.crc32(form.encode()))
+    whole = encoded(pictures(1, size=40)[0], form)
+    statuses = set()
+    for _ in range(40):
+        data = bytearray(whole)
+        for _ in range(rng.integers(1, 8)):
+            data[rng.integers(len(data))] = rng.integers(256)
+        if rng.random() < 0.3:
+            del data[rng.integers(1, len(data)) :]
+        response = await service[0].post("/embed", content=bytes(data), headers=PNG)
+        statuses.add(response.status_code)
+    assert statuses <= {200, 422}
+    assert 422 in statuses
 
 
 async def test_limits_are_in_the_message(service: tuple[httpx.AsyncClient, Service]) -> None:
