@@ -1,6 +1,8 @@
 """The front door: `fullrank train | evaluate | check | serve | embed | lab`; rooms are imported by their commands."""
 
 import json
+import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -66,7 +68,13 @@ def train(
     chosen = replace(chosen, **{key: value for key, value in flags.items() if value is not None})
     chosen = replace(chosen, name=name or recipe, options=chosen.options | _options(option or []))
     run = Run(
-        out=out or Path("runs", chosen.name), data=data, limit=limit, device=device, threads=threads, resume=resume
+        out=out or Path("runs", chosen.name),
+        data=data,
+        limit=limit,
+        device=device,
+        threads=threads,
+        resume=resume,
+        command=shlex.join(["fullrank", *sys.argv[1:]]),
     )
     try:
         artifact = run_training(chosen, run)

@@ -41,6 +41,7 @@ class Run:
     device: str = "cpu"
     threads: int | None = None
     resume: bool = False
+    command: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,9 @@ def train(recipe: Recipe, run: Run, console: Console | None = None) -> Artifact:
         console.print(_line(record), soft_wrap=True)
     projection = Spectrum.of(trainer.project(Embedder(trainer.artifact(), run.device).embed(test.images)))
     with console.status("measuring the encoder and writing its reference"):
-        artifact = export(trainer.artifact(), split.fit, split.held_out, images, test, projection, run.out / "encoder")
+        artifact = export(
+            trainer.artifact(run.command), split.fit, split.held_out, images, test, projection, run.out / "encoder"
+        )
     console.print(f"{run.out / 'encoder'}: {json.dumps(artifact.card.quality)}")
     return artifact
 
@@ -165,9 +168,10 @@ class Trainer:
         self.method.step((step + 1) / total_steps)
         return value
 
-    def artifact(self) -> Artifact:
-        """The encoder as it is now, without a reference."""
+    def artifact(self, command: str = "") -> Artifact:
+        """The encoder as it is now, without a reference; `command` made it."""
         source = SOURCES[self.recipe.data]
+        training = json.loads(json.dumps(asdict(self.recipe), default=lambda model: model.model_dump()))
         card = EncoderCard(
             name=self.recipe.name,
             architecture=self.recipe.architecture,
@@ -175,7 +179,7 @@ class Trainer:
                 size=source.size, resize="stretch", channels=source.channels, mean=source.mean, std=source.std
             ),
             dimension=self.method.encoder.dimension,
-            training=json.loads(json.dumps(asdict(self.recipe), default=lambda model: model.model_dump())),
+            training=training | {"command": command},
         )
         return Artifact(card, self.method.encoder)
 
