@@ -210,6 +210,17 @@ def rivals(bench: Bench, rows: Tensor) -> dict[str, float]:
     }
 
 
+def rounding(bench: Bench) -> str:
+    """What serving in bfloat16 adds to the rows, beside the floor that is meant to cover it."""
+    served = unit(Embedder(bench.artifact, dtype=torch.bfloat16).embed(bench.images))
+    eigenvalues = torch.linalg.eigvalsh((served - bench.clean).double().T.cov())
+    floor = measures.noise_floor(torch.bfloat16, bench.dimension)
+    return (
+        f"bfloat16 noise: {float(eigenvalues.mean()):.1e} a direction, median {float(eigenvalues.median()):.1e}; "
+        f"{int((eigenvalues > floor).sum())} of {bench.dimension} directions above the floor of {floor:.1e}"
+    )
+
+
 def nulls(bench: Bench, n: int) -> list[Tensor]:
     """Healthy traffic of three kinds."""
     return [bench.draw(bench.clean, n), bench.sessions(n), bench.drift(n)]
@@ -248,6 +259,7 @@ def main() -> None:
             print(
                 f"  {kind:<8}" + "".join(f"{group} {counts[kind, group]:<4}" for group in ("model", "traffic", "none"))
             )
+    print("\n" + rounding(bench))
     blocks = alarms_seen = 0
     for law in range(3):
         now = [0.0]
