@@ -1,7 +1,7 @@
 # Every target sets up .venv by itself. TORCH chooses the build of torch to install first, for example
-#   make serve TORCH="torch --index-url https://download.pytorch.org/whl/cpu"    the CPU build, small
-#   make serve TORCH="torch --index-url https://download.pytorch.org/whl/cu130"  a CUDA build
-TORCH   ?= torch
+#   make serve TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"    the CPU build, small
+#   make serve TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130"  another CUDA build
+TORCH   ?= torch==2.13.0
 PYTHON  ?= python3
 HOST    ?= 127.0.0.1
 PORT    ?= 8000
