@@ -126,10 +126,8 @@ class Service:
     def current(self) -> Served:
         """The encoder in service; Problem 503 while there is none."""
         if self._current is None:
-            self.metrics.rejected["unready"].inc()
-            raise Problem(
-                503, "starting", "the encoder is still loading; GET /readyz says when it serves", headers=retry(1)
-            )
+            message = self.failure or "the encoder is still loading; GET /readyz says when it serves"
+            raise Problem(503, "failed" if self.failure else "starting", message, headers=retry(1))
         return self._current
 
     def monitors(self) -> list[tuple[str, str, SpectrumMonitor]]:
@@ -149,9 +147,10 @@ class Service:
         Raises Problem: 422 for a bad image, 429 when full, 503 while starting or stopped, 504 past the deadline,
         500 when an embedding is not finite.
         """
+        if self._current is None or self.phase == "stopped":
+            self.metrics.rejected["unready"].inc(len(sources))
         served = self.current
         if self.phase == "stopped":
-            self.metrics.rejected["unready"].inc(len(sources))
             raise Problem(503, "draining", "this replica is shutting down; send the request again", headers=retry(1))
         with self._admit(len(sources), served):
             started = time.monotonic()

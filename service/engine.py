@@ -73,18 +73,17 @@ class Engine:
             self._scheduled = False
         if batch := self.queue.take():
             self._schedule()
-            self._run(batch)
+            try:
+                self._run(batch)
+            except Exception as error:
+                log.exception("a batch of %d requests failed", len(batch))
+                self._loop.call_soon_threadsafe(_fail, [part.job for part in batch], error)
 
     def _run(self, batch: list[Part]) -> None:
         encoder: Encoder = batch[0].job.encoder
         pixels = batch[0].pixels if len(batch) == 1 else np.concatenate([part.pixels for part in batch])
         started = time.monotonic()
-        try:
-            rows = embed_splitting(encoder, pixels)
-        except Exception as error:
-            log.exception("a forward pass of %d images failed", len(pixels))
-            self._loop.call_soon_threadsafe(_fail, [part.job for part in batch], error)
-            return
+        rows = embed_splitting(encoder, pixels)
         seconds = time.monotonic() - started
         complete, start = [], 0
         for part in batch:

@@ -47,7 +47,9 @@ class Metrics:
         rejected = Counter("fullrank_rejected_images", "Images not embedded, by reason.", ["reason"], registry=r)
         self.rejected = {reason: rejected.labels(reason) for reason in REJECTIONS}
         self.unobserved = Counter(
-            "fullrank_unobserved_images", "Embedded images that the monitor's queue had no room for.", registry=r
+            "fullrank_unobserved_images",
+            "Embedded images that never reached the monitor: its queue was full, or it refused them.",
+            registry=r,
         )
         Info("fullrank_build", "Versions that made these figures.", registry=r).info(
             {"version": version, "torch": torch_version, "device": device}

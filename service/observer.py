@@ -1,6 +1,7 @@
 """From answered images to the monitor, on a thread of its own: hashing and thumbnails never delay an answer."""
 
 import hashlib
+import logging
 import os
 import queue
 import threading
@@ -12,6 +13,7 @@ from fullrank import SpectrumMonitor
 from service.batching import Pixels, Rows
 from service.metrics import Metrics
 
+log = logging.getLogger("fullrank.service")
 THUMBNAIL = 8
 _BACKLOG = 64  # batches: seconds of traffic, a few megabytes
 
@@ -27,7 +29,7 @@ def thumbnails(pixels: Pixels) -> NDArray[np.float32]:
 
 
 class Observer:
-    """Feeds monitors from a bounded backlog; what does not fit is counted in fullrank_unobserved_images_total."""
+    """Feeds monitors from a bounded backlog; what it cannot take is counted in fullrank_unobserved_images_total."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -63,5 +65,9 @@ class Observer:
             monitor, pixels, rows = item
             try:
                 monitor.observe(rows, keys=self.keys(pixels), inputs=thumbnails(pixels))
+            except Exception:
+                # The thread must outlive a bad batch: without it the monitor would fall silent.
+                log.exception("%d rows could not be observed", len(rows))
+                self._metrics.unobserved.inc(len(rows))
             finally:
                 self._backlog.task_done()

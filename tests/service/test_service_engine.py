@@ -10,6 +10,7 @@ import torch
 from service.batching import Pixels, Rows
 from service.engine import Engine
 from service.metrics import Metrics
+from service.observer import Observer
 
 pytestmark = pytest.mark.anyio
 
@@ -69,6 +70,30 @@ async def test_a_failing_batch_fails_its_jobs_and_no_other(metrics: Metrics) -> 
     assert isinstance(results[1], RuntimeError)
     assert [results[i].rows.item() for i in (0, 2)] == [1, 3]
     await engine.close()
+
+
+async def test_an_observer_that_fails_stops_nothing(metrics: Metrics) -> None:
+    engine, encoder = Engine(1, 1, metrics), Sums()
+    encoder.answered = lambda pixels, rows: 1 / 0  # type: ignore[assignment,method-assign,return-value]
+    for value in (1, 2):
+        assert (await engine.embed(encoder, images(value))).rows.item() == value
+    await engine.close()
+
+
+async def test_a_monitor_that_refuses_rows_does_not_end_the_observer(metrics: Metrics) -> None:
+    observer, seen = Observer(metrics), []
+
+    class Monitor:
+        def observe(self, rows: Rows, keys: object, inputs: object) -> None:
+            if rows[0, 0] < 0:
+                raise ValueError("negative")
+            seen.append(rows[0, 0])
+
+    for value in (-1, 5):
+        observer.put(Monitor(), np.zeros((1, 1, 8, 8), np.uint8), np.full((1, 2), value, np.float32))  # type: ignore[arg-type]
+    observer.close()
+    assert seen == [5]
+    assert metrics.registry.get_sample_value("fullrank_unobserved_images_total") == 1
 
 
 async def test_a_batch_too_large_for_memory_is_split(metrics: Metrics) -> None:

@@ -81,7 +81,8 @@ async def test_while_starting_it_is_503_and_alive(settings: Any) -> None:
             response = await client.get(path)
             error_of(response, 503, "starting")
             assert response.headers["retry-after"] == "1"
-        error_of(await client.post("/embed", files=as_files(IMAGES[:1])), 503, "starting")
+        error_of(await client.post("/embed", files=as_files(IMAGES[:3])), 503, "starting")
+        assert rejected(app.state.service, "unready") == 3
         assert (await client.get("/metrics")).status_code == 200
 
 
