@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fullrank import SpectrumMonitor
 from models import artifact as artifacts
@@ -60,6 +61,7 @@ class Served:
     baseline: Artifact
     observer: Observer
     monitor: SpectrumMonitor | None = None
+    canary: Tensor | None = None  # (m, d), what the canary images embedded to last
     in_flight: int = 0
 
     @property
@@ -114,7 +116,7 @@ class Service:
         """Load, warm up and check the configured encoder; ArtifactError if it cannot be trusted."""
         try:
             artifact = await asyncio.to_thread(artifacts.load, self.settings.encoder)
-            await self._put_in_service(await self._prepare(artifact), artifact)
+            self._put_in_service(await self._prepare(artifact), artifact)
         except Exception as error:
             self.failure = str(error)
             raise
@@ -254,7 +256,7 @@ class Service:
                 judgement = await self.engine.call(gates.judge, candidate.embedder, artifact, previous.baseline)
             if judgement is not None and gate == "enforce" and not judgement.passed:
                 raise Problem(409, "collapsed", f"{name} was not put in service: {judgement.reason}", field="name")
-            await self._put_in_service(candidate, previous.baseline if gate == "warn" else artifact)
+            self._put_in_service(candidate, previous.baseline if gate == "warn" else artifact)
             self._retiring.add(asyncio.create_task(self._retire(previous)))
         log.info("swapped %s@%s for %s@%s", previous.name, previous.revision, candidate.name, candidate.revision)
         return Swap(candidate, previous, judgement)
@@ -283,7 +285,7 @@ class Service:
             )
         return served
 
-    async def _put_in_service(self, served: Served, baseline: Artifact) -> None:
+    def _put_in_service(self, served: Served, baseline: Artifact) -> None:
         """Switch to an encoder that is prepared, its recent traffic to be compared with the baseline's."""
         settings, served.baseline = self.settings, baseline
         if settings.monitor:
@@ -293,8 +295,8 @@ class Service:
                 windows=settings.windows,
                 block_rows=settings.block_rows,
             )
+            _record(served.monitor, served.canary)
         self._current = served
-        await self.check_canary(served)
 
     async def _retire(self, served: Served) -> None:
         """End an encoder's monitor, after the requests admitted for it."""
@@ -310,8 +312,9 @@ class Service:
             return 1.0
         job = await self.engine.embed(served, canary.images.numpy(), observed=False)
         rows = torch.from_numpy(job.rows)
-        if served.monitor is not None and served.monitor.reference is not None:
-            served.monitor.record_canary(rows)
+        served.canary = rows
+        if served.monitor is not None:
+            _record(served.monitor, rows)
         cosines = torch.nn.functional.cosine_similarity(rows.double(), canary.embeddings.double())
         return float(cosines.nan_to_num(nan=-1.0).min())
 
@@ -343,6 +346,11 @@ class Service:
         await self.sidecar.close()
         for served in self.in_service():
             await self._retire(served)
+
+
+def _record(monitor: SpectrumMonitor, canary: Tensor | None) -> None:
+    if canary is not None and monitor.reference is not None and monitor.reference.canary is not None:
+        monitor.record_canary(canary)
 
 
 def to_bytes(source: Source) -> bytes:

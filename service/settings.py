@@ -42,8 +42,8 @@ class Settings(BaseSettings):
         None,
         min_length=8,
         description="Bearer key asked of every route that embeds, observes or administers. Without one those that "
-        "administer or reveal state answer on loopback only; behind a proxy on the same host, which all seems to come from, "
-        "set one.",
+        "administer or reveal state answer on loopback only. Set one behind a proxy on the same host: all "
+        "requests then seem to come from there.",
     )
 
     device: str = Field("cpu", description="Torch device: cpu, cuda, cuda:1.")
