@@ -26,8 +26,8 @@ two goes with λd: the same balance at d outputs is λ = 0.0051·8192/d ≈ 42/d
 encoders in between mix both choices; λ_c is the middle of a slope, not a cliff.
 
 The rescaled λ has a price. From a batch of B rows even independent outputs show Σ C_ij² ≈ d(d − 1)/B, so redundancy
-adds a noise of λd(d − 1)/B that does not carry information. With several layers this noise costs rank again (the picture's
-third curve): what cures strong augmentation does not cure depth at the same step size and batch.
+adds a noise of λd(d − 1)/B that does not carry information. With several layers this noise costs rank again (the
+picture's third curve): what cures strong augmentation does not cure depth at the same step size and batch.
 
 ## What it means for someone serving embeddings
 

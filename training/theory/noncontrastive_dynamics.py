@@ -191,7 +191,8 @@ def parts(given: Parameters) -> tuple[list[Claim], Panel]:
     )
     generator, eye = given.generator(), torch.eye(given.dimension, dtype=F64)
     flat = torch.full((d,), noise, dtype=F64)
-    start = normal(generator, d, d) / d**0.5 + eye
+    sizes = torch.linspace(0.8, 1.6, d, dtype=F64) / rate**0.5  # inside the basin, in no common basis with W_p
+    start = orthogonal(generator, d) * sizes @ orthogonal(generator, d)
     half = normal(generator, d, d) / d**0.5
     predictor = 0.5 * (eye + half @ half.T / 2)
     traces: dict[str, list[float]] = {}

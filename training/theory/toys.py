@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from fullrank.measures import effective_rank
 from torch import Tensor
+
+from fullrank.measures import effective_rank
 
 F64 = torch.float64
 

@@ -15,7 +15,7 @@ ELSEWHERE: dict[str, list[dict[str, Any]]] = {
     ],
     "strong-augmentation": [
         {"amplitude": 1.0, "dimension": 24, "noisy": 6, "variance": 2.0},
-        {"amplitude": 5.0, "dimension": 12, "noisy": 9, "variance": 0.5},
+        {"amplitude": 3.0, "dimension": 12, "noisy": 9, "variance": 0.5},
     ],
     "implicit-regularization": [{"depth": 3, "dimension": 24}, {"depth": 2, "noise": 0.05, "dimension": 12}],
     "projector": [{"kept": 4, "dimension": 24}, {"kept": 20, "dimension": 28, "noise": 0.1}],
