@@ -1,7 +1,7 @@
 """From statistics to a verdict: which of the known ways of going wrong do these embeddings show?
 
-An effective rank alone pages on harmless narrow traffic (one class only reads 0.4 of the reference) and sleeps
-through half of the units dying (0.85). The profile of band energies against the reference tells them apart: narrow
+An effective rank alone pages on harmless narrow traffic, which can halve it, and sleeps through half of the units
+dying, which may hardly move it. The profile of band energies against the reference tells them apart: narrow
 traffic lowers the head and leaves the tail near 1; a subspace that is gone puts the tail at 0; foreign images, wrong
 preprocessing and damaged weights lift it. An alarm needs effect and significance: an effect size beyond the
 threshold, at the jackknife bound and not only at the estimate.

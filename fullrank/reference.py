@@ -64,7 +64,7 @@ class Reference:
         _add_units(held_out, as_rows(held_out_rows, d, name="held_out_rows"), "held_out_rows")
         basis = torch.linalg.eigh(basis_moments.covariance()).eigenvectors.flip(1)
         covariance = held_out.covariance()
-        energies = torch.einsum("ik,ij,jk->k", basis, covariance, basis)
+        energies = (covariance @ basis * basis).sum(0)
         bands = merged_bands(energies, noise_floor(_dtype(dtype), d))
         eigenvalues = torch.linalg.eigvalsh(covariance).flip(0).clamp(min=0)
         images = None if canary is None else unit(as_rows(canary, d, name="canary")).float()

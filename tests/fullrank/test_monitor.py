@@ -257,7 +257,7 @@ def test_moments_of_a_window_are_those_of_its_rows(monitor):
     assert monitor.moments().count == 0
     monitor.observe(rows_of(700))
     monitor.flush(10)
-    torch.testing.assert_close(monitor.moments(300.0).covariance(), unit(rows_of(700)).T.cov(), rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(monitor.moments(300.0).covariance(), unit(rows_of(700)).T.cov(), rtol=1e-4, atol=1e-7)
     with pytest.raises(KeyError, match="window 7"):
         monitor.moments(7)
 
