@@ -135,7 +135,7 @@ def process(command: list[str], log: Path, ready: str, environment: dict[str, st
     try:
         if not wait(lambda: child.poll() is not None or _answers(ready), 90) or child.poll() is not None:
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-            raise StackError(f"{Path(command[0]).name} did not come up; the end of {log}:\n{tail}")
+            raise StackError(f"{Path(command[0]).name} did not come up within 90 s; the end of {log}:\n{tail}")
         yield
     finally:
         child.terminate()
