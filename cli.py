@@ -166,7 +166,10 @@ def serve(
         settings = Settings(**{key: value for key, value in given.items() if value is not None})
     except ValidationError as error:
         fail("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()), 2)
-    run_service(settings)
+    try:
+        run_service(settings)
+    except RuntimeError as error:
+        fail(error)
 
 
 @app.command()

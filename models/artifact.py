@@ -194,8 +194,7 @@ def _read_tensors(root: Path, name: str, expected: str) -> dict[str, Tensor]:
 def _read_encoder(root: Path, card: EncoderCard) -> ResNet:
     path = root / WEIGHTS
     weights = _read_tensors(root, WEIGHTS, card.files[WEIGHTS])
-    with torch.device("meta"):
-        encoder = card.architecture.build()
+    encoder = card.architecture.build()
     if encoder.dimension != card.dimension:
         _refuse(root / CARD, f"dimension is {card.dimension}, but this architecture has {encoder.dimension}")
     expected = encoder.state_dict()

@@ -58,7 +58,8 @@ def decode(data: bytes, preprocessing: Preprocessing, *, max_pixels: int = MAX_P
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise ImageError("image_too_large", f"the image declares too many pixels: {error}") from error
+        message = f"the image declares far more than the limit of {max_pixels} pixels in all: scale it down first"
+        raise ImageError("image_too_large", message) from error
     except UnidentifiedImageError as error:
         raise ImageError("not_an_image", f"the bytes are no image in a known format ({', '.join(FORMATS)})") from error
     # Pillow's decoders meet hostile bytes with whatever exception comes first; all of them mean a damaged file.
