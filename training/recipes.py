@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from models.artifact import Architecture
@@ -53,7 +53,8 @@ def fashion_directclr() -> Recipe:
 
 
 def fashion_byol() -> Recipe:
-    return _fashion("byol", momentum=0.99)
+    """At the others' learning rate of 0.2 the representation shrank to an effective rank of 7 of 256 in four epochs."""
+    return replace(_fashion("byol", momentum=0.996), learning_rate=0.05, weight_decay=4e-4)
 
 
 def _cifar10(method: str, **options: Any) -> Recipe:
