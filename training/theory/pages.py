@@ -78,7 +78,8 @@ def write(folder: Path, names: list[str]) -> None:
         (folder / f"{name}.md").write_text(page(lab, result))
         picture(lab, result, folder / f"{name}.png")
         print(f"{name}: {sum(claim.holds for claim in result.claims)} of {len(result.claims)} claims hold", flush=True)
-    index = "\n".join(f"- [{find(name).title}]({name}.md) (`fullrank lab {name}`)" for name in NAMES)
+    written = [name for name in NAMES if (folder / f"{name}.md").exists()]
+    index = "\n".join(f"- [{find(name).title}]({name}.md) (`fullrank lab {name}`)" for name in written)
     (folder / "README.md").write_text(f"{INTRODUCTION}\n{index}\n")
 
 
