@@ -43,6 +43,7 @@ def train(
     name: Annotated[str | None, typer.Option(help="Name of the encoder. [the recipe's]")] = None,
     device: Device = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [torch's choice]")] = None,
+    init: Annotated[Path | None, typer.Option(help="Start from this encoder's weights.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the run folder's checkpoint.")] = False,
     as_json: AsJson = False,
     show: Annotated[bool, typer.Option("--list", help="List the recipes and stop.")] = False,
@@ -74,6 +75,7 @@ def train(
         device=device,
         threads=threads,
         resume=resume,
+        init=init,
         command=shlex.join(["fullrank", *sys.argv[1:]]),
     )
     try:

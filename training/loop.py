@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Generator, Tensor
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from models.artifact import Artifact, EncoderCard, Preprocessing
+from models.artifact import Artifact, EncoderCard, Preprocessing, load
 from models.embedder import Embedder
 from training.data import SOURCES, DataError, ImageSet
 from training.evaluate import Spectrum, knn_accuracy
@@ -33,7 +33,7 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run reads and writes, and on what it computes."""
+    """Where a run reads and writes, on what it computes, and the encoder artifact it starts from, if any."""
 
     out: Path
     data: Path | None = None
@@ -41,6 +41,7 @@ class Run:
     device: str = "cpu"
     threads: int | None = None
     resume: bool = False
+    init: Path | None = None
     command: str = ""
 
 
@@ -77,7 +78,7 @@ def train(recipe: Recipe, run: Run, console: Console | None = None) -> Artifact:
             f" at least {recipe.batch_size} (one batch) and {LEAST_HELD_OUT} are needed: raise --limit"
         )
 
-    trainer = Trainer(recipe, split, run.device)
+    trainer = Trainer(recipe, split, run.device, load(run.init) if run.init else None)
     run.out.mkdir(parents=True, exist_ok=True)
     checkpoint, log = run.out / "checkpoint.pt", run.out / "log.jsonl"
     if checkpoint.exists():
@@ -104,11 +105,15 @@ def train(recipe: Recipe, run: Run, console: Console | None = None) -> Artifact:
 class Trainer:
     """A method, its optimiser and its data on one device; everything that a checkpoint has to hold."""
 
-    def __init__(self, recipe: Recipe, split: Split, device: str = "cpu") -> None:
+    def __init__(self, recipe: Recipe, split: Split, device: str = "cpu", init: Artifact | None = None) -> None:
         torch.manual_seed(recipe.seed)
         source = SOURCES[recipe.data]
         self.recipe, self.split, self.device = recipe, split, torch.device(device)
         encoder = recipe.architecture.build()
+        if init is not None:
+            if init.card.architecture != recipe.architecture:
+                raise TrainingError(f"{init.card.name} is {init.card.architecture}, not {recipe.architecture}")
+            encoder.load_state_dict(init.encoder.state_dict())
         try:
             method = METHODS[recipe.method](encoder, **recipe.options)
         except TypeError as error:
