@@ -56,7 +56,7 @@ def _main(argv: list[str]) -> int:
             with console.status(f"{lab.name} ..."):
                 result = lab.run(settings)
         except Diverged as error:
-            console.print(f"[bold red]{lab.name} diverged[/]: {error}", highlight=False)
+            console.print(f"{lab.name} diverged: {error}", style="bold red", highlight=False, markup=False)
             documents.append({"lab": lab.name, "holds": False, "diverged": str(error)})
             failed = True
             continue
@@ -86,6 +86,7 @@ def _parser(name: str, labs: list[Lab]) -> argparse.ArgumentParser:
         description=labs[0].title if len(labs) == 1 else "Every lab, then one table.",
         epilog=f"example: fullrank lab {name} {example}",
         allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # the example stays on one line, to be copied
     )
     kinds = get_type_hints(shared)
     for entry in fields(shared):
@@ -110,7 +111,7 @@ def _write(lab: Lab, settings: Settings, result: Result, seconds: float, out: Pa
     try:
         picture(lab, result, out / f"{lab.name}.png")
     except PictureError as error:
-        console.print(f"no picture: {error}", highlight=False)
+        console.print(f"no picture: {error}", highlight=False, markup=False)
 
 
 if __name__ == "__main__":
