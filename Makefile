@@ -8,7 +8,7 @@ PORT    ?= 8000
 ENCODER ?= models/pretrained/fashion-directclr
 BIN     := .venv/bin
 
-.PHONY: serve test soak demo bench lint types clean
+.PHONY: serve test soak demo compose-test bench lint clean
 
 serve: .venv/serve
 	$(BIN)/fullrank serve --encoder $(ENCODER) --host $(HOST) --port $(PORT)
@@ -27,6 +27,9 @@ lint: .venv/dev
 
 demo: .venv/serve
 	$(BIN)/python -m deploy.demo
+
+compose-test: .venv/serve
+	$(BIN)/python -m deploy.compose_test
 
 bench: .venv/dev
 	$(BIN)/python -m benchmarks

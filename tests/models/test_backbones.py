@@ -15,14 +15,12 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameter_counts_are_the_published_ones(name: str) -> None:
-    with torch.device("meta"):
-        encoder = ResNet(name)  # type: ignore[arg-type]
+    encoder = ResNet(name)  # type: ignore[arg-type]
     assert sum(p.numel() for p in encoder.parameters()) == PUBLISHED[name]
 
 
 def test_names_are_torchvisions() -> None:
-    with torch.device("meta"):
-        names = ResNet("resnet50").state_dict().keys()
+    names = ResNet("resnet50", width=2).state_dict().keys()
     for expected in (
         "conv1.weight",
         "bn1.running_var",

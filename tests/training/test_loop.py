@@ -14,6 +14,7 @@ from models.artifact import Architecture, load
 from models.embedder import Embedder, normalize
 from training.data import SAMPLE, DataError
 from training.loop import Run, TrainingError, train
+from training.methods import METHODS
 from training.recipes import RECIPES, Recipe, recipe
 
 QUIET = Console(file=io.StringIO())
@@ -106,11 +107,20 @@ def test_unknown_options_and_recipes_are_named(tmp_path: Path) -> None:
 
 
 def test_every_recipe_builds_its_method() -> None:
-    from training.methods import METHODS
-
     for name in RECIPES:
         chosen = recipe(name)
         assert chosen.name == name
-        with torch.device("meta"):
-            method = METHODS[chosen.method](chosen.architecture.build(), **chosen.options)
+        method = METHODS[chosen.method](chosen.architecture.build(), **chosen.options)
         assert method.encoder.dimension >= 256
+
+
+def test_a_run_can_start_from_an_encoder(finished: Path, tmp_path: Path) -> None:
+    """At a learning rate of almost nothing the weights stay those of the encoder it started from."""
+    out = tmp_path / "run"
+    start = finished / "encoder"
+    changed = train(replace(small(learning_rate=1e-12), epochs=1), Run(out, data=SAMPLE, init=start), QUIET)
+    before = load(start).encoder.state_dict()["layer4.1.conv2.weight"]
+    torch.testing.assert_close(changed.encoder.state_dict()["layer4.1.conv2.weight"], before, rtol=0, atol=1e-6)
+    with pytest.raises(TrainingError, match="not name='resnet18' width=32"):
+        train(replace(recipe("fashion-directclr"), epochs=1), Run(tmp_path / "wide", data=SAMPLE, init=start), QUIET)
+    assert not (tmp_path / "wide").exists()

@@ -1,0 +1,73 @@
+"""The encoders we ship are what we say they are, on the sample that lies beside them."""
+
+from pathlib import Path
+
+import pytest
+
+import models
+from models.artifact import Artifact, load
+from models.embedder import Embedder
+from training.data import SAMPLE, ImageSet, read_fashion_mnist
+from training.evaluate import Spectrum, evaluate_pixels, knn_accuracy
+
+PRETRAINED = Path(models.__file__).parent / "pretrained"
+DEFAULT = "fashion-directclr"
+HEALTHY = (DEFAULT, "fashion-byol")
+COLLAPSED = "fashion-collapsed"
+
+
+@pytest.fixture(scope="module")
+def sample() -> tuple[ImageSet, ImageSet]:
+    return read_fashion_mnist(SAMPLE, "train"), read_fashion_mnist(SAMPLE, "test")
+
+
+@pytest.fixture(scope="module")
+def artifacts() -> dict[str, Artifact]:
+    return {name: load(PRETRAINED / name) for name in (*HEALTHY, COLLAPSED)}
+
+
+def test_nothing_else_is_shipped_and_nothing_is_heavy(artifacts: dict[str, Artifact]) -> None:
+    assert {path.name for path in PRETRAINED.iterdir()} == set(artifacts)
+    for name, artifact in artifacts.items():
+        assert artifact.card.name == name
+        assert artifact.canary is not None
+        assert artifact.canary.licence == "MIT"
+        assert sum(path.stat().st_size for path in (PRETRAINED / name).iterdir()) < 15e6
+        assert (PRETRAINED / name / "log.jsonl").read_text().count("\n") == artifact.card.training["epochs"]
+        assert artifact.card.training["command"].startswith("fullrank train fashion-")
+
+
+def test_with_few_labels_training_pays_and_collapse_costs(
+    artifacts: dict[str, Artifact], sample: tuple[ImageSet, ImageSet]
+) -> None:
+    """A bank of 100 images a class: the default encoder, raw pixels, the collapsed encoder, five points apart."""
+    train, test = sample
+    knn = {"pixels": evaluate_pixels(train, test)["knn"]}
+    for name, artifact in artifacts.items():
+        bank, queries = (Embedder(artifact).embed(part.images) for part in sample)
+        knn[name] = knn_accuracy(bank, train.labels, queries, test.labels)
+    assert knn[DEFAULT] > knn["pixels"] + 0.05
+    assert knn["pixels"] > knn[COLLAPSED] + 0.05
+    assert knn["fashion-byol"] > knn[COLLAPSED] + 0.05
+
+
+def test_the_collapsed_encoder_has_a_fifth_of_the_rank(
+    artifacts: dict[str, Artifact], sample: tuple[ImageSet, ImageSet]
+) -> None:
+    rank, collapsed = (
+        Spectrum.of(Embedder(artifacts[name]).embed(sample[1].images)).participation_ratio
+        for name in (DEFAULT, COLLAPSED)
+    )
+    assert collapsed <= 0.2 * rank
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_references_describe_images_nobody_trained_on(
+    name: str, artifacts: dict[str, Artifact], sample: tuple[ImageSet, ImageSet]
+) -> None:
+    """The reference's held-out split against the test set's sample: the same law, so nearly the same spectrum."""
+    reference = artifacts[name].reference
+    assert reference is not None
+    spectrum = Spectrum.of(Embedder(artifacts[name]).embed(sample[1].images))
+    assert spectrum.participation_ratio == pytest.approx(reference.participation_ratio, rel=0.1)
+    assert spectrum.total_variance == pytest.approx(reference.total_variance, rel=0.05)
