@@ -130,7 +130,12 @@ def test_a_run_log_is_read_and_judged(tmp_path: Path, capsys: pytest.CaptureFixt
     assert found["holds"] is False
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in DOCS.glob("*.md") if path.stem != "README"))
+def test_the_committed_pages_are_those_of_the_labs() -> None:
+    for ending in ("md", "png"):
+        assert {path.stem for path in DOCS.glob(f"*.{ending}")} - {"README"} == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_committed_page_is_its_labs_own(name: str) -> None:
     text = (DOCS / f"{name}.md").read_text()
     for part in body(find(name)):
