@@ -79,22 +79,20 @@ class Spectrum:
 def evaluate(artifact: Artifact, train: ImageSet, test: ImageSet, device: str = "cpu") -> dict[str, Any]:
     """kNN of the served embedding (bank: `train`, queries: `test`) and the spectrum of the test set's embeddings."""
     embedder = Embedder(artifact, device)
-    bank, queries = embedder.embed_arrays(train.images), embedder.embed_arrays(test.images)
-    return {
-        "knn": round(knn_accuracy(bank, train.labels, queries, test.labels), 4),
-        "knn_bank": len(train),
-        "knn_queries": len(test),
-        **Spectrum.of(queries).summary(),
-    }
+    return _quality(embedder.embed_arrays(train.images), train.labels, embedder.embed_arrays(test.images), test.labels)
 
 
 def evaluate_pixels(train: ImageSet, test: ImageSet) -> dict[str, Any]:
     """The same table's row for no encoder at all: raw pixels in [0, 1], flattened."""
     bank, queries = train.images.flatten(1).float() / 255, test.images.flatten(1).float() / 255
+    return _quality(bank, train.labels, queries, test.labels)
+
+
+def _quality(bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor) -> dict[str, Any]:
     return {
-        "knn": round(knn_accuracy(bank, train.labels, queries, test.labels), 4),
-        "knn_bank": len(train),
-        "knn_queries": len(test),
+        "knn": round(knn_accuracy(bank, bank_labels, queries, labels), 4),
+        "knn_bank": len(bank),
+        "knn_queries": len(queries),
         **Spectrum.of(queries).summary(),
     }
 

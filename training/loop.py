@@ -18,7 +18,7 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 from models.artifact import Artifact, EncoderCard, Preprocessing, load
 from models.embedder import Embedder
 from training.data import SOURCES, DataError, ImageSet
-from training.evaluate import Spectrum, knn_accuracy
+from training.evaluate import Spectrum, knn_accuracy, load_data
 from training.export import export
 from training.methods import METHODS, Method
 from training.recipes import Recipe
@@ -66,9 +66,7 @@ def train(recipe: Recipe, run: Run, console: Console | None = None) -> Artifact:
     console = console or Console(stderr=True)
     if run.threads:
         torch.set_num_threads(run.threads)
-    source = SOURCES[recipe.data]
-    folder = run.data or source.default
-    images, test = source.read(folder, "train"), source.read(folder, "test")
+    images, test = load_data(recipe.data, run.data)
     if run.limit:
         images = images.take(slice(0, run.limit))
     split = Split.of(images, min(recipe.held_out, len(images) // 5), recipe.seed)
