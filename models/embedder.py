@@ -44,16 +44,7 @@ def decode(data: bytes, preprocessing: Preprocessing, *, max_pixels: int = MAX_P
         raise ImageError("empty_image", "the image is empty (0 bytes); send the bytes of an image file")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise ImageError(
-                    "image_too_large",
-                    f"the image is {width} x {height} pixels; the limit is {max_pixels} in all: scale it down first",
-                )
-            if min(width, height) < MIN_SIDE:
-                raise ImageError(
-                    "image_too_small", f"the image is {width} x {height} pixels; each side needs at least {MIN_SIDE}"
-                )
+            _check_size(*image.size, max_pixels)
             return prepare(image, preprocessing)
     except ImageError:
         raise
@@ -65,6 +56,24 @@ def decode(data: bytes, preprocessing: Preprocessing, *, max_pixels: int = MAX_P
     # Pillow's decoders meet hostile bytes with whatever exception comes first; all of them mean a damaged file.
     except Exception as error:
         raise ImageError("damaged_image", f"the image is truncated or damaged: {error}") from error
+
+
+def resize(pixels: Pixels, preprocessing: Preprocessing, *, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """(1 or 3, h, w) uint8 of any size -> (channels, size, size), as a file of these pixels would be. Or ImageError."""
+    size = preprocessing.size
+    if pixels.shape == (preprocessing.channels, size, size):
+        return pixels
+    _check_size(pixels.shape[2], pixels.shape[1], max_pixels)
+    return prepare(to_image(torch.from_numpy(pixels)), preprocessing)
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        message = f"the image is {width} x {height} pixels; the limit is {max_pixels} in all: scale it down first"
+        raise ImageError("image_too_large", message)
+    if min(width, height) < MIN_SIDE:
+        message = f"the image is {width} x {height} pixels; each side needs at least {MIN_SIDE}"
+        raise ImageError("image_too_small", message)
 
 
 def prepare(image: Image.Image, preprocessing: Preprocessing) -> Pixels:

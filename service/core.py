@@ -18,7 +18,7 @@ from torch import Tensor
 from fullrank import SpectrumMonitor
 from models import artifact as artifacts
 from models.artifact import Artifact
-from models.embedder import Embedder, ImageError, decode
+from models.embedder import Embedder, ImageError, decode, resize
 from service import gate as gates
 from service.batching import Admission, OverloadError, Pixels, Rows
 from service.engine import Engine
@@ -35,9 +35,12 @@ CHUNK = 8  # images decoded in one go: long enough to be worth a thread's wake-u
 
 @dataclass(frozen=True)
 class Source:
-    """An encoded image as it came, base64 if it is text, and the field of the request to blame for it."""
+    """An image as it came and the field of the request to blame for it.
 
-    data: bytes | str
+    bytes are an encoded file, text is base64 of one, an array is (1 or 3, h, w) uint8 pixels.
+    """
+
+    data: bytes | str | Pixels
     field: str
 
 
@@ -229,7 +232,10 @@ class Service:
         images = []
         for source in sources:
             try:
-                images.append(decode(to_bytes(source), preprocessing, max_pixels=limit))
+                if isinstance(source.data, np.ndarray):
+                    images.append(resize(source.data, preprocessing, max_pixels=limit))
+                else:
+                    images.append(decode(to_bytes(source.data, source.field), preprocessing, max_pixels=limit))
             except ImageError as error:
                 raise Problem(422, error.code, str(error), field=source.field) from error
         return images
@@ -353,28 +359,22 @@ def _record(monitor: SpectrumMonitor, canary: Tensor | None) -> None:
         monitor.record_canary(canary)
 
 
-def to_bytes(source: Source) -> bytes:
+def to_bytes(data: bytes | str, field: str) -> bytes:
     """The image's bytes, decoded from base64 or a data URI where they came as text. Raises Problem 422."""
-    if isinstance(source.data, bytes):
-        return source.data
-    text = source.data
+    if isinstance(data, bytes):
+        return data
+    text = data
     if text[:5].lower() == "data:":
         header, comma, text = text.partition(",")
         if not comma or not header.lower().endswith(";base64"):
-            raise Problem(422, "bad_base64", "a data URI must read data:<type>;base64,<data>", field=source.field)
+            raise Problem(422, "bad_base64", "a data URI must read data:<type>;base64,<data>", field=field)
     elif text[:8].lower().startswith(("http://", "https://")):
-        raise Problem(
-            422, "no_urls", "this service fetches no URLs; send the image's bytes as base64", field=source.field
-        )
+        raise Problem(422, "no_urls", "this service fetches no URLs; send the image's bytes as base64", field=field)
     try:
         return base64.b64decode(text, validate=True)
     except ValueError as error:
-        raise Problem(
-            422,
-            "bad_base64",
-            f"not base64 ({error}); encode the image's bytes with the standard alphabet",
-            field=source.field,
-        ) from error
+        message = f"not base64 ({error}); encode the image's bytes with the standard alphabet"
+        raise Problem(422, "bad_base64", message, field=field) from error
 
 
 def retry(seconds: int) -> dict[str, str]:
