@@ -1,10 +1,28 @@
 """What every method is: an encoder, a loss over two views, and something to do after each optimiser step."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import NotRequired, TypedDict
 
 from torch import Tensor, nn
 
 from models.backbones import ResNet
+
+
+class ParameterGroup(TypedDict):
+    """Parameters that one set of optimiser settings applies to."""
+
+    params: list[nn.Parameter]
+    lr_scale: NotRequired[float]
+    """Multiplies the run's learning rate; 1 if absent."""
+    constant_lr: NotRequired[bool]
+    """Keep the learning rate at its peak after the warm-up (SimSiam's predictor); false if absent."""
+    weight_decay: NotRequired[float]
+    """Replaces the run's weight decay."""
+
+
+def trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    return [p for p in parameters if p.requires_grad]
 
 
 class Method(nn.Module, ABC):
@@ -32,3 +50,11 @@ class Method(nn.Module, ABC):
 
     def step(self, progress: float) -> None:
         """Called after every optimiser step, with progress through the run in [0, 1]."""
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """What the optimiser trains, every trainable parameter in exactly one group."""
+        return [{"params": trainable(self.parameters())}]
+
+    def watch(self) -> dict[str, list[float] | float]:
+        """What this method adds to an epoch's log record; finite numbers only."""
+        return {}
