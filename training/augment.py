@@ -1,97 +1,209 @@
 """Views: batched augmentation on the device, with every random draw made per image.
 
-torchvision and kornia either draw one set of parameters for a whole batch or loop in Python; here a crop, a resize
-and a flip are one affine `grid_sample`, and each colour operation is one tensor expression over the batch.
+torchvision draws one set of parameters for a whole batch and kornia loops in Python; here a crop, a resize and a flip
+are one affine `grid_sample`, each colour operation is one expression over the batch, and a Gaussian blur is two small
+matrix products. All of a view's randomness is drawn on the CPU, a few numbers an image, and moved in one copy: the same
+seed gives the same views on any device, and drawing never waits for an accelerator.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+ATTEMPTS = 10
+
+
+class Draw(NamedTuple):
+    """One view's random numbers, (n,) each; where an operation was not chosen it holds the value that does nothing."""
+
+    top: Tensor
+    left: Tensor
+    height: Tensor
+    width: Tensor
+    sign: Tensor
+    brightness: Tensor
+    contrast: Tensor
+    saturation: Tensor
+    hue: Tensor
+    grey: Tensor
+    sigma: Tensor
+    solarise: Tensor
+
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How one view is drawn. Probabilities and ranges follow SimCLR's names (Chen et al. 2020, appendix A).
+    """How one view is drawn. Names and meanings are SimCLR's (Chen et al. 2020, appendix A) as torchvision has them.
 
-    crop: (least, largest) share of the image's area kept; ratio: aspect ratios of the crop, height over width.
-    brightness, contrast: factors are drawn from [1 - x, 1 + x], with probability `jitter`.
-    blur: probability of a 3x3 binomial blur, the size that suits images of about 28 pixels.
-    erase: probability that a rectangle, each side up to half of the image's, is set to 0 (Zhong et al., AAAI 2020).
+    crop: (least, largest) share of the image's area kept; ratio: aspect ratios of the crop, width over height.
+    brightness, contrast, saturation: factors from [1 - x, 1 + x]; hue: a shift from [-x, x] turns; in random order,
+    with probability `jitter`. grey, blur, solarise, flip: probabilities. sigma: range of the blur's deviation in
+    pixels, its kernel a tenth of the image's side. On images of one channel saturation, hue and grey do nothing.
     """
 
-    crop: tuple[float, float] = (0.5, 1.0)
+    crop: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
     jitter: float = 0.8
     brightness: float = 0.4
     contrast: float = 0.4
+    saturation: float = 0.0
+    hue: float = 0.0
+    grey: float = 0.0
     blur: float = 0.0
-    erase: float = 0.0
+    sigma: tuple[float, float] = (0.1, 2.0)
+    solarise: float = 0.0
 
-    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
-        """(n, c, h, w) uint8 -> (n, c, h, w) float32 in [0, 1]; the generator lives on the images' device."""
-        x = self._crop(images.float().div_(255), generator)
-        if self.blur:
-            x = torch.where(_chance(x, self.blur, generator), _binomial(x), x)
+    def __call__(self, images: Tensor, generator: Generator, cropped: bool = False) -> Tensor:
+        """(n, c, h, w) uint8 -> (n, c, h, w) float32 in [0, 1]. The generator lives on the CPU.
+
+        `cropped` images were cropped and resized where they were decoded: only the flip is left of the geometry.
+        """
+        draw, order = self.draw(len(images), generator)
+        packed = torch.stack(draw)
+        if images.device.type == "cuda":
+            packed = packed.pin_memory().to(images.device, non_blocking=True)
+        d = Draw(*packed.view(len(Draw._fields), -1, 1, 1, 1))
+        x = images.float().div_(255)
+        x = torch.where(d.sign < 0, x.flip(-1), x) if cropped else crop_and_flip(x, d)
+        colour = x.shape[1] == 3
         if self.jitter:
-            x = torch.where(_chance(x, self.jitter, generator), self._colour(x, generator), x)
-        if self.erase:
-            x = x.masked_fill(_chance(x, self.erase, generator) & _rectangles(x, generator), 0)
+            for name in order:
+                if (colour or name in ("brightness", "contrast")) and getattr(self, name):
+                    x = OPERATIONS[name](x, getattr(d, name))
+        if self.grey and colour:
+            x = torch.lerp(x, luma(x), d.grey)
+        if self.blur:
+            x = gaussian_blur(x, d.sigma.flatten())
+        if self.solarise:
+            x = torch.where((d.solarise > 0) & (x >= 0.5), 1 - x, x)
         return x
 
-    def _crop(self, x: Tensor, generator: Generator) -> Tensor:
-        n = len(x)
-        area = _uniform(n, *self.crop, x, generator)
-        ratio = _log_uniform(n, *self.ratio, x, generator)
-        height, width = (area * ratio).sqrt().clamp_(max=1), (area / ratio).sqrt().clamp_(max=1)
-        centre_y = (1 - height) * _uniform(n, -1, 1, x, generator)
-        centre_x = (1 - width) * _uniform(n, -1, 1, x, generator)
-        sign = torch.where(_uniform(n, 0, 1, x, generator) < self.flip, -1.0, 1.0)
-        zero = torch.zeros_like(width)
-        affine = torch.stack([width * sign, zero, centre_x, zero, height, centre_y], dim=1).view(n, 2, 3)
-        grid = F.affine_grid(affine, list(x.shape), align_corners=False)
-        return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    def draw(self, n: int, generator: Generator) -> tuple[Draw, list[str]]:
+        """The random numbers of one view of n images, and the order of its colour operations."""
 
-    def _colour(self, x: Tensor, generator: Generator) -> Tensor:
-        n = len(x)
-        bright = _uniform(n, 1 - self.brightness, 1 + self.brightness, x, generator).view(n, 1, 1, 1)
-        contrast = _uniform(n, 1 - self.contrast, 1 + self.contrast, x, generator).view(n, 1, 1, 1)
-        x = x * bright
-        mean = x.mean(dim=(1, 2, 3), keepdim=True)
-        return ((x - mean) * contrast + mean).clamp_(0, 1)
+        def chance(probability: float) -> Tensor:
+            return torch.rand(n, generator=generator) < probability
+
+        def around(centre: float, spread: float) -> Tensor:
+            return torch.where(jittered, centre + spread * (2 * torch.rand(n, generator=generator) - 1), centre)
+
+        boxes = crop_boxes(n, self.crop, self.ratio, generator)
+        sign = torch.where(chance(self.flip), -1.0, 1.0)
+        jittered = chance(self.jitter)
+        factors = [around(1, x) for x in (self.brightness, self.contrast, self.saturation)]
+        hue, grey = around(0, self.hue), chance(self.grey).float()
+        sigma = uniform(n, *self.sigma, generator) * chance(self.blur)
+        order = [list(OPERATIONS)[i] for i in torch.randperm(len(OPERATIONS), generator=generator).tolist()]
+        return Draw(*boxes.unbind(1), sign, *factors, hue, grey, sigma, chance(self.solarise).float()), order
 
 
-def _uniform(n: int, low: float, high: float, like: Tensor, generator: Generator) -> Tensor:
-    return torch.empty(n, device=like.device).uniform_(low, high, generator=generator)
+def uniform(n: int, low: float, high: float, generator: Generator) -> Tensor:
+    return low + (high - low) * torch.rand(n, generator=generator)
 
 
-def _log_uniform(n: int, low: float, high: float, like: Tensor, generator: Generator) -> Tensor:
-    low_log, high_log = torch.tensor([low, high], dtype=torch.float64).log().tolist()
-    return _uniform(n, low_log, high_log, like, generator).exp_()
+def crop_boxes(
+    n: int, scale: tuple[float, float], ratio: tuple[float, float], generator: Generator, shape: float = 1.0
+) -> Tensor:
+    """(n, 4) boxes top, left, height, width as shares of an image whose width over height is `shape`.
+
+    torchvision's RandomResizedCrop: area uniform, aspect ratio log-uniform, up to ten attempts at a box that fits,
+    then the largest centred box of the nearest allowed ratio.
+    """
+    area = uniform(n * ATTEMPTS, *scale, generator)
+    aspect = uniform(n * ATTEMPTS, math.log(ratio[0]), math.log(ratio[1]), generator).exp() / shape
+    width, height = ((area * aspect).sqrt().view(n, -1), (area / aspect).sqrt().view(n, -1))
+    fits = (width <= 1) & (height <= 1)
+    first = fits.int().argmax(1, keepdim=True)
+    nearest = min(max(shape, ratio[0]), ratio[1]) / shape
+    some = fits.any(1)
+    width = torch.where(some, width.gather(1, first).flatten(), min(1.0, nearest))
+    height = torch.where(some, height.gather(1, first).flatten(), min(1.0, 1 / nearest))
+    where = torch.rand(2, n, generator=generator)
+    where = torch.where(some, where, 0.5)
+    return torch.stack([where[0] * (1 - height), where[1] * (1 - width), height, width], dim=1)
 
 
-def _chance(x: Tensor, probability: float, generator: Generator) -> Tensor:
-    return (_uniform(len(x), 0, 1, x, generator) < probability).view(-1, 1, 1, 1)
+def crop_and_flip(x: Tensor, d: Draw) -> Tensor:
+    """Each image's box, mirrored where sign is -1, resampled bilinearly to the image's own size."""
+    n, zero = len(x), torch.zeros_like(d.width)
+    rows = [d.width * d.sign, zero, 2 * d.left + d.width - 1, zero, d.height, 2 * d.top + d.height - 1]
+    affine = torch.cat(rows, dim=-1).view(n, 2, 3)
+    grid = F.affine_grid(affine, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
-def _binomial(x: Tensor) -> Tensor:
-    """Blur with the outer product of (1, 2, 1) / 4."""
-    tap = x.new_tensor([0.25, 0.5, 0.25])
-    kernel = torch.outer(tap, tap).expand(x.shape[1], 1, 3, 3)
-    return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel, groups=x.shape[1])
+def luma(x: Tensor) -> Tensor:
+    """(n, 3, h, w) -> (n, 1, h, w) by ITU-R 601, as Pillow's mode L; one channel is its own."""
+    if x.shape[1] == 1:
+        return x
+    r, g, b = x.split(1, dim=1)
+    return 0.299 * r + 0.587 * g + 0.114 * b
 
 
-def _rectangles(x: Tensor, generator: Generator) -> Tensor:
-    """(n, 1, h, w) bool: one rectangle an image, anywhere in it, each side uniform up to half of the image's."""
-    rows, columns = (_interval(len(x), length, x, generator) for length in x.shape[-2:])
-    return (rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1)
+def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
+    return (x * factor).clamp_(0, 1)
 
 
-def _interval(n: int, length: int, like: Tensor, generator: Generator) -> Tensor:
-    """(n, length) bool: true on one random interval a row."""
-    size = _uniform(n, 0, length / 2, like, generator)
-    start = _uniform(n, 0, 1, like, generator) * (length - size)
-    position = torch.arange(length, device=like.device)
-    return (position >= start.unsqueeze(1)) & (position < (start + size).unsqueeze(1))
+def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
+    """Away from, or towards, the mean of the image's grey version."""
+    return torch.lerp(luma(x).mean(dim=(1, 2, 3), keepdim=True), x, factor).clamp_(0, 1)
+
+
+def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
+    """Away from, or towards, each pixel's grey."""
+    return torch.lerp(luma(x), x, factor).clamp_(0, 1)
+
+
+def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
+    """Turn the hue of HSV by `shift` turns, saturation and value unchanged: (n, 3, h, w) in [0, 1]."""
+    r, g, b = x.split(1, dim=1)
+    value = x.amax(1, keepdim=True)
+    chroma = value - x.amin(1, keepdim=True)
+    safe = chroma.clamp_min(1e-8)
+    sextant = torch.where(value == r, (g - b) / safe, torch.where(value == g, 2 + (b - r) / safe, 4 + (r - g) / safe))
+    # f(k) = value - chroma max(0, min(k, 4 - k, 1)) at k = (5, 3, 1) + hue in sextants: red, green and blue.
+    k = torch.arange(5, 0, -2, device=x.device).view(1, 3, 1, 1) + sextant + 6 * shift
+    k = k.remainder(6)
+    return value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1)
+
+
+OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "brightness": adjust_brightness,
+    "contrast": adjust_contrast,
+    "saturation": adjust_saturation,
+    "hue": shift_hue,
+}
+
+
+def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
+    """Blur each image with its own deviation (n,) in pixels, 0 for none; reflected at the borders.
+
+    A blur along one axis is a product with a banded matrix, so that n different kernels are one batched product.
+    """
+    n, c, h, w = x.shape
+    rows, columns = (_blur_matrices(length, max(1, length // 20), sigma) for length in (h, w))
+    across = torch.bmm(x.reshape(n, c * h, w), columns.mT).view(n, c, h, w)
+    return torch.matmul(rows.unsqueeze(1), across)
+
+
+def _blur_matrices(length: int, radius: int, sigma: Tensor) -> Tensor:
+    """(n, length, length): row i holds the weights that output i gives every input."""
+    offsets = torch.arange(-radius, radius + 1, device=sigma.device)
+    kernels = torch.exp(-0.5 * (offsets / sigma.clamp_min(1e-4).unsqueeze(1)).square())
+    kernels = kernels / kernels.sum(1, keepdim=True)
+    return (kernels @ _taps(length, radius, sigma.device)).view(-1, length, length)
+
+
+@cache
+def _taps(length: int, radius: int, device: torch.device) -> Tensor:
+    """(2 radius + 1, length^2): which input each tap of each output reads, reflected at the borders."""
+    outputs = torch.arange(length)
+    reads = [(outputs + t).abs() for t in range(-radius, radius + 1)]
+    reads = [torch.where(r >= length, 2 * (length - 1) - r, r) for r in reads]
+    return torch.stack([F.one_hot(r, length).float().flatten() for r in reads]).to(device)
