@@ -1,16 +1,17 @@
-"""Bias and spread of rank estimators against populations whose rank is known, as the table of docs/statistics.md.
+"""Bias and spread of rank estimators against populations whose rank is known, as the table of docs/estimators.md.
 
-    python -m benchmarks.estimators --dimension 128 512 --repeats 8 --write docs/statistics.md
+    python -m benchmarks.estimators --dimension 128 512 2048 --repeats 4 --write docs/estimators.md
 
-Rows are Gaussian around a zero mean, so that uncentred measures are not put at a disadvantage. Frequent Directions
-keeps d / 2 rows; Ledoit-Wolf shrinks towards the scaled identity. Every cell is mean ± standard deviation over the
-repeats, as a percentage of the population's own value of that measure.
+Rows are Gaussian around a zero mean, so that uncentred measures are not put at a disadvantage. A run is one stream,
+read whenever it has grown to the next n. Frequent Directions keeps d / 2 rows; Ledoit-Wolf shrinks towards the scaled
+identity. Every cell is mean ± standard deviation over the runs, as a percentage of the population's own value of that
+measure.
 """
 
 import argparse
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -34,39 +35,56 @@ def populations(d: int) -> dict[str, Tensor]:
     }
 
 
-def ledoit_wolf(rows: Tensor, covariance: Tensor) -> Tensor:
+def ledoit_wolf(moments: Moments, eigenvalues: Tensor) -> Tensor:
     """Eigenvalues after optimal shrinkage to the scaled identity (Ledoit & Wolf 2004, section 3.3)."""
-    n, d = rows.shape
-    values = torch.linalg.eigvalsh(covariance)
-    centre = values.mean()
-    spread = float((values - centre).square().sum() / d)
-    noise = float((rows.square().sum(1).square().sum() / n - covariance.square().sum()) / (n * d))
+    n, d = moments.count, len(eigenvalues)
+    centre = eigenvalues.mean()
+    spread = float((eigenvalues - centre).square().sum() / d)
+    fourth = moments.traces().fourth * (n - 1) / n
+    noise = (fourth - float(eigenvalues.square().sum())) / (n * d)
     share = min(1.0, max(0.0, noise) / spread) if spread > 0 else 1.0
-    shrunk: Tensor = (1 - share) * values + share * centre
+    shrunk: Tensor = (1 - share) * eigenvalues + share * centre
     return shrunk
 
 
-def frequent_directions(rows: Tensor, keep: int) -> Tensor:
-    """Squared singular values of the sketch of `keep` rows (Ghashami et al. 2016, algorithm 2)."""
-    sketch = torch.zeros(0, rows.shape[1], dtype=rows.dtype)
-    for batch in torch.split(rows, keep):
-        _, s, v = torch.linalg.svd(torch.cat((sketch, batch)), full_matrices=False)
-        squares: Tensor = s.square()
-        if len(s) > keep:
-            squares = (squares - squares[keep]).clamp(min=0)[:keep]
-        sketch = squares.sqrt()[:, None] * v[: len(squares)]
-    spectrum: Tensor = torch.linalg.svdvals(sketch).square()
-    return spectrum
+class FrequentDirections:
+    """A sketch of `keep` rows (Ghashami et al. 2016, algorithm 2), shrunk whenever it holds twice as many."""
+
+    def __init__(self, dimension: int, keep: int) -> None:
+        self.keep = keep
+        self.rows = torch.zeros(0, dimension, dtype=torch.float64)
+
+    def add(self, rows: Tensor) -> None:
+        """Take in (n, d) rows."""
+        for batch in torch.split(rows, self.keep):
+            self.rows = torch.cat((self.rows, batch))
+            if len(self.rows) >= 2 * self.keep:
+                self._shrink()
+
+    def _shrink(self) -> None:
+        # The right factor of the singular value decomposition, by way of the smaller Gram matrix: U^T B = S V^T.
+        squares, left = torch.linalg.eigh(self.rows @ self.rows.T)
+        squares, left = squares.flip(0)[: self.keep + 1], left.flip(1)[:, : self.keep]
+        kept = (squares[:-1] - squares[-1]).clamp(min=0) / squares[:-1].clamp(min=1e-300)
+        self.rows = kept.sqrt()[:, None] * (left.T @ self.rows)
+
+    def eigenvalues(self) -> Tensor:
+        """Squared singular values of the sketch, brought down to `keep` where it holds more."""
+        squares: Tensor = torch.linalg.eigvalsh(self.rows @ self.rows.T).flip(0).clamp(min=0)
+        if len(squares) > self.keep:
+            return (squares[: self.keep] - squares[self.keep]).clamp(min=0)
+        return squares
 
 
-def estimates(rows: Tensor) -> dict[str, float]:
-    """Estimator -> its value on (n, d) rows; NaN where it declines."""
-    moments = Moments(rows.shape[1]).add(rows)
-    covariance = moments.covariance()
-    eigenvalues = torch.linalg.eigvalsh(covariance)
-    singular = torch.linalg.svdvals(rows)
+def estimates(moments: Moments, sketch: FrequentDirections) -> dict[str, float]:
+    """Estimator -> its value on the rows so far; NaN where it declines."""
+    n, covariance, mean = moments.count, moments.covariance(), moments.mean()
+    eigenvalues = torch.linalg.eigvalsh(covariance).flip(0).clamp(min=0)
+    # RankMe's singular values are those of the rows themselves, of which there are min(n, d).
+    squares = torch.linalg.eigvalsh(torch.addr(covariance * (n - 1), mean, mean, alpha=n)).flip(0)
+    singular = squares[: min(n, len(squares))].clamp(min=0).sqrt()
     plug_in = measures.effective_rank(eigenvalues)
-    correction = measures.entropy_correction(eigenvalues, len(rows) - 1, moments.traces().kurtosis)
+    correction = measures.entropy_correction(eigenvalues, n - 1, moments.traces().kurtosis)
     return {
         "PR unbiased": moments.participation_ratio(),
         "PR plug-in": measures.participation_ratio(eigenvalues),
@@ -75,8 +93,8 @@ def estimates(rows: Tensor) -> dict[str, float]:
         "erank plug-in": plug_in,
         # The reference basis; here the population's own, which is the axes.
         "erank in basis": measures.effective_rank(covariance.diagonal()),
-        "erank Ledoit-Wolf": measures.effective_rank(ledoit_wolf(rows - rows.mean(0), covariance)),
-        "erank Freq. Dir.": measures.effective_rank(frequent_directions(rows, rows.shape[1] // 2)),
+        "erank Ledoit-Wolf": measures.effective_rank(ledoit_wolf(moments, eigenvalues)),
+        "erank Freq. Dir.": measures.effective_rank(sketch.eigenvalues()),
         "RankMe 1e-7": measures.rankme(singular),
         "RankMe 1e-5": measures.rankme(singular, 1e-5),
     }
@@ -91,23 +109,36 @@ def truths(eigenvalues: Tensor) -> dict[str, float]:
     }
 
 
-def table(d: int, ratios: tuple[float, ...], repeats: int, progress: Callable[[str], None]) -> list[str]:
+def run(eigenvalues: Tensor, ratios: Sequence[float], seed: int) -> list[dict[str, float]]:
+    """The estimates at each number of rows, ratio x d, of one growing stream."""
+    d = len(eigenvalues)
+    generator = torch.Generator().manual_seed(seed)
+    moments, sketch = Moments(d), FrequentDirections(d, d // 2)
+    found = []
+    for ratio in ratios:
+        while (missing := int(ratio * d) - moments.count) > 0:
+            sample = torch.randn(min(missing, d), d, generator=generator, dtype=torch.float32)
+            rows = (sample * eigenvalues.sqrt().float()).double()
+            moments.add(rows)
+            sketch.add(rows)
+        found.append(estimates(moments, sketch))
+    return found
+
+
+def table(d: int, ratios: Sequence[float], repeats: int, progress: Callable[[str], None]) -> list[str]:
     """Markdown lines for one dimension."""
     lines: list[str] = []
     for name, eigenvalues in populations(d).items():
         truth = truths(eigenvalues)
-        for ratio in ratios:
-            n = int(ratio * d)
-            generator = torch.Generator().manual_seed(n)
-            runs = []
-            for repeat in range(repeats):
-                progress(f"d={d} {name} n={n} {repeat + 1}/{repeats}")
-                sample = torch.randn(n, d, generator=generator, dtype=torch.float32)
-                runs.append(estimates((sample * eigenvalues.sqrt().float()).double()))
-            if not lines:
-                names = list(runs[0])
-                lines += ["| population | n/d | " + " | ".join(names) + " |", "|---" * (2 + len(names)) + "|"]
-            cells = [cell([run[e] / truth[e.split()[0]] for run in runs]) for e in names]
+        runs = []
+        for repeat in range(repeats):
+            progress(f"d={d} {name} {repeat + 1}/{repeats}")
+            runs.append(run(eigenvalues, ratios, repeat))
+        names = list(runs[0][0])
+        if not lines:
+            lines += ["| population | n/d | " + " | ".join(names) + " |", "|---" * (2 + len(names)) + "|"]
+        for ratio, found in zip(ratios, zip(*runs, strict=True), strict=True):
+            cells = [cell([values[e] / truth[e.split()[0]] for values in found]) for e in names]
             lines.append(f"| {name} | {ratio:g} | " + " | ".join(cells) + " |")
     known = "; ".join(
         f"{name}: PR {t['PR']:.1f}, erank {t['erank']:.1f}, RankMe {t['RankMe']:.1f}"
@@ -141,7 +172,7 @@ def main() -> None:
     options = parser.parse_args()
     lines: list[str] = []
     for d in options.dimension:
-        lines += table(d, tuple(options.ratio), options.repeats, report)
+        lines += table(d, sorted(options.ratio), options.repeats, report)
     report("")
     if options.write:
         page = options.write.read_text()

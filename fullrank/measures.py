@@ -1,9 +1,9 @@
 """Measures of collapse: pure functions of a spectrum, or of rows, in float64.
 
-Eigenvalues are those of a covariance, shape (d,), in any order, in squared units of the rows. Singular values are those
-of a row matrix. A spectrum of zeros has rank 0; one that holds NaN or infinity reads NaN. All raise ValueError for an
-input of the wrong shape. No single number here sees everything: entropy and participation ranks are blind to scale,
-variance is blind to rank.
+eigenvalues: those of a covariance, (d,), in any order, in squared units of the rows. singular_values: those of a matrix
+of rows, (min(n, d),). rows: (n, d) of any float dtype. A spectrum of zeros has rank 0; one that holds NaN or infinity
+reads NaN (0 where the answer is a whole number). All raise ValueError for an input of the wrong shape. No single number
+here sees everything: ranks are blind to scale, variance is blind to rank.
 """
 
 import math
@@ -22,6 +22,7 @@ __all__ = [
     "entropy_correction",
     "log_spectrum",
     "mean_cosine",
+    "minimum_rows",
     "noise_floor",
     "numerical_rank",
     "participation_ratio",
@@ -32,8 +33,14 @@ __all__ = [
 ]
 
 
+MINIMUM_ROWS_ENTROPY = 64
+LARGEST_CORRECTION = 0.15
+# TF32 is no torch dtype: float32 tensors, whose entries are cut to 10 bits of mantissa where they are multiplied.
+TF32_EPSILON = 2.0**-10
+
+
 class PowerLaw(NamedTuple):
-    """A line fitted to log eigenvalue against log rank: exponent, goodness (R^2) and the ranks it was fitted on."""
+    """A line fitted to log eigenvalue against log rank: exponent, goodness (weighted R^2), and the ranks it lies on."""
 
     exponent: float
     r_squared: float
@@ -44,10 +51,10 @@ class PowerLaw(NamedTuple):
 def effective_rank(eigenvalues: ArrayLike) -> float:
     """exp(H(p)) with p = lambda / sum(lambda), in [1, d]; 0 for no variance.
 
-    The plug-in value, which reads low when rows are few (half of d at n = d for an isotropic law): see
-    `entropy_correction` and `Moments.effective_rank`. Blind to scale; it halves both when half of the tail dies and
-    when one direction grows five-fold. Roy & Vetterli 2007, equation 3, applied to covariance eigenvalues: on
-    singular values the same spectrum reads far higher, which is `rankme`.
+    The plug-in value, which reads low when rows are few (60 % of d at n = d for an isotropic law): see
+    `entropy_correction` and `Moments.effective_rank`. Blind to scale and to which directions live; it halves both when
+    half of the tail dies and when one direction grows five-fold. Roy & Vetterli 2007, applied to
+    covariance eigenvalues: on singular values the same spectrum reads far higher, which is `rankme`.
     """
     p = _shares(_spectrum(eigenvalues))
     return 0.0 if p is None else math.exp(float(torch.special.entr(p).sum()))
@@ -57,7 +64,8 @@ def rankme(singular_values: ArrayLike, epsilon: float = 1e-7) -> float:
     """exp(H(p)) with p = sigma / ||sigma||_1 + epsilon, in [1, about d]; 0 for no variance.
 
     As published, epsilon is added without renormalising, so that a large one can push the value above d. Shares are of
-    sigma and not sigma^2: it hardly notices one dominating direction. Garrido et al. 2023 (RankMe), equation 2.
+    sigma and not sigma^2: it hardly notices one dominating direction. Blind to scale; of rows that are not centred, as
+    published, it reads a shift of the mean as collapse. Garrido et al. 2023 (RankMe).
     """
     p = _shares(_spectrum(singular_values))
     if p is None:
@@ -69,8 +77,8 @@ def rankme(singular_values: ArrayLike, epsilon: float = 1e-7) -> float:
 def participation_ratio(eigenvalues: ArrayLike) -> float:
     """(sum lambda)^2 / sum lambda^2, the Renyi-2 rank, in [1, d]; 0 for no variance.
 
-    Ruled by the leading directions: a dead tail of little variance leaves it unmoved. For rows rather than a known
-    spectrum use `Moments.participation_ratio`, which is not biased by n.
+    Cannot see scale, nor a tail of little variance dying: the leading directions rule it. For rows rather than a known
+    spectrum use `Moments.participation_ratio`, which is not biased by n. Gao et al. 2017.
     """
     p = _shares(_spectrum(eigenvalues))
     return 0.0 if p is None else 1.0 / float(p.square().sum())
@@ -79,18 +87,20 @@ def participation_ratio(eigenvalues: ArrayLike) -> float:
 def stable_rank(eigenvalues: ArrayLike) -> float:
     """sum(lambda) / max(lambda) = ||A||_F^2 / ||A||_2^2 of the rows, in [1, d]; 0 for no variance.
 
-    Sees the leading direction against all others and nothing else. Rudelson & Vershynin 2007; NESum (He & Ozay 2022).
+    Sees the leading direction against all others and nothing else. Rudelson & Vershynin 2007, section 1; NESum of He &
+    Ozay 2022.
     """
     p = _shares(_spectrum(eigenvalues))
     return 0.0 if p is None else 1.0 / float(p.max())
 
 
 def numerical_rank(eigenvalues: ArrayLike, floor: float = 0.0) -> int:
-    """How many eigenvalues stand above `floor` (squared units) and above what float32 accumulation leaves behind.
+    """How many eigenvalues stand above `floor` (squared units) and above what summing in float32 leaves, in [0, d].
 
     `floor` is the variance per dimension that rounding in the serving dtype invents: `noise_floor`. Without it an
     encoder collapsed to k directions and served in bfloat16 reads as full rank. Cannot see a spectrum that merely
-    decays.
+    decays. The float32 limit is eps times the mean eigenvalue; the usual sigma > d eps sigma_1, the default of
+    `numpy.linalg.matrix_rank`, would call the tail of a long spectrum empty.
     """
     values = _spectrum(eigenvalues)
     if not torch.isfinite(values).all():
@@ -99,40 +109,45 @@ def numerical_rank(eigenvalues: ArrayLike, floor: float = 0.0) -> int:
     return int((values > max(floor, arithmetic)).sum())
 
 
-def noise_floor(dtype: torch.dtype, dimension: int, mean_square: float = 1.0) -> float:
-    """Variance per dimension that computing in `dtype` may add to rows whose mean squared norm is `mean_square`.
+def noise_floor(dtype: torch.dtype | str, dimension: int, mean_square: float = 1.0) -> float:
+    """Variance per dimension that computing in `dtype` may add to rows whose mean squared norm is `mean_square`, > 0.
 
-    Rounding once to a dtype of spacing eps adds a relative variance of about 0.045 eps^2 to each entry (uniform within
-    an interval whose relative width falls from eps to eps/2 over a binade). The floor, eps^2, leaves a factor of 22 for
-    the layers before it. Unit-norm rows have mean_square 1.
+    dtype: a torch dtype, its name, or "tf32". Rounding an entry once to a dtype of spacing eps adds a relative variance
+    of about 0.045 eps^2 (uniform within an interval whose relative width falls from eps to eps/2 over a binade); the
+    layers before add more, for a ResNet-18 0.1 to 0.9 eps^2 in all (`benchmarks.precision`), whence the floor of
+    eps^2. Cannot see noise that an encoder amplifies, such as a last layer that cancels nearly all of its input.
+    Unit-norm rows have mean_square 1. ValueError for a name that is neither.
     """
-    return torch.finfo(dtype).eps ** 2 * mean_square / dimension
+    return _epsilon(dtype) ** 2 * mean_square / dimension
 
 
-def alpha_req(eigenvalues: ArrayLike, first: int = 11, last: int = 50) -> PowerLaw:
-    """Exponent alpha of lambda_i ~ i^-alpha, by least squares on ranks `first` to `last` (1-based, both included).
+def alpha_req(eigenvalues: ArrayLike, first: int = 4, last: int = 100) -> PowerLaw:
+    """Exponent alpha of lambda_i ~ i^-alpha on the positive eigenvalues of ranks `first` to `last` (1-based, both in).
 
-    About 1 for a well-spread representation, 0 for an isotropic one, large for a collapsed one; not monotone in quality
-    and dependent on the range, which is why the range and the goodness come with it. NaN when fewer than three positive
-    eigenvalues lie in the range. Agrawal et al. 2022 (alpha-ReQ), section 3; range of their code.
+    In (-0, inf): 0 for an isotropic law, about 1 for a well-spread representation, large for a collapsed one; not
+    monotone in quality, and blind to what lies outside the range. NaN where fewer than three positive eigenvalues lie
+    in it. Agrawal et al. 2022 (alpha-ReQ), section 3, whose text gives no range; range and weights, least squares with
+    weight 1/i, are those of the code released with it.
     """
     values = _spectrum(eigenvalues).sort(descending=True).values
-    last = min(last, len(values))
+    last = min(last, int((values > 0).sum()))
     y = values[first - 1 : last]
-    if len(y) < 3 or not bool(((y > 0) & torch.isfinite(y)).all()):
+    if len(y) < 3 or not bool(values.isfinite().all()):
         return PowerLaw(math.nan, math.nan, first, last)
-    x = torch.arange(first, last + 1, dtype=torch.float64).log()
-    x, y = x - x.mean(), y.log() - y.log().mean()
-    slope = float(x @ y / (x @ x))
-    total = float(y @ y)
-    goodness = 1.0 - float((y - slope * x).square().sum()) / total if total > 0 else 1.0
+    ranks = torch.arange(first, last + 1, dtype=torch.float64)
+    weights = 1 / ranks
+    x, y = (v - (weights @ v) / weights.sum() for v in (ranks.log(), y.log()))
+    slope = float((weights * x) @ y / ((weights * x) @ x))
+    total = float((weights * y) @ y)
+    goodness = 1.0 - float(weights @ (y - slope * x).square()) / total if total > 0 else 1.0
     return PowerLaw(-slope, goodness, first, last)
 
 
 def variance_dimensions(eigenvalues: ArrayLike, share: float = 0.99) -> int:
     """The least number of principal directions that hold `share` (in (0, 1]) of the variance, in [1, d]; 0 for none.
 
-    Counts the strong directions only; at share 0.5 it is mostly the first few. ValueError for a share outside (0, 1].
+    Sees the strong directions only: at share 0.5 mostly the first few, and none of what the rest does. The cumulative
+    percentage rule of principal components (Jolliffe 2002, section 6.1.1). ValueError for a share outside (0, 1].
     """
     if not 0 < share <= 1:
         raise ValueError(f"share: expected a value in (0, 1], got {share}")
@@ -144,10 +159,10 @@ def variance_dimensions(eigenvalues: ArrayLike, share: float = 0.99) -> int:
 
 
 def condition_number(eigenvalues: ArrayLike) -> float:
-    """Largest over smallest eigenvalue of the covariance, in [1, inf]: infinite when a direction is empty, NaN for
-    none.
+    """Largest over smallest eigenvalue of the covariance, in [1, inf]: inf when a direction is empty, NaN when all are.
 
-    One dead direction among thousands makes it infinite; estimated from n < d rows it always is.
+    Sees the two ends and nothing between: one dead direction among thousands makes it infinite, and from n <= d rows
+    it always is. The square of the rows' own condition number (Golub & Van Loan 2013, section 2.6.2).
     """
     values = _spectrum(eigenvalues)
     largest, smallest = float(values.max()), float(values.min())
@@ -157,9 +172,9 @@ def condition_number(eigenvalues: ArrayLike) -> float:
 def mean_cosine(rows: ArrayLike) -> float:
     """Mean cosine over all pairs of distinct rows, (||sum z||^2 - n) / (n (n - 1)), in [-1/(n-1), 1]; NaN below 2 rows.
 
-    1 is complete collapse, 0 a centred law. A shared mean raises it while every direction is alive: it is anisotropy,
-    not rank. rows: (n, d), any scale; rows of zeros count as orthogonal to all. Closed form of Ethayarajh 2019,
-    section 4.1.
+    1 is complete collapse, 0 a centred law. Cannot see rank: a shared mean raises it while every direction is alive,
+    and a centred law on a plane reads 0. rows: (n, d), any scale; rows of zeros count as orthogonal to all. The
+    anisotropy of Ethayarajh 2019, over all pairs instead of a sample.
     """
     z = unit(as_rows(rows, dtype=torch.float64))
     n = len(z)
@@ -169,18 +184,19 @@ def mean_cosine(rows: ArrayLike) -> float:
 def std_ratio(rows: ArrayLike) -> float:
     """Mean over dimensions of the standard deviation of L2-normalised rows, times sqrt(d): 1 healthy, 0 collapsed.
 
-    Sees complete collapse only: perfectly correlated dimensions keep their deviation. rows: (n, d); NaN below 2 rows.
-    SimSiam (Chen & He 2021), section 4.1.
+    In [0, 1] up to 1/n. Sees complete collapse only: perfectly correlated dimensions keep their deviation. rows: (n,
+    d); NaN below 2 rows. SimSiam (Chen & He 2021), section 4.1.
     """
     z = unit(as_rows(rows, dtype=torch.float64))
     return float(z.std(0).mean()) * math.sqrt(z.shape[1]) if len(z) > 1 else math.nan
 
 
 def log_spectrum(rows: ArrayLike) -> Tensor:
-    """log of the covariance's singular values of L2-normalised, centred rows, (d,), descending; -inf where empty.
+    """log of the covariance's singular values of L2-normalised, centred rows (n, d): (d,), falling, in [-inf, 0].
 
-    The curve in which dimensional collapse was first shown: it falls off a cliff at the surviving rank. From n < d rows
-    the cliff at n - 1 is the sample's. Jing et al. 2022 (DirectCLR), figure 2. ValueError below 2 rows.
+    The curve in which dimensional collapse was first shown: it falls off a cliff at the surviving rank. Empty
+    directions lie near log of the rounding error or at -inf. Cannot tell the sample's own cliff, at n - 1 from n <= d
+    rows, from the encoder's. Jing et al. 2022 (DirectCLR), figure 2. ValueError below 2 rows.
     """
     z = unit(as_rows(rows, dtype=torch.float64))
     if len(z) < 2:
@@ -219,6 +235,16 @@ def entropy_correction(eigenvalues: ArrayLike, rows: float, kurtosis: float = 1.
     return kurtosis * (pairs + 1 - squares) / rows
 
 
+def minimum_rows(eigenvalues: ArrayLike, kurtosis: float = 1.0) -> int:
+    """The least n from which `Moments.effective_rank` speaks, for a law of these eigenvalues (d,); at least 64.
+
+    Where the first-order correction falls to 15 %: 3.6 d for an isotropic law, far fewer for a spectrum that decays.
+    About, because the gate itself is evaluated at the sample's eigenvalues.
+    """
+    bias = entropy_correction(eigenvalues, 1.0, kurtosis)
+    return max(MINIMUM_ROWS_ENTROPY, 1 + math.ceil(bias / math.log1p(LARGEST_CORRECTION)))
+
+
 def _spectrum(values: ArrayLike) -> Tensor:
     spectrum = torch.as_tensor(values, dtype=torch.float64).detach().cpu()
     if spectrum.ndim != 1:
@@ -233,3 +259,12 @@ def _shares(values: Tensor) -> Tensor | None:
         return None
     scaled = values / largest  # so that neither 1e-300 nor 1e300 leaves the range of float64
     return scaled / scaled.sum()
+
+
+def _epsilon(dtype: torch.dtype | str) -> float:
+    if dtype == "tf32":
+        return TF32_EPSILON
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype: expected a torch floating dtype or 'tf32', got {dtype!r}")
+    return torch.finfo(found).eps

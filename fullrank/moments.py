@@ -8,12 +8,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from fullrank.measures import effective_rank, entropy_correction
+from fullrank.measures import LARGEST_CORRECTION, MINIMUM_ROWS_ENTROPY, effective_rank, entropy_correction
 from fullrank.rows import ArrayLike, as_rows
 
 MINIMUM_ROWS_PARTICIPATION = 32
-MINIMUM_ROWS_ENTROPY = 64
-LARGEST_CORRECTION = 0.15
 
 
 class Moments:
@@ -195,7 +193,7 @@ class Traces:
     """
 
     def __init__(self, trace: float, trace_squared: float, square_trace: float, fourth: float) -> None:
-        self.trace, self.trace_squared, self.square_trace, self._fourth = trace, trace_squared, square_trace, fourth
+        self.trace, self.trace_squared, self.square_trace, self.fourth = trace, trace_squared, square_trace, fourth
 
     @classmethod
     def of(cls, n: int, covariance: Tensor, fourth: float) -> "Traces":
@@ -222,7 +220,7 @@ class Traces:
     def kurtosis(self) -> float:
         """E|y|^4 / ((tr C)^2 + 2 tr C^2): 1 for Gaussian rows, below 1 for rows on a sphere, above with heavy tails."""
         gaussian = self.trace_squared + 2 * self.square_trace
-        return self._fourth / gaussian if gaussian > 0 else 1.0
+        return self.fourth / gaussian if gaussian > 0 else 1.0
 
 
 def merge(parts: Iterable[Moments]) -> Moments:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fullrank import measures
+from fullrank import Moments, measures
 
 spectra = st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=40)
 RANKS = [measures.effective_rank, measures.participation_ratio, measures.stable_rank, measures.rankme]
@@ -63,6 +63,14 @@ def test_degenerate_spectra_are_defined(rank):
         rank([[1.0, 2.0]])
 
 
+def test_the_noise_floor_takes_a_dtype_its_name_or_tf32():
+    assert measures.noise_floor("bfloat16", 64) == measures.noise_floor(torch.bfloat16, 64) == 2.0**-14 / 64
+    assert measures.noise_floor("tf32", 64, 4.0) == 2.0**-20 / 16
+    for unknown in ("int8", "fp8", torch.int32):
+        with pytest.raises(ValueError, match="dtype: expected a torch floating dtype or 'tf32'"):
+            measures.noise_floor(unknown, 64)
+
+
 def test_numerical_rank_respects_the_floor():
     values = [1.0] * 10 + [1e-5] * 6 + [0.0] * 16
     assert measures.numerical_rank(values) == 16
@@ -89,12 +97,23 @@ def test_alpha_req_recovers_the_exponent(alpha):
     fit = measures.alpha_req(torch.arange(1, 201, dtype=torch.float64) ** -alpha)
     assert fit.exponent == pytest.approx(alpha)
     assert fit.r_squared == pytest.approx(1.0)
-    assert (fit.first, fit.last) == (11, 50)
+    assert (fit.first, fit.last) == (4, 100)
+
+
+def test_alpha_req_is_weighted_least_squares_on_the_positive_part_of_its_range():
+    rng = np.random.default_rng(0)
+    values = np.sort(np.arange(1, 41) ** -1.2 * np.exp(rng.normal(0, 0.3, 40)))[::-1]
+    fit = measures.alpha_req([*values, *[0.0] * 90])
+    x, y, root = np.log(np.arange(4, 41)), np.log(values[3:]), np.arange(4, 41) ** -0.5
+    slope, _ = np.polyfit(x, y, 1, w=root)
+    assert fit.exponent == pytest.approx(-slope)
+    assert 0.5 < fit.r_squared < 1
+    assert (fit.first, fit.last) == (4, 40)
 
 
 def test_alpha_req_without_a_range_to_fit_is_nan():
-    assert math.isnan(measures.alpha_req([1.0] * 12).exponent)
-    assert math.isnan(measures.alpha_req([1.0] * 20 + [0.0] * 40).exponent)
+    for values in ([1.0] * 5, [1.0] * 5 + [0.0] * 40, [math.nan, *[1.0] * 40]):
+        assert math.isnan(measures.alpha_req(values).exponent)
 
 
 def test_mean_cosine_is_the_mean_over_pairs():
@@ -160,3 +179,26 @@ def test_entropy_correction_is_the_derivative_of_the_bias():
     bias = entropies.mean() + (truth * np.log(truth)).sum()
     error = entropies.std() / math.sqrt(repeats)
     assert -measures.entropy_correction(values, n - 1) == pytest.approx(bias, abs=4 * error + 0.02 * abs(bias))
+
+
+@pytest.mark.parametrize("law", ["isotropic", "inverse", "exponential", "few"])
+def test_the_effective_rank_is_given_from_about_the_minimum_of_rows(law):
+    d = 64
+    i = torch.arange(1, d + 1, dtype=torch.float64)
+    laws = {"isotropic": torch.ones(d), "inverse": 1 / i, "exponential": torch.exp(-i / 8), "few": (i <= 4).double()}
+    values = laws[law].double()
+    least = measures.minimum_rows(values)
+    assert least >= 64
+    torch.manual_seed(0)
+
+    def gates(n):
+        return [math.isnan(Moments(d).add(torch.randn(n, d) * values.sqrt()).effective_rank()) for _ in range(10)]
+
+    assert not any(gates(math.ceil(1.25 * least)))
+    assert all(gates(int(0.7 * least)))
+
+
+def test_the_minimum_of_rows_of_an_isotropic_law_is_a_multiple_of_its_dimension():
+    assert measures.minimum_rows(torch.ones(512)) == pytest.approx(0.5 / math.log(1.15) * 512, rel=0.01)
+    assert measures.minimum_rows(torch.ones(512), kurtosis=2.0) == pytest.approx(1 / math.log(1.15) * 512, rel=0.01)
+    assert measures.minimum_rows([1.0, 0.0]) == measures.minimum_rows([0.0]) == 64

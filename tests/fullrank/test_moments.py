@@ -46,7 +46,7 @@ def test_matches_numpy(shift):
     np.testing.assert_allclose(m.mean(), x.mean(0))
     np.testing.assert_allclose(m.covariance(), np.cov(x, rowvar=False), atol=1e-12)
     fourth = (np.square(x - x.mean(0)).sum(1) ** 2).sum() / 99
-    assert m.traces()._fourth == pytest.approx(fourth)
+    assert m.traces().fourth == pytest.approx(fourth)
 
 
 @given(st.lists(st.integers(0, 60), max_size=4), st.integers(0, 5), st.booleans())
