@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+RIDE = 8  # images of requests in a batch to each image that yields: at most an eighth more to wait for
 Pixels = NDArray[np.uint8]  # (n, channels, height, width)
 Rows = NDArray[np.float32]  # (n, dimension)
 
@@ -75,6 +76,7 @@ class Job:
     deadline: float
     answer: "asyncio.Future[None]"
     observed: bool = True
+    yields_until: float = -math.inf  # before then it only fills room that others leave
     abandoned: bool = False
     queued: float = field(default_factory=time.monotonic)
     started: float = math.inf
@@ -130,7 +132,8 @@ class Queue:
         """The next batch, empty if nothing waits. Jobs abandoned or past their deadline are dropped before any work.
 
         Each of the oldest jobs gets an equal share of the batch and what smaller ones leave over; a job with images
-        left goes to the back, so that a large request slows small ones by at most its share.
+        left goes to the back, so that a large request slows small ones by at most its share. Jobs that yield get what
+        room is left in a batch of many, or a batch of their own when nothing else waits.
         """
         with self._lock:
             now = time.monotonic()
@@ -138,8 +141,9 @@ class Queue:
             if not waiting:
                 self._jobs.clear()
                 return []
-            encoder = waiting[0].encoder
-            chosen = [job for job in waiting if job.encoder is encoder][: self.max_batch]
+            requests = [job for job in waiting if now >= job.yields_until] or waiting
+            encoder = requests[0].encoder
+            chosen = [job for job in requests if job.encoder is encoder][: self.max_batch]
             room, batch = self.max_batch, []
             for sharers, job in zip(
                 range(len(chosen), 0, -1), sorted(chosen, key=lambda job: job.remaining), strict=True
@@ -149,6 +153,12 @@ class Queue:
                 job.taken += take
                 room -= take
             served = set(map(id, chosen))
-            self._jobs = deque(job for job in waiting if id(job) not in served)
+            for job in waiting:
+                take = min(job.remaining, room, (self.max_batch - room) // RIDE)
+                if take and job.encoder is encoder and now < job.yields_until and id(job) not in served:
+                    batch.append(Part(job, job.taken, job.taken + take))
+                    job.taken += take
+                    room -= take
+            self._jobs = deque(job for job in waiting if id(job) not in served and job.remaining)
             self._jobs.extend(job for job in chosen if job.remaining)
             return batch

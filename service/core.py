@@ -13,7 +13,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fullrank import SpectrumMonitor
 from models import artifact as artifacts
@@ -21,6 +20,7 @@ from models.artifact import Artifact
 from models.embedder import Embedder, ImageError, decode, resize
 from service import gate as gates
 from service.batching import Admission, OverloadError, Pixels, Rows
+from service.canary import CanaryWatch
 from service.engine import Engine
 from service.errors import Problem
 from service.metrics import Metrics
@@ -64,7 +64,8 @@ class Served:
     baseline: Artifact
     observer: Observer
     monitor: SpectrumMonitor | None = None
-    canary: Tensor | None = None  # (m, d), what the canary images embedded to last
+    watch: CanaryWatch | None = None
+    trickle: asyncio.Task[None] | None = None
     in_flight: int = 0
 
     @property
@@ -105,7 +106,6 @@ class Service:
         self.sidecar = Sidecar(settings)
         self._current: Served | None = None
         self._swapping = asyncio.Lock()
-        self._watch: asyncio.Task[None] | None = None
         self._retiring: set[asyncio.Task[None]] = set()
 
     def open(self) -> None:
@@ -124,7 +124,6 @@ class Service:
             self.failure = str(error)
             raise
         self.phase = "ready"
-        self._watch = asyncio.create_task(self._watch_canary())
         log.info("serving %s@%s", self.current.name, self.current.revision)
 
     @property
@@ -284,7 +283,10 @@ class Service:
         for size in sorted({1, settings.max_batch}):
             await self.engine.call(embedder.warm_up, (size,))
         served = Served(artifact, embedder, artifact, self.observer)
-        if (cosine := await self.check_canary(served)) < settings.canary_min_cosine:
+        if artifact.canary is None:
+            return served
+        served.watch = CanaryWatch(artifact, served, self.engine, self.metrics, settings.canary_period)
+        if (cosine := await served.watch.embed_all()) < settings.canary_min_cosine:
             raise artifacts.ArtifactError(
                 f"{artifact.card.name}: its canary images give embeddings of cosine {cosine:.4f} with the stored ones, "
                 f"less than {settings.canary_min_cosine}: weights, preprocessing or precision are not what was exported"
@@ -301,36 +303,19 @@ class Service:
                 windows=settings.windows,
                 block_rows=settings.block_rows,
             )
-            _record(served.monitor, served.canary)
+            if served.watch is not None:
+                served.monitor.record_canary(served.watch.rows)
+                served.trickle = asyncio.create_task(served.watch.trickle(served.monitor.record_canary))
         self._current = served
 
     async def _retire(self, served: Served) -> None:
-        """End an encoder's monitor, after the requests admitted for it."""
+        """End an encoder's canary, and its monitor after the requests admitted for it."""
+        if served.trickle is not None:
+            served.trickle.cancel()
         while served.in_flight:
             await asyncio.sleep(0.02)
         if served.monitor is not None:
             await asyncio.to_thread(served.monitor.close)
-
-    async def check_canary(self, served: Served) -> float:
-        """Re-embed the canary images by the path requests take; the least cosine with the stored embeddings."""
-        canary = served.artifact.canary
-        if canary is None:
-            return 1.0
-        job = await self.engine.embed(served, canary.images.numpy(), observed=False)
-        rows = torch.from_numpy(job.rows)
-        served.canary = rows
-        if served.monitor is not None:
-            _record(served.monitor, rows)
-        cosines = torch.nn.functional.cosine_similarity(rows.double(), canary.embeddings.double())
-        return float(cosines.nan_to_num(nan=-1.0).min())
-
-    async def _watch_canary(self) -> None:
-        while True:
-            await asyncio.sleep(self.settings.canary_period)
-            try:
-                await self.check_canary(self.current)
-            except Exception:
-                log.exception("the canary images could not be embedded")
 
     # ---- the end
 
@@ -341,8 +326,9 @@ class Service:
     async def close(self) -> None:
         """Answer what was admitted, then stop. Nothing new is admitted from here on."""
         self.phase = "stopped"
-        if self._watch is not None:
-            self._watch.cancel()
+        for served in self.in_service():
+            if served.trickle is not None:
+                served.trickle.cancel()
         while self.admission.pending:
             await asyncio.sleep(0.01)
         await asyncio.gather(*self._retiring)
@@ -352,11 +338,6 @@ class Service:
         await self.sidecar.close()
         for served in self.in_service():
             await self._retire(served)
-
-
-def _record(monitor: SpectrumMonitor, canary: Tensor | None) -> None:
-    if canary is not None and monitor.reference is not None and monitor.reference.canary is not None:
-        monitor.record_canary(canary)
 
 
 def to_bytes(data: bytes | str, field: str) -> bytes:

@@ -41,10 +41,19 @@ class Engine:
         self._lock = threading.Lock()
 
     async def embed(
-        self, encoder: Encoder, pixels: Pixels, deadline: float = math.inf, *, observed: bool = True
+        self,
+        encoder: Encoder,
+        pixels: Pixels,
+        deadline: float = math.inf,
+        *,
+        observed: bool = True,
+        yields_for: float = 0.0,
     ) -> Job:
-        """The finished job, with rows (n, d). Its images are dropped when cancelled or past `deadline` (monotonic)."""
-        job = Job(encoder, pixels, deadline, self._loop.create_future(), observed)
+        """The finished job, with rows (n, d). Its images are dropped when cancelled or past `deadline` (monotonic).
+
+        For `yields_for` seconds it only fills room that other jobs leave.
+        """
+        job = Job(encoder, pixels, deadline, self._loop.create_future(), observed, time.monotonic() + yields_for)
         self.queue.put(job)
         self._schedule()
         try:

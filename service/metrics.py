@@ -46,6 +46,13 @@ class Metrics:
         self.limit = Gauge("fullrank_pending_images_limit", "Images admitted at most.", registry=r)
         rejected = Counter("fullrank_rejected_images", "Images not embedded, by reason.", ["reason"], registry=r)
         self.rejected = {reason: rejected.labels(reason) for reason in REJECTIONS}
+        canary = Counter(
+            "fullrank_canary_images",
+            "Canary images embedded again since their encoder was loaded.",
+            ["result"],
+            registry=r,
+        )
+        self.canary = {result: canary.labels(result) for result in ("finite", "nonfinite")}
         self.unobserved = Counter(
             "fullrank_unobserved_images",
             "Embedded images that never reached the monitor: its queue was full, or it refused them.",
