@@ -68,7 +68,7 @@ class Augmentation:
         packed = torch.stack(draw)
         if images.device.type == "cuda":
             packed = packed.pin_memory().to(images.device, non_blocking=True)
-        d = Draw(*packed.view(len(Draw._fields), -1, 1, 1, 1))
+        d = Draw._make(packed.view(len(Draw._fields), -1, 1, 1, 1).unbind())
         x = images.float().div_(255)
         x = torch.where(d.sign < 0, x.flip(-1), x) if cropped else crop_and_flip(x, d)
         colour = x.shape[1] == 3
@@ -93,14 +93,25 @@ class Augmentation:
         def around(centre: float, spread: float) -> Tensor:
             return torch.where(jittered, centre + spread * (2 * torch.rand(n, generator=generator) - 1), centre)
 
-        boxes = crop_boxes(n, self.crop, self.ratio, generator)
+        top, left, height, width = crop_boxes(n, self.crop, self.ratio, generator).unbind(1)
         sign = torch.where(chance(self.flip), -1.0, 1.0)
         jittered = chance(self.jitter)
-        factors = [around(1, x) for x in (self.brightness, self.contrast, self.saturation)]
-        hue, grey = around(0, self.hue), chance(self.grey).float()
-        sigma = uniform(n, *self.sigma, generator) * chance(self.blur)
+        draw = Draw(
+            top=top,
+            left=left,
+            height=height,
+            width=width,
+            sign=sign,
+            brightness=around(1, self.brightness),
+            contrast=around(1, self.contrast),
+            saturation=around(1, self.saturation),
+            hue=around(0, self.hue),
+            grey=chance(self.grey).float(),
+            sigma=uniform(n, *self.sigma, generator) * chance(self.blur),
+            solarise=chance(self.solarise).float(),
+        )
         order = [list(OPERATIONS)[i] for i in torch.randperm(len(OPERATIONS), generator=generator).tolist()]
-        return Draw(*boxes.unbind(1), sign, *factors, hue, grey, sigma, chance(self.solarise).float()), order
+        return draw, order
 
 
 def uniform(n: int, low: float, high: float, generator: Generator) -> Tensor:
@@ -142,7 +153,7 @@ def luma(x: Tensor) -> Tensor:
     """(n, 3, h, w) -> (n, 1, h, w) by ITU-R 601, as Pillow's mode L; one channel is its own."""
     if x.shape[1] == 1:
         return x
-    r, g, b = x.split(1, dim=1)
+    r, g, b = torch.split(x, 1, dim=1)
     return 0.299 * r + 0.587 * g + 0.114 * b
 
 
@@ -162,7 +173,7 @@ def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
 
 def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
     """Turn the hue of HSV by `shift` turns, saturation and value unchanged: (n, 3, h, w) in [0, 1]."""
-    r, g, b = x.split(1, dim=1)
+    r, g, b = torch.split(x, 1, dim=1)
     value = x.amax(1, keepdim=True)
     chroma = value - x.amin(1, keepdim=True)
     safe = chroma.clamp_min(1e-8)

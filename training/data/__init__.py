@@ -1,46 +1,33 @@
-"""Image sets in their published on-disk formats, read whole into memory as uint8 tensors."""
+"""Image sets in their published on-disk formats: small ones whole in memory as uint8, large ones streamed."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from training.data.cifar import read_cifar10
-from training.data.dataset import DataError, ImageSet
+from training.data.cifar import read_cifar10, read_cifar100
+from training.data.dataset import DataError, Images, ImageSet
+from training.data.files import FileSet, ShardSet, read_folder
 from training.data.idx import read_fashion_mnist
+from training.data.sources import SOURCES, Source
+from training.data.split import Split, load_data, load_split
+from training.data.stl10 import read_stl10
 
 SAMPLE = Path(__file__).parent / "fashion-sample"
 """About 2,000 Fashion-MNIST images in the IDX format, in the repository for tests and demonstrations."""
 
-
-@dataclass(frozen=True)
-class Source:
-    """A data set by name: where it usually lies, how it is read, and the statistics its encoders normalise with."""
-
-    read: Callable[[Path, str], ImageSet]
-    default: Path
-    size: int
-    channels: Literal[1, 3]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    licence: str
-    redistributable: bool
-
-
-SOURCES = {
-    "fashion": Source(
-        read_fashion_mnist, Path("/usr/share/datasets/fashion-mnist"), 28, 1, (0.286,), (0.353,), "MIT", True
-    ),
-    "cifar10": Source(
-        read_cifar10,
-        Path("data/cifar-10"),
-        32,
-        3,
-        (0.4914, 0.4822, 0.4465),
-        (0.2470, 0.2435, 0.2616),
-        "unstated by its authors",
-        False,
-    ),
-}
-
-__all__ = ["SAMPLE", "SOURCES", "DataError", "ImageSet", "Source", "read_cifar10", "read_fashion_mnist"]
+__all__ = [
+    "SAMPLE",
+    "SOURCES",
+    "DataError",
+    "FileSet",
+    "ImageSet",
+    "Images",
+    "ShardSet",
+    "Source",
+    "Split",
+    "load_data",
+    "load_split",
+    "read_cifar10",
+    "read_cifar100",
+    "read_fashion_mnist",
+    "read_folder",
+    "read_stl10",
+]

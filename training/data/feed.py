@@ -1,0 +1,217 @@
+"""From a training set to batches: resident on the device, or decoded by workers and cropped on the way.
+
+All randomness is a function of (seed, epoch, position), so that a run resumes in the middle of an epoch with the very
+batches it would have seen. Under torchrun each process takes its share of every batch.
+"""
+
+import io
+import math
+from collections.abc import Iterator
+from itertools import count, islice
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Generator, Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+
+from training.augment import Augmentation, crop_boxes
+from training.data.dataset import DataError, ImageSet
+from training.data.files import Encoded, FileSet, ShardSet, read_shards
+from training.distributed import rank, world_size
+
+MOST_UNREADABLE = 16
+SHUFFLE = 4096
+Pair = tuple[Augmentation, Augmentation]
+
+
+def seeded(*numbers: int) -> Generator:
+    """A CPU generator whose stream is a function of the numbers, independent between any two lists of them."""
+    state = np.random.SeedSequence([n % 2**63 for n in numbers]).generate_state(1, np.uint64)
+    return Generator().manual_seed(int(state[0]) >> 1)
+
+
+class Feed(Protocol):
+    """Batches for two views. `cropped`: the two differ, each already cropped; else they are the same images, whole."""
+
+    cropped: bool
+    unreadable: set[str]
+
+    def __len__(self) -> int:
+        """Images in an epoch."""
+
+    def batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """From step `start` of the epoch on, this process's (n, c, h, w) uint8 images for either view."""
+
+
+class Resident:
+    """A set that fits on the device: an index there is all that a batch costs."""
+
+    cropped = False
+
+    def __init__(self, images: ImageSet, batch_size: int, seed: int, device: torch.device) -> None:
+        self.images, self.batch_size, self.seed = images.images.to(device), batch_size, seed
+        self.unreadable: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        order = _order(len(self), self.seed, epoch).to(self.images.device)
+        for index in _shares(order, self.batch_size, start):
+            batch = self.images[index]
+            yield batch, batch
+
+
+class Streamed:
+    """Image files, decoded by workers at the smallest scale that their two crops need."""
+
+    cropped = True
+
+    def __init__(
+        self, files: FileSet, views: Pair, size: int, batch_size: int, seed: int, workers: int, pin: bool = False
+    ) -> None:
+        self.files, self.batch_size, self.seed, self.unreadable = files, batch_size, seed, files.unreadable
+        self.dataset = _Crops(files, views, size, seed)
+        self.workers, self.pin = workers, pin
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        order = _order(len(self), self.seed, epoch)
+        keys = [[(i, epoch) for i in share.tolist()] for share in _shares(order, self.batch_size, start)]
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=keys,
+            num_workers=self.workers,
+            collate_fn=_collate,
+            pin_memory=self.pin,
+        )
+        for first, second, unreadable in loader:
+            self.unreadable |= set(unreadable)
+            yield first, second
+
+
+class Sharded:
+    """Tar shards, read from front to back: each epoch a new order of shards and a shuffle buffer of images.
+
+    The order depends on the number of workers too: resume with the same one.
+    """
+
+    cropped = True
+
+    def __init__(
+        self, shards: ShardSet, views: Pair, size: int, batch_size: int, seed: int, workers: int, pin: bool = False
+    ) -> None:
+        readers = max(1, workers) * world_size()
+        if len(shards.shards) < readers:
+            raise DataError(f"{len(shards.shards)} shards for {readers} readers; use fewer --workers or more shards")
+        self.shards, self.views, self.size, self.seed = shards, views, size, seed
+        self.batch_size, self.unreadable, self.workers, self.pin = batch_size, shards.unreadable, workers, pin
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        loader = DataLoader(
+            _ShardCrops(self.shards, self.views, self.size, self.seed, epoch),
+            batch_size=self.batch_size // world_size(),
+            num_workers=self.workers,
+            collate_fn=_collate,
+            pin_memory=self.pin,
+        )
+        for first, second, unreadable in islice(loader, start, len(self) // self.batch_size):
+            self.unreadable |= set(unreadable)
+            yield first, second
+
+
+def two_crops(data: bytes, views: Pair, size: int, generator: Generator) -> Tensor:
+    """An encoded image -> (2, 3, size, size) uint8: one random crop a view, from one decoding.
+
+    A JPEG is decoded at the smallest of its scales (1, 1/2, 1/4, 1/8) at which no crop has to be enlarged for it.
+    """
+    with Image.open(io.BytesIO(data)) as image:
+        shape = image.width / image.height
+        boxes = torch.cat([crop_boxes(1, view.crop, view.ratio, generator, shape) for view in views])
+        least_height, least_width = boxes[:, 2].min().item(), boxes[:, 3].min().item()
+        image.draft("RGB", (math.ceil(size / least_width), math.ceil(size / least_height)))
+        whole = image.convert("RGB")
+    crops = []
+    for top, left, height, width in boxes.tolist():
+        box = (left * whole.width, top * whole.height, (left + width) * whole.width, (top + height) * whole.height)
+        box = (box[0], box[1], min(box[2], whole.width), min(box[3], whole.height))
+        crops.append(np.asarray(whole.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)))
+    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
+
+
+def _order(n: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(n, generator=seeded(seed, epoch))
+
+
+def _shares(order: Tensor, batch_size: int, start: int) -> Iterator[Tensor]:
+    """This process's share of each whole batch of the order, from batch `start` on."""
+    mine = batch_size // world_size()
+    for step in range(start, len(order) // batch_size):
+        first = step * batch_size + rank() * mine
+        yield order[first : first + mine]
+
+
+Sample = tuple[Tensor, list[str]]
+
+
+def _collate(samples: list[Sample]) -> tuple[Tensor, Tensor, list[str]]:
+    crops = torch.stack([crops for crops, _ in samples], dim=1).contiguous(memory_format=torch.contiguous_format)
+    return crops[0], crops[1], [name for _, names in samples for name in names]
+
+
+class _Crops(Dataset[Sample]):
+    def __init__(self, files: FileSet, views: Pair, size: int, seed: int) -> None:
+        self.files, self.views, self.size, self.seed = files, views, size, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        """The crops of an image, or of the next that can be read, and the names of those that cannot."""
+        index, epoch = key
+        unreadable: list[str] = []
+        while len(unreadable) < MOST_UNREADABLE:
+            place = (index + len(unreadable)) % len(self.files)
+            try:
+                data = self.files.read(place).data
+                return two_crops(data, self.views, self.size, seeded(self.seed, epoch, place)), unreadable
+            except (OSError, ValueError, SyntaxError):  # Pillow raises all of these for damaged files
+                unreadable.append(str(self.files.paths[place]))
+        raise DataError(f"{MOST_UNREADABLE} images in a row cannot be read, first {unreadable[0]}: is this the folder?")
+
+
+class _ShardCrops(IterableDataset[Sample]):
+    def __init__(self, shards: ShardSet, views: Pair, size: int, seed: int, epoch: int) -> None:
+        self.shards, self.views, self.size, self.seed, self.epoch = shards, views, size, seed, epoch
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Without end: the reader that holds the smallest shards begins again so that all give the same number."""
+        info = get_worker_info()
+        reader, readers = (info.id, info.num_workers) if info else (0, 1)
+        reader, readers = rank() * readers + reader, world_size() * readers
+        mine = [self.shards.shards[i] for i in _order(len(self.shards.shards), self.seed, self.epoch)[reader::readers]]
+        generator = seeded(self.seed, self.epoch, reader)
+        unreadable: list[str] = []
+        for _ in count():
+            for item in _shuffle(read_shards(mine), generator):
+                try:
+                    yield two_crops(item.data, self.views, self.size, generator), unreadable
+                    unreadable = []
+                except (OSError, ValueError, SyntaxError):
+                    unreadable.append(item.name)
+                if len(unreadable) >= MOST_UNREADABLE:
+                    raise DataError(f"{MOST_UNREADABLE} images in a row cannot be read, first {unreadable[0]}")
+
+
+def _shuffle(items: Iterator[Encoded], generator: Generator) -> Iterator[Encoded]:
+    """A random one of the buffer's images each time, the buffer filled as the shards are read."""
+    buffer = list(islice(items, SHUFFLE))
+    while buffer:
+        place = int(torch.randint(len(buffer), (1,), generator=generator))
+        buffer[place], buffer[-1] = buffer[-1], buffer[place]
+        yield buffer.pop()
+        buffer += islice(items, 1)

@@ -1,0 +1,165 @@
+"""Images that stay on disk: a folder of class folders (ImageNet's layout), or tar shards in WebDataset's format."""
+
+import tarfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.artifact import Preprocessing
+from models.embedder import ImageError, Pixels, decode
+from training.data.dataset import DataError, ImageSet
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+CHUNK = 1024
+DECODERS = 16
+SPLITS = {"train": ("train",), "test": ("val", "test")}
+REMEDY = "ImageNet (image-net.org, registration needed) unpacks to train/CLASS/*.JPEG; sort val/ into class folders too"
+
+
+class Encoded(NamedTuple):
+    """An image as a file has it."""
+
+    name: str
+    data: bytes
+    label: int
+
+
+@dataclass(frozen=True)
+class FileSet:
+    """Image files and their labels; `unreadable` collects the names of those that could not be decoded."""
+
+    paths: tuple[Path, ...]
+    labels: Tensor
+    unreadable: set[str] = field(default_factory=set)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def take(self, index: Tensor | slice) -> "FileSet":
+        chosen = torch.arange(len(self))[index]
+        return FileSet(tuple(self.paths[i] for i in chosen.tolist()), self.labels[chosen], self.unreadable)
+
+    def read(self, index: int) -> Encoded:
+        return Encoded(str(self.paths[index]), self.paths[index].read_bytes(), int(self.labels[index]))
+
+    def chunks(self, preprocessing: Preprocessing) -> Iterator[ImageSet]:
+        return decode_chunks((self.read(i) for i in range(len(self))), preprocessing, self.unreadable)
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """Tar files whose members come in pairs KEY.jpg (or .png, .webp) and KEY.cls, the label in decimal."""
+
+    shards: tuple[Path, ...]
+    counts: tuple[int, ...]
+    unreadable: set[str] = field(default_factory=set)
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def take(self, shards: slice) -> "ShardSet":
+        """Some of the shards, not of the images."""
+        return ShardSet(self.shards[shards], self.counts[shards], self.unreadable)
+
+    def chunks(self, preprocessing: Preprocessing) -> Iterator[ImageSet]:
+        return decode_chunks(read_shards(self.shards), preprocessing, self.unreadable)
+
+
+def read_folder(folder: Path, split: str) -> FileSet | ShardSet:
+    """FOLDER/train/CLASS/*.jpg and FOLDER/val/CLASS/*.jpg, or FOLDER/*train*.tar and FOLDER/*val*.tar.
+
+    Class folders are numbered in alphabetical order. Raises DataError when there is neither.
+    """
+    for name in SPLITS[split]:
+        if shards := sorted(folder.glob(f"*{name}*.tar")):
+            return ShardSet(tuple(shards), tuple(count_images(shard) for shard in shards))
+        if (folder / name).is_dir():
+            return _class_folders(folder / name)
+    names = " or ".join(SPLITS[split])
+    raise DataError(f"{folder} has no folder {names} of class folders and no shards *{names}*.tar; {REMEDY}")
+
+
+def _class_folders(folder: Path) -> FileSet:
+    classes = sorted(path for path in folder.iterdir() if path.is_dir())
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found = sorted(path for path in name.iterdir() if path.suffix.lower() in SUFFIXES)
+        if not found:
+            raise DataError(f"{name} holds no images ({', '.join(SUFFIXES)}); {REMEDY}")
+        paths += found
+        labels += [label] * len(found)
+    if not paths:
+        raise DataError(f"{folder} holds no class folders; {REMEDY}")
+    return FileSet(tuple(paths), torch.tensor(labels))
+
+
+def count_images(shard: Path) -> int:
+    """How many images a shard holds, by its headers alone."""
+    try:
+        with tarfile.open(shard) as archive:
+            count = sum(Path(member.name).suffix.lower() in SUFFIXES for member in archive)
+    except (tarfile.TarError, EOFError) as error:
+        raise DataError(f"{shard}: truncated, or no tar file ({error}); copy it again") from error
+    if not count:
+        raise DataError(f"{shard} holds no images ({', '.join(SUFFIXES)})")
+    return count
+
+
+def read_shards(shards: Iterable[Path]) -> Iterator[Encoded]:
+    """Every image of the shards, in order. Raises DataError naming the shard for one that is damaged."""
+    try:
+        from webdataset import tarfile_samples  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise DataError("shards need the webdataset package: pip install 'fullrank[train]'") from error
+
+    for shard in shards:
+        try:
+            for sample in tarfile_samples([{"url": str(shard)}]):
+                name = f"{shard}:{sample['__key__']}"
+                image = next((sample[s[1:]] for s in SUFFIXES if s[1:] in sample), None)
+                if image is None or "cls" not in sample:
+                    raise DataError(f"{name} lacks its image or its label (.cls)")
+                yield Encoded(name, image, int(sample["cls"]))
+        except (tarfile.TarError, EOFError, ValueError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{shard}: damaged ({error}); copy it again") from error
+
+
+def decode_chunks(items: Iterator[Encoded], preprocessing: Preprocessing, unreadable: set[str]) -> Iterator[ImageSet]:
+    """Images as an encoder takes them, by the path that serves them, a thousand at a time; the unreadable left out."""
+
+    def try_decode(item: Encoded) -> Pixels | None:
+        try:
+            return decode(item.data, preprocessing)
+        except ImageError:
+            unreadable.add(item.name)
+            return None
+
+    with ThreadPoolExecutor(DECODERS) as pool:
+        while chunk := list(islice(items, CHUNK)):
+            pixels = list(pool.map(try_decode, chunk))
+            kept = [(p, item.label) for p, item in zip(pixels, chunk, strict=True) if p is not None]
+            if kept:
+                arrays, labels = zip(*kept, strict=True)
+                yield ImageSet(torch.from_numpy(np.stack(arrays)), torch.tensor(labels))
+
+
+def load(images: FileSet | ShardSet, count: int, preprocessing: Preprocessing) -> ImageSet:
+    """The first `count` readable images, in memory."""
+    parts: list[ImageSet] = []
+    for part in images.chunks(preprocessing):
+        parts.append(part.take(slice(count - sum(map(len, parts)))))
+        if sum(map(len, parts)) >= count:
+            break
+    if not parts:
+        raise DataError("none of the images can be decoded")
+    return ImageSet(torch.cat([p.images for p in parts]), torch.cat([p.labels for p in parts]))

@@ -1,0 +1,81 @@
+"""What the gradient sees, what chooses, and what only measures: three disjoint sets of images."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Generator
+
+from training.data.dataset import DataError, Images, ImageSet
+from training.data.files import FileSet, ShardSet, load
+from training.data.sources import SOURCES
+
+BANK = 10_000
+LEAST_HELD_OUT = 128
+
+
+@dataclass(frozen=True)
+class Split:
+    """The training set cut in two: the gradient sees `fit`; `held_out` chooses, and carries the reference.
+
+    `labelled` are the training images whose labels neighbours and probes look up, in memory: `fit` itself where it is
+    in memory and has labels. No test image is in any of them.
+    """
+
+    fit: ImageSet | FileSet | ShardSet
+    held_out: ImageSet
+    labelled: ImageSet
+
+    @classmethod
+    def of(cls, images: ImageSet, held_out: int, seed: int) -> "Split":
+        order = torch.randperm(len(images), generator=Generator().manual_seed(seed))
+        fit = images.take(order[held_out:])
+        return cls(fit, images.take(order[:held_out]), fit)
+
+
+def load_split(name: str, folder: Path | None, held_out: int, limit: int | None, seed: int) -> Split:
+    """The training images of a data set of SOURCES, at most `limit` for the gradient. Raises DataError."""
+    source = SOURCES[name]
+    root = folder or source.default
+    images = source.read(root, "train")
+    if isinstance(images, ImageSet):
+        if not source.unlabelled:
+            images = images.take(slice(limit))
+        split = Split.of(images, min(held_out, len(images) // 5), seed)
+        if source.unlabelled:
+            unlabelled = source.read(root, "unlabelled")
+            assert isinstance(unlabelled, ImageSet)
+            return replace(split, fit=unlabelled.take(slice(limit)))
+        return split
+    fit: FileSet | ShardSet
+    chosen: FileSet | ShardSet
+    if isinstance(images, FileSet):
+        fit, chosen = _cut_files(images, held_out, limit, seed)
+    elif limit is None:
+        fit, chosen = _cut_shards(images, held_out)
+    else:
+        raise DataError("--limit does not cut shards; name a folder with fewer of them")
+    return Split(fit, load(chosen, held_out, source.preprocessing), load(fit, BANK, source.preprocessing))
+
+
+def _cut_files(images: FileSet, held_out: int, limit: int | None, seed: int) -> tuple[FileSet, FileSet]:
+    order = torch.randperm(len(images), generator=Generator().manual_seed(seed))[:limit]
+    aside = min(held_out, len(order) // 5)
+    return images.take(order[aside:]), images.take(order[:aside])
+
+
+def _cut_shards(images: ShardSet, held_out: int) -> tuple[ShardSet, ShardSet]:
+    """Whole shards from the end until they hold enough, never more than half of the images, always at least one."""
+    if len(images.shards) < 2:
+        raise DataError(f"{images.shards[0]} is the only shard; at least one more is needed to hold images out")
+    first = len(images.shards) - 1
+    while sum(images.counts[first:]) < held_out and sum(images.counts[first - 1 :]) <= len(images) // 2:
+        first -= 1
+    return images.take(slice(0, first)), images.take(slice(first, None))
+
+
+def load_data(name: str, folder: Path | None = None) -> tuple[Images, Images]:
+    """(train, test), both labelled, of a data set of SOURCES. Raises DataError."""
+    source = SOURCES[name]
+    root = folder or source.default
+    return source.read(root, "train"), source.read(root, "test")
