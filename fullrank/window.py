@@ -69,14 +69,16 @@ class Ring:
             newest = oldest
 
     def tensors(self, now: float) -> dict[str, Tensor]:
-        """The blocks as tensors named "0.sum", "0.scatter", ..., their times as ages."""
+        """Copies of the blocks as tensors named "0.sum", "0.scatter", ..., their times as ages."""
         tensors: dict[str, Tensor] = {"blocks": torch.tensor([len(self.blocks)])}
         for i, block in enumerate(self.blocks):
             parts = {"ages": torch.tensor([now - block.start, now - block.end], dtype=torch.float64)}
             parts |= {"energies": block.energies, "norms": block.norms, **block.moments.tensors()}
             if block.inputs is not None:
                 parts |= {f"inputs.{name}": tensor for name, tensor in block.inputs.tensors().items()}
-            tensors |= {f"{i}.{name}": tensor.contiguous() for name, tensor in parts.items()}
+            tensors |= {
+                f"{i}.{name}": tensor.clone(memory_format=torch.contiguous_format) for name, tensor in parts.items()
+            }
         return tensors
 
     def load(self, tensors: Mapping[str, Tensor], now: float) -> None:
