@@ -254,7 +254,9 @@ def run(given: Parameters) -> Result:
             )
         if count > 1:
             more = float(dead[first + count - 1] - dead[first])
-            claims.append(above(f"{kind}: dead dimensions, {count} layers minus 1", "deeper, more", d / 4, more))
+            claims.append(
+                above(f"{kind}: dead dimensions, {count} layers minus 1", "deeper, more", d * (count - 1) / 12, more)
+            )
     index = list(range(1, d + 1))
     spectrum = [
         Line(f"{depth} layers" if depth > 1 else "1 layer", index, (spectra[i] / spectra[i, 0]).tolist())

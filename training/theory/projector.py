@@ -181,7 +181,10 @@ def run(given: Parameters) -> Result:
         above("all trained, skip: effective rank of r[d₀:] over d − d₀", "alive", 0.4, ranks[0] / rest),
         exactly("all trained, no skip: effective rank of r[d₀:]", "0", 0, ranks[1]),
         above(
-            "all trained, skip: effective rank of r over d₀", "more than the loss sees", 1.1, rank_of(with_skip) / kept
+            "all trained, skip: effective rank of r over that of r[:d₀]",
+            "more than the loss sees",
+            1.1,
+            rank_of(with_skip) / rank_of(with_skip[:kept, :kept]),
         ),
         below(
             "all trained, no skip: effective rank of r over d₀",
