@@ -1,0 +1,131 @@
+"""Our service against a bare decode-and-forward loop, a plain thread batcher and its peers; load from wrk.
+
+    python -m benchmarks.serving [--rounds 10] [--seconds 2] [--servers fullrank mosec ...] [--models null resnet18]
+
+Every round measures each server once at each level, beside the loop measured in the same round; ratios are taken
+within rounds and their intervals bootstrapped over rounds. Servers not being measured are paused. Each measurement is
+appended to FOLDER/results.jsonl at once: started again, the command goes on where it stopped (--fresh begins anew).
+"""
+
+import argparse
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.serving import report
+from benchmarks.serving.load import OPEN_SHARE, Level, Offline, Results, bodies, check, drive
+from benchmarks.serving.processes import KINDS, ROOT, Running
+from benchmarks.serving.workload import MODELS, Model, Workload, prepare
+
+LEVELS = [Level("64", 64), Level("open", 64, open=True), Level("32", 32), Level("8", 8), Level("1", 1)]
+UNLIKE = Level("unlike", 64, unlike=True)
+OVERHEAD = 0.35  # seconds of each measurement that are not the measurement: starting wrk, reading CPU times
+
+
+def levels(server: str, model: Model, servers: list[str]) -> list[Level]:
+    """The loads a server gets. What monitoring costs is asked with images that all differ: it skips duplicates."""
+    both = model == "resnet18" and {"fullrank", "fullrank, monitor off"} <= set(servers)
+    unlike = [UNLIKE] if both and server.startswith("fullrank") else []
+    return unlike if server == "fullrank, monitor off" else [*LEVELS, *unlike]
+
+
+def start(model: Model, names: list[str], folder: Path) -> list[Running]:
+    """Start, check, warm up and pause the servers; one that cannot run is named and left out."""
+    images = [path.read_bytes() for path in sorted((folder / f"{model}-jpeg").iterdir())][:8]
+    wanted, running = Workload(folder, model)(images), []
+    for name in names:
+        try:
+            server = Running(name, model, folder)
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(f"{model}: {name} cannot be installed or started: {error}", flush=True)
+            continue
+        try:
+            server.wait(images[0])
+            cosine = check(server, images, wanted)
+            for connections in (8, 64):
+                drive(server, bodies(folder, server, model, "jpeg"), Level("", connections), 1)
+        except (RuntimeError, OSError, ValueError) as error:
+            print(f"{model}: {name} left out: {error}", flush=True)
+            server.stop()
+            continue
+        server.pause()
+        running.append(server)
+        print(f"{model}: {name} answers, cosine {cosine:.6f}", flush=True)
+    return running
+
+
+def measure_all(results: Results, model: Model, options: argparse.Namespace, tick: Callable[[str], None]) -> None:
+    """All rounds of one model."""
+    names = [name for name in options.servers if levels(name, model, options.servers)]
+    planned = len(names) and range(options.rounds)
+    if all(results.find(model=model, server="offline", level="after", round=it) for it in planned):
+        return
+    running, offline = start(model, names, options.folder), Offline(model, options.folder)
+    try:
+        for number in range(options.rounds):
+            key = {"model": model, "round": number}
+            for level, batch in (("before", 32), ("1", 1)):
+                if not results.find(**key, server="offline", level=level):
+                    tick(f"{model} round {number + 1}: offline")
+                    results.add(key | {"server": "offline", "level": level} | offline.measure(batch, options.seconds))
+            # Another order each round: whoever follows a heavy neighbour is not always the same.
+            for server in running[number % len(running) :] + running[: number % len(running)]:
+                server.resume()
+                for level in levels(server.name, model, options.servers):
+                    here = key | {"server": server.name, "level": level.name}
+                    if results.find(**here):
+                        continue
+                    tick(f"{model} round {number + 1}: {server.name}, {level.name}")
+                    full = results.find(**key, server=server.name, level="64") if level.open else None
+                    rate = OPEN_SHARE * full["requests"] / full["seconds"] if full else 0.0
+                    images = bodies(options.folder, server, model, "bmp" if level.unlike else "jpeg")
+                    results.add(here | drive(server, images, level, options.seconds, rate))
+                server.pause()
+            if not results.find(**key, server="offline", level="after"):
+                results.add(key | {"server": "offline", "level": "after"} | offline.measure(32, options.seconds))
+    finally:
+        offline.stop()
+        for server in running:
+            server.stop()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--seconds", type=int, default=2, help="of each measurement; wrk takes whole seconds")
+    parser.add_argument(
+        "--servers", nargs="+", choices=KINDS, default=list(KINDS), metavar="NAME", help=", ".join(KINDS)
+    )
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--folder", type=Path, default=ROOT / "build/serving")
+    parser.add_argument("--fresh", action="store_true", help="forget earlier measurements in the folder")
+    options = parser.parse_args()
+    if shutil.which("wrk") is None:
+        parser.error("wrk is not installed; apt-get install wrk")
+    options.folder.mkdir(parents=True, exist_ok=True)
+    prepare(options.folder)
+    results = Results(options.folder / "results.jsonl", options.fresh)
+    measurements = sum(3 + sum(len(levels(s, m, options.servers)) for s in options.servers) for m in options.models)
+    left = options.rounds * measurements - len(results.records)
+    each, started, done = options.seconds + OVERHEAD, time.monotonic(), 0
+    starts = 12 * len(options.servers) * len(options.models)
+    print(f"{left} measurements of {options.seconds} s: about {(left * each + starts) / 60:.0f} minutes", flush=True)
+
+    def tick(what: str) -> None:
+        nonlocal done
+        done += 1
+        spent = time.monotonic() - started
+        print(f"[{done}/{left}, {spent / 60:.1f} min, {(left - done) * each / 60:.0f} left] {what}", flush=True)
+
+    try:
+        for model in options.models:
+            measure_all(results, model, options, tick)
+    finally:
+        if results.records:
+            report.write(results.records, options.folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""One table, one JSON, one picture of what was measured."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Records = list[dict[str, Any]]
+Interval = tuple[float, float, float]
+HEADER = (
+    "| model | server | req/s at 1 | 8 | 32 | 64 | of offline at 64 | CPU/image, of offline "
+    "| p50 at 1, ms | p99 at 32, ms | open loop at 70 %: p50, p99, ms | late, % | failed |\n" + "|---" * 13 + "|"
+)
+
+
+def bootstrap(values: list[float], draws: int = 4000) -> Interval:
+    """Median of paired rounds and the 95 % interval of that median, resampling rounds."""
+    rounds: NDArray[np.float64] = np.array(values)
+    medians = np.median(np.random.default_rng(0).choice(rounds, (draws, len(rounds))), axis=1)
+    low, high = np.percentile(medians, (2.5, 97.5))
+    return float(np.median(rounds)), float(low), float(high)
+
+
+def rate(it: dict[str, Any]) -> float:
+    return float((it["requests"] - it.get("bad", 0)) / it["seconds"])
+
+
+def cost(it: dict[str, Any]) -> float:
+    return float(it["cpu"] / max(1, it["requests"]))
+
+
+def by_round(records: Records, figure: Callable[[dict[str, Any]], float], **key: Any) -> dict[int, float]:
+    """{round: figure}, the mean where a round has several."""
+    found: dict[int, list[float]] = {}
+    for it in records:
+        if key.items() <= it.items():
+            found.setdefault(it["round"], []).append(figure(it))
+    return {number: float(np.mean(values)) for number, values in found.items()}
+
+
+def ratio(above: dict[int, float], below: dict[int, float]) -> Interval | None:
+    shared = sorted(above.keys() & below.keys())
+    return bootstrap([above[it] / below[it] for it in shared]) if shared else None
+
+
+def summarise(records: Records) -> list[dict[str, Any]]:
+    """One entry for each model and server: medians over rounds; ratios as [median, low, high]."""
+    entries = []
+    for model in dict.fromkeys(it["model"] for it in records):
+        mine = [it for it in records if it["model"] == model]
+        loop = [it for it in mine if it["server"] == "offline" and it["level"] != "1"]
+        for server in dict.fromkeys(it["server"] for it in mine):
+            own = [it for it in (loop if server == "offline" else mine) if it["server"] == server]
+            full = {} if server == "offline" else {"level": "64"}
+            entry: dict[str, Any] = {"model": model, "server": server, "rounds": len({it["round"] for it in own})}
+            entry["efficiency"] = ratio(by_round(own, rate, **full), by_round(loop, rate))
+            entry["cpu_ratio"] = ratio(by_round(own, cost, **full), by_round(loop, cost))
+            every = [it for it in mine if it["server"] == server]
+            entry["failed"] = sum(it.get("bad", 0) + it.get("broken", 0) for it in every)
+            for level in dict.fromkeys(it["level"] for it in every):
+                at = [it for it in every if it["level"] == level]
+                entry[level] = {
+                    "rps": float(np.median([rate(it) for it in at])),
+                    "p50_ms": 1e3 * float(np.median([it["p50"] for it in at])),
+                    "p99_ms": 1e3 * float(np.median([it["p99"] for it in at])),
+                    "cpu_ms": 1e3 * float(np.median([cost(it) for it in at])),
+                    "late_share": float(np.mean([it.get("late", 0) / max(1, it["requests"]) for it in at])),
+                    "lag_ms": 1e3 * max(it.get("lag", 0.0) for it in at),
+                }
+            entries.append(entry)
+    return entries
+
+
+def goals(records: Records) -> list[str]:
+    """Each goal with what was measured."""
+    lines = []
+
+    def line(name: str, value: Interval | None, holds: Callable[[float], bool], unit: str = "") -> None:
+        if value is not None:
+            median, low, high = value
+            lines.append(
+                f"{'met   ' if holds(median) else 'FAILED'} {name}: {median:.3f} [{low:.3f}, {high:.3f}]{unit}"
+            )
+
+    def get(figure: Callable[[dict[str, Any]], float], model: str, server: str, level: str) -> dict[int, float]:
+        return by_round(records, figure, model=model, server=server, level=level)
+
+    model = "resnet18"
+    loop = [it for it in records if it["server"] == "offline" and it["level"] != "1" and it["model"] == model]
+    throughput, cpu = get(rate, model, "fullrank", "64"), get(cost, model, "fullrank", "64")
+    line("throughput at 64, of offline (>= 0.95)", ratio(throughput, by_round(loop, rate)), lambda x: x >= 0.95)
+    line("CPU an image, of offline (<= 1.1)", ratio(cpu, by_round(loop, cost)), lambda x: x <= 1.1)
+    one, alone = (get(lambda it: 1e3 * it["p50"], model, name, "1") for name in ("fullrank", "offline"))
+    extra = [one[it] - alone[it] for it in one.keys() & alone.keys()]
+    line("p50 at 1 beyond offline (<= 3)", bootstrap(extra) if extra else None, lambda x: x <= 3, " ms")
+    tail = ratio(*(get(lambda it: it["p99"], "null", name, "32") for name in ("fullrank", "thread batcher")))
+    line("null p99 at 32, of the thread batcher's (<= 0.5)", tail, lambda x: x <= 0.5)
+    on, off = (get(rate, model, name, "unlike") for name in ("fullrank", "fullrank, monitor off"))
+    line("throughput with the monitor, of without (>= 0.99)", ratio(on, off), lambda x: x >= 0.99)
+    return lines
+
+
+def table(entries: list[dict[str, Any]]) -> str:
+    def at(entry: dict[str, Any], level: str, figure: str, digits: int = 1) -> str:
+        return f"{entry[level][figure]:.{digits}f}" if level in entry else ""
+
+    def interval(value: Interval | None) -> str:
+        return "" if value is None else f"{value[0]:.2f} [{value[1]:.2f}, {value[2]:.2f}]"
+
+    rows = [HEADER]
+    for it in entries:
+        rates = [at(it, level, "rps", 0) for level in ("1", "8", "32", "64")]
+        if it["server"] == "offline":
+            rates[3] = f"{(it['before']['rps'] + it['after']['rps']) / 2:.0f}" if "after" in it else ""
+        tails = [at(it, "1", "p50_ms", 2), at(it, "32", "p99_ms")]
+        opened = f"{at(it, 'open', 'p50_ms')}, {at(it, 'open', 'p99_ms')}" if "open" in it else ""
+        late = f"{100 * it['open']['late_share']:.1f}" if "open" in it else ""
+        ratios = [interval(it["efficiency"]), interval(it["cpu_ratio"])]
+        cells = [it["model"], it["server"], *rates, *ratios, *tails, opened, late, it["failed"]]
+        rows.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(rows)
+
+
+def draw(entries: list[dict[str, Any]], path: Path) -> None:
+    """Throughput against the offline loop, and the null model's tail."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), constrained_layout=True)
+    real = [it for it in entries if it["model"] == "resnet18" and it["server"] != "offline" and it["efficiency"]]
+    real.sort(key=lambda it: it["efficiency"][0])
+    for y, it in enumerate(real):
+        median, low, high = it["efficiency"]
+        left.barh(y, median, color="C0" if it["server"] == "fullrank" else "0.7")
+        left.errorbar(median, y, xerr=[[median - low], [high - median]], color="k", capsize=3)
+    left.set_yticks(range(len(real)), [it["server"] for it in real])
+    left.axvline(1, color="k", linewidth=0.8)
+    left.set_xlabel("ResNet-18 at 64 px, 64 connections: throughput / offline loop, median and 95 %")
+    null = [it for it in entries if it["model"] == "null" and "32" in it]
+    null.sort(key=lambda it: -it["32"]["p99_ms"])
+    colours = ["C0" if it["server"] == "fullrank" else "0.7" for it in null]
+    right.barh([it["server"] for it in null], [it["32"]["p99_ms"] for it in null], color=colours)
+    right.set_xscale("log")
+    right.set_xlabel("null model, 32 connections: p99, ms")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def write(records: Records, folder: Path) -> None:
+    """Print the table and the goals; write report.json and report.png beside the measurements."""
+    entries = summarise(records)
+    verdicts = goals(records)
+    print(table(entries), *verdicts, sep="\n", flush=True)
+    (folder / "report.json").write_text(json.dumps({"entries": entries, "goals": verdicts}, indent=1) + "\n")
+    draw(entries, folder / "report.png")
+    print(f"written: {folder / 'report.json'}, {folder / 'report.png'}")

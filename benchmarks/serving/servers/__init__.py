@@ -1,0 +1,1 @@
+"""One short file for each server, written as its own documentation would; all run workload.Workload."""

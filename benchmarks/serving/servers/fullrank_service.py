@@ -1,0 +1,14 @@
+"""Ours, as `fullrank serve` starts it."""
+
+import os
+from pathlib import Path
+
+import service.core
+from benchmarks.serving.workload import MAX_BATCH, NullEmbedder
+from service.app import serve
+from service.settings import Settings
+
+if os.environ["BENCH_MODEL"] == "null":
+    service.core.Embedder = NullEmbedder  # type: ignore[misc]
+encoder = Path(os.environ["BENCH_FOLDER"], os.environ["BENCH_MODEL"])
+serve(Settings(encoder=encoder, port=int(os.environ["BENCH_PORT"]), threads=1, max_batch=MAX_BATCH))
