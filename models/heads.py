@@ -2,15 +2,59 @@
 
 from itertools import pairwise
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 
-def mlp(*widths: int, final_bias: bool = False) -> nn.Sequential:
+def mlp(
+    *widths: int, hidden_bias: bool = False, final_bias: bool = False, affine: bool = True, final_norm: bool = False
+) -> nn.Sequential:
     """Linear layers of the given widths with BatchNorm and ReLU between them: (n, widths[0]) -> (n, widths[-1]).
 
-    Two widths make a single linear layer. The last layer has no normalisation (BYOL, Grill et al. 2020, sec. 3.3).
+    Two widths make a single linear layer. The last layer has no normalisation (BYOL, Grill et al. 2020, sec. 3.3)
+    unless `final_norm` adds a BatchNorm without scale and shift (SimSiam, Chen & He 2021). `affine` says whether the
+    hidden BatchNorms have them.
     """
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths[:-1]):
-        layers += [nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1], bias=final_bias))
+        layers += [nn.Linear(inputs, outputs, bias=hidden_bias)]
+        layers += [nn.BatchNorm1d(outputs, affine=affine), nn.ReLU(inplace=True)]
+    layers.append(nn.Linear(widths[-2], widths[-1], bias=final_bias))
+    if final_norm:
+        layers.append(nn.BatchNorm1d(widths[-1], affine=False))
+    return nn.Sequential(*layers)
+
+
+class Diagonal(nn.Module):
+    """A trainable scale per dimension, 1 at first: (n, d) -> (n, d)."""
+
+    def __init__(self, dimension: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(dimension))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h * self.scale
+
+
+class Fixed(nn.Module):
+    """A linear map nothing trains: (n, d) -> (n, k) by a (k, d) matrix."""
+
+    matrix: Tensor
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("matrix", matrix)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return F.linear(h, self.matrix)
+
+
+def orthogonal(dimension: int) -> Tensor:
+    """(d, d), drawn uniformly from the orthogonal group by torch's global generator."""
+    return nn.init.orthogonal_(torch.empty(dimension, dimension))
+
+
+def low_rank(dimension: int, rank: int) -> Tensor:
+    """(d, d) with `rank` singular values 1 and the rest 0, between two random orthogonal bases."""
+    return orthogonal(dimension)[:, :rank] @ orthogonal(dimension)[:rank]

@@ -25,6 +25,12 @@ def trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
     return [p for p in parameters if p.requires_grad]
 
 
+def within(name: str, value: float, low: float, high: float) -> None:
+    """ValueError, naming the option, unless low <= value <= high."""
+    if not low <= value <= high:
+        raise ValueError(f"{name} is {value}; it must lie between {low:g} and {high:g}")
+
+
 class Method(nn.Module, ABC):
     """A self-supervised method around an encoder.
 

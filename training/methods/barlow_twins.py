@@ -1,0 +1,57 @@
+r"""Barlow Twins: make the views' cross-correlation matrix the identity (Zbontar et al., ICML 2021).
+
+L = sum_i (1 - C_ii)^2 + lambda sum_{i != j} C_ij^2,   C_ij = E_b[z^A_bi z^B_bj], each z_.i standardised (equation 1)
+"""
+
+import torch
+from torch import Tensor
+
+from models.backbones import ResNet
+from models.heads import mlp
+from training.distributed import all_reduce
+from training.methods.base import Method, within
+
+
+def standardise(z: Tensor, epsilon: float = 1e-5) -> tuple[Tensor, Tensor]:
+    """(n, d) -> z less its mean, over its deviation, per dimension of the joint batch; and that batch's rows, ().
+
+    `epsilon` is added to the variance as in the authors' BatchNorm: a constant dimension gives 0, not NaN.
+    """
+    rows = all_reduce(z.new_tensor(float(len(z))))
+    centred = z - all_reduce(z.sum(0)) / rows
+    variance = all_reduce(centred.square().sum(0)) / rows
+    return centred * (variance + epsilon).rsqrt(), rows
+
+
+def barlow_twins(z1: Tensor, z2: Tensor, redundancy: float) -> Tensor:
+    """Equation 1 on the joint batch of all processes: (n, d), (n, d) -> scalar; `redundancy` is lambda."""
+    a, rows = standardise(z1)
+    b, _ = standardise(z2)
+    correlation = all_reduce(a.T @ b) / rows
+    on = (1 - correlation.diagonal()).square().sum()
+    return on + redundancy * (correlation.square().sum() - correlation.diagonal().square().sum())
+
+
+class BarlowTwins(Method):
+    """Published: projector 8192-8192-8192, lambda 0.0051, the loss as it is; LARS 0.2 x batch/256, 0.0048 for biases
+    and BatchNorm, weight decay 1e-6. The defaults are solo-learn's for CIFAR-10: 2048s, and the loss times 0.1.
+    """
+
+    def __init__(
+        self,
+        encoder: ResNet,
+        *,
+        projection: int = 2048,
+        hidden: int = 2048,
+        redundancy: float = 0.0051,
+        scale: float = 0.1,
+    ) -> None:
+        super().__init__(encoder)
+        within("redundancy", redundancy, 0, 1e3)
+        self.redundancy, self.scale = redundancy, scale
+        self.projector = mlp(encoder.dimension, hidden, hidden, projection)
+
+    def forward(self, views: Tensor) -> Tensor:
+        z1, z2 = self.project(self.encoder(views)).float().chunk(2)
+        with torch.autocast(views.device.type, enabled=False):
+            return self.scale * barlow_twins(z1, z2, self.redundancy)

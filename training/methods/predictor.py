@@ -1,0 +1,60 @@
+r"""The linear predictor W_p, and what Tian, Chen and Ganguli (ICML 2021) watch about it.
+
+F <- rho F + (1 - rho) E[f f^T],   f the projector's output of both views: neither centred nor normalised
+"""
+
+import torch
+from torch import Tensor, nn
+
+from training.distributed import all_reduce
+from training.methods.base import within
+
+
+class LinearPredictor(nn.Linear):
+    """f -> W_p f without a bias: (n, width) -> (n, width).
+
+    `correlation` is the running F and `cross` the running E[t f^T], t the target that f has to predict, both over
+    every process's rows. A `symmetric` W_p is projected back after each optimiser step, which is the same as training
+    it by the symmetric part of its gradient.
+    """
+
+    correlation: Tensor
+    cross: Tensor
+
+    def __init__(self, width: int, *, rho: float = 0.3, symmetric: bool = False) -> None:
+        super().__init__(width, width, bias=False)
+        within("rho", rho, 0, 1)
+        self.rho, self.symmetric = rho, symmetric
+        self.register_buffer("correlation", torch.zeros(width, width))
+        self.register_buffer("cross", torch.zeros(width, width))
+        self.symmetrise()
+
+    @torch.no_grad()
+    def observe(self, f: Tensor, t: Tensor) -> None:
+        """Follow a batch: f, t (n, width), row i of t being what row i of f has to predict."""
+        with torch.autocast(f.device.type, enabled=False):
+            f, t = f.to(self.correlation.dtype), t.to(self.correlation.dtype)
+            rows = all_reduce(f.new_tensor(float(len(f))))
+            self.correlation.lerp_(all_reduce(f.T @ f) / rows, 1 - self.rho)
+            self.cross.lerp_(all_reduce(t.T @ f) / rows, 1 - self.rho)
+
+    @torch.no_grad()
+    def symmetrise(self) -> None:
+        if self.symmetric:
+            self.weight.copy_((self.weight + self.weight.T) / 2)
+
+    def watch(self) -> dict[str, list[float] | float]:
+        """`predictor_alignment`: |cos(u, W_p u)| (figure 2) for the eigenvectors u of F, largest eigenvalue first,
+        those under a thousandth of the largest left out: nothing trains there. `correlation_spectrum`: F's eigenvalues;
+        `predictor_spectrum`: those of W_p's symmetric part; `predictor_asymmetry`: |W_p - W_p^T| / |W_p|."""
+        w, f = self.weight.detach().double().cpu(), self.correlation.double().cpu()
+        s, u = torch.linalg.eigh(f)
+        moved = w @ u
+        norm = moved.norm(dim=0)
+        alive = (s > 1e-3 * s[-1]) & (norm > 0)
+        return {
+            "predictor_alignment": ((u * moved).sum(0).abs() / norm)[alive].flip(0).tolist(),
+            "correlation_spectrum": s.flip(0).tolist(),
+            "predictor_spectrum": torch.linalg.eigvalsh((w + w.T) / 2).flip(0).tolist(),
+            "predictor_asymmetry": float((w - w.T).norm() / w.norm().clamp_min(1e-30)),
+        }
