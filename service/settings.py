@@ -74,13 +74,43 @@ class Settings(BaseSettings):
         0.0, ge=0, description="Seconds between SIGTERM (readiness off) and the end of listening, for load balancers."
     )
 
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Origins whose pages may call from a browser, such as https://app.example.org; comma-separated, "
+        "or * for any.",
+    )
+    log_format: Literal["text", "json"] = Field("text", description="Logs for people, or one JSON object a line.")
+    access_log: bool = Field(False, description="Log every request: route, code, seconds, images, request id.")
+    tracing: bool = Field(
+        False,
+        description="Send OpenTelemetry spans where OTEL_EXPORTER_OTLP_ENDPOINT says; needs fullrank[tracing].",
+    )
+
     windows: Annotated[tuple[float, ...], NoDecode] = Field(
         (300.0, 3600.0), min_length=1, description="Seconds of recent traffic watched; a JSON list or comma-separated."
     )
     block_rows: int = Field(256, ge=2, description="Rows in one block of the monitor's statistics.")
     monitor: bool = Field(True, description="Watch the embeddings at all.")
+    state_dir: Path | None = Field(
+        None,
+        description="Folder where the monitors' windows are kept, so that a restart does not blind them. One replica's "
+        "own: a second one on the same folder starts blind and says so.",
+    )
+    state_period: float = Field(
+        30.0, gt=0, description="Seconds between two savings of the windows; also saved at the end."
+    )
+    references_dir: Path | None = Field(
+        None,
+        description="Folder of NAME.safetensors (fullrank.Reference.tensors()): what rows of the model NAME that come "
+        "by POST /observe are compared with.",
+    )
     max_observed_models: int = Field(8, ge=0, description="Models that POST /observe may name; each has a monitor.")
-    canary_period: float = Field(60.0, gt=0, description="Seconds between two re-embeddings of the canary images.")
+    canary_period: float = Field(
+        60.0,
+        gt=0,
+        description="Seconds in which the canary images are embedded again, a few at a time; longer where that would "
+        "take over 0.5 % of the engine's time.",
+    )
     canary_min_cosine: float = Field(
         CANARY_COSINE,
         gt=0,
@@ -90,10 +120,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _split_windows(cls, values: dict[str, object]) -> dict[str, object]:
-        windows = values.get("windows")
-        if isinstance(windows, str):
-            values = values | {"windows": [part for part in windows.strip("[] ").split(",") if part.strip()]}
+    def _split_lists(cls, values: dict[str, object]) -> dict[str, object]:
+        for name in ("windows", "cors_origins"):
+            if isinstance(text := values.get(name), str):
+                parts = (part.strip(" \"'") for part in text.strip("[] ").split(","))
+                values = values | {name: [part for part in parts if part]}
         return values
 
     @model_validator(mode="after")
