@@ -10,25 +10,33 @@ from types import FrameType
 import torch
 import uvicorn
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from fullrank.exposition import SpectrumCollector
-from service import errors
+from service import errors, logs
 from service.core import Service
 from service.metrics import Metrics
 from service.middleware import Edge
-from service.routes import admin, embed, openai, operations, statistics
+from service.routes import admin, embed, inference, openai, operations, statistics
 from service.settings import Settings
+from service.tracing import Tracing
 from service.version import VERSION
 
 log = logging.getLogger("fullrank.service")
 
 
-def create_app(settings: Settings, on_failure: Callable[[], None] = lambda: None) -> FastAPI:
+EXPOSED = ("Retry-After", "Server-Timing", "X-Model", "X-Request-ID", "X-Revision", "X-Shape")
+
+
+def create_app(
+    settings: Settings, on_failure: Callable[[], None] = lambda: None, tracing: Tracing | None = None
+) -> FastAPI:
     """The ASGI app of one replica, on a metrics registry of its own.
 
     It answers /healthz at once and loads its encoder meanwhile; `on_failure` is called if that fails, the reason being
-    in the log, on /readyz and in `app.state.service.failure`.
+    in the log, on /readyz and in `app.state.service.failure`. Raises RuntimeError if tracing is on but not installed.
     """
+    tracing = Tracing() if settings.tracing and tracing is None else tracing
     metrics = Metrics(VERSION, torch.__version__, settings.device)
     service = Service(settings, metrics)
     metrics.registry.register(SpectrumCollector(service.monitors))
@@ -48,6 +56,8 @@ def create_app(settings: Settings, on_failure: Callable[[], None] = lambda: None
         loading.cancel()
         await asyncio.gather(loading, return_exceptions=True)
         await service.close()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
     app = FastAPI(
         title="fullrank",
@@ -56,9 +66,17 @@ def create_app(settings: Settings, on_failure: Callable[[], None] = lambda: None
         lifespan=lifespan,
     )
     app.state.service = service
-    app.add_middleware(Edge, service=service)
+    app.add_middleware(Edge, service=service, tracing=tracing)
+    if settings.cors_origins:  # outermost, so that a browser may read every refusal too
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED,
+        )
     errors.install(app)
-    for module in (embed, openai, statistics, operations, admin):
+    for module in (embed, openai, inference, statistics, operations, admin):
         app.include_router(module.router)
     return app
 
@@ -88,6 +106,7 @@ def build_server(settings: Settings) -> Server:
         host=settings.host,
         port=settings.port,
         lifespan="on",
+        log_config=None,
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=int(settings.request_timeout) + 5,
@@ -98,7 +117,7 @@ def build_server(settings: Settings) -> Server:
 
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, every accepted request answered. Raises RuntimeError if it cannot start."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s:     %(message)s")
+    logs.configure(settings.log_format)
     server = build_server(settings)
     server.run()
     if server.service.failure is not None:

@@ -1,16 +1,14 @@
-"""One error shape for every failure: {"error": {"code", "message", "field"}}."""
+"""Every failure on purpose: one error shape, except where a route speaks another service's protocol."""
 
-import logging
 from collections.abc import Mapping
 from http import HTTPStatus
+from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
-
-log = logging.getLogger("fullrank.service")
 
 CLIENT_CLOSED_REQUEST = 499
 
@@ -30,37 +28,50 @@ class Problem(HTTPException):
         super().__init__(status, message, dict(headers) if headers else None)
         self.code, self.message, self.field = code, message, field
 
-    def response(self) -> Response:
-        return error_response(self.status_code, self.code, self.message, self.field, self.headers)
 
-
-def error_response(
-    status: int, code: str, message: str, field: str | None = None, headers: Mapping[str, str] | None = None
-) -> Response:
-    body = orjson.dumps({"error": {"code": code, "message": message, "field": field}})
-    return Response(body, status, headers, "application/json")
-
-
-def internal_error() -> Response:
+def internal_error() -> Problem:
     """What a client learns of an unexpected exception: nothing but that it is ours; the log has the rest."""
-    return error_response(500, "internal", "an unexpected error on the server; its log has the details")
+    return Problem(500, "internal", "an unexpected error on the server; its log has the details")
+
+
+def _ours(problem: Problem) -> dict[str, Any]:
+    return {"error": {"code": problem.code, "message": problem.message, "field": problem.field}}
+
+
+def _openai(problem: Problem) -> dict[str, Any]:
+    """https://platform.openai.com/docs/guides/error-codes: what their clients parse."""
+    kind = "server_error" if problem.status_code >= 500 else "invalid_request_error"
+    return {"error": {"message": problem.message, "type": kind, "param": problem.field, "code": problem.code}}
+
+
+def _inference_protocol(problem: Problem) -> dict[str, Any]:
+    """https://github.com/open-inference/open-inference-protocol: {"error": string}, so the field goes in the text."""
+    blamed = problem.field is not None and problem.field not in problem.message
+    return {"error": f"{problem.field}: {problem.message}" if blamed else problem.message}
+
+
+def respond(path: str, problem: Problem) -> Response:
+    """The answer to a request for `path` that failed."""
+    protocol = path.removeprefix("/").partition("/")[0]
+    shape = {"v1": _openai, "v2": _inference_protocol}.get(protocol, _ours)
+    return Response(orjson.dumps(shape(problem)), problem.status_code, problem.headers, "application/json")
 
 
 def _http_exception(request: Request, error: HTTPException) -> Response:
-    if isinstance(error, Problem):
-        return error.response()
-    phrase = HTTPStatus(error.status_code).phrase
-    message = f"{request.method} {request.url.path}: {error.detail or phrase}; GET /docs lists the routes"
-    return error_response(error.status_code, phrase.lower().replace(" ", "_"), message, headers=error.headers)
+    if not isinstance(error, Problem):
+        phrase = HTTPStatus(error.status_code).phrase
+        message = f"{request.method} {request.url.path}: {error.detail or phrase}; GET /docs lists the routes"
+        error = Problem(error.status_code, phrase.lower().replace(" ", "_"), message, headers=error.headers)
+    return respond(request.url.path, error)
 
 
-def _validation_error(_: Request, error: RequestValidationError) -> Response:
+def _validation_error(request: Request, error: RequestValidationError) -> Response:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
-    return error_response(422, "invalid_field", f"{where}: {first['msg']}", where)
+    return respond(request.url.path, Problem(422, "invalid_field", f"{where}: {first['msg']}", field=where))
 
 
 def install(app: FastAPI) -> None:
-    """Answer every exception the framework raises in the one shape; middleware.Edge does so for the unexpected ones."""
+    """Answer every exception the framework raises in its route's shape; middleware.Edge does so for unexpected ones."""
     app.add_exception_handler(HTTPException, _http_exception)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _validation_error)  # type: ignore[arg-type]

@@ -1,59 +1,86 @@
-"""The edge every request passes: body limit while it streams, counters, a last resort for unexpected exceptions."""
+"""The edge every request passes: its id, the body's limit while it streams, counters, logs, a last resort."""
 
 import logging
+import re
 import time
+import uuid
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service import logs
 from service.core import Service
-from service.errors import CLIENT_CLOSED_REQUEST, Problem, internal_error
+from service.errors import CLIENT_CLOSED_REQUEST, Problem, internal_error, respond
+from service.tracing import Tracing
 
 log = logging.getLogger("fullrank.service")
+SANE_ID = re.compile(rb"[\w.:/+=-]{1,128}")
 
 
 class Edge:
-    """Pure ASGI: a BaseHTTPMiddleware would cost more than the routes it wraps."""
+    """Pure ASGI: a BaseHTTPMiddleware would cost more than the routes it wraps.
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        self.app, self.service = app, service
+    Routes that embed leave in the scope under "images" how many, and under "work" when it began and the Answer.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service, tracing: Tracing | None = None) -> None:
+        self.app, self.service, self.tracing = app, service, tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         started, status = time.monotonic(), CLIENT_CLOSED_REQUEST
+        headers = dict(scope["headers"])
+        identity = headers.get(b"x-request-id", b"")
+        if not SANE_ID.fullmatch(identity):
+            identity = uuid.uuid4().hex.encode()
+        logs.request_id.set(identity.decode())
 
         async def observed_send(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", identity)]
                 if self.service.phase in ("draining", "stopped"):
-                    message["headers"] = [*message["headers"], (b"connection", b"close")]
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
         try:
-            await self.app(scope, bounded(scope, receive, self.service.settings.max_body_bytes), observed_send)
+            limited = bounded(headers, receive, self.service.settings.max_body_bytes)
+            await self.app(scope, limited, observed_send)
         except Exception:
             log.exception("%s %s failed", scope["method"], scope["path"])
             if status != CLIENT_CLOSED_REQUEST:
                 raise
-            await internal_error()(scope, receive, observed_send)
+            await respond(scope["path"], internal_error())(scope, receive, observed_send)
         finally:
             # The template, never the raw path: one series per route however inventive the clients.
             route = getattr(scope.get("route"), "path", "other")
+            seconds = time.monotonic() - started
             self.service.metrics.requests.labels(route, str(status)).inc()
-            self.service.metrics.request_seconds.labels(route).observe(time.monotonic() - started)
+            self.service.metrics.request_seconds.labels(route).observe(seconds)
+            if self.service.settings.access_log:
+                logs.log_access(scope["method"], route, status, seconds, scope.get("images", 0))
+            if self.tracing is not None:
+                self.tracing.record(headers, scope["method"], route, status, started, scope.get("work"))
 
 
-def bounded(scope: Scope, receive: Receive, limit: int) -> Receive:
-    """`receive` that raises Problem 413 once a body is, or says it will be, longer than `limit` bytes."""
-    declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+def bounded(headers: dict[bytes, bytes], receive: Receive, limit: int) -> Receive:
+    """`receive` that raises Problem 413 once a body is, or says it will be, longer than `limit` bytes; 415 if packed.
+
+    A packed body is refused rather than unpacked: a few kilobytes can hold gigabytes, and images are packed already.
+    """
+    declared = headers.get(b"content-length", b"0")
     length = int(declared) if declared.isdigit() else 0
+    packed = headers.get(b"content-encoding", b"identity").lower()
     received = 0
 
     async def bounded_receive() -> Message:
         nonlocal received
+        if packed != b"identity":
+            reason = f"Content-Encoding {packed.decode('latin-1')!r} is not understood; send the body as it is"
+            raise Problem(415, "unsupported_content_encoding", reason, field="Content-Encoding")
         message: dict[str, Any] = {}
         if length <= limit:
             message = dict(await receive())

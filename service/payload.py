@@ -75,7 +75,7 @@ def texts(images: Any, settings: Settings, field: str) -> list[Source]:
     """Images that came as a JSON list of base64 strings or data URIs in `field`. Raises Problem 422."""
     if not isinstance(images, list):
         raise Problem(422, "invalid_field", f"{field} must be a list of base64 strings or data URIs", field=field)
-    _check_count(len(images), settings, field)
+    check_count(len(images), settings, field)
     for index, image in enumerate(images):
         if not isinstance(image, str):
             message = f"{field}[{index}] must be a base64 string or data URI, not {type(image).__name__}"
@@ -119,11 +119,12 @@ async def _multipart(request: Request, settings: Settings) -> tuple[list[Source]
         else:
             options[name] = value
     await form.close()
-    _check_count(len(sources), settings)
+    check_count(len(sources), settings)
     return sources, options
 
 
-def _check_count(images: int, settings: Settings, field: str = "images") -> None:
+def check_count(images: int, settings: Settings, field: str = "images") -> None:
+    """Raises Problem 422 for no images, or more than one request may hold."""
     if not images:
         raise Problem(422, "no_images", "there are no images; send at least one", field=field)
     if images > settings.max_images_per_request:
@@ -183,8 +184,7 @@ def encode(answer: Answer, payload: Payload, form: Form) -> Response:
     headers = {
         "X-Model": served.name,
         "X-Revision": served.revision,
-        "Server-Timing": f"decode;dur={answer.decode_seconds * 1e3:.2f}, queue;dur={answer.queue_seconds * 1e3:.2f}, "
-        f"forward;dur={answer.forward_seconds * 1e3:.2f}",
+        "Server-Timing": timing(answer),
     }
     if form == "json":
         embeddings: Any = [base64.b64encode(row).decode() for row in rows] if payload.base64 else rows
@@ -196,6 +196,12 @@ def encode(answer: Answer, payload: Payload, form: Form) -> Response:
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, rows)
     return Response(buffer.getvalue(), headers=headers, media_type=NPY)
+
+
+def timing(answer: Answer) -> str:
+    """A Server-Timing header (https://www.w3.org/TR/server-timing/): milliseconds of each phase."""
+    phases = {"decode": answer.decode_seconds, "queue": answer.queue_seconds, "forward": answer.forward_seconds}
+    return ", ".join(f"{name};dur={seconds * 1e3:.2f}" for name, seconds in phases.items())
 
 
 def rows_of(answer: Answer, *, normalized: bool) -> Rows:

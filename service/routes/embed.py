@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 
 from service import payload
 from service.access import Key, service_of
+from service.core import Answer, Source
 from service.errors import CLIENT_CLOSED_REQUEST, Problem
 from service.routes.schemas import EMBED_BODY, EMBED_RESPONSES
 
@@ -32,12 +33,21 @@ async def embed(request: Request) -> Response:
     deadline = deadline_of(request, service.settings.request_timeout)
     form = payload.accepted(request.headers.get("accept", ""))
     asked = await read_by(deadline, payload.read(request, service.settings))
-    async with until_disconnected(request):
-        answer = await service.embed(asked.sources, deadline)
+    answer = await embedded(request, asked.sources, deadline)
     started = time.monotonic()
     response = payload.encode(answer, asked, form)
     service.metrics.phase["encode"].observe(time.monotonic() - started)
     return response
+
+
+async def embedded(request: Request, sources: Sequence[Source], deadline: float) -> Answer:
+    """Embed what a request sent, dropped if its client leaves; noted for the request's log line and trace."""
+    request.scope["images"] = len(sources)
+    started = time.monotonic()
+    async with until_disconnected(request):
+        answer = await service_of(request).embed(sources, deadline)
+    request.scope["work"] = (started, answer)
+    return answer
 
 
 async def read_by(deadline: float, reading: Awaitable[T]) -> T:

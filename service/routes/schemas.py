@@ -1,8 +1,13 @@
-"""What OpenAPI says of bodies that the hot path reads and writes without pydantic."""
+"""What OpenAPI says of bodies that the hot path reads and writes without pydantic, with examples that work."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
+
+Responses = dict[int | str, dict[str, Any]]
+IMAGE = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAAEElEQVR42mNkEIAAJgGKGACOGAQAwSeVywAAAABJRU5ErkJggg=="
+DATA_URI = f"data:image/png;base64,{IMAGE}"
+ENCODER = {"model": "fashion-directclr", "revision": "7b4d5acfe760"}
 
 
 class ErrorDetail(BaseModel):
@@ -12,73 +17,214 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """The one shape of every failure."""
+    """The one shape of every failure, outside /v1 and /v2."""
 
     error: ErrorDetail
 
 
+class OpenAIErrorDetail(BaseModel):
+    message: str
+    type: Literal["invalid_request_error", "server_error"]
+    param: str | None
+    code: str
+
+
+class OpenAIError(BaseModel):
+    """The shape of a failure that OpenAI's clients parse."""
+
+    error: OpenAIErrorDetail
+
+
+class ProtocolError(BaseModel):
+    """The Open Inference Protocol's shape of a failure."""
+
+    error: str = Field(examples=["no encoder 'resnet' is in service; fashion-directclr@7b4d5acfe760 is"])
+
+
 class EmbedBody(BaseModel):
-    images: list[str] = Field(description="Base64 or data URIs of image files.", examples=[["iVBORw0KGgo..."]])
+    images: list[str] = Field(description="Base64 or data URIs of image files.", min_length=1)
     normalize: bool = Field(True, description="L2-normalise the embeddings.")
-    encoding_format: str = Field("float", pattern="^(float|base64)$", description="base64: little-endian float32.")
+    encoding_format: Literal["float", "base64"] = Field("float", description="base64: little-endian float32.")
 
 
 class Embeddings(BaseModel):
-    model: str = Field(examples=["fashion-directclr"])
-    revision: str = Field(examples=["3f2a9c0d1b5e"])
-    dimension: int = Field(examples=[256])
+    model: str
+    revision: str
+    dimension: int
     embeddings: list[list[float]] | list[str]
+
+
+class OpenAIBody(BaseModel):
+    model: str = Field(description="The served encoder's name, or name@revision.")
+    input: str | list[str] = Field(description="Images as data URIs or base64.")
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = Field(None, description="The encoder's own, if given.")
+    user: str | None = Field(None, description="Ignored.")
+
+
+class OpenAIEmbedding(BaseModel):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class OpenAIUsage(BaseModel):
+    """Images have no tokens."""
+
+    prompt_tokens: Literal[0]
+    total_tokens: Literal[0]
+
+
+class OpenAIEmbeddings(BaseModel):
+    object: Literal["list"]
+    data: list[OpenAIEmbedding]
+    model: str
+    usage: OpenAIUsage
+
+
+class OutputTensor(BaseModel):
+    name: Literal["embeddings"]
+    datatype: Literal["FP32"]
+    shape: list[int]
+    parameters: dict[str, int] | None = None
+    data: list[float] | None = None
+
+
+class InferAnswer(BaseModel):
+    """The JSON part of an answer."""
+
+    model_name: str
+    model_version: str
+    outputs: list[OutputTensor]
+    id: str | None = None
+
+
+FAILURES = {
+    400: "The body cannot be read.",
+    401: "A key is needed.",
+    403: "Without a key, loopback only.",
+    404: "Not here; the message says what is.",
+    406: "No form of answer suits Accept.",
+    408: "The body came too slowly.",
+    409: "Refused as things are.",
+    413: "The body is too large.",
+    415: "The Content-Type is not understood.",
+    422: "A field or an image is not acceptable.",
+    429: "Too many images pending; see Retry-After.",
+    500: "Not the client's fault.",
+    503: "Starting or draining; see Retry-After.",
+    504: "The deadline passed.",
+}
+EMBEDDING = (400, 401, 408, 413, 415, 422, 429, 500, 503, 504)
+
+
+def failures(*codes: int, shape: type[BaseModel] = ErrorBody) -> Responses:
+    """Responses for these statuses, in one shape."""
+    return {code: {"model": shape, "description": FAILURES[code]} for code in codes}
+
+
+def example(value: Any, media: str = "application/json") -> Responses:
+    """A 200 with this example."""
+    return {200: {"content": {media: {"example": value}}}}
+
+
+def body(model: type[BaseModel], value: Any) -> dict[str, Any]:
+    """A required JSON body, and one that works."""
+    return {"application/json": {"schema": model.model_json_schema(), "example": value}}
 
 
 _FLAGS: dict[str, Any] = {
     "normalize": {"type": "boolean", "default": True},
     "encoding_format": {"type": "string", "enum": ["float", "base64"], "default": "float"},
 }
+_TIMEOUT = {
+    "name": "X-Request-Timeout",
+    "in": "header",
+    "description": "Seconds after which the work is dropped.",
+    "schema": {"type": "number", "exclusiveMinimum": 0},
+}
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _FILES = {
     "type": "object",
     "required": ["images"],
-    "properties": {"images": {"type": "array", "items": {"type": "string", "format": "binary"}}, **_FLAGS},
+    "properties": {"images": {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1}}
+    | _FLAGS,
+    "additionalProperties": False,
 }
 
 EMBED_BODY: dict[str, Any] = {
-    "parameters": [{"name": name, "in": "query", "schema": schema} for name, schema in _FLAGS.items()]
-    + [{"name": "X-Request-Timeout", "in": "header", "schema": {"type": "number", "exclusiveMinimum": 0}}],
+    "parameters": [{"name": name, "in": "query", "schema": schema} for name, schema in _FLAGS.items()] + [_TIMEOUT],
     "requestBody": {
         "required": True,
         "content": {
+            **body(EmbedBody, {"images": [IMAGE, DATA_URI]}),
             "image/*": _BINARY,
             "application/octet-stream": _BINARY,
             "multipart/form-data": {"schema": _FILES},
-            "application/json": {"schema": EmbedBody.model_json_schema()},
         },
     },
 }
+_EMBEDDINGS = ENCODER | {"dimension": 3, "embeddings": [[0.6, 0.0, 0.8], [0.6, 0.0, 0.8]]}
+EMBED_RESPONSES: Responses = {
+    200: {
+        "model": Embeddings,
+        "description": "One row for each image, in order.",
+        "content": {
+            "application/json": {"example": _EMBEDDINGS},
+            "application/x-npy": _BINARY,
+            "application/octet-stream": _BINARY,
+        },
+    },
+    **failures(406, *EMBEDDING),
+}
 
 OPENAI_BODY: dict[str, Any] = {
+    "parameters": [_TIMEOUT],
     "requestBody": {
         "required": True,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["model", "input"],
-                    "properties": {
-                        "model": {"type": "string", "description": "The served encoder's name, or name@revision."},
-                        "input": {
-                            "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
-                            "description": "Images as data URIs or base64.",
-                        },
-                        "encoding_format": _FLAGS["encoding_format"],
-                        "dimensions": {"type": "integer"},
-                        "user": {"type": "string"},
-                    },
-                },
-                "example": {"model": "fashion-directclr", "input": ["data:image/png;base64,iVBORw0KGgo..."]},
-            }
-        },
-    }
+        "content": body(OpenAIBody, {"model": ENCODER["model"], "input": [DATA_URI]}),
+    },
 }
+_OPENAI = {
+    "object": "list",
+    "data": [{"object": "embedding", "index": 0, "embedding": [0.6, 0.0, 0.8]}],
+    "model": ENCODER["model"],
+    "usage": {"prompt_tokens": 0, "total_tokens": 0},
+}
+OPENAI_RESPONSES: Responses = {
+    200: {"model": OpenAIEmbeddings, "content": {"application/json": {"example": _OPENAI}}},
+    **failures(404, *EMBEDDING, shape=OpenAIError),
+}
+
+
+def infer_body(model: type[BaseModel]) -> dict[str, Any]:
+    """JSON alone, or JSON and a binary tail."""
+    tensor = {"name": "images", "datatype": "BYTES", "shape": [1], "data": [IMAGE]}
+    tail = {
+        "name": "Inference-Header-Content-Length",
+        "in": "header",
+        "description": "Bytes of JSON before a binary tail.",
+        "schema": {"type": "integer", "minimum": 0},
+    }
+    content = body(model, {"id": "7", "inputs": [tensor]}) | {"application/octet-stream": _BINARY}
+    return {"parameters": [_TIMEOUT, tail], "requestBody": {"required": True, "content": content}}
+
+
+_INFERRED = {
+    "model_name": ENCODER["model"],
+    "model_version": ENCODER["revision"],
+    "outputs": [{"name": "embeddings", "datatype": "FP32", "shape": [1, 3], "data": [0.6, 0.0, 0.8]}],
+    "id": "7",
+}
+INFER_RESPONSES: Responses = {
+    200: {
+        "model": InferAnswer,
+        "content": {"application/json": {"example": _INFERRED}, "application/octet-stream": _BINARY},
+    },
+    **failures(404, *EMBEDDING, shape=ProtocolError),
+}
+UNREADY = failures(503, shape=ProtocolError)
+UNKNOWN = failures(404, 422, 503, shape=ProtocolError)
 
 OBSERVE_BODY: dict[str, Any] = {
     "parameters": [{"name": "model", "in": "query", "schema": {"type": "string"}, "description": "With a .npy body."}],
@@ -100,21 +246,4 @@ OBSERVE_BODY: dict[str, Any] = {
         },
     },
 }
-
-ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorBody, "description": "The body cannot be read."},
-    401: {"model": ErrorBody, "description": "A key is needed."},
-    406: {"model": ErrorBody, "description": "No form of answer suits Accept."},
-    408: {"model": ErrorBody, "description": "The body came too slowly."},
-    413: {"model": ErrorBody, "description": "The body is too large."},
-    415: {"model": ErrorBody, "description": "The Content-Type is not understood."},
-    422: {"model": ErrorBody, "description": "A field or an image is not acceptable."},
-    429: {"model": ErrorBody, "description": "Too many images pending; see Retry-After."},
-    503: {"model": ErrorBody, "description": "Starting or draining; see Retry-After."},
-    504: {"model": ErrorBody, "description": "The deadline passed."},
-}
-
-EMBED_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"model": Embeddings, "content": {"application/x-npy": _BINARY, "application/octet-stream": _BINARY}},
-    **ERRORS,
-}
+ERRORS = failures(*FAILURES)
