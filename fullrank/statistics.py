@@ -135,7 +135,7 @@ def measure(seconds: float, groups: Sequence[Group], reference: Reference | None
         len(groups),
         total.effective_rank(eigenvalues),
         rankme(eigenvalues.sqrt()),
-        _participation_ratio(total, groups),
+        _participation_ratio(total, groups, eigenvalues),
         stable_rank(eigenvalues),
         numerical_rank(eigenvalues, 0.0 if reference is None else reference.noise_floor),
         eigenvalues,
@@ -182,11 +182,11 @@ def norm_quantiles(histogram: Tensor) -> dict[float, float]:
     return quantiles
 
 
-def _participation_ratio(total: Moments, groups: Sequence[Group]) -> Interval:
-    estimate = total.participation_ratio()
+def _participation_ratio(total: Moments, groups: Sequence[Group], eigenvalues: Tensor) -> Interval:
+    estimate = total.traces(eigenvalues).participation_ratio
     if not estimate > 0 or len(groups) < MINIMUM_GROUPS:
         return Interval(estimate if estimate == 0 else NAN, estimate, estimate if estimate == 0 else NAN)
-    left_out = [total.without(group.moments).participation_ratio() for group in groups]
+    left_out = [traces.participation_ratio for traces in total.traces_without([group.moments for group in groups])]
     if not all(value > 0 for value in left_out):
         return Interval(NAN, estimate, NAN)
     weights = torch.tensor([float(group.moments.count) for group in groups], dtype=torch.float64)

@@ -165,11 +165,25 @@ def test_nonfinite_and_overflowing_rows_are_counted_and_left_out():
     np.testing.assert_allclose(m.covariance(), np.cov(np.delete(x, [3, 50, 99], 0), rowvar=False), rtol=1e-5, atol=1e-5)
 
 
-def test_leaving_a_part_out_is_never_having_added_it():
-    a, b = Moments(4).add(rows_of(50, 4)), Moments(4).add(rows_of(40, 4, 1) + 3)
-    rest = merge([a, b]).without(b)
-    np.testing.assert_allclose(rest.covariance(), a.covariance(), rtol=1e-9)
-    assert rest.participation_ratio() == pytest.approx(a.participation_ratio())
+@pytest.mark.parametrize("d", [4, 150])
+def test_leaving_a_part_out_is_never_having_added_it(d):
+    parts = [Moments(d).add(rows_of(50 + i, d, i) + i) for i in range(3)]
+    for left, traces in enumerate(merge(parts).traces_without(parts)):
+        rest = merge(part for i, part in enumerate(parts) if i != left)
+        assert traces.count == rest.count
+        assert traces.participation_ratio == pytest.approx(rest.participation_ratio(), rel=1e-9)
+        assert traces.kurtosis == pytest.approx(rest.traces().kurtosis, rel=1e-9)
+    alone = Moments(d).add(rows_of(50, d))
+    assert math.isnan(alone.traces_without([alone])[0].participation_ratio)
+
+
+def test_constant_rows_have_no_rank_whatever_they_are_shifted_by():
+    rows = np.random.default_rng(0).standard_normal((1, 16)).repeat(500, 0)
+    for shift in (None, np.zeros(16), np.full(16, 0.3)):
+        moments = Moments(16, shift)
+        for part in np.array_split(rows, 7):
+            moments.add(part)
+        assert moments.participation_ratio() == moments.effective_rank() == 0.0
 
 
 def test_survives_safetensors():
