@@ -37,6 +37,8 @@ _GAUGES: dict[str, tuple[str, list[str]]] = {
     "canary_cosine_min": ("Least cosine of a canary image's embedding to its stored one", []),
     "canary_participation_ratio": ("Participation ratio of the canary images' embeddings", []),
     "input_participation_ratio": ("Participation ratio of the inputs' descriptors (shortest window)", []),
+    "input_distance": ("How far the inputs are from the reference's, 0 where alike (shortest window)", []),
+    "evidence": ("log10 of the sequential test's evidence against healthy traffic: an alarm from 8 on", []),
     "reference_participation_ratio": ("Participation ratio of the reference", []),
     "reference_effective_rank": ("Effective rank of the reference", []),
     "reference_band_energy": ("Variance of the reference in a band of its directions", ["rank"]),
@@ -117,6 +119,8 @@ def _gauges(snapshot: Snapshot) -> Iterator[tuple[str, list[str], float]]:
     yield "canary_cosine_min", [], snapshot.canary.cosine_min if snapshot.canary else nan
     yield "canary_participation_ratio", [], snapshot.canary.participation_ratio if snapshot.canary else nan
     yield "input_participation_ratio", [], snapshot.input_participation_ratio
+    yield "input_distance", [], snapshot.inputs.distance
+    yield "evidence", [], snapshot.evidence.log10
     if snapshot.reference is not None:
         yield "reference_participation_ratio", [], snapshot.reference.participation_ratio
         yield "reference_effective_rank", [], snapshot.reference.effective_rank

@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fullrank.diagnosis import diagnose, thresholds
+from fullrank.diagnosis import Change, diagnose, thresholds
+from fullrank.inputs import InputReading
 from fullrank.moments import Moments, merge
 from fullrank.reference import Reference, band_sums
 from fullrank.rows import ArrayLike, check_rows, unit
+from fullrank.sequential import Detector, Evidence
 from fullrank.snapshot import Counters, Snapshot
 from fullrank.statistics import Canary, measure, norm_histogram
 from fullrank.window import Block, RecentKeys, Ring
@@ -82,6 +84,9 @@ class SpectrumMonitor:
         self._shift = None if reference is None else reference.mean
         self._basis = None if reference is None else reference.basis.float()
         self._canary: Canary | None = None
+        self._canary_time = -math.inf
+        calibrated = reference is not None and reference.calibration is not None
+        self._detector = Detector(reference) if reference is not None and calibrated else None
         self._next_refresh = -math.inf
         self._refresh()
         pinned = threading.Event()
@@ -227,7 +232,7 @@ class SpectrumMonitor:
             try:
                 self._take_in(batches, forced)
                 if canary is not None:
-                    self._canary = self._compare(canary)
+                    self._canary, self._canary_time = self._compare(canary), self._clock()
                 if forced or canary is not None or self._clock() >= self._next_refresh:
                     self._refresh()
             except Exception:
@@ -301,6 +306,8 @@ class SpectrumMonitor:
             self._previous = centred
         described = [part.inputs for part in parts if part.inputs is not None]
         inputs = Moments(described[0].shape[1]).add(torch.cat(described)) if described else None
+        if self._detector is not None and n > 1:
+            self._detector.add(parts[0].time, n, energies, n * moments.mean(), trace, frobenius)
         norms = norm_histogram(torch.linalg.vector_norm(raw.double(), dim=1))
         self._ring.add(Block(parts[0].time, parts[-1].time, moments, energies, norms, inputs))
         with self._wake:
@@ -326,21 +333,41 @@ class SpectrumMonitor:
             self._ring.expire(now)
             held = {seconds: self._ring.within(seconds, now) for seconds in self.windows}
             windows = {s: measure(s, blocks, self.reference, self.dimension) for s, blocks in held.items()}
-            described = [block.inputs for block in held[self.windows[0]] if block.inputs is not None]
-            diversity = merge(described).participation_ratio() if described else math.nan
+            described = {seconds: _inputs(blocks) for seconds, blocks in held.items()}
+            inputs = {seconds: self._read(moments) for seconds, moments in described.items()}
+            evidence = Evidence() if self._detector is None else self._detector.evidence
+            change, start = None, now - self.windows[0]
+            if evidence.alarm:
+                start = evidence.since
+                since = [block for block in held[self.windows[-1]] if block.start >= start]
+                rows = measure(now - start, since, self.reference, self.dimension)
+                change = Change(evidence.signal, rows, self._read(_inputs(since)))
+        shortest = described[self.windows[0]]
+        vouched = self._canary_time >= start
         self._snapshot = Snapshot(
             time.time(),
             self.dimension,
             windows,
-            diagnose(windows, self.reference, self._canary),
-            thresholds(self.reference),
+            diagnose(windows, self.reference, self._canary, inputs, change, vouched=vouched),
+            thresholds(self.reference, max(2, windows[self.windows[0]].rows)),
             self.counters,
             self._canary,
-            diversity,
+            math.nan if shortest is None else shortest.participation_ratio(),
             self.reference,
+            inputs[self.windows[0]],
+            evidence,
         )
         took = time.monotonic() - started
         self._next_refresh = self._clock() + max(self.windows[0] / 30, took / _DUTY)
+
+    def _read(self, inputs: Moments | None) -> InputReading:
+        known = self.reference is not None and self.reference.inputs is not None
+        return self.reference.inputs.read(inputs) if known else InputReading()  # type: ignore[union-attr]
+
+
+def _inputs(blocks: Sequence[Block]) -> Moments | None:
+    described = [block.inputs for block in blocks if block.inputs is not None]
+    return merge(described) if described else None
 
 
 @dataclass(frozen=True)

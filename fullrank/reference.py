@@ -7,12 +7,14 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from fullrank.bands import band_sums, log_bands, merged_bands
+from fullrank.calibration import Calibration
+from fullrank.inputs import InputReference
 from fullrank.measures import noise_floor, numerical_rank
 from fullrank.moments import Moments
 from fullrank.rows import ArrayLike, as_rows, unit
 
-# A band whose mean held-out eigenvalue is below this share of the mean eigenvalue holds dead units, not directions.
-EMPTY_SHARE = 1e-6
+__all__ = ["Reference", "band_sums", "log_bands", "merged_bands"]
 
 _VECTORS = ("mean", "band_energy", "eigenvalues")
 _SCALARS = ("participation_ratio", "effective_rank", "total_variance", "canary_participation_ratio")
@@ -25,8 +27,10 @@ class Reference:
     mean (d,); basis (d, d), columns in order of falling variance; bands: the upper ranks of the bands of directions,
     ending in d; band_energy (len(bands),): the variance that rows not used for the basis have in each; eigenvalues
     (d,) of those rows' covariance, falling; rows: how many they were; canary (m, d): what fixed images should embed
-    to; dtype: what the encoder computes in. The basis and the energies must come from different rows: measured on the
-    rows that chose the directions, the last band of a healthy encoder reads 1.2 instead of 1.
+    to; dtype: what the encoder computes in; calibration, inputs: how far healthy traffic strays from all this, and what
+    its inputs look like, both added by `fullrank.healthy.calibrated`. The basis and the energies must come from
+    different rows: measured on the rows that chose the directions, the last band of a healthy encoder reads 1.2
+    instead of 1.
     """
 
     mean: Tensor
@@ -41,6 +45,8 @@ class Reference:
     canary: Tensor | None = None
     canary_participation_ratio: float = math.nan
     dtype: str = "float32"
+    calibration: Calibration | None = None
+    inputs: InputReference | None = None
 
     @classmethod
     def build(
@@ -109,6 +115,8 @@ class Reference:
         tensors |= {name: torch.tensor([getattr(self, name)], dtype=torch.float64) for name in _SCALARS}
         if self.canary is not None:
             tensors["canary"] = self.canary.contiguous()
+        for part in (self.calibration, self.inputs):
+            tensors |= {} if part is None else part.tensors()
         return tensors
 
     @classmethod
@@ -149,31 +157,9 @@ class Reference:
             rows=int(tensors["rows"]),
             canary=tensors["canary"].to("cpu", torch.float32) if "canary" in tensors else None,
             dtype=dtype,
+            calibration=Calibration.from_tensors(tensors, len(bands)),
+            inputs=InputReference.from_tensors(tensors),
         )
-
-
-def log_bands(dimension: int) -> tuple[int, ...]:
-    """Upper ranks 1, 2, 4, ... d: bands of directions of equal width in log rank."""
-    return (*(2**i for i in range((dimension - 1).bit_length())), dimension)
-
-
-def merged_bands(energies: Tensor, floor: float) -> tuple[int, ...]:
-    """Log bands of (d,) energies; one whose mean is below `floor` or 1e-6 of the mean joins the one before."""
-    floor = max(floor, EMPTY_SHARE * float(energies.mean()))
-    bands: list[int] = []
-    start = 0
-    for end in log_bands(len(energies)):
-        if bands and float(energies[start:end].mean()) < floor:
-            bands.pop()
-        bands.append(end)
-        start = end
-    return tuple(bands)
-
-
-def band_sums(energies: Tensor, bands: tuple[int, ...]) -> Tensor:
-    """(len(bands),) sums of (d,) direction energies."""
-    ends = torch.cat((torch.zeros(1, dtype=torch.float64), energies.double().cumsum(0)))[[0, *bands]]
-    return ends.diff()
 
 
 def _add_units(moments: Moments, rows: Tensor, name: str) -> None:

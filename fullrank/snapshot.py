@@ -5,7 +5,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fullrank.diagnosis import Verdict
+from fullrank.inputs import InputReading
 from fullrank.reference import Reference
+from fullrank.sequential import Evidence
 from fullrank.statistics import Canary, WindowStatistics
 
 FATES = ("sampled", "duplicate", "dropped", "nonfinite")
@@ -35,6 +37,8 @@ class Snapshot:
     canary: Canary | None
     input_participation_ratio: float
     reference: Reference | None
+    inputs: InputReading
+    evidence: Evidence
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: NaN as None, eigenvalues as a list."""
@@ -55,6 +59,8 @@ class Snapshot:
             "counters": asdict(self.counters),
             "canary": self.canary and asdict(self.canary),
             "input_participation_ratio": self.input_participation_ratio,
+            "inputs": asdict(self.inputs),
+            "evidence": asdict(self.evidence),
             "reference": ref
             and {
                 "participation_ratio": ref.participation_ratio,

@@ -1,0 +1,109 @@
+"""The inputs' twin of the reference: what was embedded, told by small descriptors, to tell traffic from model.
+
+A model that breaks changes the embeddings while the inputs stay what they were; other traffic changes both.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fullrank.bands import band_sums, merged_bands
+from fullrank.moments import Moments
+
+THUMBNAIL = 8
+# A direction of descriptors that holds less than this share of the mean variance says nothing.
+_FLOOR_SHARE = 1e-4
+_PREFIX = "inputs."
+
+
+def thumbnails(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(n, c, s, s) uint8 with s >= 8 -> (n, c * 64) area means in 0..1: a descriptor of images that costs next to
+    nothing."""
+    edges = np.linspace(0, pixels.shape[-1], THUMBNAIL + 1).astype(np.intp)
+    sums = np.add.reduceat(pixels.astype(np.float32), edges[:-1], axis=2)
+    sums = np.add.reduceat(sums, edges[:-1], axis=3)
+    sides = np.diff(edges).astype(np.float32)
+    means: NDArray[np.float32] = sums / (255.0 * np.outer(sides, sides).astype(np.float32))
+    return means.reshape(len(pixels), -1)
+
+
+@dataclass(frozen=True)
+class InputReading:
+    """How far inputs are from the reference's, 0 where they are alike, and their total variance over the reference's.
+
+    NaN where that is not known.
+    """
+
+    distance: float = math.nan
+    variance_ratio: float = math.nan
+
+
+@dataclass(frozen=True, eq=False)
+class InputReference:
+    """Descriptors of healthy inputs, float64: mean (k,), basis (k, k) by falling variance, band_energy per band."""
+
+    mean: Tensor
+    basis: Tensor
+    bands: tuple[int, ...]
+    band_energy: Tensor
+
+    @classmethod
+    def build(cls, descriptors: Tensor) -> Self:
+        """From (n, k) finite descriptors, n well above k: one half chooses the directions, the other measures them."""
+        first, second = (Moments(descriptors.shape[1]).add(half) for half in (descriptors[::2], descriptors[1::2]))
+        basis = torch.linalg.eigh(first.covariance()).eigenvectors.flip(1)
+        energies = (second.covariance() @ basis * basis).sum(0)
+        bands = merged_bands(energies, _FLOOR_SHARE * float(energies.mean()))
+        mean = (first.mean() * first.count + second.mean() * second.count) / (first.count + second.count)
+        return cls(mean, basis, bands, band_sums(energies, bands))
+
+    @property
+    def width(self) -> int:
+        """Width k of the descriptors."""
+        return len(self.mean)
+
+    def read(self, moments: Moments | None) -> InputReading:
+        """Compare descriptors' moments with these; unknown for fewer than 32 rows or descriptors of another width.
+
+        The distance is the larger of the mean's shift, in standard deviations of the reference's total variance, and
+        the largest |log ratio| of a band's energy: each 0 for inputs of the same law, up to sampling.
+        """
+        if moments is None or moments.dimension != self.width or moments.count < 32:
+            return InputReading()
+        covariance = moments.covariance()
+        variance, total = float(covariance.trace()), float(self.band_energy.sum())
+        shift = float((moments.mean() - self.mean).square().sum()) - variance / moments.count
+        ratios = band_sums((covariance @ self.basis * self.basis).sum(0), self.bands) / self.band_energy
+        largest = float(ratios.clamp(min=1e-3).log().abs().max())
+        return InputReading(max(math.sqrt(max(0.0, shift) / total), largest), variance / total)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Contiguous tensors for safetensors, named "inputs.mean", ..."""
+        return {
+            _PREFIX + "mean": self.mean.contiguous(),
+            _PREFIX + "basis": self.basis.contiguous(),
+            _PREFIX + "bands": torch.tensor(self.bands, dtype=torch.int64),
+            _PREFIX + "band_energy": self.band_energy.contiguous(),
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self | None:
+        """The inverse of `tensors`; None where there are none. ValueError that names what is missing or misshapen."""
+        found = {n.removeprefix(_PREFIX): t for n, t in tensors.items() if n.startswith(_PREFIX)}
+        if not found:
+            return None
+        k = found["mean"].numel() if "mean" in found else 0
+        bands = tuple(found.get("bands", torch.zeros(0)).flatten().long().tolist())
+        if not bands or bands[-1] != k or list(bands) != sorted(set(bands)) or bands[0] < 1:
+            raise ValueError(f"reference: inputs.bands must rise to the descriptors' width {k}, got {bands}")
+        for name, shape in {"mean": (k,), "basis": (k, k), "band_energy": (len(bands),)}.items():
+            if name not in found or tuple(found[name].shape) != shape or not found[name].isfinite().all():
+                raise ValueError(f"reference: inputs.{name} is missing, not finite or not of shape {shape}")
+        mean, basis, energy = (found[name].to("cpu", torch.float64) for name in ("mean", "basis", "band_energy"))
+        return cls(mean, basis, bands, energy)
