@@ -25,6 +25,7 @@ from service.engine import Engine
 from service.errors import Problem
 from service.metrics import Metrics
 from service.observer import Observer
+from service.persistence import WindowStore
 from service.settings import Gate, Settings
 from service.sidecar import Sidecar
 
@@ -76,6 +77,9 @@ class Served:
     def revision(self) -> str:
         return self.artifact.card.revision
 
+    def __str__(self) -> str:
+        return f"{self.name}@{self.revision}"
+
     def embed(self, pixels: Pixels) -> Rows:
         rows: Rows = self.embedder.embed(pixels).numpy()
         return rows
@@ -103,8 +107,8 @@ class Service:
         self.failure: str | None = None
         self.admission = Admission(settings.max_pending_images)
         metrics.watch_pending(lambda: self.admission.pending, settings.max_pending_images)
-        self.sidecar = Sidecar(settings)
-        self._current: Served | None = None
+        self._saving: asyncio.Task[None] | None = None
+        self._serving: list[Served] = []  # the default first
         self._swapping = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
 
@@ -113,26 +117,48 @@ class Service:
         self.loop = asyncio.get_running_loop()
         self.engine = Engine(self.settings.max_batch, self.settings.threads, self.metrics)
         self.observer = Observer(self.metrics)
+        self.store = WindowStore(self.settings.state_dir, self.metrics)
+        self.sidecar = Sidecar(self.settings, self.store)
         self._decoders = ThreadPoolExecutor(self.settings.decode_threads, "decode")
 
     async def load(self) -> None:
-        """Load, warm up and check the configured encoder; ArtifactError if it cannot be trusted."""
+        """Load, warm up and check the configured encoders; ArtifactError if one cannot be trusted."""
         try:
-            artifact = await asyncio.to_thread(artifacts.load, self.settings.encoder)
-            self._put_in_service(await self._prepare(artifact), artifact)
+            for folder in (self.settings.encoder, *map(self._beside, self.settings.encoders)):
+                artifact = await asyncio.to_thread(artifacts.load, folder)
+                if artifact.card.name in {served.name for served in self._serving}:
+                    raise artifacts.ArtifactError(
+                        f"{folder}: another encoder in service is called {artifact.card.name}"
+                    )
+                self._put_in_service(await self._prepare(artifact), artifact)
         except Exception as error:
             self.failure = str(error)
             raise
+        for served in self._serving:
+            if served.monitor is not None:
+                await asyncio.to_thread(self.store.restore, served.name, served.revision, served.monitor)
+        self._saving = asyncio.create_task(self._save_windows())
         self.phase = "ready"
-        log.info("serving %s@%s", self.current.name, self.current.revision)
+        log.info("serving %s", ", ".join(map(str, self._serving)))
 
     @property
     def current(self) -> Served:
-        """The encoder in service; Problem 503 while there is none."""
-        if self._current is None:
+        """The encoder that serves requests which name none; Problem 503 while there is none."""
+        if not self._serving:
             message = self.failure or "the encoder is still loading; GET /readyz says when it serves"
             raise Problem(503, "failed" if self.failure else "starting", message, headers=retry(1))
-        return self._current
+        return self._serving[0]
+
+    def served(self, model: str | None = None) -> Served:
+        """The encoder called `model`, NAME or NAME@REVISION, or the default. Raises Problem 404, or 503 for now."""
+        default = self.current
+        if model is None:
+            return default
+        for served in self._serving:
+            if model in (served.name, str(served)):
+                return served
+        there = ", ".join(map(str, self._serving))
+        raise Problem(404, "model_not_found", f"no encoder {model!r} is in service; there are: {there}", field="model")
 
     def monitors(self) -> list[tuple[str, str, SpectrumMonitor]]:
         """(model, revision, monitor) of everything watched; called by scrapes, on any thread."""
@@ -140,20 +166,20 @@ class Service:
         return [*served, *self.sidecar]
 
     def in_service(self) -> list[Served]:
-        """The encoder in service, or none yet."""
-        return [self._current] if self._current is not None else []
+        """The encoders in service, the default first; none while starting."""
+        return self._serving.copy()
 
     # ---- requests
 
-    async def embed(self, sources: Sequence[Source], deadline: float) -> Answer:
-        """Decode and embed; all rows come from one encoder. `deadline` is in time.monotonic() seconds.
+    async def embed(self, sources: Sequence[Source], deadline: float, model: str | None = None) -> Answer:
+        """Decode and embed; all rows come from one encoder, see served(). `deadline` is in time.monotonic() seconds.
 
-        Raises Problem: 422 for a bad image, 429 when full, 503 while starting or stopped, 504 past the deadline,
+        Raises Problem: 404 for a model that is not in service, 422 for a bad image, 429 when full, 503 while starting or stopped, 504 past the deadline,
         500 when an embedding is not finite.
         """
-        if self._current is None or self.phase == "stopped":
+        if not self._serving or self.phase == "stopped":
             self.metrics.rejected["unready"].inc(len(sources))
-        served = self.current
+        served = self.served(model)
         if self.phase == "stopped":
             raise Problem(503, "draining", "this replica is shutting down; send the request again", headers=retry(1))
         with self._admit(len(sources), served):
@@ -241,18 +267,21 @@ class Service:
 
     # ---- encoders
 
-    async def swap(self, name: str, gate: Gate) -> Swap:
-        """Serve the encoder called `name` instead, once it is loaded, warm and judged; the old one stays otherwise.
+    async def swap(self, name: str, gate: Gate, replaces: str | None = None) -> Swap:
+        """Serve the encoder in folder `name` instead of another, once it is loaded, warm and judged, or not at all.
+
+        It takes the place of the one that `replaces` names, else of the one with its own name, else of the default.
 
         Raises Problem: 404 for a name that is not there, 422 for an artifact that cannot be loaded or whose canary
         fails, 409 when gate is "enforce" and the candidate is judged collapsed, or another swap is going on.
         """
-        previous = self.current
+        previous = self.served(replaces)
         if self._swapping.locked():
             raise Problem(409, "swap_in_progress", "another swap is going on; wait for it to finish", headers=retry(5))
         async with self._swapping:
             try:
                 artifact = await asyncio.to_thread(artifacts.load, self._folder(name))
+                previous = self._place(artifact.card.name, replaces)
                 candidate = await self._prepare(artifact)
             except artifacts.ArtifactError as error:
                 raise Problem(422, "bad_artifact", str(error), field="name") from error
@@ -261,10 +290,23 @@ class Service:
                 judgement = await self.engine.call(gates.judge, candidate.embedder, artifact, previous.baseline)
             if judgement is not None and gate == "enforce" and not judgement.passed:
                 raise Problem(409, "collapsed", f"{name} was not put in service: {judgement.reason}", field="name")
-            self._put_in_service(candidate, previous.baseline if gate == "warn" else artifact)
+            self._put_in_service(candidate, previous.baseline if gate == "warn" else artifact, previous)
             self._retiring.add(asyncio.create_task(self._retire(previous)))
-        log.info("swapped %s@%s for %s@%s", previous.name, previous.revision, candidate.name, candidate.revision)
+        log.info("swapped %s for %s", previous, candidate)
         return Swap(candidate, previous, judgement)
+
+    def _place(self, name: str, replaces: str | None) -> Served:
+        """Whom an encoder of this name replaces. Raises Problem 404, or 409 if its name would be there twice."""
+        namesake = next((served for served in self._serving if served.name == name), None)
+        previous = self.served(replaces) if replaces is not None or namesake is None else namesake
+        if namesake not in (None, previous):
+            raise Problem(409, "name_in_service", f"{namesake} is in service already; swap it instead", field="name")
+        return previous
+
+    def _beside(self, encoder: str) -> Path:
+        """The folder of an encoder named in settings.encoders: under encoders_dir, or a path."""
+        named = self.settings.encoders_dir / encoder
+        return named if named.is_dir() else Path(encoder)
 
     def _folder(self, name: str) -> Path:
         """The folder of an encoder by name; names with separators or dots never get this far (routes.admin)."""
@@ -293,8 +335,8 @@ class Service:
             )
         return served
 
-    def _put_in_service(self, served: Served, baseline: Artifact) -> None:
-        """Switch to an encoder that is prepared, its recent traffic to be compared with the baseline's."""
+    def _put_in_service(self, served: Served, baseline: Artifact, previous: Served | None = None) -> None:
+        """Add a prepared encoder, or switch to it from a previous one; recent traffic is compared with the baseline."""
         settings, served.baseline = self.settings, baseline
         if settings.monitor:
             served.monitor = SpectrumMonitor(
@@ -306,7 +348,10 @@ class Service:
             if served.watch is not None:
                 served.monitor.record_canary(served.watch.rows)
                 served.trickle = asyncio.create_task(served.watch.trickle(served.monitor.record_canary))
-        self._current = served
+        if previous is None:
+            self._serving.append(served)
+        else:
+            self._serving[self._serving.index(previous)] = served
 
     async def _retire(self, served: Served) -> None:
         """End an encoder's canary, and its monitor after the requests admitted for it."""
@@ -329,6 +374,8 @@ class Service:
         for served in self.in_service():
             if served.trickle is not None:
                 served.trickle.cancel()
+        if self._saving is not None:
+            self._saving.cancel()
         while self.admission.pending:
             await asyncio.sleep(0.01)
         await asyncio.gather(*self._retiring)
@@ -338,6 +385,21 @@ class Service:
         await self.sidecar.close()
         for served in self.in_service():
             await self._retire(served)
+        if self._saving is not None:  # else nothing was resumed yet, and saving would lose it
+            await asyncio.to_thread(self._save)
+        self.store.close()
+
+    async def _save_windows(self) -> None:
+        took = 0.0
+        while True:
+            await asyncio.sleep(max(self.settings.state_period, 20 * took))
+            started = time.monotonic()
+            await asyncio.to_thread(self._save)
+            took = time.monotonic() - started
+
+    def _save(self) -> None:
+        for model, revision, monitor in self.monitors():
+            self.store.save(model, revision, monitor)
 
 
 def to_bytes(data: bytes | str, field: str) -> bytes:

@@ -53,6 +53,10 @@ class Metrics:
             registry=r,
         )
         self.canary = {result: canary.labels(result) for result in ("finite", "nonfinite")}
+        windows = Counter(
+            "fullrank_persisted_windows", "What became of a monitor's windows in state_dir.", ["result"], registry=r
+        )
+        self.windows = {result: windows.labels(result) for result in ("saved", "unsaved", "restored", "refused")}
         self.unobserved = Counter(
             "fullrank_unobserved_images",
             "Embedded images that never reached the monitor: its queue was full, or it refused them.",

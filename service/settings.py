@@ -27,6 +27,12 @@ class Settings(BaseSettings):
     )
 
     encoder: Path = Field(PRETRAINED / "fashion-directclr", description="Folder of the encoder served at start.")
+    encoders: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        max_length=16,
+        description="Encoders served beside it, chosen by a request's model: names under encoders_dir or folders, "
+        "comma-separated. All stay in memory.",
+    )
     encoders_dir: Path = Field(
         PRETRAINED, description="The one folder whose encoders POST /admin/encoders may swap to, by name."
     )
@@ -121,7 +127,7 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _split_lists(cls, values: dict[str, object]) -> dict[str, object]:
-        for name in ("windows", "cors_origins"):
+        for name in ("encoders", "windows", "cors_origins"):
             if isinstance(text := values.get(name), str):
                 parts = (part.strip(" \"'") for part in text.strip("[] ").split(","))
                 values = values | {name: [part for part in parts if part]}

@@ -3,9 +3,13 @@
 import asyncio
 from collections.abc import Iterator
 
-from fullrank import SpectrumMonitor
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from fullrank import Reference, SpectrumMonitor
 from service.batching import Rows
 from service.errors import Problem
+from service.persistence import WindowStore
 from service.settings import Settings
 
 REVISION = "observed"
@@ -14,28 +18,47 @@ REVISION = "observed"
 class Sidecar:
     """One monitor for each model name seen, never the served encoder's: rows from outside must not mute its alerts."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, store: WindowStore) -> None:
+        self._settings, self._store = settings, store
         self._monitors: dict[str, SpectrumMonitor] = {}
 
-    def observe(self, model: str, rows: Rows) -> None:
-        """Hand rows (n, d) to the model's monitor. Raises Problem 422 for another width or a model too many."""
+    async def observe(self, model: str, rows: Rows) -> None:
+        """Hand rows (n, d) to the model's monitor, the first time one with its reference and the windows of before.
+
+        Raises Problem 422 for another width, a model too many or a reference that is damaged or of another width.
+        """
         limit = self._settings.max_observed_models
         monitor = self._monitors.get(model)
         if monitor is None:
             if len(self._monitors) >= limit:
                 message = f"{limit} models are observed already, the limit; use one of {', '.join(self._monitors)}"
                 raise Problem(422, "too_many_models", message, field="model")
-            monitor = SpectrumMonitor(
-                rows.shape[1], windows=self._settings.windows, block_rows=self._settings.block_rows
+            monitor = self._monitors[model] = SpectrumMonitor(
+                rows.shape[1],
+                self._reference(model, rows.shape[1]),
+                windows=self._settings.windows,
+                block_rows=self._settings.block_rows,
             )
-            self._monitors[model] = monitor
+            await asyncio.to_thread(self._store.restore, model, REVISION, monitor)
         if rows.shape[1] != monitor.dimension:
             message = (
                 f"rows of {model} have {monitor.dimension} dimensions, not {rows.shape[1]}; give another model name"
             )
             raise Problem(422, "invalid_field", message, field="rows")
         monitor.observe(rows)
+
+    def _reference(self, model: str, dimension: int) -> Reference | None:
+        folder = self._settings.references_dir
+        if folder is None or not (path := folder / f"{model}.safetensors").exists():
+            return None
+        try:
+            reference = Reference.from_tensors(load_file(path))
+        except (ValueError, SafetensorError, OSError) as error:
+            raise Problem(422, "bad_reference", f"{path.name}: {error}", field="model") from error
+        if reference.dimension != dimension:
+            message = f"{path.name} describes {reference.dimension} dimensions, the rows have {dimension}"
+            raise Problem(422, "bad_reference", message, field="rows")
+        return reference
 
     def get(self, model: str) -> SpectrumMonitor:
         """The model's monitor. Raises Problem 404."""

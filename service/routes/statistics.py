@@ -80,7 +80,7 @@ async def observe(request: Request) -> Response:
     if any(model == served.name for served in service.in_service()):
         message = f"{model} is the encoder this service serves; observe others under another name"
         raise Problem(409, "served_model", message, field="model")
-    service.sidecar.observe(model, rows)
+    await service.sidecar.observe(model, rows)
     return Response(orjson.dumps({"model": model, "rows": len(rows), "dimension": rows.shape[1]}), 202, media_type=JSON)
 
 
@@ -88,7 +88,7 @@ def _monitored(service: Service, model: str | None) -> tuple[dict[str, Any], Spe
     """Whose statistics these are, and their monitor."""
     if model is not None and all(model != served.name for served in service.in_service()):
         return {"model": model, "revision": REVISION, "compared_with": None}, service.sidecar.get(model)
-    served = service.current
+    served = service.served(model)
     if served.monitor is None:
         raise Problem(404, "not_monitored", "the monitor is off; set FULLRANK_MONITOR=true")
     baseline = served.baseline.card
