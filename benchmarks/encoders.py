@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from models.artifact import load
-from training.evaluate import evaluate, evaluate_pixels, load_data
+from training.data import load_data
+from training.evaluate import evaluate, evaluate_pixels
 
 PRETRAINED = Path("models/pretrained")
 

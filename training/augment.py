@@ -8,7 +8,7 @@ seed gives the same views on any device, and drawing never waits for an accelera
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
 
@@ -218,3 +218,17 @@ def _taps(length: int, radius: int, device: torch.device) -> Tensor:
     reads = [(outputs + t).abs() for t in range(-radius, radius + 1)]
     reads = [torch.where(r >= length, 2 * (length - 1) - r, r) for r in reads]
     return torch.stack([F.one_hot(r, length).float().flatten() for r in reads]).to(device)
+
+
+SIMCLR = Augmentation(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, grey=0.2, blur=0.5)
+"""Chen et al. 2020, appendix A, colour distortion of strength 1; DirectCLR's too."""
+SIMCLR_CIFAR = Augmentation(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, grey=0.2)
+"""Appendix B.9: strength 0.5, no blur."""
+BYOL_FIRST = Augmentation(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, grey=0.2, blur=1.0)
+BYOL_SECOND = replace(BYOL_FIRST, blur=0.1, solarise=0.2)
+"""Grill et al. 2020, table 6, T and T'; Barlow Twins' too."""
+SIMSIAM = Augmentation(crop=(0.2, 1.0), brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, grey=0.2, blur=0.5)
+SIMSIAM_CIFAR = replace(SIMSIAM, blur=0.0)
+"""Chen & He 2021, section 3 and appendix D; MoCo v2's."""
+VICREG = replace(BYOL_FIRST, blur=0.5, solarise=0.1)
+"""Bardes et al. 2022, appendix C.1: BYOL's, the same for both views."""

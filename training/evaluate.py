@@ -1,7 +1,7 @@
 """How good a representation is and how much of its space it uses, through the path that serves it."""
 
+import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,9 +10,12 @@ from torch import Tensor
 from fullrank import Moments, measures
 from models.artifact import Artifact
 from models.embedder import Embedder, normalize
-from training.data import SOURCES, ImageSet
+from training.data import Images, ImageSet
+from training.probe import few_labels, linear_probe
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07
+CURVE = 32
+FEW = {"one_percent": 0.01, "ten_percent": 0.1}
 
 
 def knn_accuracy(
@@ -41,12 +44,18 @@ def knn_accuracy(
 
 @dataclass(frozen=True)
 class Spectrum:
-    """How many dimensions L2-normalised rows use, and how much they vary."""
+    """How many dimensions L2-normalised rows use, and how much they vary; all centred on the rows' own mean.
+
+    rankme is of the centred rows' singular values; std_ratio is the mean deviation of a dimension times sqrt(d), 1 for
+    an isotropic cloud and 0 for a point.
+    """
 
     rows: int
     dimension: int
     effective_rank: float
+    rankme: float
     participation_ratio: float
+    std_ratio: float
     total_variance: float
     eigenvalues: Tensor
     """(d,) of the covariance, descending."""
@@ -54,15 +63,18 @@ class Spectrum:
     @classmethod
     def of(cls, rows: Tensor) -> "Spectrum":
         """(n, d) -> the spectrum of the rows' covariance after L2 normalisation, centred on their own mean."""
+        unit = normalize(rows.float())
         moments = Moments(rows.shape[1])
-        moments.add(normalize(rows.float()))
+        moments.add(unit)
         covariance = torch.as_tensor(moments.covariance())
         eigenvalues = torch.linalg.eigvalsh(covariance).flip(0).clamp_(min=0)
         return cls(
             rows=len(rows),
             dimension=rows.shape[1],
             effective_rank=measures.effective_rank(eigenvalues),
+            rankme=measures.rankme(eigenvalues.sqrt()),
             participation_ratio=moments.participation_ratio(),
+            std_ratio=measures.std_ratio(unit),
             total_variance=float(eigenvalues.sum()),
             eigenvalues=eigenvalues,
         )
@@ -71,24 +83,50 @@ class Spectrum:
         return {
             "dimension": self.dimension,
             "effective_rank": round(self.effective_rank, 2),
+            "rankme": round(self.rankme, 2),
             "participation_ratio": round(self.participation_ratio, 2),
+            "std_ratio": round(self.std_ratio, 4),
             "total_variance": round(self.total_variance, 4),
         }
 
+    def curve(self) -> dict[str, list[int] | list[float]]:
+        """The eigenvalues at a few dozen ranks, logarithmically spaced from 1 to d."""
+        spaced = torch.logspace(0, math.log10(self.dimension), CURVE, dtype=torch.float64)
+        ranks = sorted(set(spaced.round().int().tolist()))
+        return {"ranks": ranks, "eigenvalues": [float(f"{self.eigenvalues[rank - 1]:.4g}") for rank in ranks]}
 
-def evaluate(artifact: Artifact, train: ImageSet, test: ImageSet, device: str = "cpu") -> dict[str, Any]:
-    """kNN of the served embedding (bank: `train`, queries: `test`) and the spectrum of the test set's embeddings."""
+
+@torch.no_grad()
+def embed(embedder: Embedder, images: Images) -> tuple[Tensor, Tensor]:
+    """(n, d) representations and (n,) labels of a set, wherever it lies, by the path that serves files."""
+    parts = [
+        (embedder.embed_arrays(chunk.images), chunk.labels) for chunk in images.chunks(embedder.card.preprocessing)
+    ]
+    return torch.cat([rows for rows, _ in parts]), torch.cat([labels for _, labels in parts])
+
+
+def evaluate(
+    artifact: Artifact, train: Images, test: Images, device: str = "cpu", probes: bool = False
+) -> dict[str, Any]:
+    """kNN of the served embedding (bank: `train`, queries: `test`) and the spectrum of the test set's embeddings.
+
+    `probes` adds linear probes on all labels and, stratified, on 1 % and 10 % of them, top-1 and top-5.
+    """
     embedder = Embedder(artifact, device)
-    return _quality(embedder.embed_arrays(train.images), train.labels, embedder.embed_arrays(test.images), test.labels)
+    bank, queries = embed(embedder, train), embed(embedder, test)
+    return quality(*bank, *queries) | (probe_table(*bank, *queries) if probes else {})
 
 
-def evaluate_pixels(train: ImageSet, test: ImageSet) -> dict[str, Any]:
-    """The same table's row for no encoder at all: raw pixels in [0, 1], flattened."""
-    bank, queries = train.images.flatten(1).float() / 255, test.images.flatten(1).float() / 255
-    return _quality(bank, train.labels, queries, test.labels)
+def evaluate_pixels(train: Images, test: Images, probes: bool = False) -> dict[str, Any]:
+    """The same table's row for no encoder at all: raw pixels in [0, 1], flattened. ValueError for files."""
+    if not (isinstance(train, ImageSet) and isinstance(test, ImageSet)):
+        raise ValueError("images of many sizes have no raw-pixel baseline")
+    bank, queries = ((images.images.flatten(1).float() / 255, images.labels) for images in (train, test))
+    return quality(*bank, *queries) | (probe_table(*bank, *queries) if probes else {})
 
 
-def _quality(bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor) -> dict[str, Any]:
+def quality(bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor) -> dict[str, Any]:
+    """kNN and spectrum of representations: what an artifact's card records."""
     return {
         "knn": round(knn_accuracy(bank, bank_labels, queries, labels), 4),
         "knn_bank": len(bank),
@@ -97,8 +135,12 @@ def _quality(bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor)
     }
 
 
-def load_data(name: str, folder: Path | None = None) -> tuple[ImageSet, ImageSet]:
-    """(train, test) of a data set of `training.data.SOURCES`. Raises DataError."""
-    source = SOURCES[name]
-    root = folder or source.default
-    return source.read(root, "train"), source.read(root, "test")
+def probe_table(bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor) -> dict[str, float]:
+    """Linear probes by L-BFGS: on every label, and on few of them where enough classes are left to score."""
+    shares = {"linear": 1.0} | {f"linear_{name}": share for name, share in FEW.items()}
+    table: dict[str, float] = {}
+    for name, share in shares.items():
+        chosen = few_labels(bank_labels, share) if share < 1 else slice(None)
+        found = linear_probe(bank[chosen], bank_labels[chosen], queries, labels)
+        table |= {f"{name}_top1": round(found.top1, 4), f"{name}_top5": round(found.top5, 4)}
+    return table

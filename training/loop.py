@@ -1,39 +1,48 @@
-"""The training loop: one file, from images on disk to a finished encoder artifact."""
+"""The training loop: one file, from images on disk to a finished encoder artifact.
+
+On several devices: torchrun --nproc-per-node 8 -m cli train RECIPE --device cuda. Every process runs this same file on
+its share of each batch; DistributedDataParallel averages the gradients, and the first process measures and writes.
+"""
 
 import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Generator, Tensor
-from torch.nn.utils import convert_conv2d_weight_memory_format
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_, convert_conv2d_weight_memory_format
 
-from models.artifact import Artifact, EncoderCard, Preprocessing, load
+from models.artifact import Artifact, EncoderCard, load
 from models.embedder import Embedder
-from training.data import SOURCES, DataError, ImageSet
-from training.evaluate import Spectrum, knn_accuracy, load_data
+from training import checkpoint, distributed, watch
+from training.checkpoint import StoppedError, TrainingError
+from training.data import SOURCES, DataError, ImageSet, Split, load_data, load_split
+from training.data.feed import Stream, feed, seeded
+from training.data.split import BANK, LEAST_HELD_OUT
+from training.evaluate import Spectrum, embed, knn_accuracy
 from training.export import export
 from training.methods import METHODS, Method
+from training.optimizers import cosine, optimizer, set_learning_rate, warm_up
 from training.recipes import Recipe
 
-EVALUATION_BANK, EVALUATION_QUERIES = 10_000, 5_000
-LEAST_HELD_OUT = 128
+QUERIES = 5_000
+LOOK_BACK = 32
+"""Losses left on an accelerator before they are read: reading one makes the host wait for the step."""
 
-
-class TrainingError(RuntimeError):
-    """A run that cannot start or go on; the message says why and what to do."""
+__all__ = ["Run", "Split", "Trainer", "TrainingError", "train"]
 
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run reads and writes, on what it computes, and the encoder artifact it starts from, if any."""
+    """Where a run reads and writes, on what it computes, who watches it, and the encoder it starts from, if any."""
 
     out: Path
     data: Path | None = None
@@ -43,67 +52,134 @@ class Run:
     resume: bool = False
     init: Path | None = None
     command: str = ""
-
-
-@dataclass(frozen=True)
-class Split:
-    """The training set cut in two: the gradient sees `fit`; `held_out` chooses, and carries the reference."""
-
-    fit: ImageSet
-    held_out: ImageSet
-
-    @classmethod
-    def of(cls, images: ImageSet, held_out: int, seed: int) -> "Split":
-        order = torch.randperm(len(images), generator=Generator().manual_seed(seed))
-        return cls(images.take(order[held_out:]), images.take(order[:held_out]))
+    workers: int = 8
+    compile: bool = False
+    checkpoint_minutes: float = 10.0
+    guard: watch.GuardMode = "warn"
+    guard_share: float = 0.5
+    tensorboard: bool = False
+    metrics_port: int | None = None
 
 
 def train(recipe: Recipe, run: Run, console: Console | None = None) -> Artifact:
     """Run `recipe` and write `run.out`/log.jsonl, checkpoint.pt and encoder/; return the artifact.
 
-    Raises DataError for a data set that cannot be read, TrainingError for a run that cannot start or diverges.
+    Raises DataError for a data set that cannot be read, TrainingError for a run that cannot start, diverges, cannot be
+    saved or is stopped by its guard, StoppedError after Ctrl-C or SIGTERM.
     """
-    console = console or Console(stderr=True)
+    device, first = distributed.setup(run.device), distributed.rank() == 0
+    console = console or Console(stderr=True, quiet=not first)
     if run.threads:
         torch.set_num_threads(run.threads)
-    images, test = load_data(recipe.data, run.data)
-    if run.limit:
-        images = images.take(slice(0, run.limit))
-    split = Split.of(images, min(recipe.held_out, len(images) // 5), recipe.seed)
+    split = load_split(recipe.data, run.data, recipe.held_out, run.limit, recipe.seed)
+    check_sizes(recipe, split)
+    trainer = Trainer(recipe, split, device, load(run.init) if run.init else None, run.workers, run.compile)
+    records, watchers = claim(trainer, run), watchers_of(recipe, run) if first else []
+    guard, path = watch.Guard(run.guard_share), run.out / "checkpoint.pt"
+    for done in records:
+        guard(done)
+
+    with checkpoint.stop_requests() as stop:
+        saved = time.monotonic()
+
+        def after_step() -> None:
+            nonlocal saved
+            advance()
+            if stop.is_set() or time.monotonic() - saved > 60 * run.checkpoint_minutes:
+                if first:
+                    checkpoint.save(trainer.state(records), path)
+                saved = time.monotonic()
+            if stop.is_set():
+                raise StoppedError(f"stopped after step {trainer.step} and saved; --resume goes on from there")
+
+        while trainer.epoch < recipe.epochs:
+            title = f"epoch {trainer.epoch + 1}/{recipe.epochs}"
+            with _progress(console, title, trainer.steps_per_epoch, trainer.position) as advance:
+                record: dict[str, Any] = trainer.train_epoch(after_step)
+            if not first:
+                continue
+            record |= trainer.measure()
+            warning = guard(record) if run.guard != "off" else None
+            record |= {"guard": warning} if warning else {}
+            records.append(record)
+            checkpoint.save(trainer.state(records), path)
+            saved = time.monotonic()
+            checkpoint.append(run.out / "log.jsonl", record)
+            console.print(watch.line(record), soft_wrap=True)
+            for watcher in watchers:
+                watcher(record)
+            if warning:
+                console.print(warning, style="bold red", soft_wrap=True)
+                if run.guard == "stop":
+                    raise TrainingError(f"{warning}. The guard stopped the run; its checkpoint is intact")
+    distributed.shutdown()
+    if not first:
+        return trainer.artifact(run.command)
+    with console.status("measuring the encoder and writing its reference"):
+        artifact = finish(trainer, run)
+    console.print(f"{run.out / 'encoder'}: {json.dumps(artifact.card.quality)}", soft_wrap=True)
+    return artifact
+
+
+def check_sizes(recipe: Recipe, split: Split) -> None:
     if len(split.fit) < recipe.batch_size or len(split.held_out) < LEAST_HELD_OUT:
         raise DataError(
-            f"{len(images)} images leave {len(split.fit)} to train on and {len(split.held_out)} held out;"
-            f" at least {recipe.batch_size} (one batch) and {LEAST_HELD_OUT} are needed: raise --limit"
+            f"{len(split.fit)} images to train on and {len(split.held_out)} held out; at least {recipe.batch_size}"
+            f" (one batch) and {LEAST_HELD_OUT} are needed: raise --limit, or lower --batch-size"
+        )
+    each, left = divmod(recipe.batch_size, distributed.world_size())
+    if left or each < 2:
+        raise TrainingError(
+            f"batch_size is {recipe.batch_size}; each of {distributed.world_size()} process(es) needs the same number"
+            " of images, and BatchNorm at least two"
         )
 
-    trainer = Trainer(recipe, split, run.device, load(run.init) if run.init else None)
+
+def claim(trainer: "Trainer", run: Run) -> list[dict[str, Any]]:
+    """Make the run's folder ours and return the records of the epochs done. TrainingError if it holds another run."""
+    path, log = run.out / "checkpoint.pt", run.out / "log.jsonl"
+    if run.resume and path.exists():
+        records = trainer.restore(checkpoint.load(path, trainer.recipe, trainer.device))
+        if distributed.rank() == 0:  # a kill between checkpoint and log leaves the log a line short
+            log.write_text("".join(json.dumps(record) + "\n" for record in records))
+        return records
+    if any(p.exists() for p in (path, log, run.out / "encoder")) and distributed.rank() == 0:
+        raise TrainingError(f"{run.out} holds another run; pass --resume to go on with it, or another --out")
     run.out.mkdir(parents=True, exist_ok=True)
-    checkpoint, log = run.out / "checkpoint.pt", run.out / "log.jsonl"
-    if checkpoint.exists():
-        if not run.resume:
-            raise TrainingError(f"{run.out} holds another run; pass --resume to go on with it, or another --out")
-        trainer.load(checkpoint)
-    for epoch in range(trainer.epoch, recipe.epochs):
-        with _progress(console, f"epoch {epoch + 1}/{recipe.epochs}", trainer.steps_per_epoch) as advance:
-            record = trainer.train_epoch(advance)
-        record |= trainer.measure()
-        trainer.save(checkpoint)
-        with log.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        console.print(_line(record), soft_wrap=True)
-    projection = Spectrum.of(trainer.project(Embedder(trainer.artifact(), run.device).embed(test.images)))
-    with console.status("measuring the encoder and writing its reference"):
-        artifact = export(
-            trainer.artifact(run.command), split.fit, split.held_out, images, test, projection, run.out / "encoder"
-        )
-    console.print(f"{run.out / 'encoder'}: {json.dumps(artifact.card.quality)}")
-    return artifact
+    return []
+
+
+def watchers_of(recipe: Recipe, run: Run) -> list[watch.Watcher]:
+    watchers = [watch.tensorboard(run.out / "tensorboard")] if run.tensorboard else []
+    if run.metrics_port is not None:
+        watchers.append(watch.prometheus(run.metrics_port, run.out.name, recipe.epochs))
+    return watchers
+
+
+def finish(trainer: "Trainer", run: Run) -> Artifact:
+    """Measure the encoder once on the test set and write the artifact."""
+    known, test = load_data(trainer.recipe.data, run.data)
+    embedder = Embedder(trainer.artifact(), trainer.device)
+    projection = Spectrum.of(trainer.project(embed(embedder, test)[0]))
+    fit = trainer.split.fit if isinstance(trainer.split.fit, ImageSet) else trainer.split.labelled
+    bank = known if run.limit is None else trainer.split.labelled
+    return export(
+        trainer.artifact(run.command), fit, trainer.split.held_out, bank, test, projection, run.out / "encoder"
+    )
 
 
 class Trainer:
     """A method, its optimiser and its data on one device; everything that a checkpoint has to hold."""
 
-    def __init__(self, recipe: Recipe, split: Split, device: str = "cpu", init: Artifact | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        split: Split,
+        device: torch.device | str = "cpu",
+        init: Artifact | None = None,
+        workers: int = 0,
+        compiled: bool = False,
+    ) -> None:
         torch.manual_seed(recipe.seed)
         source = SOURCES[recipe.data]
         self.recipe, self.split, self.device = recipe, split, torch.device(device)
@@ -116,86 +192,125 @@ class Trainer:
             method = METHODS[recipe.method](encoder, **recipe.options)
         except TypeError as error:
             raise TrainingError(f"{recipe.method} does not take these options: {error}") from error
+        distributed.synchronise(method, self.device)
         self.method: Method = convert_conv2d_weight_memory_format(method.to(self.device), torch.channels_last)
-        self.optimizer = _optimizer(self.method, recipe)
-        self.generator = Generator(self.device).manual_seed(recipe.seed)
-        self.images = split.fit.images.to(self.device)
+        self.optimizer = optimizer(self.method, recipe)
+        self.forward: Callable[[Tensor], Tensor] = self.method
+        if distributed.world_size() > 1:
+            cards = [self.device] if self.device.type == "cuda" else None
+            self.forward = DistributedDataParallel(self.method, device_ids=cards, broadcast_buffers=False)
+        if compiled:
+            self.forward = torch.compile(self.forward)
+        self.augmentations = recipe.augmentation, recipe.second or recipe.augmentation
+        self.feed = feed(
+            split.fit, self.augmentations, source.size, recipe.batch_size, recipe.seed, self.device, workers
+        )
         self.mean = torch.tensor(source.mean, device=self.device).view(1, -1, 1, 1)
         self.std = torch.tensor(source.std, device=self.device).view(1, -1, 1, 1)
         self.steps_per_epoch = len(split.fit) // recipe.batch_size
-        self.epoch = 0
+        self.step = 0
+        self.totals = {"loss": 0.0, "seconds": 0.0, "data_seconds": 0.0}
+        self.unread: list[Tensor] = []
 
-    def views(self, index: Tensor) -> Tensor:
-        """Two augmentations of the images at `index`, concatenated: (2n, c, h, w) float32, normalised."""
-        batch, augment = self.images[index], self.recipe.augmentation
-        views = torch.cat([augment(batch, self.generator), augment(batch, self.generator)])
-        return ((views - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+    @property
+    def epoch(self) -> int:
+        """Epochs finished."""
+        return self.step // self.steps_per_epoch
 
-    def train_epoch(self, advance: Callable[[], None] | None = None) -> dict[str, float | int]:
-        """One pass over the data; the epoch's mean loss, views per second and share of time spent on augmentation."""
+    @property
+    def position(self) -> int:
+        """Steps done in the epoch under way."""
+        return self.step % self.steps_per_epoch
+
+    def views(self, first: Tensor, second: Tensor) -> Tensor:
+        """An augmentation of each of two batches (n, c, h, w) uint8: (2n, c, h, w) float32, normalised."""
+        generator = seeded(Stream.VIEWS, self.recipe.seed, self.step, distributed.rank())
+        batches = zip(self.augmentations, (first, second), strict=True)
+        views = [
+            augment(batch.to(self.device, non_blocking=True), generator, self.feed.cropped)
+            for augment, batch in batches
+        ]
+        return ((torch.cat(views) - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+    def train_epoch(self, after_step: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """What is left of one pass over the data; its mean loss, its speed, and the share of time spent on data."""
         self.method.train()
-        order = torch.randperm(len(self.images), generator=self.generator, device=self.device)
-        total, augmenting, start = 0.0, 0.0, time.perf_counter()
-        for position in range(self.steps_per_epoch):
-            step = self.epoch * self.steps_per_epoch + position
-            began = time.perf_counter()
-            views = self.views(order[position * self.recipe.batch_size :][: self.recipe.batch_size])
-            augmenting += time.perf_counter() - began
-            total += self.train_step(views, step)
-            if advance:
-                advance()
-        seconds = time.perf_counter() - start
-        self.epoch += 1
-        return {
+        batches = self.feed.batches(self.epoch, self.position)
+        end = (self.epoch + 1) * self.steps_per_epoch
+        while self.step < end:
+            start = time.perf_counter()
+            views = self.views(*next(batches))
+            ready = time.perf_counter()
+            self.unread.append(self.train_step(views))
+            if self.device.type == "cpu" or len(self.unread) == LOOK_BACK:
+                self.read_losses()
+            self.totals["data_seconds"] += ready - start
+            self.totals["seconds"] += time.perf_counter() - start
+            if self.step < end:  # the epoch's last step is followed by its record, and saved with it
+                after_step()
+        self.read_losses()
+        totals, self.totals = self.totals, dict.fromkeys(self.totals, 0.0)
+        total_loss = float(distributed.all_reduce(torch.tensor(totals["loss"], device=self.device)))
+        record = {
             "epoch": self.epoch,
-            "loss": round(total / self.steps_per_epoch, 5),
-            "seconds": round(seconds, 1),
-            "views_per_second": round(2 * self.steps_per_epoch * self.recipe.batch_size / seconds),
-            "augmentation_share": round(augmenting / seconds, 4),
+            "step": self.step,
+            "loss": round(total_loss / distributed.world_size() / self.steps_per_epoch, 5),
+            "learning_rate": max(group["lr"] for group in self.optimizer.param_groups),
+            "seconds": round(totals["seconds"], 1),
+            "views_per_second": round(2 * self.steps_per_epoch * self.recipe.batch_size / totals["seconds"]),
+            "data_share": round(totals["data_seconds"] / totals["seconds"], 4),
         }
+        return record | ({"unreadable": len(self.feed.unreadable)} if self.feed.unreadable else {})
 
-    def train_step(self, views: Tensor, step: int) -> float:
-        total_steps = self.recipe.epochs * self.steps_per_epoch
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.learning_rate * _schedule(step, total_steps, self.recipe.warmup)
+    def train_step(self, views: Tensor) -> Tensor:
+        """One optimiser step on (2n, c, h, w) views; the loss, still on the device."""
+        recipe, total = self.recipe, self.recipe.epochs * self.steps_per_epoch
+        warm = warm_up(self.step, total, recipe.warmup)
+        factor = cosine(self.step, total, recipe.warmup, recipe.final_lr) if recipe.schedule == "cosine" else warm
+        set_learning_rate(self.optimizer, recipe.learning_rate, factor, warm)
         with torch.autocast(self.device.type, torch.bfloat16):
-            loss = self.method(views)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the loss is {value} at step {step}; the last checkpoint is intact. Lower the learning rate"
-            )
+            loss = self.forward(views)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if recipe.clip is not None:
+            clip_grad_norm_(self.method.parameters(), recipe.clip, foreach=True)
         self.optimizer.step()
-        self.method.step((step + 1) / total_steps)
-        return value
+        self.step += 1
+        self.method.step(self.step / total)
+        return loss.detach()
+
+    def read_losses(self) -> None:
+        """Add the losses not read yet to the epoch's total. TrainingError, naming the step, at one not finite."""
+        values = torch.stack(self.unread).tolist() if self.unread else []
+        for step, value in enumerate(values, self.step - len(values)):
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"the loss is {value} at step {step}; the last checkpoint is intact. Lower the learning rate"
+                )
+            self.totals["loss"] += value
+        self.unread.clear()
 
     def artifact(self, command: str = "") -> Artifact:
         """The encoder as it is now, without a reference; `command` made it."""
-        source = SOURCES[self.recipe.data]
-        training = json.loads(json.dumps(asdict(self.recipe), default=lambda model: model.model_dump()))
         card = EncoderCard(
             name=self.recipe.name,
             architecture=self.recipe.architecture,
-            preprocessing=Preprocessing(
-                size=source.size, resize="stretch", channels=source.channels, mean=source.mean, std=source.std
-            ),
+            preprocessing=SOURCES[self.recipe.data].preprocessing,
             dimension=self.method.encoder.dimension,
-            training=training | {"command": command},
+            training=checkpoint.describe(self.recipe) | {"command": command},
         )
         return Artifact(card, self.method.encoder)
 
     def measure(self) -> dict[str, Any]:
-        """kNN and spectra on images the gradient has not seen, through the serving path."""
+        """kNN and spectra on images the gradient has not seen, through the serving path; and the method's own."""
         embedder = Embedder(self.artifact(), self.device)
-        bank, queries = self.split.fit.take(slice(EVALUATION_BANK)), self.split.held_out.take(slice(EVALUATION_QUERIES))
+        bank, queries = self.split.labelled.take(slice(BANK)), self.split.held_out.take(slice(QUERIES))
         h = embedder.embed(queries.images)
-        knn = knn_accuracy(embedder.embed(bank.images), bank.labels, h, queries.labels)
+        spaces = {"representation": Spectrum.of(h), "projection": Spectrum.of(self.project(h))}
         return {
-            "knn": round(knn, 4),
-            "representation": Spectrum.of(h).summary(),
-            "projection": Spectrum.of(self.project(h)).summary(),
+            "knn": round(knn_accuracy(embedder.embed(bank.images), bank.labels, h, queries.labels), 4),
+            **{name: spectrum.summary() | spectrum.curve() for name, spectrum in spaces.items()},
+            **self.method.watch(),
         }
 
     @torch.no_grad()
@@ -204,62 +319,41 @@ class Trainer:
         self.method.eval()
         return self.method.project(h.to(self.device)).float().cpu()
 
-    def save(self, path: Path) -> None:
-        """Atomically: a reader finds the old checkpoint or the new one, never half of one."""
-        state = {
-            "recipe": self.recipe.name,
-            "epoch": self.epoch,
+    def state(self, records: list[dict[str, Any]]) -> dict[str, Any]:
+        """All that a resumed run needs. TrainingError when the state is not worth keeping."""
+        self.read_losses()
+        for name, tensor in self.method.state_dict().items():
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise TrainingError(
+                    f"{name} is not finite after step {self.step - 1}; the last checkpoint is intact."
+                    " Lower the learning rate"
+                )
+        return {
+            "recipe": json.dumps(checkpoint.describe(self.recipe)),
+            "images": len(self.split.fit),
+            "records": json.dumps(records),
+            "step": self.step,
+            "totals": self.totals,
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "generator": self.generator.get_state(),
         }
-        fresh = path.with_suffix(".new")
-        torch.save(state, fresh)
-        fresh.replace(path)
 
-    def load(self, path: Path) -> None:
-        state = torch.load(path, weights_only=True, map_location=self.device)
-        if state["recipe"] != self.recipe.name:
-            raise TrainingError(f"{path} is a run of {state['recipe']}, not of {self.recipe.name}")
+    def restore(self, state: dict[str, Any]) -> list[dict[str, Any]]:
+        """The inverse of `state`: the records. TrainingError when it saw another number of images."""
+        if state["images"] != len(self.split.fit):
+            raise TrainingError(
+                f"the run began with {state['images']} images, not {len(self.split.fit)}: --data, --limit"
+            )
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"].cpu())
-        self.epoch = state["epoch"]
-
-
-def _optimizer(method: Method, recipe: Recipe) -> torch.optim.Optimizer:
-    """Weight decay on matrices and kernels only, as every one of these papers has it."""
-    trainable = [p for p in method.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate)
-
-
-def _schedule(step: int, total: int, warmup: float) -> float:
-    """Linear warm-up, then half a cosine to zero; a factor in (0, 1]."""
-    rise = max(1, round(total * warmup))
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
+        self.step, self.totals = state["step"], state["totals"]
+        records: list[dict[str, Any]] = json.loads(state["records"])
+        return records
 
 
 @contextmanager
-def _progress(console: Console, title: str, steps: int) -> Iterator[Callable[[], None]]:
+def _progress(console: Console, title: str, steps: int, done: int) -> Iterator[Callable[[], None]]:
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(title, total=steps)
+        task = progress.add_task(title, total=steps, completed=done)
         yield lambda: progress.advance(task)
-
-
-def _line(record: dict[str, Any]) -> str:
-    h, z = record["representation"], record["projection"]
-    return (
-        f"epoch {record['epoch']:>3}  loss {record['loss']:.4f}  kNN {record['knn']:.1%}"
-        f"  effective rank {h['effective_rank']:.1f}/{h['dimension']} (projection {z['effective_rank']:.1f}"
-        f"/{z['dimension']})  variance {h['total_variance']:.3f}  {record['views_per_second']} views/s"
-        f"  augmentation {record['augmentation_share']:.1%}"
-    )

@@ -1,0 +1,100 @@
+"""Checkpoints that a kill, a full disk or another run cannot spoil."""
+
+import io
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from training.recipes import Recipe
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot start or go on; the message says why and what to do."""
+
+
+class StoppedError(TrainingError):
+    """A run that was asked to stop, and saved itself first."""
+
+
+def describe(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as JSON-ready values."""
+    described: dict[str, Any] = json.loads(json.dumps(asdict(recipe), default=lambda model: model.model_dump()))
+    return described
+
+
+def save(state: Mapping[str, Any], path: Path) -> None:
+    """Atomically and durably: a reader finds the old checkpoint or the new one, never half of one.
+
+    TrainingError when it cannot be written; the old one is then as it was.
+    """
+    buffer, fresh = io.BytesIO(), path.with_suffix(".new")
+    torch.save(state, buffer)
+    try:
+        with fresh.open("wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        kept = "the last one is intact" if path.exists() else "there is none yet"
+        raise TrainingError(
+            f"{path} cannot be written ({error.strerror or error}); {kept}. Make room, then --resume"
+        ) from error
+
+
+def load(path: Path, recipe: Recipe, device: torch.device) -> dict[str, Any]:
+    """The state in `path`, checked to be of a run by the same recipe. TrainingError when it is not, or is damaged."""
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True, map_location=device)
+        made_by: dict[str, Any] = json.loads(state["recipe"])
+    except Exception as error:  # torch meets damaged bytes with whatever exception comes first
+        raise TrainingError(f"{path} is damaged, or no checkpoint of this version ({error}); start again") from error
+    wanted = describe(recipe)
+    if made_by["name"] != wanted["name"]:
+        raise TrainingError(f"{path} is a run of {made_by['name']}, not of {wanted['name']}")
+    for key in wanted:
+        if made_by.get(key) != wanted[key]:
+            raise TrainingError(
+                f"{path} is a run with {key} = {made_by.get(key)}, not {wanted[key]}; resume with what it began with"
+            )
+    return state
+
+
+def append(path: Path, record: Mapping[str, Any]) -> None:
+    """One more line of JSON. TrainingError when it cannot be written."""
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+    except OSError as error:
+        raise TrainingError(f"{path} cannot be written ({error.strerror}); make room, then --resume") from error
+
+
+@contextmanager
+def stop_requests() -> Iterator[threading.Event]:
+    """Set by the first Ctrl-C or SIGTERM, so that a run can save itself between steps; a second one interrupts."""
+    requested = threading.Event()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if requested.is_set():
+            raise KeyboardInterrupt
+        requested.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield requested
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield requested
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

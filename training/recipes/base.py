@@ -1,0 +1,48 @@
+"""What a recipe is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from models.artifact import Architecture
+from training.augment import Augmentation
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a run. `options` go to the method's constructor."""
+
+    name: str
+    data: str
+    method: str
+    architecture: Architecture
+    augmentation: Augmentation
+    second: Augmentation | None = None
+    """The other view's augmentation, where it differs from the first's (BYOL's t')."""
+    options: dict[str, Any] = field(default_factory=dict)
+    epochs: int = 10
+    batch_size: int = 128
+    """Over all processes."""
+    optimizer: Literal["sgd", "lars", "adamw"] = "sgd"
+    learning_rate: float = 0.2
+    """The peak, for this batch size."""
+    bias_lr_scale: float = 1.0
+    """Learning rate of biases and BatchNorm over that of weights."""
+    weight_decay: float = 1e-4
+    trust: float = 1e-3
+    """LARS' coefficient, eta."""
+    trust_clip: bool = False
+    """Let LARS only lower a weight's rate, never raise it above the run's."""
+    clip: float | None = None
+    """Largest norm of the gradient of all parameters together."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup: float = 0.05
+    """Share of the run over which the learning rate rises linearly."""
+    final_lr: float = 0.0
+    """Where the cosine ends, over the peak."""
+    held_out: int = 10_000
+    """Training images kept from the gradient: they choose, and they carry the reference's held-out split."""
+    seed: int = 0
+
+
+RecipeFunction = Callable[[], Recipe]
