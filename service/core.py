@@ -69,6 +69,9 @@ class Served:
     trickle: asyncio.Task[None] | None = None
     in_flight: int = 0
 
+    def __post_init__(self) -> None:
+        self.images = self.observer.metrics.encoder_images.labels(self.name, self.revision)
+
     @property
     def name(self) -> str:
         return self.artifact.card.name
@@ -174,8 +177,8 @@ class Service:
     async def embed(self, sources: Sequence[Source], deadline: float, model: str | None = None) -> Answer:
         """Decode and embed; all rows come from one encoder, see served(). `deadline` is in time.monotonic() seconds.
 
-        Raises Problem: 404 for a model that is not in service, 422 for a bad image, 429 when full, 503 while starting or stopped, 504 past the deadline,
-        500 when an embedding is not finite.
+        Raises Problem: 404 for a model that is not in service, 422 for a bad image, 429 when full, 503 while starting
+        or stopped, 504 past the deadline, 500 when an embedding is not finite.
         """
         if not self._serving or self.phase == "stopped":
             self.metrics.rejected["unready"].inc(len(sources))
@@ -214,6 +217,7 @@ class Service:
                 field=sources[int(finite.argmin())].field,
             )
         self.metrics.images.inc(len(sources))
+        served.images.inc(len(sources))
         answer = Answer(served, job.rows, decoded - started, job.started - job.queued, job.forward_seconds)
         self.metrics.phase["decode"].observe(answer.decode_seconds)
         self.metrics.phase["queue"].observe(answer.queue_seconds)
@@ -361,6 +365,8 @@ class Service:
             await asyncio.sleep(0.02)
         if served.monitor is not None:
             await asyncio.to_thread(served.monitor.close)
+        if all(str(it) != str(served) for it in self._serving):
+            self.metrics.encoder_images.remove(served.name, served.revision)
 
     # ---- the end
 

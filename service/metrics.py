@@ -41,6 +41,9 @@ class Metrics:
             "fullrank_batch_size", "Images in a forward pass.", buckets=POWERS_OF_TWO, registry=r
         )
         self.images = Counter("fullrank_images", "Images embedded and answered.", registry=r)
+        self.encoder_images = Counter(
+            "fullrank_encoder_images", "Images answered, by encoder in service.", ["model", "revision"], registry=r
+        )
         self.batches = Counter("fullrank_batches", "Forward passes for requests.", registry=r)
         self.pending = Gauge("fullrank_pending_images", "Images admitted and not yet answered.", registry=r)
         self.limit = Gauge("fullrank_pending_images_limit", "Images admitted at most.", registry=r)

@@ -10,29 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullrank import SpectrumMonitor
+from fullrank.inputs import thumbnails
 from service.batching import Pixels, Rows
 from service.metrics import Metrics
 
 log = logging.getLogger("fullrank.service")
-THUMBNAIL = 8
 _BACKLOG = 64  # batches: seconds of traffic, a few megabytes
-
-
-def thumbnails(pixels: Pixels) -> NDArray[np.float32]:
-    """(n, c, s, s) uint8 with s >= 8 -> (n, c * 64) area means in 0..1: how diverse the input is, cheaply."""
-    edges = np.linspace(0, pixels.shape[-1], THUMBNAIL + 1).astype(np.intp)
-    sums = np.add.reduceat(pixels.astype(np.float32), edges[:-1], axis=2)
-    sums = np.add.reduceat(sums, edges[:-1], axis=3)
-    sides = np.diff(edges).astype(np.float32)
-    means: NDArray[np.float32] = sums / (255.0 * np.outer(sides, sides).astype(np.float32))
-    return means.reshape(len(pixels), -1)
 
 
 class Observer:
     """Feeds monitors from a bounded backlog; what it cannot take is counted in fullrank_unobserved_images_total."""
 
     def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+        self.metrics = metrics
         self._backlog: queue.Queue[tuple[SpectrumMonitor, Pixels, Rows] | None] = queue.Queue(_BACKLOG)
         # A secret per process: nobody can craft images that the monitor takes for duplicates.
         self._secret = os.urandom(16)
@@ -44,7 +34,7 @@ class Observer:
         try:
             self._backlog.put_nowait((monitor, pixels, rows))
         except queue.Full:
-            self._metrics.unobserved.inc(len(rows))
+            self.metrics.unobserved.inc(len(rows))
 
     def keys(self, pixels: Pixels) -> NDArray[np.uint64]:
         """(n,) keyed hashes of what the encoder sees, so that one picture in two file formats is one picture."""
@@ -68,6 +58,6 @@ class Observer:
             except Exception:
                 # The thread must outlive a bad batch: without it the monitor would fall silent.
                 log.exception("%d rows could not be observed", len(rows))
-                self._metrics.unobserved.inc(len(rows))
+                self.metrics.unobserved.inc(len(rows))
             finally:
                 self._backlog.task_done()

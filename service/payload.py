@@ -23,7 +23,7 @@ from service.settings import Settings
 Form = Literal["json", "npy", "raw"]
 JSON, NPY, RAW = "application/json", "application/x-npy", "application/octet-stream"
 FORMS: dict[str, Form] = {JSON: "json", "application/*": "json", "*/*": "json", NPY: "npy", RAW: "raw"}
-OPTIONS = ("normalize", "encoding_format")
+OPTIONS = ("normalize", "encoding_format", "model")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Payload:
     sources: list[Source]
     normalize: bool = True
     base64: bool = False
+    model: str | None = None
 
 
 async def read(request: Request, settings: Settings) -> Payload:
@@ -156,6 +157,10 @@ def _options(fields: Mapping[str, Any]) -> dict[str, Any]:
         if fields["encoding_format"] not in ("float", "base64"):
             raise Problem(422, "invalid_field", "encoding_format must be float or base64", field="encoding_format")
         options["base64"] = fields["encoding_format"] == "base64"
+    if (model := fields.get("model")) is not None:
+        if not isinstance(model, str):
+            raise Problem(422, "invalid_field", "model must be the name of an encoder in service", field="model")
+        options["model"] = model
     return options
 
 

@@ -20,10 +20,19 @@ def available_cpus() -> int:
 
 
 class Settings(BaseSettings):
-    """Settings of one replica. Each field `name` is read from the environment as `FULLRANK_NAME`."""
+    """Serve an encoder over HTTP. Each flag --some-name may also be given as the variable FULLRANK_SOME_NAME.
+
+    Example: fullrank serve --encoder models/pretrained/fashion-directclr --port 8000
+    """
 
     model_config = SettingsConfigDict(
-        env_prefix="FULLRANK_", extra="forbid", env_ignore_empty=True, validate_default=True
+        env_prefix="FULLRANK_",
+        extra="forbid",
+        env_ignore_empty=True,
+        validate_default=True,
+        cli_prog_name="fullrank serve",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
     )
 
     encoder: Path = Field(PRETRAINED / "fashion-directclr", description="Folder of the encoder served at start.")

@@ -26,6 +26,10 @@ class SwapBody(BaseModel):
         description="enforce: refuse a collapsed encoder; warn: serve it, compared with the incumbent's reference; "
         "off: just serve it. Default: FULLRANK_GATE.",
     )
+    replaces: str | None = Field(
+        None,
+        description="The encoder whose place it takes. Default: the one of the same name, else the default encoder.",
+    )
 
 
 class Encoder(BaseModel):
@@ -73,7 +77,7 @@ FAILURES: dict[int | str, dict[str, Any]] = {
 async def swap(body: SwapBody, request: Request) -> Swapped:
     """Load, warm up and judge an encoder, then serve it with a fresh monitor. On any refusal the old one stays."""
     service = service_of(request)
-    done = await service.swap(body.name, body.gate or service.settings.gate)
+    done = await service.swap(body.name, body.gate or service.settings.gate, body.replaces)
     return Swapped(
         served=Encoder(model=done.served.name, revision=done.served.revision),
         previous=Encoder(model=done.previous.name, revision=done.previous.revision),

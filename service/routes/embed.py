@@ -33,19 +33,19 @@ async def embed(request: Request) -> Response:
     deadline = deadline_of(request, service.settings.request_timeout)
     form = payload.accepted(request.headers.get("accept", ""))
     asked = await read_by(deadline, payload.read(request, service.settings))
-    answer = await embedded(request, asked.sources, deadline)
+    answer = await embedded(request, asked.sources, deadline, asked.model)
     started = time.monotonic()
     response = payload.encode(answer, asked, form)
     service.metrics.phase["encode"].observe(time.monotonic() - started)
     return response
 
 
-async def embedded(request: Request, sources: Sequence[Source], deadline: float) -> Answer:
+async def embedded(request: Request, sources: Sequence[Source], deadline: float, model: str | None = None) -> Answer:
     """Embed what a request sent, dropped if its client leaves; noted for the request's log line and trace."""
     request.scope["images"] = len(sources)
     started = time.monotonic()
     async with until_disconnected(request):
-        answer = await service_of(request).embed(sources, deadline)
+        answer = await service_of(request).embed(sources, deadline, model)
     request.scope["work"] = (started, answer)
     return answer
 

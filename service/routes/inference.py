@@ -183,18 +183,26 @@ async def infer(request: Request, name: Name, version: Version | None = None) ->
     asked, tail = split(body, request.headers.get(LENGTH))
     if asked.parameters.timeout:
         deadline = min(deadline, started + asked.parameters.timeout / 1e6)
-    answer = await embedded(request, sources(asked.inputs[0], tail, service.settings), deadline)
+    answer = await embedded(
+        request, sources(asked.inputs[0], tail, service.settings), deadline, identity(name, version)
+    )
     return answered(answer, asked)
 
 
 def served_as(service: Service, name: str, version: str | None) -> Served:
     """The encoder in service of this name and revision. Raises Problem 404, or 503 while there is none."""
-    served = service.current
-    if (name, version or served.revision) != (served.name, served.revision):
-        wanted = name if version is None else f"{name}@{version}"
-        message = f"no encoder {wanted!r} is in service; {served.name}@{served.revision} is"
-        raise Problem(404, "no_such_model", message, field="model")
-    return served
+    try:
+        return service.served(identity(name, version))
+    except Problem as problem:
+        code = "no_such_model" if problem.status_code == 404 else problem.code
+        raise Problem(
+            problem.status_code, code, problem.message, field=problem.field, headers=problem.headers
+        ) from None
+
+
+def identity(name: str, version: str | None) -> str:
+    """The model that a path names, as Service.served takes it."""
+    return name if version is None else f"{name}@{version}"
 
 
 def split(body: bytes, length: str | None) -> tuple[Inference, bytes]:

@@ -28,10 +28,11 @@ async def embeddings(request: Request) -> Response:
     service = service_of(request)
     deadline = deadline_of(request, service.settings.request_timeout)
     body = payload.json_object(await read_by(deadline, request.body()))
-    served = service.current
-    if body.get("model") not in (served.name, f"{served.name}@{served.revision}"):
-        message = f"this service serves {served.name!r}, not {body.get('model')!r}"
-        raise Problem(404, "model_not_found", message, field="model")
+    if not isinstance(model := body.get("model"), str):
+        raise Problem(
+            422, "invalid_field", "model must name an encoder in service; GET /info lists them", field="model"
+        )
+    served = service.served(model)
     if body.get("dimensions") not in (None, served.artifact.card.dimension):
         message = f"embeddings have {served.artifact.card.dimension} dimensions; leave dimensions out"
         raise Problem(422, "invalid_field", message, field="dimensions")
@@ -40,7 +41,7 @@ async def embeddings(request: Request) -> Response:
         raise Problem(422, "invalid_field", "encoding_format must be float or base64", field="encoding_format")
     images = body.get("input")
     sources = payload.texts([images] if isinstance(images, str) else images, service.settings, "input")
-    answer = await embedded(request, sources, deadline)
+    answer = await embedded(request, sources, deadline, model)
     rows = payload.rows_of(answer, normalized=True)
     values: Any = [base64.b64encode(row).decode() for row in rows] if encoding == "base64" else rows
     content = {

@@ -72,6 +72,7 @@ async def info(request: Request) -> Response:
         {
             "version": VERSION,
             "encoder": card.model_dump(mode="json", exclude={"files"}) | {"revision": card.revision},
+            "encoders": [{"model": it.name, "revision": it.revision} for it in current.in_service()],
             "compared_with": named(served),
             "limits": {name: getattr(settings, name) for name in limits},
             "engine": {"device": settings.device, "dtype": settings.dtype, "threads": settings.threads},

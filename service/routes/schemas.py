@@ -45,6 +45,7 @@ class EmbedBody(BaseModel):
     images: list[str] = Field(description="Base64 or data URIs of image files.", min_length=1)
     normalize: bool = Field(True, description="L2-normalise the embeddings.")
     encoding_format: Literal["float", "base64"] = Field("float", description="base64: little-endian float32.")
+    model: str | None = Field(None, description="An encoder in service, NAME or NAME@REVISION; else the default.")
 
 
 class Embeddings(BaseModel):
@@ -136,6 +137,7 @@ def body(model: type[BaseModel], value: Any) -> dict[str, Any]:
 _FLAGS: dict[str, Any] = {
     "normalize": {"type": "boolean", "default": True},
     "encoding_format": {"type": "string", "enum": ["float", "base64"], "default": "float"},
+    "model": {"type": "string", "description": "An encoder in service, NAME or NAME@REVISION; else the default."},
 }
 _TIMEOUT = {
     "name": "X-Request-Timeout",
