@@ -18,6 +18,8 @@ app = typer.Typer(
     help="Train encoders that do not collapse, serve them, and be paged the moment their embeddings do.",
 )
 errors = Console(stderr=True)
+# For commands whose arguments, --help among them, are read by the room they run in.
+FORWARDED = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 DataFolder = Annotated[Path | None, typer.Option("--data", help="Folder of the data set; its usual place if absent.")]
@@ -148,28 +150,19 @@ def check(
     raise typer.Exit(0 if judgement.passed else 1)
 
 
-@app.command()
-def serve(
-    encoder: Annotated[Path | None, typer.Option(help="The encoder's folder.")] = None,
-    host: Annotated[str | None, typer.Option()] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535)] = None,
-) -> None:
-    """Serve an encoder over HTTP. Every other setting is an environment variable FULLRANK_*.
-
-    Example: fullrank serve --encoder models/pretrained/fashion-directclr --port 8000
-    """
+@app.command(context_settings=FORWARDED)
+def serve(context: typer.Context) -> None:
+    """Serve an encoder over HTTP; `fullrank serve --help` lists every setting."""
     from pydantic import ValidationError
+    from pydantic_settings import CliApp
 
     from service.app import serve as run_service
     from service.settings import Settings
 
-    given: dict[str, Any] = {"encoder": encoder, "host": host, "port": port}
     try:
-        settings = Settings(**{key: value for key, value in given.items() if value is not None})
+        run_service(CliApp.run(Settings, context.args))
     except ValidationError as error:
         fail("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()), 2)
-    try:
-        run_service(settings)
     except RuntimeError as error:
         fail(error)
 
@@ -177,23 +170,24 @@ def serve(
 @app.command()
 def embed(
     files: Annotated[list[Path], typer.Argument(help="Image files.")],
-    encoder: Annotated[Path, typer.Option(help="The encoder's folder.")],
+    encoder: Annotated[Path | None, typer.Option(help="Embed here, with the encoder in this folder.")] = None,
+    url: Annotated[str | None, typer.Option(help="Embed there: the address of a running service.")] = None,
+    key: Annotated[str | None, typer.Option(envvar="FULLRANK_API_KEY", help="The service's key.")] = None,
     device: Device = "cpu",
     out: Annotated[Path | None, typer.Option(help="Write an .npy file instead of JSON lines.")] = None,
 ) -> None:
-    """Embed image files without a server, by the path that serves them; rows are L2-normalised.
+    """Embed image files, here or by a running service, by the same path; rows are L2-normalised.
 
-    Example: fullrank embed examples/ankle-boot.png --encoder models/pretrained/fashion-directclr
+    Example: fullrank embed examples/ankle-boot.png --url http://127.0.0.1:8000
     """
     import numpy as np
 
-    from models.artifact import ArtifactError, load
-    from models.embedder import Embedder, ImageError, normalize
-
-    try:
-        rows = normalize(Embedder(load(encoder), device).embed_files(files)).numpy()
-    except (ArtifactError, ImageError, OSError) as error:
-        fail(error)
+    if url is not None and encoder is None:
+        rows = _embed_there(files, url, key)
+    elif encoder is not None and url is None:
+        rows = _embed_here(files, encoder, device)
+    else:
+        fail("give either --encoder or --url", 2)
     if out:
         np.save(out, rows)
         return
@@ -201,9 +195,29 @@ def embed(
         typer.echo(json.dumps({"file": str(path), "embedding": row.tolist()}))
 
 
-@app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
-)
+def _embed_there(files: list[Path], url: str, key: str | None) -> Any:
+    try:
+        from service.client import Client, EmbeddingError
+    except ImportError as error:
+        fail(error)
+    try:
+        with Client(url, key=key, progress=sys.stderr.isatty()) as client:
+            return client.embed(files)
+    except (EmbeddingError, OSError) as error:
+        fail(error)
+
+
+def _embed_here(files: list[Path], encoder: Path, device: str) -> Any:
+    from models.artifact import ArtifactError, load
+    from models.embedder import Embedder, ImageError, normalize
+
+    try:
+        return normalize(Embedder(load(encoder), device).embed_files(files)).numpy()
+    except (ArtifactError, ImageError, OSError) as error:
+        fail(error)
+
+
+@app.command(context_settings=FORWARDED)
 def lab(context: typer.Context) -> None:
     """Run a theory experiment and compare what is seen with what must be seen; `fullrank lab --list`."""
     from training.theory.command import main as run_lab
