@@ -7,6 +7,7 @@ batches it would have seen. Under torchrun each process takes its share of every
 import io
 import math
 from collections.abc import Iterator
+from enum import IntEnum
 from itertools import count, islice
 from typing import Protocol
 
@@ -26,9 +27,18 @@ SHUFFLE = 4096
 Pair = tuple[Augmentation, Augmentation]
 
 
-def seeded(*numbers: int) -> Generator:
-    """A CPU generator whose stream is a function of the numbers, independent between any two lists of them."""
-    state = np.random.SeedSequence([n % 2**63 for n in numbers]).generate_state(1, np.uint64)
+class Stream(IntEnum):
+    """What a generator is for: streams of different purposes never meet."""
+
+    ORDER = 1
+    CROPS = 2
+    SHARDS = 3
+    VIEWS = 4
+
+
+def seeded(stream: Stream, *numbers: int) -> Generator:
+    """A CPU generator whose stream is a function of its purpose and the numbers, unrelated to any other's."""
+    state = np.random.SeedSequence([stream, *(n % 2**63 for n in numbers)]).generate_state(1, np.uint64)
     return Generator().manual_seed(int(state[0]) >> 1)
 
 
@@ -127,6 +137,24 @@ class Sharded:
             yield first, second
 
 
+def feed(
+    images: ImageSet | FileSet | ShardSet,
+    views: Pair,
+    size: int,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+    workers: int,
+) -> Feed:
+    """The feed that suits where the images lie; `workers` decode those that are files."""
+    if isinstance(images, ImageSet):
+        return Resident(images, batch_size, seed, device)
+    pin = device.type == "cuda"
+    if isinstance(images, FileSet):
+        return Streamed(images, views, size, batch_size, seed, workers, pin)
+    return Sharded(images, views, size, batch_size, seed, workers, pin)
+
+
 def two_crops(data: bytes, views: Pair, size: int, generator: Generator) -> Tensor:
     """An encoded image -> (2, 3, size, size) uint8: one random crop a view, from one decoding.
 
@@ -147,7 +175,7 @@ def two_crops(data: bytes, views: Pair, size: int, generator: Generator) -> Tens
 
 
 def _order(n: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(n, generator=seeded(seed, epoch))
+    return torch.randperm(n, generator=seeded(Stream.ORDER, seed, epoch))
 
 
 def _shares(order: Tensor, batch_size: int, start: int) -> Iterator[Tensor]:
@@ -178,7 +206,7 @@ class _Crops(Dataset[Sample]):
             place = (index + len(unreadable)) % len(self.files)
             try:
                 data = self.files.read(place).data
-                return two_crops(data, self.views, self.size, seeded(self.seed, epoch, place)), unreadable
+                return two_crops(data, self.views, self.size, seeded(Stream.CROPS, self.seed, epoch, place)), unreadable
             except (OSError, ValueError, SyntaxError):  # Pillow raises all of these for damaged files
                 unreadable.append(str(self.files.paths[place]))
         raise DataError(f"{MOST_UNREADABLE} images in a row cannot be read, first {unreadable[0]}: is this the folder?")
@@ -194,7 +222,7 @@ class _ShardCrops(IterableDataset[Sample]):
         reader, readers = (info.id, info.num_workers) if info else (0, 1)
         reader, readers = rank() * readers + reader, world_size() * readers
         mine = [self.shards.shards[i] for i in _order(len(self.shards.shards), self.seed, self.epoch)[reader::readers]]
-        generator = seeded(self.seed, self.epoch, reader)
+        generator = seeded(Stream.SHARDS, self.seed, self.epoch, reader)
         unreadable: list[str] = []
         for _ in count():
             for item in _shuffle(read_shards(mine), generator):
