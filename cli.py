@@ -18,6 +18,7 @@ app = typer.Typer(
     help="Train encoders that do not collapse, serve them, and be paged the moment their embeddings do.",
 )
 errors = Console(stderr=True)
+OPTIMIZERS, GUARDS = ("sgd", "lars", "adamw"), ("warn", "stop", "off")
 # For commands whose arguments, --help among them, are read by the room they run in.
 FORWARDED = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
@@ -38,7 +39,10 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Run folder: log, checkpoint, encoder/. [runs/RECIPE]")] = None,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
     batch_size: Annotated[int | None, typer.Option(min=2)] = None,
-    learning_rate: Annotated[float | None, typer.Option(min=0.0)] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=0.0, help="The peak, for this batch size.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(min=0.0)] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd, lars or adamw.")] = None,
+    clip: Annotated[float | None, typer.Option(min=0.0, help="Largest norm of the gradient.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only this many training images.")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
     option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the method, e.g. d0=64. Repeatable.")] = None,
@@ -46,7 +50,14 @@ def train(
     device: Device = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [torch's choice]")] = None,
     init: Annotated[Path | None, typer.Option(help="Start from this encoder's weights.")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on from the run folder's checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's checkpoint, if any.")] = False,
+    checkpoint_minutes: Annotated[float, typer.Option(min=0.0, help="Save this often, and after each epoch.")] = 10.0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode image files.")] = 8,
+    compiled: Annotated[bool, typer.Option("--compile", help="Run the model through torch.compile.")] = False,
+    guard: Annotated[str, typer.Option(help="On collapse: warn, stop or off.")] = "warn",
+    guard_share: Annotated[float, typer.Option(help="Collapse: effective rank below this share of its best.")] = 0.5,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write OUT/tensorboard.")] = False,
+    metrics_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Serve Prometheus metrics.")] = None,
     as_json: AsJson = False,
     show: Annotated[bool, typer.Option("--list", help="List the recipes and stop.")] = False,
 ) -> None:
@@ -54,20 +65,25 @@ def train(
 
     Example: fullrank train fashion-directclr --epochs 5 --out runs/first
     """
+    from training.checkpoint import StoppedError
     from training.data import DataError
     from training.loop import Run, TrainingError
     from training.loop import train as run_training
-    from training.recipes import RECIPES
+    from training.recipes import RECIPES, describe
     from training.recipes import recipe as find
 
     if show or not recipe:
-        typer.echo("\n".join(RECIPES))
+        typer.echo("\n".join(describe(name) for name in RECIPES))
         raise typer.Exit(0 if show else 2)
     try:
         chosen = find(recipe)
     except ValueError as error:
         fail(error, 2)
+    for flag, value, allowed in (("optimizer", optimizer, OPTIMIZERS), ("guard", guard, GUARDS)):
+        if value is not None and value not in allowed:
+            fail(f"--{flag}: {value!r} is none of {', '.join(allowed)}", 2)
     flags: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
+    flags |= {"weight_decay": weight_decay, "optimizer": optimizer, "clip": clip}
     chosen = replace(chosen, **{key: value for key, value in flags.items() if value is not None})
     chosen = replace(chosen, name=name or recipe, options=chosen.options | _options(option or []))
     run = Run(
@@ -79,9 +95,18 @@ def train(
         resume=resume,
         init=init,
         command=shlex.join(["fullrank", *sys.argv[1:]]),
+        workers=workers,
+        compile=compiled,
+        checkpoint_minutes=checkpoint_minutes,
+        guard=guard,  # type: ignore[arg-type]
+        guard_share=guard_share,
+        tensorboard=tensorboard,
+        metrics_port=metrics_port,
     )
     try:
         artifact = run_training(chosen, run)
+    except StoppedError as error:
+        fail(error, 130)
     except (DataError, TrainingError, ValueError, OSError) as error:
         fail(error)
     if as_json:
@@ -90,35 +115,66 @@ def train(
 
 @app.command()
 def evaluate(
-    encoder: Annotated[Path, typer.Argument(help="An encoder's folder, or `pixels` for the raw-pixel baseline.")],
+    encoder: Annotated[
+        Path, typer.Argument(help="An encoder's folder, a run's folder, or `pixels` for the raw-pixel baseline.")
+    ],
     data: DataFolder = None,
-    dataset: Annotated[str | None, typer.Option(help="fashion or cifar10. [what the encoder was trained on]")] = None,
+    dataset: Annotated[str | None, typer.Option(help="A data set by name. [what the encoder was trained on]")] = None,
+    probes: Annotated[
+        bool, typer.Option("--probes", help="Linear probes too, on all, 10 % and 1 % of labels.")
+    ] = False,
+    protocol: Annotated[
+        bool, typer.Option("--sgd", help="The papers' SGD protocols too: linear evaluation, fine-tuning on few labels.")
+    ] = False,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of --sgd. [the papers']")] = None,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Weighted kNN (k = 20, temperature 0.07) on the test set, and the spectrum of its embeddings.
+    """Weighted kNN (k = 20, temperature 0.07) on the test set, the spectrum of its embeddings, and probes if asked.
 
     Example: fullrank evaluate models/pretrained/fashion-directclr
     """
     from models.artifact import ArtifactError, load
     from training import evaluate as room
-    from training.data import SOURCES, DataError
+    from training.data import SOURCES, DataError, load_data
+    from training.finetune import sgd_table
 
     try:
-        artifact = None if str(encoder) == "pixels" else load(encoder)
+        folder = encoder / "encoder" if (encoder / "encoder" / "encoder.json").is_file() else encoder
+        artifact = None if str(encoder) == "pixels" else load(folder)
         trained_on = artifact.card.training.get("data") if artifact else "fashion"
         source = dataset or trained_on
         if source not in SOURCES:
             fail(f"--dataset: name one of {', '.join(SOURCES)}; the encoder's card says {trained_on!r}", 2)
-        train_set, test_set = room.load_data(source, data)
+        train_set, test_set = load_data(source, data)
         quality = (
-            room.evaluate(artifact, train_set, test_set, device)
+            room.evaluate(artifact, train_set, test_set, device, probes)
             if artifact
-            else room.evaluate_pixels(train_set, test_set)
+            else room.evaluate_pixels(train_set, test_set, probes)
         )
-    except (ArtifactError, DataError) as error:
+        if artifact and protocol:
+            quality |= sgd_table(artifact, train_set, test_set, device, epochs)
+    except (ArtifactError, DataError, ValueError) as error:
         fail(error)
     _report(quality, f"{encoder} on {source}", as_json)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; several are compared.")],
+    out: Annotated[Path, typer.Option(help="The HTML page to write.")] = Path("report.html"),
+) -> None:
+    """Write one self-contained HTML page on training runs: curves, spectra over epochs, comparison.
+
+    Example: fullrank report runs/fashion-simclr runs/fashion-directclr --out report.html
+    """
+    from training.report import ReportError, write
+
+    try:
+        write(runs, out)
+    except (ReportError, OSError) as error:
+        fail(error)
+    typer.echo(str(out))
 
 
 @app.command()

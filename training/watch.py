@@ -7,6 +7,7 @@ A record is what a line of log.jsonl holds: epoch, step, loss, learning_rate, se
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 Record = Mapping[str, Any]
@@ -44,9 +45,8 @@ class Guard:
 def line(record: Record) -> str:
     """An epoch on the terminal."""
     h, z = (record[part] for part in PARTS)
-    extra = "".join(
-        f"  {key.replace('_', ' ')} {value:.3f}" for key, value in record.items() if key.endswith("alignment")
-    )
+    alignment = record.get("predictor_alignment")
+    extra = f"  predictor alignment {fmean(alignment):.2f}" if alignment else ""
     skipped = f"  {record['unreadable']} unreadable images" if record.get("unreadable") else ""
     return (
         f"epoch {record['epoch']:>3}  loss {record['loss']:.4f}  kNN {record['knn']:.1%}"
