@@ -279,13 +279,31 @@ class Service:
         Raises Problem: 404 for a name that is not there, 422 for an artifact that cannot be loaded or whose canary
         fails, 409 when gate is "enforce" and the candidate is judged collapsed, or another swap is going on.
         """
-        previous = self.served(replaces)
+        self.served(replaces)
+        return await self._swap(await _read_artifact(self._folder(name)), gate, replaces)
+
+    async def reload(self) -> None:
+        """Read the configured folders again; swap to what is new in them, as swap() does, and log what it refuses."""
+        folders = (self.settings.encoder, *map(self._beside, self.settings.encoders))
+        for previous, folder in zip(self.in_service(), folders, strict=False):
+            try:
+                artifact = await _read_artifact(folder)
+                if artifact.card.revision == previous.revision:
+                    log.info("%s holds %s, which is in service", folder, previous)
+                else:
+                    await self._swap(artifact, self.settings.gate, str(previous))
+            except Problem as problem:
+                log.error("kept %s: %s", previous, problem.message)
+            except Exception:
+                log.exception("kept %s: %s could not be read", previous, folder)
+
+    async def _swap(self, artifact: Artifact, gate: Gate, replaces: str | None) -> Swap:
+        name = artifact.card.name
         if self._swapping.locked():
             raise Problem(409, "swap_in_progress", "another swap is going on; wait for it to finish", headers=retry(5))
         async with self._swapping:
+            previous = self._place(name, replaces)
             try:
-                artifact = await asyncio.to_thread(artifacts.load, self._folder(name))
-                previous = self._place(artifact.card.name, replaces)
                 candidate = await self._prepare(artifact)
             except artifacts.ArtifactError as error:
                 raise Problem(422, "bad_artifact", str(error), field="name") from error
@@ -406,6 +424,14 @@ class Service:
     def _save(self) -> None:
         for model, revision, monitor in self.monitors():
             self.store.save(model, revision, monitor)
+
+
+async def _read_artifact(folder: Path) -> Artifact:
+    """An encoder from its folder. Raises Problem 422 if it cannot be trusted."""
+    try:
+        return await asyncio.to_thread(artifacts.load, folder)
+    except artifacts.ArtifactError as error:
+        raise Problem(422, "bad_artifact", str(error), field="name") from error
 
 
 def to_bytes(data: bytes | str, field: str) -> bytes:
