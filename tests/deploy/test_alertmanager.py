@@ -2,51 +2,144 @@
 
 import json
 import shutil
+import subprocess
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-IDENTITY = {"job": "fullrank", "instance": "a:8000", "model": "m", "revision": "r"}
+IDENTITY = {"job": "fullrank", "instance": "a:8000", "model": "m", "revision": "r", "severity": "page"}
+TICKET, OTHER = {"severity": "ticket"}, {"instance": "b:8000"}
+COLLAPSE = ("EmbeddingCompleteCollapse", "EmbeddingDirectionsDied", "EmbeddingRankCollapse")
+Alert = tuple[str, dict[str, str]]
 
 
-@pytest.fixture
-def active(tool: Callable[[str], str], deploy: Path, tmp_path: Path) -> Iterator[Callable[..., set[str]]]:
-    """active("EmbeddingX", EmbeddingY={"instance": "b"}) are the names of those alerts that are not muted."""
-    from deploy.demo.stack import call, free_port, process, wait
+@contextmanager
+def alertmanager(tool: Callable[[str], str], configuration: Path, folder: Path) -> Iterator[str]:
+    """Its address."""
+    from deploy.demo.stack import free_port, process
 
     binary = shutil.which("prometheus-alertmanager") or tool("alertmanager")  # Debian's name, upstream's name
     url = f"http://127.0.0.1:{free_port()}"
-    command = [binary, f"--config.file={deploy / 'alertmanager' / 'alertmanager.yml'}", f"--storage.path={tmp_path}"]
+    command = [binary, f"--config.file={configuration}", f"--storage.path={folder}"]
     command += [f"--web.listen-address={url.removeprefix('http://')}", "--cluster.listen-address="]
+    with process(command, folder / "alertmanager.log", f"{url}/-/ready"):
+        yield url
 
-    def send(*names: str, **changes: dict[str, str]) -> set[str]:
-        labels = dict.fromkeys(names, IDENTITY) | {name: IDENTITY | change for name, change in changes.items()}
-        call(f"{url}/api/v2/alerts", [{"labels": {"alertname": name, **values}} for name, values in labels.items()])
-        assert wait(lambda: len(json.loads(call(f"{url}/api/v2/alerts"))) == len(labels), 5)
-        alerts = json.loads(call(f"{url}/api/v2/alerts"))
-        return {alert["labels"]["alertname"] for alert in alerts if not alert["status"]["inhibitedBy"]}
 
-    with process(command, tmp_path / "alertmanager.log", f"{url}/-/ready"):
+def post(url: str, *alerts: Alert) -> None:
+    from deploy.demo.stack import call
+
+    call(f"{url}/api/v2/alerts", [{"labels": IDENTITY | labels | {"alertname": name}} for name, labels in alerts])
+
+
+@pytest.fixture
+def active(tool: Callable[[str], str], deploy: Path, tmp_path: Path) -> Iterator[Callable[..., set[tuple[str, str]]]]:
+    """active(("EmbeddingX", {"severity": "ticket"}), ...) are name and severity of those alerts that are not muted."""
+    from deploy.demo.stack import call, wait
+
+    with alertmanager(tool, deploy / "alertmanager" / "alertmanager.yml", tmp_path) as url:
+
+        def send(*alerts: Alert) -> set[tuple[str, str]]:
+            post(url, *alerts)
+            assert wait(lambda: len(json.loads(call(f"{url}/api/v2/alerts"))) == len(alerts), 5)
+            seen = json.loads(call(f"{url}/api/v2/alerts"))
+            loud = [alert["labels"] for alert in seen if not alert["status"]["inhibitedBy"]]
+            return {(labels["alertname"], labels["severity"]) for labels in loud}
+
         yield send
 
 
-def test_narrow_traffic_mutes_the_rank_that_falls_with_it(active: Callable[..., set[str]]) -> None:
-    assert active("EmbeddingTrafficNarrowed", "EmbeddingRankCollapse") == {"EmbeddingTrafficNarrowed"}
+Active = Callable[..., set[tuple[str, str]]]
 
 
-def test_a_broken_model_is_one_page_and_the_monitor_keeps_its_voice(active: Callable[..., set[str]]) -> None:
-    everything = ("CompleteCollapse", "DimensionalCollapse", "RankCollapse", "TrafficShifted", "MonitorDropping")
-    names = [f"Embedding{name}" for name in ("ModelFault", *everything)]
-    assert active(*names) == {"EmbeddingModelFault", "EmbeddingMonitorDropping"}
+def test_narrow_traffic_mutes_the_rank_that_falls_with_it(active: Active) -> None:
+    alerts = [("EmbeddingTrafficNarrowed", TICKET), ("EmbeddingRankCollapse", {}), ("EmbeddingRankCollapse", TICKET)]
+    assert active(*alerts) == {("EmbeddingTrafficNarrowed", "ticket")}
 
 
-def test_a_collapse_is_one_page(active: Callable[..., set[str]]) -> None:
-    names = [f"Embedding{name}" for name in ("CompleteCollapse", "DimensionalCollapse", "RankCollapse")]
-    assert active(*names) == {"EmbeddingCompleteCollapse"}
+def test_a_broken_model_is_one_page_and_the_monitor_keeps_its_voice(active: Active) -> None:
+    tickets = [(f"Embedding{name}", TICKET) for name in ("TrafficShifted", "TrafficNarrowed", "MonitorDropping")]
+    hour = [(name, TICKET) for name in COLLAPSE]
+    loud = active(("EmbeddingModelFault", {}), *((name, {}) for name in COLLAPSE), *hour, *tickets)
+    assert loud == {("EmbeddingModelFault", "page"), ("EmbeddingMonitorDropping", "ticket")}
 
 
-@pytest.mark.parametrize("other", [{"instance": "b:8000"}, {"revision": "s"}])
-def test_one_replica_or_revision_mutes_no_other(active: Callable[..., set[str]], other: dict[str, str]) -> None:
-    names = {"EmbeddingTrafficNarrowed", "EmbeddingRankCollapse"}
-    assert active("EmbeddingTrafficNarrowed", EmbeddingRankCollapse=other) == names
+@pytest.mark.parametrize("severity", ["page", "ticket"])
+def test_a_collapse_is_one_notification(active: Active, severity: str) -> None:
+    loud = active(*((name, {"severity": severity}) for name in COLLAPSE))
+    assert loud == {("EmbeddingCompleteCollapse", severity)}
+
+
+def test_the_hour_says_nothing_beside_the_five_minutes(active: Active) -> None:
+    loud = active(
+        ("EmbeddingDirectionsDied", {}), ("EmbeddingDirectionsDied", TICKET), ("EmbeddingRankCollapse", TICKET)
+    )
+    assert loud == {("EmbeddingDirectionsDied", "page")}
+
+
+def test_a_ticket_mutes_no_page_of_another_reason(active: Active) -> None:
+    loud = active(("EmbeddingCompleteCollapse", TICKET), ("EmbeddingRankCollapse", {}))
+    assert loud == {("EmbeddingCompleteCollapse", "ticket"), ("EmbeddingRankCollapse", "page")}
+
+
+@pytest.mark.parametrize("other", [OTHER, {"revision": "s"}])
+def test_one_replica_or_revision_mutes_no_other(active: Active, other: dict[str, str]) -> None:
+    alerts = [("EmbeddingTrafficNarrowed", TICKET), ("EmbeddingRankCollapse", other)]
+    assert active(*alerts) == {("EmbeddingTrafficNarrowed", "ticket"), ("EmbeddingRankCollapse", "page")}
+
+
+def test_an_incident_on_two_replicas_is_one_call(tool: Callable[[str], str], deploy: Path, tmp_path: Path) -> None:
+    from deploy.demo.stack import wait
+
+    calls: list[dict[str, Any]] = []
+
+    class Webhook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            calls.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    receiver = HTTPServer(("127.0.0.1", 0), Webhook)
+    threading.Thread(target=receiver.serve_forever, daemon=True).start()
+    text = (deploy / "alertmanager" / "alertmanager.yml").read_text()
+    configuration = tmp_path / "alertmanager.yml"
+    for shipped, here in (
+        ("http://alert-webhook-url.invalid/", f"http://127.0.0.1:{receiver.server_port}/"),
+        ("group_wait: 10s", "group_wait: 1s"),
+        ("group_wait: 1m", "group_wait: 1s"),
+    ):
+        assert shipped in text
+        text = text.replace(shipped, here)
+    configuration.write_text(text)
+    try:
+        with alertmanager(tool, configuration, tmp_path) as url:
+            everything = [(name, place) for name in ("EmbeddingModelFault", *COLLAPSE) for place in ({}, OTHER)]
+            post(
+                url, *everything, ("EmbeddingMonitorStale", TICKET), ("EmbeddingInsufficientData", {"severity": "info"})
+            )
+            assert wait(lambda: len(calls) == 2, 10)
+            assert not wait(lambda: len(calls) > 2, 2)
+    finally:
+        receiver.shutdown()
+        receiver.server_close()
+    told = {call["groupLabels"]["severity"]: [a["labels"] for a in call["alerts"]] for call in calls}
+    assert {(labels["alertname"], labels["instance"]) for labels in told["page"]} == {
+        ("EmbeddingModelFault", "a:8000"),
+        ("EmbeddingModelFault", "b:8000"),
+    }
+    assert [labels["alertname"] for labels in told["ticket"]] == ["EmbeddingMonitorStale"]
+
+
+@pytest.mark.parametrize(("severity", "receiver"), [("page", "webhook"), ("ticket", "webhook"), ("info", "nobody")])
+def test_who_is_told(tool: Callable[[str], str], deploy: Path, severity: str, receiver: str) -> None:
+    configuration = deploy / "alertmanager" / "alertmanager.yml"
+    command = [tool("amtool"), "config", "routes", "test", f"--config.file={configuration}", f"severity={severity}"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == receiver
