@@ -133,7 +133,9 @@ class Service:
                     raise artifacts.ArtifactError(
                         f"{folder}: another encoder in service is called {artifact.card.name}"
                     )
-                self._put_in_service(await self._prepare(artifact), artifact)
+                served = await self._prepare(artifact)
+                await self._judge_alone(served)
+                self._put_in_service(served, artifact)
         except Exception as error:
             self.failure = str(error)
             raise
@@ -356,6 +358,18 @@ class Service:
                 f"less than {settings.canary_min_cosine}: weights, preprocessing or precision are not what was exported"
             )
         return served
+
+    async def _judge_alone(self, served: Served) -> None:
+        """Refuse an encoder that is collapsed by any standard; without canary images nobody can tell, and it serves."""
+        if self.settings.gate == "off" or served.artifact.canary is None:
+            return
+        judgement = await self.engine.call(gates.judge, served.embedder, served.artifact)
+        if judgement.passed:
+            return
+        message = f"{served.name} is not fit to serve: {judgement.reason}"
+        if self.settings.gate == "enforce":
+            raise artifacts.ArtifactError(f"{message}. FULLRANK_GATE=warn serves it all the same")
+        log.warning(message)
 
     def _put_in_service(self, served: Served, baseline: Artifact, previous: Served | None = None) -> None:
         """Add a prepared encoder, or switch to it from a previous one; recent traffic is compared with the baseline."""

@@ -115,7 +115,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy() if tensor.numel() else b"")
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().data if tensor.numel() else b"")
     return digest.hexdigest()
 
 

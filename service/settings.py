@@ -47,8 +47,9 @@ class Settings(BaseSettings):
     )
     gate: Gate = Field(
         "enforce",
-        description="Default of a swap's check against the incumbent: enforce refuses a collapsed candidate, "
-        "warn swaps but keeps comparing with the incumbent's reference, off just swaps.",
+        description="What becomes of a collapsed encoder at start and, compared with the incumbent, by default in a "
+        "swap: enforce refuses it, warn says so and serves it (after a swap the incumbent's reference stays the "
+        "comparison), off just serves it.",
     )
 
     host: str = Field("127.0.0.1", description="Address to listen on.")

@@ -2,7 +2,9 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import httpx
 import numpy as np
@@ -10,11 +12,13 @@ import pytest
 import torch
 
 from models import artifact
+from models.backbones import ResNet
 from models.embedder import Embedder, normalize
 from service import gate
 from service.core import Service
+from service.junit import junit
 from service.settings import Settings
-from tests.service.conftest import Start, as_files, encoded, error_of, held, pending, pictures
+from tests.service.conftest import DIMENSION, Start, as_files, encoded, error_of, held, pending, pictures
 
 pytestmark = pytest.mark.anyio
 IMAGES = [encoded(picture) for picture in pictures(8)]
@@ -180,6 +184,91 @@ def test_without_an_incumbent_floors_decide(encoders: Path) -> None:
         judgement = gate.judge(Embedder(loaded), loaded)
         assert judgement.incumbent is None
         assert judgement.passed is passed, judgement.reason
-    assert "below 0.01" in judgement.reason
+    assert "at least 0.01" in judgement.reason
     bare = artifact.load(encoders / "broken")
     assert "no canary" in gate.judge(Embedder(bare), bare).reason
+
+
+def changed(folder: Path, change: Callable[[ResNet], None]) -> artifact.Artifact:
+    """The encoder of a folder after a change that its reference and canary know nothing of."""
+    loaded = artifact.load(folder)
+    with torch.no_grad():
+        change(loaded.encoder)
+    return loaded
+
+
+def project(rank: int) -> Callable[[torch.nn.Module, object, torch.Tensor], torch.Tensor]:
+    """A hook that keeps `rank` directions of what a module gives, none of them along an axis."""
+    keep = torch.linalg.qr(torch.randn(DIMENSION, DIMENSION, generator=torch.Generator().manual_seed(0)))[0][:, :rank]
+    return lambda module, given, rows: rows @ keep @ keep.T
+
+
+def test_a_subspace_without_a_dead_unit_is_refused_by_the_directions_that_died(encoders: Path) -> None:
+    alpha = artifact.load(encoders / "alpha")
+    embedder = Embedder(artifact.load(encoders / "alpha"))
+    embedder._encoder.register_forward_hook(project(16))
+    judgement = gate.judge(embedder, replace(alpha, canary=None), alpha)
+    assert not judgement.passed
+    assert {check.name for check in judgement.checks if not check.passed} == {"alive_fraction"}
+    assert judgement.candidate is not None
+    assert judgement.candidate.dead_fraction == 0
+    assert judgement.candidate.alive_fraction == 16 / 32
+    died = judgement.dead[-1]
+    assert (died.first, died.last, died.share) == (17, 32, pytest.approx(0, abs=1e-6))
+    assert "directions 17 to 32 hold" in judgement.reason
+
+
+def test_damage_shows_on_its_own_canary_whatever_the_incumbent(encoders: Path) -> None:
+    def damage(encoder: ResNet) -> None:
+        encoder.get_parameter("layer2.0.conv1.weight").neg_()
+
+    damaged = changed(encoders / "alpha", damage)
+    for incumbent in (None, artifact.load(encoders / "beta")):
+        judgement = gate.judge(Embedder(damaged), damaged, incumbent)
+        assert not judgement.passed
+        assert "least cosine of its canary images" in judgement.reason
+
+
+def test_embeddings_that_are_not_finite_are_refused(encoders: Path) -> None:
+    broken, alpha = artifact.load(encoders / "broken"), artifact.load(encoders / "alpha")
+    judgement = gate.judge(Embedder(broken), broken, alpha)
+    assert not judgement.passed
+    assert "share of canary images with finite embeddings 0, at least 1" in judgement.reason
+
+
+def test_floors_hold_against_a_poor_incumbent_and_an_encoder_passes_against_itself(encoders: Path) -> None:
+    collapsed = artifact.load(encoders / "collapsed")
+    assert gate.judge(Embedder(collapsed), collapsed, collapsed).passed
+    assert collapsed.canary is not None
+    poor = gate.Figures.of(collapsed.canary.embeddings)
+    better = replace(poor, participation_ratio=4.0, total_variance=0.02)
+    failed = {check.name: check.limit for check in gate._varied(poor, better) if not check.passed}
+    assert failed["participation_ratio"] == gate.FLOOR_PARTICIPATION_RATIO
+    assert failed["total_variance"] == 0.01
+
+
+def test_a_report_for_ci_has_a_case_for_each_criterion(encoders: Path) -> None:
+    collapsed, alpha = artifact.load(encoders / "collapsed"), artifact.load(encoders / "alpha")
+    judgement = gate.judge(Embedder(collapsed), collapsed, alpha)
+    suite = ElementTree.fromstring(junit("collapsed", judgement)).find("testsuite")
+    assert suite is not None
+    cases = {case.get("name"): case.find("failure") for case in suite}
+    failed = {name for name, failure in cases.items() if failure is not None}
+    assert cases.keys() == {check.name for check in judgement.checks}
+    assert failed == {check.name for check in judgement.checks if not check.passed}
+    assert (suite.get("tests"), suite.get("failures")) == (str(len(cases)), str(len(failed)))
+    unreadable = ElementTree.fromstring(junit("x", gate.Judgement(False, "no <such> & file"))).find(
+        "testsuite/testcase"
+    )
+    assert unreadable is not None
+    assert unreadable.get("name") == "load"
+
+
+async def test_a_collapsed_encoder_is_not_ready_unless_the_gate_lets_it(start: Start, encoders: Path) -> None:
+    async with start(encoder=encoders / "collapsed") as (client, _):
+        error = error_of(await client.get("/readyz"), 503, "failed")
+        assert "collapsed is not fit to serve: total variance" in error["message"]
+        assert "FULLRANK_GATE=warn" in error["message"]
+    for lenient in ("warn", "off"):
+        async with start(encoder=encoders / "collapsed", gate=lenient) as (client, _):
+            assert (await client.get("/readyz")).status_code == 200
