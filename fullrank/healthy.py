@@ -80,14 +80,14 @@ def calibrated(
     """The reference with the thresholds of its own healthy traffic, resampled in blocks from the rows (n, d) that gave
     its band energies.
 
-    labels (n,): what sessions and drift are of; without them, or with one, the octants of the leading directions. inputs
-    (n, k): the descriptors of the same rows' inputs, which make the reference know its inputs too. ValueError names an
-    argument of the wrong shape, and fewer than 1024 rows: too few to know how far healthy statistics stray.
+    labels (n,): what sessions and drift are of; without them, or with one only, the octants of the leading directions.
+    inputs (n, k): the descriptors of the same rows' inputs, which make the reference know its inputs too. ValueError
+    names an argument of the wrong shape, and fewer than 1024 rows: too few to know how far healthy statistics stray.
     """
     z = unit(as_rows(rows, reference.dimension)).float()
     if len(z) < MINIMUM_ROWS:
         raise ValueError(f"rows: expected at least {MINIMUM_ROWS} to calibrate on, got {len(z)}")
-    if labels is None or len(labels) == len(z) and bool((labels == labels[0]).all()):
+    if labels is None or (len(labels) == len(z) and bool((labels == labels[0]).all())):
         leading = z @ reference.basis[:, :3].float()
         labels = (leading > leading.median(0).values).long() @ torch.tensor([1, 2, 4])[: leading.shape[1]]
     if labels.shape != (len(z),):

@@ -1,0 +1,176 @@
+"""Faults injected into a real encoder, and harmless traffic: verdicts, rows to detection, false alarms, simple rivals.
+
+    python -m benchmarks.detection --write docs/statistics.md
+    python -m benchmarks.detection.blocks --blocks 1000000
+
+Traffic is the Fashion-MNIST test set, which neither the encoder nor its reference and calibration have seen. Each case
+runs on each law of healthy traffic (independent, sessions of 32 of one class, a class mix that turns in a day) and
+starts after a full healthy window at 20 rows a second; monitors with the default block, their clocks advanced by hand,
+are read every 256 rows. "Found" is the first reading with a state of the right kind, in rows since the case began.
+The rivals see the same window and alarm beyond their most extreme value on 15 healthy windows.
+"""
+
+import argparse
+import statistics
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.detection.cases import MODEL, TRAFFIC, Bench, Case
+from benchmarks.detection.rivals import rivals
+from fullrank import SpectrumMonitor
+from fullrank.healthy import DAY
+from models.artifact import load
+from training.data import SOURCES, ImageSet
+
+RATE, STEP = 20.0, 256
+LAWS = ("independent", "sessions", "drifting")
+KINDS = ("model", "traffic", "none")
+MODES = ("canary on", "canary off", "canary off, no inputs")
+START, END = "<!-- detection: start -->", "<!-- detection: end -->"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Mode -> the state after the case's window, and the rows until the first state of the case's kind, if any."""
+
+    case: Case
+    law: str
+    states: dict[str, str]
+    found: dict[str, int | None]
+
+
+def kind(state: str) -> str:
+    """Whom a state blames."""
+    return "model" if state in MODEL else "traffic" if state in TRAFFIC else "none"
+
+
+def watch(bench: Bench, case: Case, law: int, n: int) -> Outcome:
+    """Run three monitors over a healthy window and then n rows of the case."""
+    draw, at = bench.traffic.laws()[law], DAY // 7
+    now = [0.0]
+    outcome: dict[str, int | None] = dict.fromkeys(MODES)
+    with ExitStack() as stack:
+        monitors = {
+            mode: stack.enter_context(SpectrumMonitor(bench.dimension, bench.reference, (300.0,), STEP, lambda: now[0]))
+            for mode in MODES
+        }
+
+        def show(rows: Tensor, inputs: Tensor, keys: list[int], canary: Tensor, read: bool) -> None:
+            now[0] += len(rows) / RATE
+            for mode, monitor in monitors.items():
+                monitor.observe(rows, keys, None if mode == MODES[2] else inputs)
+                if mode == MODES[0]:
+                    monitor.record_canary(canary)
+                if read:
+                    monitor.flush()
+
+        fresh = iter(range(1, 10**9))
+        for index in torch.split(draw(n, at), STEP):
+            show(bench.clean[index], bench.inputs[index], [next(fresh) for _ in index], bench.canary, False)
+        for monitor in monitors.values():
+            monitor.flush()
+        drawn = draw(n, at + n) if case.draw is None else case.draw(n)
+        for i, index in enumerate(torch.split(drawn, STEP)):
+            keys = [0 if row == case.hot else next(fresh) for row in index.tolist()]
+            show(case.pool[index], case.inputs[index], keys, case.canary, True)
+            for mode, monitor in monitors.items():
+                if outcome[mode] is None and kind(monitor.snapshot().verdict.state) == case.kind:
+                    outcome[mode] = i * STEP + len(index)
+        states = {mode: monitor.snapshot().verdict.state for mode, monitor in monitors.items()}
+    return Outcome(case, LAWS[law], states, outcome)
+
+
+def table(outcomes: list[Outcome], alarms: dict[str, list[str]]) -> Iterator[str]:
+    """Rows of Markdown, one a case, over the laws it ran on."""
+    heads = ("case", "kind", "canary off", "found after rows", "no inputs", "found", "canary on", "rivals that alarm")
+    yield "| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|"
+    for name in dict.fromkeys(outcome.case.name for outcome in outcomes):
+        mine = [outcome for outcome in outcomes if outcome.case.name == name]
+        case = mine[0].case
+        cells = [f"{name}{'' if case.strong or case.kind == 'none' else ' (weak)'}", case.kind]
+        for mode in (MODES[1], MODES[2], MODES[0]):
+            states = Counter(outcome.states[mode] for outcome in mine)
+            cells.append(", ".join(s if len(states) == 1 else f"{s} {c}x" for s, c in states.items()))
+            rows = [outcome.found[mode] for outcome in mine]
+            times = sorted(row for row in rows if row is not None)
+            if mode != MODES[0]:
+                text = "–" if not times else f"{times[0]}" if times[0] == times[-1] else f"{times[0]}–{times[-1]}"
+                missed = len(rows) - len(times)
+                cells.append("" if case.kind == "none" else text + (f" ({missed} missed)" if times and missed else ""))
+        yield "| " + " | ".join([*cells, ", ".join(alarms[name]) or "–"]) + " |"
+
+
+def confusion(outcomes: list[Outcome], n: int) -> Iterator[str]:
+    """Matrices, and what the goals ask for."""
+    for mode in MODES:
+        counts = Counter((outcome.case.kind, kind(outcome.states[mode])) for outcome in outcomes)
+        yield f"\n**{mode}**: runs of a kind (row), read as a kind (column) at the end of the window\n"
+        yield "| | " + " | ".join(KINDS) + " |\n|---|---|---|---|"
+        for truth in KINDS:
+            yield f"| {truth} | " + " | ".join(str(counts[truth, read]) for read in KINDS) + " |"
+        for label, chosen in (
+            ("all", outcomes),
+            ("strong", [outcome for outcome in outcomes if outcome.case.strong]),
+        ):
+            faults = [outcome for outcome in chosen if outcome.case.kind != "none"]
+            named = [outcome for outcome in faults if kind(outcome.states[mode]) != "none"]
+            right = sum(kind(outcome.states[mode]) == outcome.case.kind for outcome in named)
+            model = [outcome for outcome in chosen if outcome.case.kind == "model"]
+            times = [found for outcome in model if (found := outcome.found[mode]) is not None and found <= n]
+            median = f"{statistics.median(times):.0f}, at most {max(times)}" if times else "–"
+            yield (
+                f"\n{label} faults: {len(named)} of {len(faults)} alarm, {right} of these ({right / len(named):.1%}) "
+                f"on the right side; {len(times)} of {len(model)} model faults found after rows: median {median}."
+            )
+
+
+def main() -> None:
+    """Print the table of cases and the confusion matrices."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--encoder", type=Path, default=Path("models/pretrained/fashion-directclr"))
+    parser.add_argument("--collapsed", type=Path, default=Path("models/pretrained/fashion-collapsed"))
+    parser.add_argument("--rows", type=int, default=6000, help="rows of a case: 6000 are 5 minutes at 20 a second")
+    parser.add_argument("--images", type=int, default=10000, help="test images to embed")
+    parser.add_argument("--laws", type=int, default=3, help="laws of traffic to run each case on")
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--write", type=Path, help="put the tables between the marks of this file")
+    options = parser.parse_args()
+    source = SOURCES["fashion"]
+    test = source.read(source.default, "test")
+    assert isinstance(test, ImageSet)
+    test = test.take(slice(0, options.images))
+    bench = Bench(load(options.encoder), test.images, test.labels)
+    draws = bench.traffic.laws()
+    scores = [rivals(bench, bench.clean[law(options.rows, i * DAY // 5)]) for i in range(5) for law in draws]
+    worst = {name: max(score[name] for score in scores) for name in scores[0]}
+    outcomes: list[Outcome] = []
+    alarms: dict[str, list[str]] = {}
+    for case in bench.cases(load(options.collapsed)):
+        if options.only not in case.name:
+            continue
+        started = time.monotonic()
+        rows = case.pool[(case.draw or bench.traffic.independent)(options.rows)]
+        alarms[case.name] = [name for name, score in rivals(bench, rows).items() if score > worst[name]]
+        for law in range(options.laws if case.draw is None else 1):
+            outcomes.append(watch(bench, case, law, options.rows))
+            states, found = outcomes[-1].states.values(), outcomes[-1].found.values()
+            print(
+                f"{case.name:32} {case.kind:8} {LAWS[law]:12}", *states, *found, f"{time.monotonic() - started:.0f} s"
+            )
+    text = "\n".join([*table(outcomes, alarms), *confusion(outcomes, options.rows)])
+    print("\n" + text)
+    if options.write:
+        page = options.write.read_text()
+        head, rest = page.split(START)
+        options.write.write_text(f"{head}{START}\n{text}\n{END}{rest.split(END)[1]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""Faults injected into a real encoder, other traffic, and traffic that is none of our business."""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fullrank import Reference
+from fullrank.healthy import Traffic
+from fullrank.inputs import thumbnails
+from models.artifact import Artifact
+from models.embedder import Embedder
+from models.embedder import normalize as unit
+
+MODEL = ("model_fault", "complete_collapse", "dimensional_collapse")
+TRAFFIC = ("traffic_narrowed", "traffic_shifted")
+Change = Callable[[Tensor], Tensor]
+Draw = Callable[[int], Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What goes wrong: `kind` is model, traffic or none; rows are pool[draw(n)], their thumbnails inputs[draw(n)].
+
+    strong: an effect that must be found; canary: the canary's embeddings now; hot: an index whose repetitions carry
+    one content key, as the service sends it.
+    """
+
+    name: str
+    kind: str
+    pool: Tensor
+    inputs: Tensor
+    canary: Tensor
+    draw: Draw | None = None
+    strong: bool = True
+    hot: int | None = None
+
+
+class Bench:
+    """The encoder, its embeddings and thumbnails of images that neither it nor its reference has seen, and ways to
+    change both."""
+
+    def __init__(self, artifact: Artifact, images: Tensor, labels: Tensor) -> None:
+        assert artifact.reference is not None
+        assert artifact.canary is not None
+        self.artifact, self.images = artifact, images
+        self.reference: Reference = artifact.reference
+        self.canary_images = artifact.canary.images
+        self.generator = torch.Generator().manual_seed(0)
+        self.embedder = Embedder(artifact)
+        self.clean, self.canary = self.embed(images), self.embed(self.canary_images)
+        self.inputs = torch.from_numpy(thumbnails(images.numpy()))
+        self.dimension = self.clean.shape[1]
+        self.traffic = Traffic(labels)
+
+    def embed(self, images: Tensor, embedder: Embedder | None = None) -> Tensor:
+        """(n, d) unit rows."""
+        return unit((embedder or self.embedder).embed(images))
+
+    def changed(self, name: str, change: Change, strong: bool = True) -> Case:
+        """A fault in the representation itself, in the canary's too."""
+        return Case(name, "model", unit(change(self.clean)), self.inputs, unit(change(self.canary)), strong=strong)
+
+    def forwarded(self, name: str, embedder: Embedder, strong: bool = True) -> Case:
+        """Another model, for the canary too."""
+        rows, canary = (self.embed(images, embedder) for images in (self.images, self.canary_images))
+        return Case(name, "model", rows, self.inputs, canary, strong=strong)
+
+    def pixels(self, name: str, change: Change) -> tuple[Case, Case]:
+        """Pixels changed within the service, after the thumbnails are made: the model's fault, the canary's too. And by
+        the client: other traffic, in the thumbnails and not in the canary."""
+        images = change(self.images)
+        rows, canary = self.embed(images), self.embed(change(self.canary_images))
+        seen = torch.from_numpy(thumbnails(images.numpy()))
+        return (
+            Case(f"{name}, in the service", "model", rows, self.inputs, canary),
+            Case(f"{name}, by the client", "traffic", rows, seen, self.canary),
+        )
+
+    def damaged(self, share: float) -> Embedder:
+        """A share of all convolution weights set to zero."""
+        artifact = copy.deepcopy(self.artifact)
+        for parameter in artifact.encoder.parameters():
+            if parameter.ndim == 4:
+                lost = torch.rand(parameter.shape, generator=self.generator) < share
+                parameter.data[lost] = 0
+        return Embedder(artifact)
+
+    def quantised(self, bits: int) -> Embedder:
+        """Convolution weights rounded to a symmetric grid per output channel."""
+        artifact = copy.deepcopy(self.artifact)
+        for parameter in artifact.encoder.parameters():
+            if parameter.ndim == 4:
+                step = parameter.data.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12) / (2 ** (bits - 1) - 1)
+                parameter.data = (parameter.data / step).round() * step
+        return Embedder(artifact)
+
+    def model_faults(self, collapsed: Artifact | None) -> list[Case]:
+        """What breaks a model, at several strengths."""
+        d = self.dimension
+        basis, mean = self.reference.basis.float(), self.reference.mean.float()
+        turned = torch.linalg.qr(torch.randn(d, d, generator=self.generator)).Q
+        order = torch.randperm(d, generator=self.generator)
+
+        def project(frame: Tensor) -> Change:
+            return lambda rows: rows @ frame @ frame.T
+
+        def dead(share: float) -> Change:
+            alive = torch.ones(d)
+            alive[order[: int(share * d)]] = 0
+            return lambda rows: rows * alive
+
+        def shrunk(factor: float) -> Change:
+            return lambda rows: mean + (rows - mean) / factor
+
+        def shifted(by: float) -> Change:
+            return lambda rows: rows + by * basis[:, 0]
+
+        forgotten = copy.deepcopy(self.artifact)
+        preprocessing = forgotten.card.preprocessing
+        plain = preprocessing.model_copy(
+            update={"mean": tuple(0.0 for _ in preprocessing.mean), "std": tuple(1.0 for _ in preprocessing.std)}
+        )
+        forgotten = replace(forgotten, card=forgotten.card.model_copy(update={"preprocessing": plain}))
+        cases = [
+            *(self.changed(f"principal rank {d // k}", project(basis[:, : d // k])) for k in (2, 4, 8)),
+            *(self.changed(f"random rank {d // k}", project(turned[:, : d // k])) for k in (2, 4, 8)),
+            *(self.changed(f"{share:.0%} of units dead", dead(share), share > 0.1) for share in (0.05, 0.1, 0.3, 0.5)),
+            *(self.changed(f"spread shrunk to 1/{f}", shrunk(f), f > 2) for f in (2, 5, 20)),
+            *(self.changed(f"mean shifted by {by}", shifted(by), by > 0.5) for by in (0.5, 1, 2)),
+            *(
+                self.forwarded(f"{share:.0%} of weights zeroed", self.damaged(share), share > 0.03)
+                for share in (0.03, 0.1, 0.4)
+            ),
+            self.forwarded("normalisation forgotten", Embedder(forgotten)),
+            *(self.forwarded(f"{bits}-bit weights", self.quantised(bits), bits < 4) for bits in (3, 4)),
+        ]
+        return cases if collapsed is None else [*cases, self.forwarded("collapsed encoder", Embedder(collapsed))]
+
+    def traffic_faults(self) -> list[Case]:
+        """Other images, the model intact."""
+        # Smooth random fields: images, but not of clothes.
+        noise = torch.rand(len(self.images), self.images.shape[1], 5, 5, generator=self.generator)
+        fields = torch.nn.functional.interpolate(noise, self.images.shape[-2:], mode="bicubic").clamp(0, 1)
+        fields = (fields * 255).to(torch.uint8)
+        foreign, seen = self.embed(fields), torch.from_numpy(thumbnails(fields.numpy()))
+        base = Case("", "traffic", self.clean, self.inputs, self.canary)
+        both = replace(base, pool=torch.cat((foreign, self.clean)), inputs=torch.cat((seen, self.inputs)))
+        n = len(self.clean)
+
+        def mixed(share: float) -> Draw:
+            def draw(m: int) -> Tensor:
+                rows = self.traffic.independent(m)
+                return torch.where(torch.rand(m, generator=self.generator) < share, rows, rows + n)
+
+            return draw
+
+        def hot(m: int) -> Tensor:
+            rows = self.traffic.independent(m)
+            rows[torch.rand(m, generator=self.generator) < 0.1] = 0
+            return rows
+
+        few = torch.randperm(n, generator=self.generator)[:200]
+        jitter = 0.005 / math.sqrt(self.dimension) * torch.randn(self.clean.shape, generator=self.generator)
+        near = replace(base, name="200 images, near-duplicates", pool=self.clean + jitter, strong=False)
+
+        def only(c: int) -> Draw:
+            return lambda m: self.traffic.narrow(m, c)
+
+        return [
+            *(replace(base, name=f"class {c} only", draw=only(c)) for c in range(len(self.traffic.classes))),
+            replace(base, name="foreign images", pool=foreign, inputs=seen),
+            replace(both, name="half foreign", draw=mixed(0.5)),
+            replace(both, name="10 % foreign", draw=mixed(0.1), strong=False),
+            replace(base, name="10 % one hot image, no keys", draw=hot, strong=False),
+            replace(base, name="10 % one hot image", draw=hot, strong=False, hot=0),
+            replace(near, draw=lambda m: few[torch.randint(len(few), (m,), generator=self.generator)]),
+        ]
+
+    def cases(self, collapsed: Artifact | None) -> list[Case]:
+        """Every fault and every harmless change."""
+        harmless = [
+            Case("healthy", "none", self.clean, self.inputs, self.canary),
+            self.forwarded("bfloat16", Embedder(self.artifact, dtype=torch.bfloat16)),
+            self.forwarded("8-bit weights", self.quantised(8)),
+        ]
+        inverted = self.pixels("pixels inverted", lambda images: 255 - images)
+        tenth = self.pixels("pixels a tenth", lambda images: images // 10)
+        model = [*self.model_faults(collapsed), inverted[0], tenth[0]]
+        traffic = [*self.traffic_faults(), inverted[1], tenth[1]]
+        return [*model, *traffic, *(replace(case, kind="none") for case in harmless)]
