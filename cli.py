@@ -181,29 +181,112 @@ def report(
 def check(
     encoder: Annotated[Path, typer.Argument(help="The candidate's folder.")],
     against: Annotated[Path | None, typer.Option(help="The incumbent's folder; without it, absolute floors.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write the judgement as JUnit XML, for CI.")] = None,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Refuse a collapsed or damaged encoder before it is deployed: exit 0 if it may serve, 1 if not.
+    """Refuse a collapsed or damaged encoder before it is deployed, saying which of its directions died.
+
+    Exit code 0: it may serve. 1: it is collapsed, damaged or cannot be read. 2: the command was not understood.
 
     Example: fullrank check models/pretrained/fashion-byol --against models/pretrained/fashion-directclr
     """
     from dataclasses import asdict
 
+    from fullrank.snapshot import to_json
     from models.artifact import ArtifactError, load
     from models.embedder import Embedder
-    from service.gate import judge
+    from service.gate import Judgement, judge
+    from service.junit import junit as report_of
 
     try:
         candidate, incumbent = load(encoder), load(against) if against else None
         judgement = judge(Embedder(candidate, device), candidate, incumbent)
     except (ArtifactError, ValueError) as error:
-        fail(error)
+        judgement = Judgement(False, str(error))
+    if junit:
+        junit.write_bytes(report_of(encoder.name, judgement))
     if as_json:
-        typer.echo(json.dumps(asdict(judgement), indent=2))
+        typer.echo(json.dumps(to_json(asdict(judgement)), indent=2))
+    elif not judgement.checks:
+        fail(judgement.reason)
     else:
         typer.echo(f"{'pass' if judgement.passed else 'FAIL'}  {candidate.card.name}: {judgement.reason}")
     raise typer.Exit(0 if judgement.passed else 1)
+
+
+@app.command()
+def reference(
+    encoder: Annotated[Path, typer.Argument(help="The encoder's folder.")],
+    data: Annotated[Path | None, typer.Option(help="Folder of image files like those it will be sent.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="A data set by name, in --data or its usual place.")] = None,
+    canary: Annotated[
+        str, typer.Option(help="Folder of images that may be redistributed, or `synthetic`.")
+    ] = "synthetic",
+    licence: Annotated[str, typer.Option(help="Licence of the images of --canary DIR.")] = "unstated",
+    limit: Annotated[int, typer.Option(min=128, help="Use at most so many images.")] = 40_000,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16, as it will be served.")] = "float32",
+    out: Annotated[Path | None, typer.Option(help="Write to this folder instead of the encoder's own.")] = None,
+    replace_old: Annotated[
+        bool, typer.Option("--replace", help="Even if the encoder has a reference already.")
+    ] = False,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Give an encoder a reference: what its embeddings of healthy traffic look like, and canary images.
+
+    Example: fullrank reference my-encoder --data photographs/ --canary synthetic
+    """
+    import torch
+    from rich.progress import Progress
+
+    from models.artifact import ArtifactError, load, save
+    from models.embedder import Embedder
+    from training import reference as room
+    from training.data import SOURCES, DataError, load_data
+
+    if dtype not in ("float32", "bfloat16"):
+        fail(f"--dtype: {dtype!r} is neither float32 nor bfloat16", 2)
+    if data is None and dataset is None:
+        fail("--data: give a folder of image files, or --dataset one of " + ", ".join(SOURCES), 2)
+    if dataset is not None and dataset not in SOURCES:
+        fail(f"--dataset: {dataset!r} is none of {', '.join(SOURCES)}", 2)
+    try:
+        artifact = load(encoder)
+        if artifact.reference is not None and not (out or replace_old):
+            fail(f"{encoder} has a reference already; --replace it, or write elsewhere with --out", 2)
+        preprocessing = artifact.card.preprocessing
+        images = room.Folder.of(data, limit) if dataset is None and data else None
+        if images is not None:
+            count, pixels = len(images), images.pixels(preprocessing)
+        else:
+            # Not what it may have been trained on: training images are embedded a little too well.
+            test = load_data(str(dataset), data)[1]
+            count, pixels = min(limit, len(test)), room.of_data_set(test, preprocessing, limit)
+        fixed = room.canary_images(None if canary == "synthetic" else Path(canary), preprocessing)
+        with Progress(console=errors, transient=True) as bar:
+            task = bar.add_task("embedding", total=count)
+            done = room.build(
+                artifact,
+                pixels,
+                fixed,
+                "CC0-1.0 (synthetic)" if canary == "synthetic" else licence,
+                embedder=Embedder(artifact, device, getattr(torch, dtype)),
+                progress=lambda n: bar.advance(task, n),
+            )
+        save(done, out or encoder)
+    except (ArtifactError, DataError, OSError) as error:
+        fail(error)
+    skipped = images.skipped if images is not None else []
+    if skipped:
+        errors.print(f"{len(skipped)} files skipped: {room.first_few(skipped)}", highlight=False, soft_wrap=True)
+    made = done.reference
+    assert made is not None
+    if made.calibration is None:
+        errors.print("too few images to calibrate thresholds on: general ones are used", highlight=False)
+    values = {"encoder": str(out or encoder), "rows": made.rows, "skipped": len(skipped), "canary": len(fixed)}
+    values |= {"participation_ratio": made.participation_ratio, "effective_rank": made.effective_rank}
+    _report(values | {"calibrated": made.calibration is not None}, "reference", as_json)
 
 
 @app.command(context_settings=FORWARDED)
@@ -221,6 +304,43 @@ def serve(context: typer.Context) -> None:
         fail("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()), 2)
     except RuntimeError as error:
         fail(error)
+
+
+@app.command()
+def fleet(
+    urls: Annotated[list[str], typer.Argument(help="Replicas of one encoder, each with its own address.")],
+    key: Annotated[str | None, typer.Option(envvar="FULLRANK_API_KEY", help="The services' key.")] = None,
+    window: Annotated[float | None, typer.Option(help="Seconds. [the longest window kept]")] = None,
+    model: Annotated[str | None, typer.Option(help="A model known from POST /observe. [the served one]")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The exact effective rank of a fleet: moments of all replicas merged, beside what each alone and their sum say.
+
+    Example: fullrank fleet http://10.0.0.7:8000 http://10.0.0.8:8000 --window 300
+    """
+    from dataclasses import asdict
+
+    from fullrank.fleet import FleetError, combine, read_all
+    from fullrank.snapshot import to_json
+
+    try:
+        found = combine(read_all(urls, window=window, model=model, key=key))
+    except FleetError as error:
+        fail(error)
+    if as_json:
+        typer.echo(json.dumps(to_json(asdict(found)), indent=2))
+        return
+    title = f"{found.model} {found.revision}, last {found.window} s"
+    table = Table("", "rows", "effective rank", "participation ratio", "total variance", title=title)
+    for name, it in [*found.replicas.items(), ("fleet, exact", found.whole)]:
+        rank = f"{it.effective_rank:.1f}" if it.effective_rank >= 0 else f"needs about {it.minimum_rows} rows"
+        table.add_row(name, str(it.rows), rank, f"{it.participation_ratio:.1f}", f"{it.total_variance:.4g}")
+    table.add_row("sum of rates", "", "", f"{found.summed_participation_ratio:.1f}", "")
+    Console().print(table)
+    typer.echo(
+        "The sum weighs each replica by its variance squared: a collapsed replica vanishes from it, and what differs "
+        "between replicas is not in it. Alert on each replica; believe the exact line for the fleet."
+    )
 
 
 @app.command()
