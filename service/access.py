@@ -3,6 +3,7 @@
 import ipaddress
 import secrets
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
 
@@ -33,7 +34,13 @@ async def require_trust(request: Request) -> None:
     """With a key set, as require_key; without one, loopback clients only. Raises Problem 401 or 403."""
     if service_of(request).settings.api_key is not None:
         await require_key(request)
-    elif not (request.client and _is_loopback(request.client.host) and _is_loopback(request.url.hostname or "")):
+    # Host and Origin are asked too: a page in a local browser comes from loopback, but names itself in one of them.
+    elif not (
+        request.client
+        and _is_loopback(request.client.host)
+        and _is_loopback(request.url.hostname or "")
+        and _is_loopback(urlsplit(request.headers.get("origin", "http://localhost")).hostname or "")
+    ):
         raise Problem(
             403,
             "forbidden",
@@ -47,7 +54,6 @@ def _bears(request: Request, key: str) -> bool:
 
 
 def _is_loopback(host: str) -> bool:
-    # The Host header is asked too: a web page that rebinds its name to 127.0.0.1 comes from loopback, but names itself.
     if host == "localhost":
         return True
     try:

@@ -3,6 +3,9 @@
 import asyncio
 import functools
 import logging
+import signal
+import socket
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from types import FrameType
@@ -82,11 +85,28 @@ def create_app(
 
 
 class Server(uvicorn.Server):
-    """uvicorn, but SIGTERM first turns readiness off and, after `drain_seconds`, ends listening."""
+    """uvicorn, but SIGTERM first turns readiness off and, after `drain_seconds`, ends listening.
+
+    SIGHUP reads the configured encoders again and swaps to what is new, if it loads and passes the gate.
+    """
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self.service = service
+        self._reloading: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        # As uvicorn does with its own signals: only a main thread may have handlers, and Windows has no SIGHUP.
+        if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGHUP"):
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload)
+
+    def reload(self) -> None:
+        """Start reading the configured encoders again, unless that is going on or the service is not ready."""
+        if self.service.phase != "ready" or (self._reloading is not None and not self._reloading.done()):
+            log.warning("SIGHUP is ignored: the service is %s, or still busy with the last one", self.service.phase)
+            return
+        self._reloading = asyncio.create_task(self.service.reload())
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         grace, first = self.service.settings.drain_seconds, self.service.phase not in ("draining", "stopped")

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from service import payload
 from service.access import Key, service_of
 from service.batching import Pixels
-from service.core import Answer, Served, Service, Source, retry
+from service.core import Answer, Source, retry
 from service.errors import Problem
 from service.routes import schemas
 from service.routes.embed import deadline_of, embedded, read_by
@@ -137,7 +137,7 @@ async def ready(request: Request) -> dict[str, bool]:
 @router.get("/models/{name}/versions/{version}", responses=schemas.example(METADATA) | schemas.UNKNOWN)
 async def model_metadata(request: Request, name: Name, version: Version | None = None) -> ModelMetadata:
     """The tensors of an encoder in service."""
-    card = served_as(service_of(request), name, version).artifact.card
+    card = service_of(request).served(identity(name, version)).artifact.card
     return ModelMetadata(
         name=card.name,
         versions=[card.revision],
@@ -158,7 +158,7 @@ READY = {"name": "fashion-directclr", "ready": True}
 async def model_ready(request: Request, name: Name, version: Version | None = None) -> dict[str, Any]:
     """Whether this encoder can infer."""
     await ready(request)
-    return {"name": served_as(service_of(request), name, version).name, "ready": True}
+    return {"name": service_of(request).served(identity(name, version)).name, "ready": True}
 
 
 INFER: dict[str, Any] = {
@@ -178,26 +178,13 @@ async def infer(request: Request, name: Name, version: Version | None = None) ->
     """
     service = service_of(request)
     started, deadline = time.monotonic(), deadline_of(request, service.settings.request_timeout)
-    served_as(service, name, version)
+    service.served(model := identity(name, version))  # a stranger's body is not read
     body = await read_by(deadline, request.body())
     asked, tail = split(body, request.headers.get(LENGTH))
     if asked.parameters.timeout:
         deadline = min(deadline, started + asked.parameters.timeout / 1e6)
-    answer = await embedded(
-        request, sources(asked.inputs[0], tail, service.settings), deadline, identity(name, version)
-    )
+    answer = await embedded(request, sources(asked.inputs[0], tail, service.settings), deadline, model)
     return answered(answer, asked)
-
-
-def served_as(service: Service, name: str, version: str | None) -> Served:
-    """The encoder in service of this name and revision. Raises Problem 404, or 503 while there is none."""
-    try:
-        return service.served(identity(name, version))
-    except Problem as problem:
-        code = "no_such_model" if problem.status_code == 404 else problem.code
-        raise Problem(
-            problem.status_code, code, problem.message, field=problem.field, headers=problem.headers
-        ) from None
 
 
 def identity(name: str, version: str | None) -> str:
