@@ -26,6 +26,7 @@ from models.backbones import Name, ResNet, Stem
 
 CARD, WEIGHTS, REFERENCE = "encoder.json", "encoder.safetensors", "reference.safetensors"
 CANARY_IMAGES = "canary.images"
+MEASURED_ON = "encoder.sha256"  # of the weights that the reference was measured on
 
 
 class ArtifactError(ValueError):
@@ -118,6 +119,7 @@ def save(artifact: Artifact, folder: str | os.PathLike[str]) -> Artifact:
         tensors = {name: tensor.contiguous() for name, tensor in artifact.reference.tensors().items()}
         if artifact.canary is not None:
             tensors[CANARY_IMAGES] = artifact.canary.images.contiguous()
+        tensors[MEASURED_ON] = torch.tensor(list(hashlib.sha256(contents[WEIGHTS]).digest()), dtype=torch.uint8)
         contents[REFERENCE] = save_tensors(tensors)
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
     licence = artifact.canary.licence if artifact.canary else ""
@@ -152,7 +154,11 @@ def load(folder: str | os.PathLike[str]) -> Artifact:
     if REFERENCE not in card.files:
         return Artifact(card, encoder)
     tensors = _read_tensors(root, REFERENCE, card.files[REFERENCE])
-    images = tensors.pop(CANARY_IMAGES, None)
+    images, measured_on = tensors.pop(CANARY_IMAGES, None), tensors.pop(MEASURED_ON, None)
+    if measured_on is not None and bytes(measured_on.tolist()).hex() != card.files[WEIGHTS]:
+        _refuse(
+            root / REFERENCE, "it was measured on the weights of another encoder; `fullrank reference` builds its own"
+        )
     try:
         reference = Reference.from_tensors(tensors)
     except ValueError as error:

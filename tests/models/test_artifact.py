@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.artifact import CARD, REFERENCE, WEIGHTS, ArtifactError, load, save
+from models.artifact import CARD, REFERENCE, WEIGHTS, ArtifactError, EncoderCard, load, save
 
 
 @pytest.fixture
@@ -53,7 +53,10 @@ def test_the_revision_is_the_hash_of_the_weights(folder: Path) -> None:
     before = load(folder).card.revision
     assert len(before) == 12
     rewrite_weights(folder, lambda weights: weights["conv1.weight"].add_(1e-6))
-    assert load(folder).card.revision != before
+    card = EncoderCard.model_validate_json((folder / CARD).read_bytes())
+    assert card.revision != before
+    with pytest.raises(ArtifactError, match="weights of another encoder"):  # the reference stayed that of the old ones
+        load(folder)
 
 
 def test_saving_over_an_artifact_replaces_it_and_over_anything_else_refuses(folder: Path, tmp_path: Path) -> None:
