@@ -31,7 +31,10 @@ Model = Annotated[str | None, Query(description="A model known from POST /observ
 async def spectrum(request: Request, model: Model = None) -> Response:
     """The last snapshot of recent traffic, the reference it is compared with, and the verdict. null: not known."""
     identity, monitor = _monitored(service_of(request), model)
-    return Response(orjson.dumps(identity | monitor.snapshot().to_dict()), media_type=JSON)
+    snapshot = monitor.snapshot().to_dict()
+    if snapshot["reference"] is None:
+        snapshot["verdict"]["reason"] += f"; {_remedy(identity)}"
+    return Response(orjson.dumps(identity | snapshot), media_type=JSON)
 
 
 @router.get("/moments", response_class=Response, dependencies=[Trust], responses={403: ERRORS[401]})
@@ -82,6 +85,12 @@ async def observe(request: Request) -> Response:
         raise Problem(409, "served_model", message, field="model")
     await service.sidecar.observe(model, rows)
     return Response(orjson.dumps({"model": model, "rows": len(rows), "dimension": rows.shape[1]}), 202, media_type=JSON)
+
+
+def _remedy(identity: dict[str, Any]) -> str:
+    if identity["revision"] == REVISION:
+        return f"put one in FULLRANK_REFERENCES_DIR as {identity['model']}.safetensors"
+    return f"build one with `fullrank reference ENCODER --data DIR`, ENCODER being the folder of {identity['model']}"
 
 
 def _monitored(service: Service, model: str | None) -> tuple[dict[str, Any], SpectrumMonitor]:
