@@ -9,7 +9,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,10 +69,10 @@ class Admission:
 
 @dataclass(eq=False)
 class Job:
-    """One request's images on their way through `encoder`; times are time.monotonic() seconds."""
+    """One request's images, decoded or not, on their way through `encoder`; times are time.monotonic() seconds."""
 
     encoder: Any
-    pixels: Pixels
+    images: "Pixels | Sequence[Any]"
     deadline: float
     answer: "asyncio.Future[None]"
     observed: bool = True
@@ -80,6 +80,7 @@ class Job:
     abandoned: bool = False
     queued: float = field(default_factory=time.monotonic)
     started: float = math.inf
+    decode_seconds: float = 0.0
     forward_seconds: float = 0.0
     rows: Rows = field(default_factory=lambda: np.empty((0, 0), np.float32))
     taken: int = 0
@@ -87,20 +88,24 @@ class Job:
 
     @property
     def remaining(self) -> int:
-        return len(self.pixels) - self.taken
+        return len(self.images) - self.taken
+
+    def wanted(self, now: float) -> bool:
+        """Whether anybody still waits for it."""
+        return not self.abandoned and now < self.deadline
 
     def store(self, part: "Part", rows: Rows, started: float, seconds: float) -> bool:
         """Keep a part's rows, embedded from `started` for `seconds`; True if these were the last."""
-        if len(rows) == len(self.pixels):
+        if len(rows) == len(self.images):
             self.rows = rows
         else:
             if not self.done:
-                self.rows = np.empty((len(self.pixels), rows.shape[1]), np.float32)
+                self.rows = np.empty((len(self.images), rows.shape[1]), np.float32)
             self.rows[part.start : part.stop] = rows
         self.done += len(rows)
         self.started = min(self.started, started)
         self.forward_seconds += seconds
-        return self.done == len(self.pixels)
+        return self.done == len(self.images)
 
 
 @dataclass(frozen=True)
@@ -111,9 +116,12 @@ class Part:
     start: int
     stop: int
 
+    def __len__(self) -> int:
+        return self.stop - self.start
+
     @property
-    def pixels(self) -> Pixels:
-        return self.job.pixels[self.start : self.stop]
+    def images(self) -> "Pixels | Sequence[Any]":
+        return self.job.images[self.start : self.stop]
 
 
 class Queue:
@@ -128,23 +136,24 @@ class Queue:
         with self._lock:
             self._jobs.append(job)
 
-    def take(self) -> list[Part]:
-        """The next batch, empty if nothing waits. Jobs abandoned or past their deadline are dropped before any work.
+    def take(self, room: int | None = None, encoder: Any = None) -> list[Part]:
+        """The next batch, empty if nothing waits; or up to `room` images of `encoder`, to fill one up.
 
-        Each of the oldest jobs gets an equal share of the batch and what smaller ones leave over; a job with images
+        Jobs abandoned or past their deadline are dropped before any work. Each of the oldest jobs gets an equal share of the batch and what smaller ones leave over; a job with images
         left goes to the back, so that a large request slows small ones by at most its share. Jobs that yield get what
         room is left in a batch of many, or a batch of their own when nothing else waits.
         """
         with self._lock:
             now = time.monotonic()
-            waiting = [job for job in self._jobs if not job.abandoned and now < job.deadline]
+            waiting = [job for job in self._jobs if job.wanted(now)]
             if not waiting:
                 self._jobs.clear()
                 return []
-            requests = [job for job in waiting if now >= job.yields_until] or waiting
-            encoder = requests[0].encoder
-            chosen = [job for job in requests if job.encoder is encoder][: self.max_batch]
-            room, batch = self.max_batch, []
+            requests = [job for job in waiting if now >= job.yields_until] or ([] if encoder else waiting)
+            encoder = encoder or requests[0].encoder
+            size = self.max_batch if room is None else room
+            chosen = [job for job in requests if job.encoder is encoder][:size]
+            room, batch = size, list[Part]()
             for sharers, job in zip(
                 range(len(chosen), 0, -1), sorted(chosen, key=lambda job: job.remaining), strict=True
             ):
@@ -154,7 +163,7 @@ class Queue:
                 room -= take
             served = set(map(id, chosen))
             for job in waiting:
-                take = min(job.remaining, room, (self.max_batch - room) // RIDE)
+                take = min(job.remaining, room, (size - room) // RIDE)
                 if take and job.encoder is encoder and now < job.yields_until and id(job) not in served:
                     batch.append(Part(job, job.taken, job.taken + take))
                     job.taken += take

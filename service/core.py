@@ -5,7 +5,6 @@ import base64
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,6 @@ from service.sidecar import Sidecar
 
 log = logging.getLogger("fullrank.service")
 Phase = Literal["starting", "ready", "draining", "stopped"]
-CHUNK = 8  # images decoded in one go: long enough to be worth a thread's wake-up, short enough to let others in
 
 
 @dataclass(frozen=True)
@@ -64,6 +62,7 @@ class Served:
     embedder: Embedder
     baseline: Artifact
     observer: Observer
+    max_pixels: int
     monitor: SpectrumMonitor | None = None
     watch: CanaryWatch | None = None
     trickle: asyncio.Task[None] | None = None
@@ -82,6 +81,16 @@ class Served:
 
     def __str__(self) -> str:
         return f"{self.name}@{self.revision}"
+
+    def decode(self, image: Source) -> Pixels:
+        """(c, s, s) uint8. Raises Problem 422 naming the field."""
+        preprocessing = self.artifact.card.preprocessing
+        try:
+            if isinstance(image.data, np.ndarray):
+                return resize(image.data, preprocessing, max_pixels=self.max_pixels)
+            return decode(to_bytes(image.data, image.field), preprocessing, max_pixels=self.max_pixels)
+        except ImageError as error:
+            raise Problem(422, error.code, str(error), field=image.field) from error
 
     def embed(self, pixels: Pixels) -> Rows:
         rows: Rows = self.embedder.embed(pixels).numpy()
@@ -118,11 +127,11 @@ class Service:
     def open(self) -> None:
         """Start the threads; called on the event loop that everything else then runs on."""
         self.loop = asyncio.get_running_loop()
-        self.engine = Engine(self.settings.max_batch, self.settings.threads, self.metrics)
+        settings, pinned = self.settings, torch.device(self.settings.device).type == "cuda"
+        self.engine = Engine(settings.max_batch, settings.threads, self.metrics, settings.decode_threads, pinned=pinned)
         self.observer = Observer(self.metrics)
         self.store = WindowStore(self.settings.state_dir, self.metrics)
         self.sidecar = Sidecar(self.settings, self.store)
-        self._decoders = ThreadPoolExecutor(self.settings.decode_threads, "decode")
 
     async def load(self) -> None:
         """Load, warm up and check the configured encoders; ArtifactError if one cannot be trusted."""
@@ -168,7 +177,7 @@ class Service:
     def monitors(self) -> list[tuple[str, str, SpectrumMonitor]]:
         """(model, revision, monitor) of everything watched; called by scrapes, on any thread."""
         served = [(it.name, it.revision, it.monitor) for it in self.in_service() if it.monitor is not None]
-        return [*served, *self.sidecar]
+        return [*served, *self.sidecar] if self.phase != "starting" else served
 
     def in_service(self) -> list[Served]:
         """The encoders in service, the default first; none while starting."""
@@ -191,9 +200,7 @@ class Service:
             started = time.monotonic()
             try:
                 async with asyncio.timeout(deadline - started):
-                    pixels = await self._decode(served, sources)
-                    decoded = time.monotonic()
-                    job = await self.engine.embed(served, pixels, deadline)
+                    job = await self.engine.embed(served, sources, deadline)
             except TimeoutError:
                 self.metrics.rejected["deadline"].inc(len(sources))
                 raise Problem(
@@ -220,7 +227,8 @@ class Service:
             )
         self.metrics.images.inc(len(sources))
         served.images.inc(len(sources))
-        answer = Answer(served, job.rows, decoded - started, job.started - job.queued, job.forward_seconds)
+        queued = max(0.0, job.started - job.queued - job.decode_seconds)
+        answer = Answer(served, job.rows, job.decode_seconds, queued, job.forward_seconds)
         self.metrics.phase["decode"].observe(answer.decode_seconds)
         self.metrics.phase["queue"].observe(answer.queue_seconds)
         self.metrics.phase["forward"].observe(answer.forward_seconds)
@@ -244,32 +252,6 @@ class Service:
                 f"send these {images} again in {full.retry_after} s",
                 headers=retry(full.retry_after),
             ) from None
-
-    async def _decode(self, served: Served, sources: Sequence[Source]) -> Pixels:
-        """(n, c, s, s) uint8, decoded by at most all decoding threads at once, in turns with other requests."""
-        loop, threads = asyncio.get_running_loop(), self.settings.decode_threads
-        chunks = [sources[i : i + CHUNK] for i in range(0, len(sources), CHUNK)]
-        arrays: list[Pixels] = []
-        for i in range(0, len(chunks), threads):
-            turn = (
-                loop.run_in_executor(self._decoders, self._read, served, chunk) for chunk in chunks[i : i + threads]
-            )
-            for images in await asyncio.gather(*turn):
-                arrays.extend(images)
-        return np.stack(arrays)
-
-    def _read(self, served: Served, sources: Sequence[Source]) -> list[Pixels]:
-        preprocessing, limit = served.artifact.card.preprocessing, self.settings.max_pixels
-        images = []
-        for source in sources:
-            try:
-                if isinstance(source.data, np.ndarray):
-                    images.append(resize(source.data, preprocessing, max_pixels=limit))
-                else:
-                    images.append(decode(to_bytes(source.data, source.field), preprocessing, max_pixels=limit))
-            except ImageError as error:
-                raise Problem(422, error.code, str(error), field=source.field) from error
-        return images
 
     # ---- encoders
 
@@ -348,7 +330,7 @@ class Service:
         embedder = await self.engine.call(Embedder, artifact, settings.device, dtype, settings.max_batch)
         for size in sorted({1, settings.max_batch}):
             await self.engine.call(embedder.warm_up, (size,))
-        served = Served(artifact, embedder, artifact, self.observer)
+        served = Served(artifact, embedder, artifact, self.observer, settings.max_pixels)
         if artifact.canary is None:
             return served
         served.watch = CanaryWatch(artifact, served, self.engine, self.metrics, settings.canary_period)
@@ -418,7 +400,6 @@ class Service:
             await asyncio.sleep(0.01)
         await asyncio.gather(*self._retiring)
         await self.engine.close()
-        self._decoders.shutdown()
         await asyncio.to_thread(self.observer.close)
         await self.sidecar.close()
         for served in self.in_service():

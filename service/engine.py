@@ -1,12 +1,18 @@
-"""The one thread that runs torch: takes a batch, embeds it, hands the rows back, takes the next."""
+"""Two lanes take turns on the device: while one runs a batch, the other decodes the next.
+
+Each lane is a thread that takes what waits, decodes it, adds what arrives until the device is free, runs the batch and
+hands the rows back. So a request costs two changes of thread, whatever its images go through, and one batch, never
+more, is ready ahead of the device. Nobody waits for a timer.
+"""
 
 import asyncio
 import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -17,10 +23,15 @@ from service.metrics import Metrics
 
 log = logging.getLogger("fullrank.service")
 T = TypeVar("T")
+LANES = 2
+FEW = 4  # images that one thread decodes before a second is worth waking
 
 
 class Encoder(Protocol):
     """What the engine asks of an encoder, and where its answers go besides the client."""
+
+    def decode(self, image: Any) -> Pixels:
+        """An image as a request brought it -> (c, s, s) uint8. What this raises fails its request, and no other."""
 
     def embed(self, pixels: Pixels) -> Rows:
         """(n, c, s, s) uint8 -> (n, d) float32, not normalised."""
@@ -29,21 +40,67 @@ class Encoder(Protocol):
         """Called once the rows are on their way to their clients; must return at once."""
 
 
-class Engine:
-    """Runs jobs in batches on a thread of its own, and any other torch work between two batches."""
+class Batch:
+    """Decoded parts of requests, side by side in memory that a device can copy from."""
 
-    def __init__(self, max_batch: int, threads: int, metrics: Metrics) -> None:
+    def __init__(self, capacity: int, *, pinned: bool) -> None:
+        self._capacity, self._pinned = capacity, pinned
+        self._buffer: Pixels | None = None
+        self.parts: list[Part] = []
+        self.size = 0
+
+    def add(self, part: Part, images: Sequence[Pixels]) -> None:
+        """The part's images, (c, s, s) each."""
+        if self._buffer is None:
+            shape = (self._capacity, *images[0].shape)
+            # Page-locked memory is what a CUDA device copies from while this thread does something else.
+            own = torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy() if self._pinned else None
+            self._buffer = np.empty(shape, np.uint8) if own is None else own
+        self.parts.append(part)
+        for image in images:
+            self._buffer[self.size] = image
+            self.size += 1
+
+    def pixels(self) -> Pixels:
+        """(n, c, s, s) uint8 of the parts still wanted; the others are forgotten, so n may be 0."""
+        assert self._buffer is not None
+        pixels, now = self._buffer[: self.size], time.monotonic()
+        wanted = [part.job.wanted(now) for part in self.parts]
+        if not all(wanted):
+            pixels = pixels[np.repeat(wanted, [len(part) for part in self.parts])]
+            self.parts = [part for part, it in zip(self.parts, wanted, strict=True) if it]
+        return pixels
+
+
+class Engine:
+    """Decodes and embeds jobs in batches, and runs any other torch work between two batches.
+
+    threads: of one forward pass. decode_threads: of one batch's decoding, the lane's own among them. pinned: batches
+    lie in page-locked memory.
+    """
+
+    def __init__(
+        self, max_batch: int, threads: int, metrics: Metrics, decode_threads: int = 1, *, pinned: bool = False
+    ) -> None:
         self.queue = Queue(max_batch)
-        self._metrics = metrics
+        self._metrics, self._pinned, self._decode_threads = metrics, pinned, decode_threads
         self._loop = asyncio.get_running_loop()
-        self._thread = ThreadPoolExecutor(1, "engine", initializer=torch.set_num_threads, initargs=(threads,))
-        self._scheduled = False
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()  # guards the next two, and tells of images that came
+        self._busy = self._closing = False
+        self._notifying = False
+        self._helpers = ThreadPoolExecutor(max(1, decode_threads - 1), "decode")
+        # torch counts the threads of a pass per calling thread; one of them computes at a time, so never more.
+        self._caller = ThreadPoolExecutor(1, "call", initializer=torch.set_num_threads, initargs=(threads,))
+        self._lanes = [
+            threading.Thread(target=self._lane, args=(threads,), name=f"engine_{i}", daemon=True) for i in range(LANES)
+        ]
+        for lane in self._lanes:
+            lane.start()
 
     async def embed(
         self,
         encoder: Encoder,
-        pixels: Pixels,
+        images: Pixels | Sequence[Any],
         deadline: float = math.inf,
         *,
         observed: bool = True,
@@ -51,11 +108,15 @@ class Engine:
     ) -> Job:
         """The finished job, with rows (n, d). Its images are dropped when cancelled or past `deadline` (monotonic).
 
-        For `yields_for` seconds it only fills room that other jobs leave.
+        images: (n, c, s, s) uint8, or a list for encoder.decode, whose exceptions come out here. For `yields_for`
+        seconds the job only fills room that others leave.
         """
-        job = Job(encoder, pixels, deadline, self._loop.create_future(), observed, time.monotonic() + yields_for)
+        job = Job(encoder, images, deadline, self._loop.create_future(), observed, time.monotonic() + yields_for)
         self.queue.put(job)
-        self._schedule()
+        if not self._notifying:
+            # Once for all that this turn of the loop brings: a lane woken by each would fight the loop for the GIL.
+            self._notifying = True
+            self._loop.call_soon(self._notify)
         try:
             await job.answer
         finally:
@@ -63,51 +124,137 @@ class Engine:
         return job
 
     async def call(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Run a function on the engine's thread, between two batches."""
-        return await self._loop.run_in_executor(self._thread, function, *arguments)
+        """Run a function between two batches."""
+
+        def alone() -> T:
+            with self._changed:
+                while self._busy:
+                    self._changed.wait()
+                self._busy = True
+            with self._held():
+                return function(*arguments)
+
+        return await self._loop.run_in_executor(self._caller, alone)
 
     async def close(self) -> None:
-        """Finish what is queued and end the thread."""
-        await asyncio.to_thread(self._thread.shutdown)
+        """Finish what is queued and end the threads."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        for lane in self._lanes:
+            await asyncio.to_thread(lane.join)
+        await asyncio.to_thread(self._caller.shutdown)
+        self._helpers.shutdown()
 
-    def _schedule(self) -> None:
-        with self._lock:
-            if not self._scheduled:
-                self._scheduled = True
-                self._thread.submit(self._step)
+    def _notify(self) -> None:
+        self._notifying = False
+        with self._changed:
+            self._changed.notify_all()
 
-    def _step(self) -> None:
-        # Cleared before the queue is read: a job put in between schedules a step of its own, at worst an empty one.
-        with self._lock:
-            self._scheduled = False
-        if batch := self.queue.take():
-            self._schedule()
+    def _lane(self, threads: int) -> None:
+        torch.set_num_threads(threads)
+        while taken := self._next():
             try:
-                self._run(batch)
+                self._serve(taken)
             except Exception as error:
-                log.exception("a batch of %d requests failed", len(batch))
-                self._loop.call_soon_threadsafe(_fail, [part.job for part in batch], error)
+                log.exception("a batch of %d requests failed", len(taken))
+                self._loop.call_soon_threadsafe(_fail, [part.job for part in taken], error)
 
-    def _run(self, batch: list[Part]) -> None:
-        encoder: Encoder = batch[0].job.encoder
-        pixels = batch[0].pixels if len(batch) == 1 else np.concatenate([part.pixels for part in batch])
+    def _serve(self, taken: list[Part]) -> None:
+        """Decode and run parts, and add to them those that came meanwhile."""
+        batch = Batch(self.queue.max_batch, pinned=self._pinned)
+        self._decode(taken, batch)
+        while batch.parts and (more := self._more_or_device(batch)):
+            taken.extend(more)
+            self._decode(more, batch)
+        if batch.parts:
+            with self._held():
+                self._run(batch)
+
+    def _next(self) -> list[Part]:
+        """What waits, as soon as something does; empty to end."""
+        with self._changed:
+            while not (parts := self.queue.take()) and not self._closing:
+                self._changed.wait()
+        return parts
+
+    def _more_or_device(self, batch: Batch) -> list[Part]:
+        """What else arrives for a batch; empty once the device is free, and then it is the caller's."""
+        encoder = batch.parts[0].job.encoder
+        with self._changed:
+            while self._busy:
+                room = self.queue.max_batch - batch.size
+                if room and (parts := self.queue.take(room, encoder)):
+                    return parts
+                self._changed.wait()
+            self._busy = True
+        return []
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
+
+    def _decode(self, parts: list[Part], batch: Batch) -> None:
+        """Add parts to a batch, those of several threads' work decoded side by side; a bad one fails its job."""
+        started = time.monotonic()
+        images = [(part.job.encoder, image) for part in parts for image in part.images]
+        shares = min(self._decode_threads, math.ceil(len(images) / FEW))
+        others = [self._helpers.submit(_decode_all, images[i::shares]) for i in range(1, shares)]
+        decoded: list[Pixels | Exception] = [_NOTHING] * len(images)
+        decoded[::shares] = _decode_all(images[::shares])
+        for i, other in enumerate(others, 1):
+            decoded[i::shares] = other.result()
+        seconds, results = time.monotonic() - started, iter(decoded)
+        for part in parts:
+            own = [next(results) for _ in range(len(part))]
+            part.job.decode_seconds += seconds
+            if (error := next((it for it in own if isinstance(it, Exception)), None)) is not None:
+                part.job.abandoned = True
+                self._loop.call_soon_threadsafe(_fail, [part.job], error)
+            else:
+                batch.add(part, [it for it in own if not isinstance(it, Exception)])
+
+    def _run(self, batch: Batch) -> None:
+        pixels = batch.pixels()
+        if not batch.parts:
+            return
+        encoder: Encoder = batch.parts[0].job.encoder
         started = time.monotonic()
         rows = embed_splitting(encoder, pixels)
         seconds = time.monotonic() - started
         complete, start = [], 0
-        for part in batch:
-            stop = start + part.stop - part.start
-            if part.job.store(part, rows[start:stop], started, seconds):
+        for part in batch.parts:
+            if part.job.store(part, rows[start : start + len(part)], started, seconds):
                 complete.append(part.job)
-            start = stop
+            start += len(part)
         if complete:
             self._loop.call_soon_threadsafe(_deliver, complete)
-        observed = np.repeat([part.job.observed for part in batch], [part.stop - part.start for part in batch])
+        observed = np.repeat([part.job.observed for part in batch.parts], [len(part) for part in batch.parts])
         if observed.any():
             self._metrics.batches.inc()
             self._metrics.batch_size.observe(len(pixels))
-            everything = bool(observed.all())
-            encoder.answered(*(pixels, rows) if everything else (pixels[observed], rows[observed]))
+            try:
+                encoder.answered(*(pixels, rows) if observed.all() else (pixels[observed], rows[observed]))
+            except Exception:
+                log.exception("a batch of %d images could not be observed", len(pixels))
+
+
+_NOTHING = np.empty(0, np.uint8)
+
+
+def _decode_all(images: list[tuple[Encoder, Any]]) -> list[Pixels | Exception]:
+    decoded: list[Pixels | Exception] = []
+    for encoder, image in images:
+        try:
+            decoded.append(image if isinstance(image, np.ndarray) else encoder.decode(image))
+        except Exception as error:
+            decoded.append(error)
+    return decoded
 
 
 def embed_splitting(encoder: Encoder, pixels: Pixels) -> Rows:
@@ -117,9 +264,10 @@ def embed_splitting(encoder: Encoder, pixels: Pixels) -> Rows:
     except torch.OutOfMemoryError:
         if len(pixels) == 1:
             raise
-        torch.cuda.empty_cache()
-        half = len(pixels) // 2
-        return np.concatenate([embed_splitting(encoder, pixels[:half]), embed_splitting(encoder, pixels[half:])])
+    # Outside the handler, whose traceback would keep the failed pass's tensors alive.
+    torch.cuda.empty_cache()
+    half = len(pixels) // 2
+    return np.concatenate([embed_splitting(encoder, pixels[:half]), embed_splitting(encoder, pixels[half:])])
 
 
 def _deliver(jobs: list[Job]) -> None:

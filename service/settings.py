@@ -70,7 +70,9 @@ class Settings(BaseSettings):
         description="CPU threads of one forward pass. Never more than free cores: torch threads wait for each other, "
         "so that two on one contended core are far slower than one.",
     )
-    decode_threads: int = Field(min(4, available_cpus()), ge=1, description="Threads that decode images.")
+    decode_threads: int = Field(
+        max(1, min(4, available_cpus() - 1)), ge=1, description="Threads that decode one batch's images."
+    )
 
     max_batch: int = Field(32, ge=1, description="Images in one forward pass.")
     max_pending_images: int = Field(

@@ -49,7 +49,7 @@ async def test_waiting_jobs_are_embedded_together_and_answered_each_with_its_own
     jobs = await asyncio.gather(*(engine.embed(encoder, images(i, i + 1)) for i in range(10)))
     assert [job.rows[:, 0].tolist() for job in jobs] == [[i, i + 1] for i in range(10)]
     assert max(encoder.batches) == 4
-    assert encoder.threads == {"engine_0"}
+    assert encoder.threads <= {"engine_0", "engine_1"}
     await engine.close()
     assert sorted(encoder.seen) == sorted(n for i in range(10) for n in (i, i + 1))
     assert metrics.registry.get_sample_value("fullrank_batch_size_sum") == 20

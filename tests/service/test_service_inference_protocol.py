@@ -67,7 +67,7 @@ def test_health_and_metadata(client: triton.InferenceServerClient, settings: Cal
     assert client.is_model_ready("alpha", revision)
     assert not client.is_model_ready("beta")
     assert not client.is_model_ready("alpha", "other")
-    with pytest.raises(InferenceServerException, match=r"no encoder 'beta' is in service; alpha@"):
+    with pytest.raises(InferenceServerException, match=r"no encoder 'beta' is in service; there are: alpha@"):
         client.get_model_metadata("beta")
 
 
