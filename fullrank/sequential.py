@@ -55,7 +55,7 @@ class Detector:
         self.reference = reference
         bands = len(reference.bands)
         used = [*range(bands), *(bands + NAMED.index(name) for name in _SIGNALS)]
-        self._columns = torch.tensor(used)
+        self.columns = torch.tensor(used)
         self.names = [f"band {last}" for last in reference.bands] + [name.replace("_", " ") for name in _SIGNALS]
         self._centre = calibration.centre[0, used]
         self._spread = (SPREAD_INFLATION * calibration.spread[0, used]).clamp(min=1e-3)
@@ -85,7 +85,7 @@ class Detector:
         if self._frobenius > 0 and self._trace > 0:
             named["participation_ratio"] = math.log(self._trace / self._frobenius / reference.participation_ratio)
         statistics = columns(reference, self._energies / self._rows, self._sum / self._rows, self._rows, named)
-        self.bet(statistics[self._columns], self._start)
+        self.bet(statistics[self.columns], self._start)
         self._clear()
 
     def bet(self, statistics: Tensor, start: float) -> None:

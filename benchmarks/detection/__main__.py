@@ -52,39 +52,42 @@ def kind(state: str) -> str:
 
 
 def watch(bench: Bench, case: Case, law: int, n: int) -> Outcome:
-    """Run three monitors over a healthy window and then n rows of the case."""
+    """Run a monitor with inputs and one without over a healthy window and then n rows of the case; read them after each
+    block until they name the right side, and at the end, without the canary and with it."""
     draw, at = bench.traffic.laws()[law], DAY // 7
     now = [0.0]
-    outcome: dict[str, int | None] = dict.fromkeys(MODES)
+    found: dict[str, int | None] = dict.fromkeys(MODES[1:])
     with ExitStack() as stack:
         monitors = {
             mode: stack.enter_context(SpectrumMonitor(bench.dimension, bench.reference, (300.0,), STEP, lambda: now[0]))
-            for mode in MODES
+            for mode in MODES[1:]
         }
 
-        def show(rows: Tensor, inputs: Tensor, keys: list[int], canary: Tensor, read: bool) -> None:
+        def show(rows: Tensor, inputs: Tensor, keys: list[int]) -> None:
             now[0] += len(rows) / RATE
-            for mode, monitor in monitors.items():
-                monitor.observe(rows, keys, None if mode == MODES[2] else inputs)
-                if mode == MODES[0]:
-                    monitor.record_canary(canary)
-                if read:
-                    monitor.flush()
+            monitors[MODES[1]].observe(rows, keys, inputs)
+            monitors[MODES[2]].observe(rows, keys)
 
         fresh = iter(range(1, 10**9))
         for index in torch.split(draw(n, at), STEP):
-            show(bench.clean[index], bench.inputs[index], [next(fresh) for _ in index], bench.canary, False)
+            show(bench.clean[index], bench.inputs[index], [next(fresh) for _ in index])
         for monitor in monitors.values():
             monitor.flush()
         drawn = draw(n, at + n) if case.draw is None else case.draw(n)
         for i, index in enumerate(torch.split(drawn, STEP)):
             keys = [0 if row == case.hot else next(fresh) for row in index.tolist()]
-            show(case.pool[index], case.inputs[index], keys, case.canary, True)
-            for mode, monitor in monitors.items():
-                if outcome[mode] is None and kind(monitor.snapshot().verdict.state) == case.kind:
-                    outcome[mode] = i * STEP + len(index)
+            show(case.pool[index], case.inputs[index], keys)
+            for mode in [mode for mode, rows in found.items() if rows is None and case.kind != "none"]:
+                monitors[mode].flush()
+                if kind(monitors[mode].snapshot().verdict.state) == case.kind:
+                    found[mode] = i * STEP + len(index)
+        for monitor in monitors.values():
+            monitor.flush()
         states = {mode: monitor.snapshot().verdict.state for mode, monitor in monitors.items()}
-    return Outcome(case, LAWS[law], states, outcome)
+        monitors[MODES[1]].record_canary(case.canary)
+        monitors[MODES[1]].flush()
+        states[MODES[0]] = monitors[MODES[1]].snapshot().verdict.state
+    return Outcome(case, LAWS[law], states, found)
 
 
 def table(outcomes: list[Outcome], alarms: dict[str, list[str]]) -> Iterator[str]:
@@ -123,7 +126,7 @@ def confusion(outcomes: list[Outcome], n: int) -> Iterator[str]:
             named = [outcome for outcome in faults if kind(outcome.states[mode]) != "none"]
             right = sum(kind(outcome.states[mode]) == outcome.case.kind for outcome in named)
             model = [outcome for outcome in chosen if outcome.case.kind == "model"]
-            times = [found for outcome in model if (found := outcome.found[mode]) is not None and found <= n]
+            times = [found for outcome in model if (found := outcome.found.get(mode)) is not None and found <= n]
             median = f"{statistics.median(times):.0f}, at most {max(times)}" if times else "–"
             yield (
                 f"\n{label} faults: {len(named)} of {len(faults)} alarm, {right} of these ({right / len(named):.1%}) "
@@ -162,7 +165,11 @@ def main() -> None:
             outcomes.append(watch(bench, case, law, options.rows))
             states, found = outcomes[-1].states.values(), outcomes[-1].found.values()
             print(
-                f"{case.name:32} {case.kind:8} {LAWS[law]:12}", *states, *found, f"{time.monotonic() - started:.0f} s"
+                f"{case.name:32} {case.kind:8} {LAWS[law]:12}",
+                *states,
+                *found,
+                f"{time.monotonic() - started:.0f} s",
+                flush=True,
             )
     text = "\n".join([*table(outcomes, alarms), *confusion(outcomes, options.rows)])
     print("\n" + text)
