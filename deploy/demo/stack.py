@@ -82,7 +82,12 @@ def prometheus_binary() -> str:
 
 @contextmanager
 def prometheus(
-    folder: Path, targets: list[str], *, windows: dict[str, str] | None = None, alertmanagers: list[str] | None = None
+    folder: Path,
+    targets: list[str],
+    *,
+    windows: dict[str, str] | None = None,
+    alertmanagers: list[str] | None = None,
+    rules: Path = RULES,
 ) -> Iterator[Prometheus]:
     """A Prometheus that scrapes `targets` (host:port) every second under the shipped rules, its data in `folder`.
 
@@ -95,7 +100,7 @@ def prometheus(
     scrape = {"job_name": "fullrank", "static_configs": [{"targets": targets}], "metric_relabel_configs": relabel}
     configuration = {
         "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
-        "rule_files": [str(RULES / "*.yml")],
+        "rule_files": [str(rules / "*.yml")],
         "scrape_configs": [scrape],
         "alerting": {"alertmanagers": [{"static_configs": [{"targets": alertmanagers or []}]}]},
     }
