@@ -88,7 +88,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             return super().forward(input)
         axes = [0, *range(2, input.ndim)]
         shape = [1, -1, *[1] * (input.ndim - 2)]
-        x = input.float()
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
         count = all_reduce(x.new_tensor(float(x.numel() // x.shape[1])))
         mean = all_reduce(x.sum(axes)) / count
         centred = x - mean.view(shape)

@@ -9,7 +9,7 @@ from torch import Tensor
 from models.backbones import ResNet
 from models.heads import mlp
 from training.distributed import all_reduce
-from training.methods.base import Method, within
+from training.methods.base import Method, widen, within
 
 
 def standardise(z: Tensor, epsilon: float = 1e-5) -> tuple[Tensor, Tensor]:
@@ -52,6 +52,6 @@ class BarlowTwins(Method):
         self.projector = mlp(encoder.dimension, hidden, hidden, projection)
 
     def forward(self, views: Tensor) -> Tensor:
-        z1, z2 = self.project(self.encoder(views)).float().chunk(2)
+        z1, z2 = widen(self.project(self.encoder(views))).chunk(2)
         with torch.autocast(views.device.type, enabled=False):
             return self.scale * barlow_twins(z1, z2, self.redundancy)

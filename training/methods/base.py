@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import NotRequired, TypedDict
 
+import torch
 from torch import Tensor, nn
 
 from models.backbones import ResNet
@@ -29,6 +30,11 @@ def within(name: str, value: float, low: float, high: float) -> None:
     """ValueError, naming the option, unless low <= value <= high."""
     if not low <= value <= high:
         raise ValueError(f"{name} is {value}; it must lie between {low:g} and {high:g}")
+
+
+def widen(z: Tensor) -> Tensor:
+    """bfloat16 or float16 -> float32, in which losses are computed; wider floats as they are."""
+    return z.to(torch.promote_types(z.dtype, torch.float32))
 
 
 class Method(nn.Module, ABC):

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from models.backbones import ResNet
-from training.methods.base import Method, ParameterGroup, trainable, within
+from training.methods.base import Method, ParameterGroup, trainable, widen, within
 from training.methods.predictor import LinearPredictor
 
 
@@ -74,10 +74,10 @@ class Predictive(Method):
         if self.stop_gradient:
             with torch.no_grad():
                 t = f.detach() if self.target is None else self.target(views)
-        t1, t2 = t.float().chunk(2)
+        t1, t2 = widen(t).chunk(2)
         if self.training and isinstance(self.predictor, LinearPredictor):
             self.predictor.observe(f, torch.cat([t2, t1]))
-        p1, p2 = self.predictor(f).float().chunk(2)
+        p1, p2 = widen(self.predictor(f)).chunk(2)
         return (self.loss(p1, t2) + self.loss(p2, t1)) / 2
 
     @torch.no_grad()

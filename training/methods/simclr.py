@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from models.backbones import ResNet
 from models.heads import Diagonal, Fixed, low_rank, mlp, orthogonal
 from training.distributed import gather
-from training.methods.base import Method, within
+from training.methods.base import Method, widen, within
 
 Projector = Literal["mlp", "linear", "none", "orthogonal", "diagonal", "low-rank"]
 
@@ -67,5 +67,5 @@ class SimCLR(Method):
         self.projector: nn.Module = heads[projector]()
 
     def forward(self, views: Tensor) -> Tensor:
-        z1, z2 = self.project(self.encoder(views)).float().chunk(2)
+        z1, z2 = widen(self.project(self.encoder(views))).chunk(2)
         return nt_xent(gather(z1), gather(z2), self.temperature)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from models.backbones import ResNet
 from models.heads import mlp
 from training.distributed import all_reduce
-from training.methods.base import Method, within
+from training.methods.base import Method, widen, within
 
 
 def spread(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,6 +51,6 @@ class VICReg(Method):
         self.projector = mlp(encoder.dimension, hidden, hidden, projection, hidden_bias=True)
 
     def forward(self, views: Tensor) -> Tensor:
-        z1, z2 = self.project(self.encoder(views)).float().chunk(2)
+        z1, z2 = widen(self.project(self.encoder(views))).chunk(2)
         with torch.autocast(views.device.type, enabled=False):
             return vicreg(z1, z2, *self.weights)

@@ -1,0 +1,314 @@
+"""Every method and its ablations on Fashion-MNIST: kNN, linear probe, effective ranks, seconds; and the papers' claims.
+
+    python -m benchmarks.methods [--scale full --device cuda] [--write docs/methods.md]
+
+Same backbone, images, epochs, optimiser and seeds for all. One line of JSON a run in --results; what is there is not
+run again, so an interrupted table goes on where it stopped. Test labels only measure: nothing is chosen by them.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from models.artifact import Architecture
+from models.embedder import Embedder
+from training.data import ImageSet, Split, load_data
+from training.evaluate import Spectrum, knn_accuracy
+from training.loop import Trainer, TrainingError
+from training.probe import linear_probe
+from training.recipes import Recipe, recipe
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large a table: `small` takes an hour of one core, `full` wants an accelerator."""
+
+    width: int
+    images: int
+    tests: int
+    epochs: int
+    batch_size: int
+    momentum: float
+    wide: int
+    """Projector width of the methods that want a wide one."""
+    batch_sizes: tuple[int, ...]
+
+
+SCALES = {
+    "small": Scale(16, 4096, 2000, 3, 64, 0.97, 512, (256, 1024)),
+    "full": Scale(64, 60_000, 10_000, 30, 256, 0.99, 2048, (64, 128, 512, 1024)),
+}
+
+
+@dataclass(frozen=True)
+class Configuration:
+    name: str
+    method: str
+    options: dict[str, Any] = field(default_factory=dict)
+    batch_size: int | None = None
+
+
+def configurations(scale: Scale) -> list[Configuration]:
+    slow, wide = {"momentum": scale.momentum}, {"projection": scale.wide, "hidden": scale.wide}
+    direct = slow | {"constant_momentum": False}
+    siam = {"projection": scale.wide, "bottleneck": scale.wide // 4}
+    contrast = {"temperature": 0.2}
+    # The same losses over a constant: SGD's step, unlike LARS', would answer to their scale.
+    barlow, vicreg = wide | {"scale": 10 / scale.wide}, wide | {"invariance": 1.0, "variance": 1.0, "covariance": 0.04}
+    table = [
+        Configuration("SimCLR", "simclr", contrast),
+        Configuration("SimCLR, linear projector", "simclr", contrast | {"projector": "linear"}),
+        Configuration("SimCLR, no projector", "simclr", contrast | {"projector": "none"}),
+        Configuration("SimCLR, fixed low-rank projector", "simclr", contrast | {"projector": "low-rank"}),
+        Configuration("SimCLR, trainable diagonal projector", "simclr", contrast | {"projector": "diagonal"}),
+        Configuration("DirectCLR", "directclr", {"d0": scale.width * 2, "temperature": 0.2}),
+        Configuration("BYOL", "byol", slow),
+        Configuration("BYOL, no stop-gradient", "byol", slow | {"stop_gradient": False}),
+        Configuration("BYOL, no predictor", "byol", slow | {"predictor": False}),
+        Configuration("BYOL, no average", "byol", {"momentum": None}),
+        Configuration(
+            "BYOL, neither predictor nor stop-gradient", "byol", {"predictor": False, "stop_gradient": False}
+        ),
+        Configuration("BYOL, linear predictor", "byol", slow | {"linear_predictor": True}),
+        Configuration(
+            "BYOL, symmetric linear predictor, no average",
+            "byol",
+            {"momentum": None, "linear_predictor": True, "symmetric": True},
+        ),
+        Configuration("SimSiam", "simsiam", siam),
+        Configuration("SimSiam, no stop-gradient", "simsiam", siam | {"stop_gradient": False}),
+        Configuration("SimSiam, no predictor", "simsiam", siam | {"predictor": False}),
+        Configuration("DirectPred", "directpred", direct),
+        Configuration("DirectPred, as released", "directpred", direct | {"variant": "released"}),
+        Configuration("DirectPred, every 5 steps", "directpred", direct | {"frequency": 5}),
+        Configuration("DirectPred, optimal predictor", "directpred", direct | {"variant": "optimal"}),
+        Configuration("DirectCopy", "directcopy", direct),
+        Configuration("Barlow Twins", "barlow-twins", barlow),
+        Configuration("Barlow Twins, lambda 42/d", "barlow-twins", barlow | {"redundancy": 42 / scale.wide}),
+        Configuration("VICReg", "vicreg", vicreg),
+    ]
+    for size in scale.batch_sizes:
+        table.append(Configuration(f"SimCLR, batch {size}", "simclr", contrast, size))
+        table.append(Configuration(f"Barlow Twins, batch {size}", "barlow-twins", barlow, size))
+    return table
+
+
+def recipe_of(configuration: Configuration, scale: Scale, seed: int) -> Recipe:
+    """Fashion-MNIST's recipe with this method; the learning rate follows the root of the batch size."""
+    batch_size = configuration.batch_size or scale.batch_size
+    return replace(
+        recipe("fashion-simclr"),
+        name=f"fashion-{configuration.method}",
+        method=configuration.method,
+        options=configuration.options,
+        architecture=Architecture(name="resnet18", width=scale.width, in_channels=1, stem="3x3/2"),
+        epochs=scale.epochs,
+        batch_size=batch_size,
+        learning_rate=0.2 * math.sqrt(batch_size / 128),
+        seed=seed,
+    )
+
+
+def run(configuration: Configuration, scale: Scale, seed: int, data: tuple[ImageSet, ImageSet], device: str) -> Record:
+    """Train once and measure on the test images; what a run that diverged has to say is its error."""
+    train, test = (images.take(slice(n)) for images, n in zip(data, (scale.images, scale.tests), strict=True))
+    record: Record = {"name": configuration.name, "seed": seed, "options": configuration.options}
+    trainer = Trainer(recipe_of(configuration, scale, seed), Split.of(train, 0, seed), device)
+    start = time.perf_counter()
+    try:
+        for _ in range(scale.epochs):
+            record |= {"loss": trainer.train_epoch()["loss"]}
+    except TrainingError as error:
+        return record | {"error": str(error)}
+    record["seconds"] = round(time.perf_counter() - start, 1)
+    embedder = Embedder(trainer.artifact(), device)
+    bank, h = embedder.embed_arrays(train.images), embedder.embed_arrays(test.images)
+    alignment = trainer.method.watch().get("predictor_alignment")
+    return record | {
+        "knn": knn_accuracy(bank, train.labels, h, test.labels),
+        "linear": linear_probe(bank, train.labels, h, test.labels).top1,
+        "h": Spectrum.of(h).summary(),
+        "z": Spectrum.of(trainer.project(h)).summary(),
+        "alignment": statistics.fmean(alignment) if isinstance(alignment, list) and alignment else None,
+    }
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a paper says: `metric` of the first is above that of the second, or within `tolerance` of it."""
+
+    says: str
+    source: str
+    metric: Callable[[Record], float]
+    first: str
+    second: str
+    tolerance: float | None = None
+
+    def verdict(self, records: Sequence[Record]) -> str:
+        a, b = (
+            {r["seed"]: self.metric(r) for r in records if r["name"] == name and "error" not in r}
+            for name in (self.first, self.second)
+        )
+        seeds = sorted(a.keys() & b.keys())
+        if not seeds:
+            return "not measured"
+        means = f"{statistics.fmean(a[s] for s in seeds):.3g} against {statistics.fmean(b[s] for s in seeds):.3g}"
+        gaps = [a[s] - b[s] for s in seeds]
+        if self.tolerance is not None:
+            seen = abs(statistics.fmean(gaps)) <= self.tolerance
+        elif min(gaps) <= 0 < max(gaps):
+            return f"{means}: **unclear**, the seeds disagree"
+        else:
+            seen = min(gaps) > 0
+        return f"{means}: {'seen' if seen else '**not seen**'}"
+
+
+def knn(record: Record) -> float:
+    return 100 * float(record["knn"])
+
+
+def linear(record: Record) -> float:
+    return 100 * float(record["linear"])
+
+
+def rank_h(record: Record) -> float:
+    return float(record["h"]["effective_rank"])
+
+
+def share_z(record: Record) -> float:
+    return float(record["z"]["effective_rank"]) / int(record["z"]["dimension"])
+
+
+def variance_z(record: Record) -> float:
+    return float(record["z"]["total_variance"])
+
+
+BARE, TRAINED, OPTIMAL = "SimCLR, no projector", "BYOL, linear predictor", "DirectPred, optimal predictor"
+CLAIMS = [
+    Claim("DirectCLR's z uses a larger share of its dimensions than SimCLR's", "Jing", share_z, "DirectCLR", "SimCLR"),
+    Claim("rank of h: DirectCLR over no projector", "Jing", rank_h, "DirectCLR", BARE),
+    Claim("rank of h: a projector over none", "Jing", rank_h, "SimCLR", BARE),
+    Claim("linear probe: a projector over none", "Jing", linear, "SimCLR", BARE),
+    Claim("linear probe: DirectCLR over no projector", "Jing", linear, "DirectCLR", BARE),
+    Claim("linear probe: DirectCLR over a linear projector", "Jing", linear, "DirectCLR", "SimCLR, linear projector"),
+    Claim("linear probe: a 2-layer projector over DirectCLR", "Jing", linear, "SimCLR", "DirectCLR"),
+    *(
+        Claim(f"{what}: {name} over {name} without {part}", "Tian; Chen & He", metric, name, f"{name}, no {part}")
+        for name in ("BYOL", "SimSiam")
+        for part in ("stop-gradient", "predictor")
+        for what, metric in (("variance of z", variance_z), ("kNN", knn))
+    ),
+    Claim("linear probe: DirectPred within 2 points of a trained predictor", "Tian", linear, "DirectPred", TRAINED, 2),
+    Claim("linear probe: DirectPred over the optimal predictor", "Tian", linear, "DirectPred", OPTIMAL),
+    Claim("linear probe: DirectCopy within 2 points of DirectPred", "Wang", linear, "DirectCopy", "DirectPred", 2),
+]
+
+
+def batch_table(scale: Scale, records: Sequence[Record]) -> str:
+    """SimCLR beside Barlow Twins, which is said to need smaller batches, at each batch size."""
+    base = [("", scale.batch_size), *((f", batch {size}", size) for size in scale.batch_sizes)]
+    rows = []
+    for suffix, size in sorted(base, key=lambda pair: pair[1]):
+        cells = [summary(linear, of(records, method + suffix), 1) for method in ("SimCLR", "Barlow Twins")]
+        rows.append(f"| {size} | {cells[0]} | {cells[1]} |")
+    return "\n".join(["| batch | SimCLR, linear probe | Barlow Twins, linear probe |", "|---|---|---|", *rows])
+
+
+def of(records: Sequence[Record], name: str) -> list[Record]:
+    return [record for record in records if record["name"] == name and "error" not in record]
+
+
+def summary(metric: Callable[[Record], float], records: Sequence[Record], digits: int) -> str:
+    """Mean, and half the range over the seeds."""
+    if not records:
+        return "diverged or not run"
+    values = [metric(record) for record in records]
+    spread = f" ± {(max(values) - min(values)) / 2:.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{spread}"
+
+
+def page(scale_name: str, records: Sequence[Record]) -> str:
+    """The measured part of docs/methods.md."""
+    scale = SCALES[scale_name]
+    facts = ", ".join(
+        f"{key.replace('_', ' ')} {value}" for key, value in asdict(scale).items() if key != "batch_sizes"
+    )
+    lines = [f"Scale `{scale_name}`: {facts}; runs: {len(records)}.", ""]
+    lines.append(
+        "| method | kNN % | linear % | rank of h | rank of z | of | variance of z | alignment | seconds | seeds |"
+    )
+    lines.append("|---|---|---|---|---|---|---|---|---|---|")
+    for configuration in configurations(scale):
+        mine = of(records, configuration.name)
+        if not mine:
+            lines.append(f"| {configuration.name} | diverged or not run |" + " |" * 8)
+            continue
+        aligned = [r for r in mine if r["alignment"] is not None]
+        cells = [
+            summary(knn, mine, 1),
+            summary(linear, mine, 1),
+            summary(rank_h, mine, 1),
+            summary(lambda r: r["z"]["effective_rank"], mine, 1),
+            str(mine[0]["z"]["dimension"]),
+            summary(variance_z, mine, 3),
+            summary(lambda r: r["alignment"], aligned, 2) if aligned else "",
+            f"{statistics.median(r['seconds'] for r in mine):.0f}",
+            str(len(mine)),
+        ]
+        lines.append(f"| {configuration.name} | " + " | ".join(cells) + " |")
+    lines += ["", "| claim | source | measured |", "|---|---|---|"]
+    lines += [f"| {claim.says} | {claim.source} | {claim.verdict(records)} |" for claim in CLAIMS]
+    return "\n".join([*lines, "", batch_table(scale, records)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", choices=SCALES, default="small")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", default="", help="run configurations whose name contains this")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/methods.jsonl"))
+    parser.add_argument("--minutes", type=float, default=math.inf, help="start no run after this many")
+    parser.add_argument("--write", type=Path, help="replace the measured part of this page, run nothing")
+    given = parser.parse_args()
+    scale, console = SCALES[given.scale], Console(stderr=True)
+    done: list[Record] = []
+    if given.results.exists():
+        done = [json.loads(line) for line in given.results.read_text().splitlines()]
+    done = [record for record in done if record["scale"] == given.scale]
+    if given.write:
+        start, end = "<!-- measured -->\n", "\n<!-- end -->"
+        text = given.write.read_text()
+        head, tail = text.split(start)[0], text.split(end)[1]
+        given.write.write_text(head + start + page(given.scale, done) + end + tail)
+        return
+    torch.set_num_threads(1) if given.device == "cpu" else None
+    data, deadline = load_data("fashion", given.data), time.monotonic() + 60 * given.minutes
+    assert all(isinstance(images, ImageSet) for images in data)
+    for seed in range(given.seeds):
+        for configuration in configurations(scale):
+            known = any(r["name"] == configuration.name and r["seed"] == seed for r in done)
+            if known or given.only not in configuration.name or time.monotonic() > deadline:
+                continue
+            record = {"scale": given.scale, **run(configuration, scale, seed, data, given.device)}  # type: ignore[arg-type]
+            done.append(record)
+            with given.results.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            console.print(json.dumps(record), soft_wrap=True)
+    print(page(given.scale, done))
+
+
+if __name__ == "__main__":
+    main()

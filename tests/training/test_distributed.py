@@ -1,0 +1,151 @@
+"""Two processes on half a batch each, started by torchrun, do what one does on the whole batch.
+
+This file is also the script that torchrun runs: it writes what its first process ends with.
+"""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from training import distributed
+from training.methods import METHODS, Method
+
+IMAGES, STEPS = 12, 3
+HEADS = {"projection": 8, "hidden": 12}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "simclr": ("simclr", HEADS),
+    "simclr without projector": ("simclr", {"projector": "none"}),
+    "directclr": ("directclr", {"d0": 8}),
+    "byol": ("byol", HEADS),
+    "byol with a linear predictor": ("byol", HEADS | {"linear_predictor": True, "symmetric": True}),
+    "byol without stop-gradient": ("byol", HEADS | {"stop_gradient": False}),
+    "simsiam": ("simsiam", {"projection": 8, "bottleneck": 4}),
+    "directpred": ("directpred", HEADS),
+    "directpred as released": ("directpred", HEADS | {"variant": "released", "frequency": 2}),
+    "directpred, optimal": ("directpred", HEADS | {"variant": "optimal"}),
+    "directcopy": ("directcopy", HEADS),
+    "barlow-twins": ("barlow-twins", HEADS),
+    "vicreg": ("vicreg", HEADS),
+}
+
+
+class Encoder(nn.Sequential):
+    """As small as an encoder gets: every collective costs a switch between processes."""
+
+    dimension = 16
+
+    def __init__(self) -> None:
+        wide = nn.Conv2d(8, self.dimension, 3), nn.BatchNorm2d(self.dimension), nn.ReLU()
+        super().__init__(nn.Conv2d(1, 8, 3, 2), nn.ReLU(), *wide, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def share(batch: Tensor) -> Tensor:
+    """This process's images of a joint batch of two views, (2n, ...) -> (2n / world_size, ...)."""
+    size, place = distributed.world_size(), distributed.rank()
+    return torch.cat([view.chunk(size)[place] for view in batch.chunk(2)])
+
+
+def train(name: str) -> dict[str, Tensor]:
+    """The gradients of the first step, and the whole state after a few."""
+    kind, options = CASES[name]
+    torch.manual_seed(0)
+    method: Method = METHODS[kind](Encoder(), **options).double()  # type: ignore[arg-type]
+    distributed.synchronise(method)
+    forward = DistributedDataParallel(method) if distributed.world_size() > 1 else method
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.02)
+    found: dict[str, Tensor] = {}
+    for step in range(STEPS):
+        batch = torch.randn(2 * IMAGES, 1, 16, 16, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+        optimizer.zero_grad()
+        forward(share(batch)).backward()
+        if step == 0:
+            found |= {f"grad {key}": p.grad.clone() for key, p in method.named_parameters() if p.grad is not None}
+        optimizer.step()
+        method.step(step / STEPS)
+    return found | {f"state {key}": value.clone() for key, value in method.state_dict().items()}
+
+
+def operations() -> dict[str, Tensor]:
+    """The collectives and the BatchNorm on a joint (8, 3, 2, 2) input, gradients averaged as DDP averages them."""
+    joint = torch.randn(8, 3, 2, 2, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    x = joint.chunk(distributed.world_size())[distributed.rank()].clone().requires_grad_()
+    norm = nn.Sequential(nn.BatchNorm2d(3, momentum=None)).double()
+    with torch.no_grad():
+        norm[0].weight.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    distributed.synchronise(norm)
+    rows = distributed.gather(norm(x))
+    total = distributed.all_reduce(x.square().sum())
+    ((rows**3).sum() * total.log()).backward()
+    assert x.grad is not None
+    mine = x.grad / distributed.world_size()
+    statistics = {f"norm {key}": value.clone() for key, value in norm.state_dict().items()}
+    return {"rows": rows.detach(), "total": total.detach(), "x": distributed.gather(mine), **statistics}
+
+
+def everything() -> Iterator[tuple[str, Tensor]]:
+    for name in CASES:
+        yield from ((f"{name}/{key}", value) for key, value in train(name).items())
+    yield from ((f"operations/{key}", value) for key, value in operations().items())
+
+
+def main(out: Path) -> None:
+    torch.set_num_threads(1)
+    assert distributed.setup().type == "cpu"
+    assert distributed.world_size() == 2
+    found = dict(everything())
+    if distributed.rank() == 0:
+        save_file({key: value.contiguous() for key, value in found.items()}, out)
+    distributed.shutdown()
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    out = tmp_path_factory.mktemp("distributed") / "found.safetensors"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    result = subprocess.run([*launch, __file__, str(out)], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-4000:]
+    return load_file(out)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_take_the_steps_of_one_on_the_joint_batch(name: str, two_processes: dict[str, Tensor]) -> None:
+    alone = train(name)
+    assert {"grad encoder.0.weight", "state encoder.3.running_var"} <= alone.keys()
+    assert sum(value.abs().sum() for key, value in alone.items() if key.startswith("grad ")) > 1e-3
+    for key, value in alone.items():
+        torch.testing.assert_close(two_processes[f"{name}/{key}"], value, rtol=1e-8, atol=1e-10, msg=f"{name}: {key}")
+
+
+def test_collectives_and_batch_norm_are_exact_adjoints(two_processes: dict[str, Tensor]) -> None:
+    for key, value in operations().items():
+        torch.testing.assert_close(two_processes[f"operations/{key}"], value, rtol=1e-12, atol=1e-12, msg=key)
+
+
+def test_alone_everything_is_the_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert distributed.setup("cpu") == torch.device("cpu")
+    assert (distributed.rank(), distributed.world_size()) == (0, 1)
+    x = torch.ones(3)
+    assert distributed.gather(x) is x
+    assert distributed.all_reduce(x) is x
+    model = nn.Sequential(nn.BatchNorm1d(3))
+    norm = model[0]
+    assert distributed.synchronise(model)[0] is norm  # type: ignore[index]
+    distributed.shutdown()
+
+
+def test_our_batch_norm_refuses_rows_without_channels() -> None:
+    with pytest.raises(ValueError, match="not shape"):
+        distributed.BatchNorm(3)(torch.ones(3))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
