@@ -165,6 +165,8 @@ def condition_number(eigenvalues: ArrayLike) -> float:
     it always is. The square of the rows' own condition number (Golub & Van Loan 2013, section 2.6.2).
     """
     values = _spectrum(eigenvalues)
+    if len(values) == 0 or not bool(values.isfinite().all()):
+        return math.nan
     largest, smallest = float(values.max()), float(values.min())
     return math.nan if largest == 0 else largest / smallest if smallest > 0 else math.inf
 
@@ -201,7 +203,10 @@ def log_spectrum(rows: ArrayLike) -> Tensor:
     z = unit(as_rows(rows, dtype=torch.float64))
     if len(z) < 2:
         raise ValueError("rows: expected at least 2")
-    spectrum: Tensor = torch.linalg.svdvals(z.T.cov().reshape(z.shape[1], -1))
+    covariance = z.T.cov().reshape(z.shape[1], -1)
+    if not bool(covariance.isfinite().all()):
+        return torch.full((z.shape[1],), math.nan, dtype=torch.float64)
+    spectrum: Tensor = torch.linalg.svdvals(covariance)
     return spectrum.log()
 
 
@@ -221,6 +226,8 @@ def entropy_correction(eigenvalues: ArrayLike, rows: float, kurtosis: float = 1.
     p = _shares(_spectrum(eigenvalues))
     if p is None:
         return 0.0
+    if bool(p.isnan().any()):
+        return math.nan
     p = p[p > 0]
     if len(p) < 2:
         return 0.0
@@ -243,9 +250,11 @@ def minimum_rows(eigenvalues: ArrayLike, kurtosis: float = 1.0) -> int:
     """The least n from which `Moments.effective_rank` speaks, for a law of these eigenvalues (d,); at least 64.
 
     Where the first-order correction falls to 15 %: 3.6 d for an isotropic law, far fewer for a spectrum that decays.
-    About, because the gate itself is evaluated at the sample's eigenvalues.
+    About, because the gate itself is evaluated at the sample's eigenvalues. ValueError where they are not finite.
     """
     bias = entropy_correction(eigenvalues, 1.0, kurtosis)
+    if not math.isfinite(bias):
+        raise ValueError("eigenvalues: expected finite values")
     return max(MINIMUM_ROWS_ENTROPY, 1 + math.ceil(bias / math.log1p(LARGEST_CORRECTION)))
 
 

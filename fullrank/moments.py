@@ -22,9 +22,10 @@ class Moments:
     """Count, sum, scatter and the fourth-order sums of rows around a fixed shift: float64, additive, order-free.
 
     `shift` (d,) is where differences are taken; None takes the mean of the first rows added. It changes no result,
-    only the rounding: each batch is multiplied in float32 (float64 rows in float64) around its own mean and moved to
-    the shift in float64, so that a mean 10^6 times the spread is harmless. Rows that hold NaN or infinity are counted
-    in `nonfinite` and left out. ValueError for a dimension below 1 or a shift of another width.
+    only the rounding: around a shift within the cloud, a mean 10^6 times the spread is harmless. Products are taken in
+    float64, at twice the price of float32: summed in float32, an empty direction reads 10^-7 of the largest eigenvalue,
+    and a law of one direction dozens. Rows that hold NaN or infinity are counted in `nonfinite` and left out.
+    ValueError for a dimension below 1 or a shift of another width.
     """
 
     def __init__(self, dimension: int, shift: ArrayLike | None = None) -> None:
@@ -52,16 +53,17 @@ class Moments:
         x = x if bool(finite.all()) else x[finite]
         if len(x) == 0:
             return self
-        centre = x.double().mean(0).to(x.dtype)
-        y = x - centre
-        squares = y.square().sum(1).double()
-        batch = Moments(self.dimension, centre)
-        batch.count = len(y)
-        batch.sum = y.double().sum(0)
-        batch.scatter = (y.T @ y).double()
-        batch.cubic = squares @ y.double()
-        batch.quartic = float(squares.square().sum())
-        return self.merge(batch)
+        x = x.double()
+        if self.shift is None:
+            self.shift = x.mean(0)
+        y = x - self.shift
+        squares = y.square().sum(1)
+        self.count += len(y)
+        self.sum += y.sum(0)
+        self.scatter.addmm_(y.T, y)
+        self.cubic += squares @ y
+        self.quartic += float(squares.square().sum())
+        return self
 
     def merge(self, other: "Moments") -> Self:
         """Add another's rows to these, whatever its shift. ValueError for another dimension."""

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -28,6 +29,36 @@ def test_ranks_of_a_known_spectrum():
     assert [measures.variance_dimensions(values, s) for s in (0.5, 0.75, 0.76, 1.0)] == [1, 2, 3, 3]
 
 
+ROWS = [measures.mean_cosine, measures.std_ratio, lambda rows: float(measures.log_spectrum(rows)[0])]
+
+
+@pytest.mark.parametrize("measure", ROWS)
+def test_measures_of_rows_ignore_scale_order_and_dtype_and_know_bad_input(measure):
+    rows = np.random.default_rng(0).normal(size=(40, 60)) + 0.3  # fewer rows than dimensions
+    assert math.isfinite(measure(rows))
+    assert measure(1e30 * rows[::-1]) == pytest.approx(measure(rows))
+    assert measure(torch.from_numpy(rows).half()) == pytest.approx(measure(rows), abs=2e-3)
+    assert math.isfinite(measure(rows + 1e6)) or measure(rows + 1e6) == -math.inf
+    for bad in (math.nan, math.inf):
+        broken = rows.copy()
+        broken[3, 5] = bad
+        assert math.isnan(measure(broken))
+    for wrong, message in ((rows[0], "two dimensions"), (rows.astype(np.int64), "floating dtype, got int64")):
+        with pytest.raises(ValueError, match=f"rows: expected .*{message}|rows: expected a {message}"):
+            measure(wrong)
+
+
+def test_measures_of_rows_that_do_not_vary():
+    for rows in (np.ones((50, 8)), np.zeros((50, 8))):
+        assert measures.std_ratio(rows) == pytest.approx(0.0, abs=1e-12)
+        assert float(measures.log_spectrum(rows)[0]) < -60
+    assert measures.mean_cosine(np.ones((50, 8))) == pytest.approx(1.0)
+    assert measures.mean_cosine(np.zeros((50, 8))) == 0.0
+    assert math.isnan(measures.std_ratio(np.ones((1, 8))))
+    with pytest.raises(ValueError, match="at least 2"):
+        measures.log_spectrum(np.ones((1, 8)))
+
+
 def test_entropy_of_shares_not_of_squares():
     # 1/i spectrum of 512: the two measures that both get called effective rank.
     values = 1 / torch.arange(1, 513, dtype=torch.float64)
@@ -44,13 +75,39 @@ def test_ranks_ignore_scale_and_order_and_stay_within_bounds(values, scale):
         assert 1 - 1e-9 <= rank(values) <= len(values) + 1e-9
 
 
-@given(st.floats(0, 3), st.integers(3, 40))
-@settings(max_examples=30, deadline=None)
-def test_ranks_fall_as_trailing_dimensions_are_removed(decay, d):
-    values = torch.arange(1, d + 1, dtype=torch.float64) ** -decay
-    for rank in (measures.effective_rank, measures.participation_ratio, measures.stable_rank):
-        ranks = [rank(torch.where(torch.arange(d) < k, values, 0.0)) for k in range(1, d + 1)]
-        assert ranks == sorted(ranks)
+@given(spectra)
+@settings(max_examples=50, deadline=None)
+def test_ranks_fall_as_trailing_dimensions_are_removed(values):
+    values = sorted(values, reverse=True)
+    for rank in RANKS:
+        ranks = [rank(values[:k] + [0.0] * (len(values) - k)) for k in range(1, len(values) + 1)]
+        assert all(less <= more * (1 + 1e-9) for less, more in pairwise(ranks))
+
+
+@given(spectra, st.integers(0, 1000))
+@settings(max_examples=25, deadline=None)
+def test_ranks_are_those_of_the_matrix_however_it_is_turned(values, seed):
+    d = len(values)
+    turn = np.linalg.qr(np.random.default_rng(seed).standard_normal((d, d)))[0]
+    turned = np.linalg.eigvalsh(turn @ np.diag(values) @ turn.T)
+    for rank in (*RANKS, measures.condition_number, lambda v: measures.variance_dimensions(v, 0.9)):
+        assert rank(turned) == pytest.approx(rank(values), rel=1e-6)
+
+
+@given(spectra)
+@settings(max_examples=25, deadline=None)
+def test_ranks_are_what_their_definitions_say(values):
+    p = np.array(values) / np.sum(values)
+    sigma = np.sqrt(values) / np.sum(np.sqrt(values)) + 1e-7
+    naive = (np.exp(-(p * np.log(p)).sum()), 1 / (p**2).sum(), 1 / p.max(), np.exp(-(sigma * np.log(sigma)).sum()))
+    for rank, expected in zip(RANKS[:3], naive[:3], strict=True):
+        assert rank(values) == pytest.approx(expected)
+    assert measures.rankme(np.sqrt(values)) == pytest.approx(naive[3])
+    for share in (0.5, 0.9, 0.99):
+        cumulative = np.cumsum(sorted(p, reverse=True))
+        k = measures.variance_dimensions(values, share)
+        assert cumulative[k - 1] >= share - 1e-9
+        assert k == 1 or cumulative[k - 2] < share
 
 
 @pytest.mark.parametrize("rank", RANKS)
@@ -136,6 +193,18 @@ def test_log_spectrum_is_that_of_the_covariance():
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     expected = np.log(np.linalg.svd(np.cov(unit, rowvar=False))[1])
     np.testing.assert_allclose(measures.log_spectrum(rows).numpy(), expected)
+
+
+def test_what_has_no_answer_says_so():
+    broken = [math.nan, 1.0, 1.0]
+    assert math.isnan(measures.condition_number(broken))
+    assert measures.variance_dimensions(broken) == measures.variance_dimensions([0.0, 0.0]) == 0
+    assert math.isnan(measures.entropy_correction(broken, 100))
+    with pytest.raises(ValueError, match="eigenvalues: expected finite"):
+        measures.minimum_rows(broken)
+    for measure in (measures.condition_number, measures.alpha_req, measures.numerical_rank, measures.minimum_rows):
+        with pytest.raises(ValueError, match="spectrum: expected one dimension"):
+            measure([[1.0, 2.0]])
 
 
 @pytest.mark.parametrize("share", [0.0, 1.1, math.nan])

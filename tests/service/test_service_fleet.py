@@ -25,7 +25,9 @@ KEY = "a long secret"
 
 
 def run(*arguments: str) -> Result:
-    return CliRunner().invoke(app, ["fleet", *arguments], env={"FULLRANK_API_KEY": "", "COLUMNS": "160"}, terminal_width=160)
+    return CliRunner().invoke(
+        app, ["fleet", *arguments], env={"FULLRANK_API_KEY": "", "COLUMNS": "160"}, terminal_width=160
+    )
 
 
 @pytest.fixture(scope="module")
