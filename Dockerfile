@@ -19,9 +19,12 @@ COPY . /src
 RUN /venv/bin/pip install --no-deps --target /app /src && /venv/bin/pip uninstall --yes --quiet pip
 
 FROM python:${PYTHON}
-RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin fullrank
+# /state is for FULLRANK_STATE_DIR: a volume mounted there takes this owner.
+RUN useradd --system --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin fullrank \
+ && install -d -o fullrank -g fullrank /state
 COPY --from=build /venv /venv
 COPY --from=build /app /app
+COPY deploy/demo /app/deploy/demo
 ENV PATH=/venv/bin:/app/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     FULLRANK_HOST=0.0.0.0 FULLRANK_PORT=8000
 USER 10001

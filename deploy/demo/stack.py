@@ -25,10 +25,15 @@ class StackError(RuntimeError):
     """A part is missing or did not come up; the message says which, and what to do."""
 
 
-def call(url: str, body: Any = None, *, accept: str = "application/json", timeout: float = 10.0) -> bytes:
+def call(
+    url: str, body: Any = None, *, accept: str = "application/json", timeout: float = 10.0, key: str = ""
+) -> bytes:
     """GET, or POST `body` as JSON. Raises OSError when there is no answer and StackError when it is an error."""
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json", "Accept": accept})
+    headers = {"Content-Type": "application/json", "Accept": accept} | (
+        {"Authorization": f"Bearer {key}"} if key else {}
+    )
+    request = urllib.request.Request(url, data, headers)
     try:
         with urllib.request.urlopen(request, timeout=timeout) as answer:
             content: bytes = answer.read()

@@ -20,10 +20,10 @@ def encoded(images: Tensor) -> list[str]:
 class Traffic(threading.Thread):
     """Sends `pictures` (base64) over and over, `rate` a second in requests of `batch`, until closed."""
 
-    def __init__(self, url: str, pictures: Sequence[str], rate: float, batch: int = 16) -> None:
+    def __init__(self, url: str, pictures: Sequence[str], rate: float, batch: int = 16, key: str = "") -> None:
         super().__init__(name="traffic", daemon=True)
         self.answered = self.failed = 0
-        self._url, self._pictures, self._batch = url, pictures, batch
+        self._url, self._pictures, self._batch, self._key = url, pictures, batch, key
         self._period = batch / rate
         self._stop_asked = threading.Event()
 
@@ -41,7 +41,8 @@ class Traffic(threading.Thread):
         while not self._stop_asked.wait(max(0.0, due - time.monotonic())):
             chosen = [self._pictures[(position + i) % len(self._pictures)] for i in range(self._batch)]
             try:
-                call(f"{self._url}/embed", {"images": chosen}, accept="application/octet-stream", timeout=30)
+                body, form = {"images": chosen}, "application/octet-stream"
+                call(f"{self._url}/embed", body, accept=form, timeout=30, key=self._key)
                 self.answered += self._batch
             except (OSError, StackError):
                 self.failed += self._batch

@@ -1,0 +1,1 @@
+"""Dashboards and alerting for Grafana, written by program."""
