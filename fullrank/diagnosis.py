@@ -238,7 +238,12 @@ class _Reading:
         return Verdict(
             "dimensional_collapse",
             f"directions {worst.first} to {worst.last} hold {worst.ratio.estimate:.2f} of their reference variance "
-            f"(at most {worst.ratio.upper:.2f}) {self.n}: a subspace is gone",
+            f"(at most {worst.ratio.upper:.2f}) {self.n}: "
+            + (
+                "all directions have shrunk"
+                if self.below(window.head, "head_energy_ratio_low")
+                else "a subspace is gone"
+            ),
         )
 
     def _deviation(self) -> Verdict | None:
