@@ -8,7 +8,7 @@ PORT    ?= 8000
 ENCODER ?= models/pretrained/fashion-directclr
 BIN     := .venv/bin
 
-.PHONY: serve test soak demo compose-test bench lint clean
+.PHONY: openapi serve test soak demo e2e compose-test bench lint clean
 
 serve: .venv/serve
 	$(BIN)/fullrank serve --encoder $(ENCODER) --host $(HOST) --port $(PORT)
@@ -24,6 +24,9 @@ lint: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+openapi: .venv/serve
+	$(BIN)/python -m service.openapi
 
 demo: .venv/serve
 	$(BIN)/python -m deploy.demo

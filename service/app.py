@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from fullrank.exposition import SpectrumCollector
-from service import errors, logs
+from service import errors, logs, openapi
 from service.core import Service
 from service.metrics import Metrics
 from service.middleware import Edge
@@ -68,6 +68,7 @@ def create_app(
         summary="Image embeddings that say when they collapse.",
         lifespan=lifespan,
     )
+        generate_unique_id_function=openapi.operation_id,
     app.state.service = service
     app.add_middleware(Edge, service=service, tracing=tracing)
     if settings.cors_origins:  # outermost, so that a browser may read every refusal too
@@ -83,6 +84,7 @@ def create_app(
         app.include_router(module.router)
     return app
 
+    app.openapi = functools.partial(openapi.document, app)  # type: ignore[method-assign]
 
 class Server(uvicorn.Server):
     """uvicorn, but SIGTERM first turns readiness off and, after `drain_seconds`, ends listening.

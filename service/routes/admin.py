@@ -1,25 +1,26 @@
 """POST /admin/encoders: put another encoder in service without stopping."""
 
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.access import Trust, service_of
 from service.routes import operations
-from service.routes.schemas import ErrorBody
+from service.routes.schemas import KEY, SWAP_RESPONSES
 
 router = APIRouter(tags=["administration"], dependencies=[Trust])
 
 
 class SwapBody(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"example": {"name": "fashion-directclr", "gate": "enforce"}}
+    )
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
         description="An encoder's folder under FULLRANK_ENCODERS_DIR; a name, never a path.",
-        examples=["fashion-byol"],
     )
     gate: Literal["enforce", "warn", "off"] | None = Field(
         None,
@@ -64,16 +65,7 @@ class Swapped(BaseModel):
     judgement: Judged | None
 
 
-FAILURES: dict[int | str, dict[str, Any]] = {
-    401: {"model": ErrorBody, "description": "A key is needed."},
-    403: {"model": ErrorBody, "description": "Loopback only."},
-    404: {"model": ErrorBody, "description": "No such encoder."},
-    409: {"model": ErrorBody, "description": "Refused as collapsed, or another swap is going on."},
-    422: {"model": ErrorBody, "description": "Not a name, or an artifact that cannot be trusted."},
-}
-
-
-@router.post("/admin/encoders", responses=FAILURES)
+@router.post("/admin/encoders", responses=SWAP_RESPONSES, openapi_extra=KEY)
 async def swap(body: SwapBody, request: Request) -> Swapped:
     """Load, warm up and judge an encoder, then serve it with a fresh monitor. On any refusal the old one stays."""
     service = service_of(request)

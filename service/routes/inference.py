@@ -9,11 +9,11 @@ in JSON, as they are in a binary tail) or `pixels` (UINT8, shape [n, 1 or 3, hei
 import math
 import struct
 import time
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import orjson
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
@@ -31,8 +31,7 @@ from service.version import VERSION
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])
 LENGTH = "Inference-Header-Content-Length"
 INPUTS = {"images": "BYTES", "pixels": "UINT8"}
-Name = Annotated[str, Path(examples=["fashion-directclr"], description="An encoder in service.")]
-Version = Annotated[str, Path(examples=["7b4d5acfe760"], description="Its revision.")]
+NAMED, VERSIONED = ("name",), ("name", "version")
 
 
 class InputParameters(BaseModel):
@@ -133,11 +132,19 @@ async def ready(request: Request) -> dict[str, bool]:
     return {"ready": True}
 
 
-@router.get("/models/{name}", responses=schemas.example(METADATA) | schemas.UNKNOWN)
-@router.get("/models/{name}/versions/{version}", responses=schemas.example(METADATA) | schemas.UNKNOWN)
-async def model_metadata(request: Request, name: Name, version: Version | None = None) -> ModelMetadata:
+@router.get(
+    "/models/{name}",
+    responses=schemas.example(METADATA) | schemas.UNKNOWN,
+    openapi_extra=schemas.in_path(*NAMED),
+)
+@router.get(
+    "/models/{name}/versions/{version}",
+    responses=schemas.example(METADATA) | schemas.UNKNOWN,
+    openapi_extra=schemas.in_path(*VERSIONED),
+)
+async def model_metadata(request: Request) -> ModelMetadata:
     """The tensors of an encoder in service."""
-    card = service_of(request).served(identity(name, version)).artifact.card
+    card = service_of(request).served(model_of(request)).artifact.card
     return ModelMetadata(
         name=card.name,
         versions=[card.revision],
@@ -153,32 +160,41 @@ async def model_metadata(request: Request, name: Name, version: Version | None =
 READY = {"name": "fashion-directclr", "ready": True}
 
 
-@router.get("/models/{name}/ready", responses=schemas.example(READY) | schemas.UNKNOWN)
-@router.get("/models/{name}/versions/{version}/ready", responses=schemas.example(READY) | schemas.UNKNOWN)
-async def model_ready(request: Request, name: Name, version: Version | None = None) -> dict[str, Any]:
+@router.get(
+    "/models/{name}/ready",
+    responses=schemas.example(READY) | schemas.UNKNOWN,
+    openapi_extra=schemas.in_path(*NAMED),
+)
+@router.get(
+    "/models/{name}/versions/{version}/ready",
+    responses=schemas.example(READY) | schemas.UNKNOWN,
+    openapi_extra=schemas.in_path(*VERSIONED),
+)
+async def model_ready(request: Request) -> dict[str, Any]:
     """Whether this encoder can infer."""
     await ready(request)
-    return {"name": service_of(request).served(identity(name, version)).name, "ready": True}
+    return {"name": service_of(request).served(model_of(request)).name, "ready": True}
 
 
 INFER: dict[str, Any] = {
     "dependencies": [Key],
-    "openapi_extra": schemas.infer_body(Inference),
     "responses": schemas.INFER_RESPONSES,
     "response_class": Response,
 }
 
 
-@router.post("/models/{name}/infer", **INFER)
-@router.post("/models/{name}/versions/{version}/infer", **INFER)
-async def infer(request: Request, name: Name, version: Version | None = None) -> Response:
+@router.post("/models/{name}/infer", openapi_extra=schemas.infer_body(Inference, *NAMED), **INFER)
+@router.post(
+    "/models/{name}/versions/{version}/infer", openapi_extra=schemas.infer_body(Inference, *VERSIONED), **INFER
+)
+async def infer(request: Request) -> Response:
     """Embed `images` (BYTES) or `pixels` (UINT8); `embeddings` (FP32, [n, d]) come back as JSON or in a binary tail.
 
     With a tail, the header Inference-Header-Content-Length is the length of the JSON before it, in both directions.
     """
     service = service_of(request)
     started, deadline = time.monotonic(), deadline_of(request, service.settings.request_timeout)
-    service.served(model := identity(name, version))  # a stranger's body is not read
+    service.served(model := model_of(request))  # a stranger's body is not read
     body = await read_by(deadline, request.body())
     asked, tail = split(body, request.headers.get(LENGTH))
     if asked.parameters.timeout:
@@ -187,9 +203,9 @@ async def infer(request: Request, name: Name, version: Version | None = None) ->
     return answered(answer, asked)
 
 
-def identity(name: str, version: str | None) -> str:
+def model_of(request: Request) -> str:
     """The model that a path names, as Service.served takes it."""
-    return name if version is None else f"{name}@{version}"
+    return "@".join(request.path_params[part] for part in VERSIONED if part in request.path_params)
 
 
 def split(body: bytes, length: str | None) -> tuple[Inference, bytes]:

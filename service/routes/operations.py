@@ -14,6 +14,7 @@ import service.page
 from service.access import service_of
 from service.core import Served, retry
 from service.errors import Problem
+from service.routes import schemas
 from service.version import VERSION
 
 router = APIRouter(tags=["operations"])
@@ -31,13 +32,13 @@ def as_json(value: Any) -> Response:
     return Response(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
 
 
-@router.get("/healthz")
+@router.get("/healthz", responses=schemas.example({"status": "alive"}))
 async def healthz() -> dict[str, str]:
     """Alive: the event loop answers."""
     return {"status": "alive"}
 
 
-@router.get("/readyz")
+@router.get("/readyz", responses=schemas.example({"status": "ready"} | schemas.ENCODER) | schemas.failures(503))
 async def readyz(request: Request) -> dict[str, str]:
     """Ready: weights loaded, warmed, canary passed, not draining. 503 with the reason otherwise."""
     current = service_of(request)
@@ -47,14 +48,14 @@ async def readyz(request: Request) -> dict[str, str]:
     return {"status": "ready", "model": current.current.name, "revision": current.current.revision}
 
 
-@router.get("/metrics", response_class=Response)
+@router.get("/metrics", response_class=Response, responses=schemas.METRICS_RESPONSES)
 def metrics(request: Request) -> Response:
     """Prometheus or OpenMetrics text, as Accept asks. On a worker thread: writing text must not delay requests."""
     encoder, media = choose_encoder(request.headers.get("accept", ""))
     return Response(encoder(service_of(request).metrics.registry), headers={"Content-Type": media})
 
 
-@router.get("/info", response_class=Response)
+@router.get("/info", response_class=Response, responses=schemas.INFO_RESPONSES)
 async def info(request: Request) -> Response:
     """The encoder in service, the limits that hold and the versions that run."""
     current = service_of(request)

@@ -129,11 +129,23 @@ def example(value: Any, media: str = "application/json") -> Responses:
     return {200: {"content": {media: {"example": value}}}}
 
 
+def loose(value: dict[str, Any]) -> Responses:
+    """A 200 whose JSON object has at least this example's fields."""
+    schema = {"type": "object", "required": list(value)}
+    return {200: {"content": {"application/json": {"schema": schema, "example": value}}}}
+
+
+REFERENCE = "#/components/schemas/{model}"
+BODIES: list[type[BaseModel]] = []  # openapi.py adds them to the document
+
+
 def body(model: type[BaseModel], value: Any) -> dict[str, Any]:
-    """A required JSON body, and one that works."""
-    return {"application/json": {"schema": model.model_json_schema(), "example": value}}
+    """A JSON body, and one that works."""
+    BODIES.append(model)
+    return {"application/json": {"schema": {"$ref": REFERENCE.format(model=model.__name__)}, "example": value}}
 
 
+KEY = {"security": [{"key": []}, {}]}  # none is needed where none is set
 _FLAGS: dict[str, Any] = {
     "normalize": {"type": "boolean", "default": True},
     "encoding_format": {"type": "string", "enum": ["float", "base64"], "default": "float"},
@@ -154,7 +166,7 @@ _FILES = {
     "additionalProperties": False,
 }
 
-EMBED_BODY: dict[str, Any] = {
+EMBED_BODY: dict[str, Any] = KEY | {
     "parameters": [{"name": name, "in": "query", "schema": schema} for name, schema in _FLAGS.items()] + [_TIMEOUT],
     "requestBody": {
         "required": True,
@@ -177,10 +189,10 @@ EMBED_RESPONSES: Responses = {
             "application/octet-stream": _BINARY,
         },
     },
-    **failures(406, *EMBEDDING),
+    **failures(404, 406, *EMBEDDING),
 }
 
-OPENAI_BODY: dict[str, Any] = {
+OPENAI_BODY: dict[str, Any] = KEY | {
     "parameters": [_TIMEOUT],
     "requestBody": {
         "required": True,
@@ -199,7 +211,18 @@ OPENAI_RESPONSES: Responses = {
 }
 
 
-def infer_body(model: type[BaseModel]) -> dict[str, Any]:
+def in_path(*names: str) -> dict[str, Any]:
+    """Parameters that the path holds: the name of an encoder in service, and its revision."""
+    described = {"name": "An encoder in service.", "version": "Its revision."}
+    return {
+        "parameters": [
+            {"name": name, "in": "path", "required": True, "description": described[name], "schema": {"type": "string"}}
+            for name in names
+        ]
+    }
+
+
+def infer_body(model: type[BaseModel], *names: str) -> dict[str, Any]:
     """JSON alone, or JSON and a binary tail."""
     tensor = {"name": "images", "datatype": "BYTES", "shape": [1], "data": [IMAGE]}
     tail = {
@@ -209,7 +232,10 @@ def infer_body(model: type[BaseModel]) -> dict[str, Any]:
         "schema": {"type": "integer", "minimum": 0},
     }
     content = body(model, {"id": "7", "inputs": [tensor]}) | {"application/octet-stream": _BINARY}
-    return {"parameters": [_TIMEOUT, tail], "requestBody": {"required": True, "content": content}}
+    return KEY | {
+        "parameters": [*in_path(*names)["parameters"], _TIMEOUT, tail],
+        "requestBody": {"required": True, "content": content},
+    }
 
 
 _INFERRED = {
@@ -226,9 +252,9 @@ INFER_RESPONSES: Responses = {
     **failures(404, *EMBEDDING, shape=ProtocolError),
 }
 UNREADY = failures(503, shape=ProtocolError)
-UNKNOWN = failures(404, 422, 503, shape=ProtocolError)
+UNKNOWN = failures(404, 503, shape=ProtocolError)
 
-OBSERVE_BODY: dict[str, Any] = {
+OBSERVE_BODY: dict[str, Any] = KEY | {
     "parameters": [{"name": "model", "in": "query", "schema": {"type": "string"}, "description": "With a .npy body."}],
     "requestBody": {
         "required": True,
@@ -248,4 +274,92 @@ OBSERVE_BODY: dict[str, Any] = {
         },
     },
 }
-ERRORS = failures(*FAILURES)
+OBSERVE_RESPONSES: Responses = {
+    202: {"content": {"application/json": {"example": {"model": "their-encoder", "rows": 2, "dimension": 3}}}},
+    **failures(400, 401, 403, 409, 413, 415, 422),
+}
+METRICS = """# TYPE fullrank_effective_rank gauge
+fullrank_effective_rank{model="fashion-directclr",revision="7b4d5acfe760",window="5m"} 37.1
+"""
+METRICS_RESPONSES: Responses = {
+    200: {
+        "content": {
+            "text/plain": {"schema": {"type": "string"}, "example": METRICS},
+            "application/openmetrics-text": {"schema": {"type": "string"}},
+        }
+    }
+}
+MOMENTS_RESPONSES: Responses = {
+    200: {"content": {"application/octet-stream": _BINARY}},
+    **failures(401, 403, 404, 422, 503),
+}
+SPECTRUM_RESPONSES: Responses = {
+    **loose(
+        ENCODER
+        | {
+            "compared_with": ENCODER,
+            "timestamp": 1795320580.72,
+            "dimension": 256,
+            "verdict": {"state": "healthy", "reason": "the spectrum is as the reference's"},
+            "windows": {
+                "300": {
+                    "seconds": 300.0,
+                    "rows": 2048,
+                    "effective_rank": 37.1,
+                    "participation_ratio": {"lower": 18.2, "estimate": 19.6, "upper": 21.0},
+                    "total_variance": 0.42,
+                }
+            },
+            "thresholds": {"effective_rank": 26.3, "canary_cosine": 0.99},
+            "canary": {"cosine_min": 1.0, "participation_ratio": 20.3},
+        }
+    ),
+    **failures(404, 422, 503),
+}
+INFO_RESPONSES: Responses = {
+    **loose(
+        {
+            "version": "0.1.0",
+            "encoder": {
+                "name": ENCODER["model"],
+                "revision": ENCODER["revision"],
+                "dimension": 256,
+                "preprocessing": {"size": 28, "resize": "stretch", "channels": 1, "mean": [0.286], "std": [0.353]},
+            },
+            "encoders": [ENCODER],
+            "compared_with": ENCODER,
+            "limits": {
+                "max_batch": 32,
+                "max_pending_images": 512,
+                "max_images_per_request": 128,
+                "max_body_bytes": 33554432,
+                "max_pixels": 50000000,
+                "request_timeout": 30.0,
+            },
+            "engine": {"device": "cpu", "dtype": "float32", "threads": 1},
+            "monitor": {"enabled": True, "windows": [300.0, 3600.0], "block_rows": 256},
+            "versions": {"python": "3.11.7", "torch": "2.13.0"},
+        }
+    ),
+    **failures(503),
+}
+FIGURES = {
+    "rows": 256,
+    "dimension": 256,
+    "participation_ratio": 20.3,
+    "effective_rank": 38.0,
+    "total_variance": 0.42,
+    "dead_fraction": 0.1,
+}
+SWAP_RESPONSES: Responses = {
+    **example(
+        {
+            "served": ENCODER,
+            "previous": ENCODER,
+            "compared_with": ENCODER,
+            "judgement": {"passed": True, "reason": "as spread out as before", "candidate": FIGURES}
+            | {"incumbent": FIGURES},
+        }
+    ),
+    **failures(400, 401, 403, 404, 409, 413, 415, 422, 503),
+}

@@ -18,7 +18,7 @@ from service.access import Trust, service_of
 from service.core import Service
 from service.errors import Problem
 from service.payload import JSON, NPY
-from service.routes.schemas import ERRORS, OBSERVE_BODY
+from service.routes import schemas
 from service.sidecar import REVISION
 
 router = APIRouter(tags=["statistics"])
@@ -27,7 +27,7 @@ MAX_DIMENSION = 2048  # a monitor holds some dozens of d x d matrices
 Model = Annotated[str | None, Query(description="A model known from POST /observe; without it, the served encoder.")]
 
 
-@router.get("/spectrum", response_class=Response)
+@router.get("/spectrum", response_class=Response, responses=schemas.SPECTRUM_RESPONSES)
 async def spectrum(request: Request, model: Model = None) -> Response:
     """The last snapshot of recent traffic, the reference it is compared with, and the verdict. null: not known."""
     identity, monitor = _monitored(service_of(request), model)
@@ -37,7 +37,13 @@ async def spectrum(request: Request, model: Model = None) -> Response:
     return Response(orjson.dumps(identity | snapshot), media_type=JSON)
 
 
-@router.get("/moments", response_class=Response, dependencies=[Trust], responses={403: ERRORS[401]})
+@router.get(
+    "/moments",
+    response_class=Response,
+    dependencies=[Trust],
+    openapi_extra=schemas.KEY,
+    responses=schemas.MOMENTS_RESPONSES,
+)
 async def moments(request: Request, window: float | None = None, model: Model = None) -> Response:
     """Exact moments of a window's unit-norm rows (default: the longest), as safetensors of float64.
 
@@ -60,8 +66,8 @@ async def moments(request: Request, window: float | None = None, model: Model = 
     status_code=202,
     response_class=Response,
     dependencies=[Trust],
-    openapi_extra=OBSERVE_BODY,
-    responses={code: ERRORS[code] for code in (400, 401, 413, 415, 422)},
+    openapi_extra=schemas.OBSERVE_BODY,
+    responses=schemas.OBSERVE_RESPONSES,
 )
 async def observe(request: Request) -> Response:
     """Watch embeddings made elsewhere: JSON {"model", "rows"}, or a .npy file of (n, d) floats with ?model=NAME.
