@@ -31,6 +31,9 @@ openapi: .venv/serve
 demo: .venv/serve
 	$(BIN)/python -m deploy.demo
 
+e2e: .venv/dev
+	$(BIN)/python -m deploy.e2e
+
 compose-test: .venv/serve
 	$(BIN)/python -m deploy.compose_test
 
