@@ -1,4 +1,4 @@
-"""Every PromQL we ship, against a real Prometheus that scraped a real service under traffic."""
+"""Every PromQL we ship, against a real Prometheus that scraped a real service under traffic and a run's exposition."""
 
 import json
 import math
@@ -8,34 +8,62 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 # The service reads six seconds as if they were five minutes, so that the test need not wait.
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 WINDOWS = {"6s": "5m", "1m": "1h"}
-STAND_INS = {"$__rate_interval": "30s", "$instance": ".*"}
+STAND_INS = {"$__rate_interval": "30s", "$instance": ".*", "$model": ".*", "$run": ".*"}
+RUN = {
+    "epoch": 3,
+    "loss": 5.1,
+    "knn": 0.81,
+    "learning_rate": 0.01,
+    "views_per_second": 900,
+    "representation": {"effective_rank": 21.0, "participation_ratio": 9.0, "total_variance": 0.4},
+    "projection": {"effective_rank": 11.0, "participation_ratio": 5.0, "total_variance": 0.9},
+}
 
 
 @pytest.fixture(scope="module")
 def scraped(
     tool: Callable[[str], str], small_artifact: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Any]:
-    """The Prometheus, once it holds statistics of traffic."""
-    from deploy.demo.stack import prometheus, service, wait
+    """The Prometheus, once it holds statistics of traffic and of a training run."""
+    from deploy.demo.stack import free_port, prometheus, service, wait
     from deploy.demo.traffic import Traffic, encoded
+    from models.artifact import load, save
     from training.data import SAMPLE, read_fashion_mnist
+    from training.export import with_reference
+    from training.watch import prometheus as training_metrics
 
     tool("prometheus")
     folder = tmp_path_factory.mktemp("live")
-    pictures = encoded(read_fashion_mnist(SAMPLE, "test").images)
+    train, test = (read_fashion_mnist(SAMPLE, split).images for split in ("train", "test"))
+    pictures = encoded(test)
+    # Thresholds of the mean, of the inputs and of the evidence come with a calibrated reference: 1024 images or more.
+    artifact = with_reference(load(small_artifact), train[:400], torch.cat([train[400:], test]), train[:64], "MIT")
+    save(artifact, folder / "small")
+    port = free_port()
+    training_metrics(port, "fashion-directclr", 6)(RUN)
     with (
-        service(folder, encoder=small_artifact, windows="6,60", block_rows=32, threads=1) as url,
-        prometheus(folder, [url.removeprefix("http://")], windows=WINDOWS) as server,
+        service(folder, encoder=folder / "small", windows="6,60", block_rows=32, threads=1) as url,
+        prometheus(folder, [url.removeprefix("http://"), f"127.0.0.1:{port}"], windows=WINDOWS) as server,
         Traffic(url, pictures, rate=100),
     ):
-        judged = 'fullrank_verdict{state="insufficient_data"} == 0 and on () fullrank_effective_rank{window="5m"} > 0'
-        for needed in (judged, "rate(fullrank_images_total[30s]) > 0"):
-            assert wait(lambda needed=needed: bool(server.query(needed)), 40), server.query("fullrank_window_rows")
+        needed = [
+            'fullrank_verdict{state="insufficient_data"} == 0 and on () fullrank_effective_rank{window="5m"} > 0',
+            "fullrank_training_epoch == 3",
+            *rules(DEPLOY)["record"],
+        ]
+        for expression in needed:
+            assert wait(lambda expression=expression: known(server.query(expression)), 60), expression
         yield server
+
+
+def known(series: list[tuple[dict[str, str], float]]) -> bool:
+    return any(math.isfinite(value) for _, value in series)
 
 
 def concrete(expression: str) -> str:
@@ -46,57 +74,75 @@ def concrete(expression: str) -> str:
 
 def panels(deploy: Path) -> dict[str, str]:
     """where -> PromQL, of every panel."""
-    dashboards = [json.loads(file.read_text()) for file in (deploy / "grafana" / "dashboards").glob("*.json")]
-    everything = [panel for dashboard in dashboards for panel in dashboard["panels"]]
-    return {f"{p['title']} {t['refId']}": concrete(t["expr"]) for p in everything for t in p.get("targets", [])}
+    files = (deploy / "grafana" / "dashboards").glob("*.json")
+    return {
+        f"{file.stem}: {panel['title']} {target['refId']}": concrete(target["expr"])
+        for file in files
+        for panel in json.loads(file.read_text())["panels"]
+        for target in panel.get("targets", [])
+    }
 
 
-def rules(deploy: Path) -> dict[str, str]:
-    """where -> PromQL, of every Prometheus rule and Grafana alert."""
-    found: dict[str, str] = {}
-    for file in (deploy / "prometheus" / "rules").glob("*.yml"):
-        groups = yaml.safe_load(file.read_text())["groups"]
-        found |= {rule["alert"]: rule["expr"] for group in groups for rule in group["rules"]}
-    for file in (deploy / "grafana" / "provisioning" / "alerting").glob("*.yml"):
-        queries = [
-            data["model"]
-            for group in yaml.safe_load(file.read_text())["groups"]
-            for rule in group["rules"]
-            for data in rule["data"]
-        ]
-        found |= {f"{file.name} {query['refId']}": query["expr"] for query in queries if "expr" in query}
-    return found
+def rules(deploy: Path) -> dict[str, dict[str, str]]:
+    """kind -> name -> PromQL, of every recording rule, alert and Grafana alert."""
+    files = sorted((deploy / "prometheus" / "rules").glob("*.yml"))
+    shipped = [
+        rule for file in files for group in yaml.safe_load(file.read_text())["groups"] for rule in group["rules"]
+    ]
+    grafana = yaml.safe_load((deploy / "grafana" / "provisioning" / "alerting" / "rules.yml").read_text())["groups"]
+    return {
+        "record": {rule["record"]: rule["expr"] for rule in shipped if "record" in rule},
+        "alert": {f"{r['alert']} {r['labels']['severity']}": r["expr"] for r in shipped if "alert" in r},
+        "grafana": {rule["title"]: rule["data"][0]["model"]["expr"] for group in grafana for rule in group["rules"]},
+    }
 
 
-def test_the_service_is_scraped(scraped: Any) -> None:
-    assert [value for _, value in scraped.query('up{job="fullrank"}')] == [1.0]
+def test_the_service_and_the_run_are_scraped(scraped: Any) -> None:
+    assert [value for _, value in scraped.query('up{job="fullrank"}')] == [1.0, 1.0]
 
 
 def test_every_panel_shows_something(scraped: Any, deploy: Path) -> None:
     answers = {where: scraped.query(expression) for where, expression in panels(deploy).items()}
-    assert answers
-    empty = [where for where, series in answers.items() if not any(math.isfinite(value) for _, value in series)]
-    assert empty == []
+    assert len({where.partition(":")[0] for where in answers}) == 3
+    empty = [where for where, series in answers.items() if not known(series)]
+    assert empty == [], empty
 
 
-def test_every_series_that_a_rule_reads_exists(scraped: Any, deploy: Path) -> None:
-    for where, expression in rules(deploy).items():
+def test_every_recorded_ratio_is_recorded(scraped: Any, deploy: Path) -> None:
+    names = rules(deploy)["record"]
+    assert len(names) > 20
+    assert [name for name in names if not known(scraped.query(name))] == []
+
+
+def test_counters_and_gauges_agree_on_the_rank(scraped: Any) -> None:
+    (_, counted), *_ = scraped.query("instance:fullrank_participation_ratio:rate1h")
+    (_, lower), *_ = scraped.query('fullrank_participation_ratio{window="1h",bound="lower"}')
+    (_, upper), *_ = scraped.query('fullrank_participation_ratio{window="1h",bound="upper"}')
+    assert 0.8 * lower < counted < 1.25 * upper
+
+
+@pytest.mark.parametrize("kind", ["alert", "grafana"])
+def test_every_series_that_an_alert_reads_exists(scraped: Any, deploy: Path, kind: str) -> None:
+    found = rules(deploy)[kind]
+    assert found
+    for where, expression in found.items():
         scraped.query(expression)  # raises where it is no PromQL
-        selectors = re.findall(r"\bfullrank_\w+(?:\{[^}]*\})?", expression)
+        selectors = re.findall(
+            r"\b(?:(?:job|instance|fullrank):fullrank_|fullrank[:_]|up\{)[\w:]*(?:\{?[^}\s]*\})?", expression
+        )
         assert selectors, where
         for selector in selectors:
             assert scraped.query(selector), f"{where}: {selector}"
 
 
 def test_the_annotations_queries_find_their_series(scraped: Any, deploy: Path) -> None:
-    ((labels, _),) = scraped.query('fullrank_verdict{state="healthy"}')
+    ((labels, _),) = scraped.query("fullrank_verdict == 1")
     text = "".join(file.read_text() for file in (deploy / "prometheus" / "rules").glob("*.yml"))
-    templates = re.findall(r"printf `(fullrank_\w+\{.*?\})`", text)
-    assert templates
-    for template in templates:
-        assert template.count("%s") == 3
-        selector = template % (labels["instance"], labels["model"], labels["revision"])
-        assert len(scraped.query(selector)) == 1, selector
+    templates = re.findall(r"printf `([^`]+\{.*?\}\)?)` ((?:\$labels\.\w+ )+)\| query", text)
+    assert len(templates) > 20
+    for template, names in templates:
+        wanted = tuple(labels[name.removeprefix("$labels.")] for name in names.split())
+        assert len(scraped.query(template % wanted)) == 1, template % wanted
 
 
 def test_nothing_pages_on_ordinary_traffic(scraped: Any) -> None:
