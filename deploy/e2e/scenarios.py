@@ -55,8 +55,13 @@ class World:
         for replica in replicas:
             if (done := replica.swap("fashion-directclr", "off"))[0] != 200:
                 raise StackError(f"could not go back to the healthy encoder: {done}")
-        if not wait(lambda: not self.prometheus.alerts(), 60, 0.5):
-            raise StackError(f"alerts are left: {[alert['labels'] for alert in self.prometheus.alerts()]}")
+        if not wait(lambda: not self.alerts(), 60, 0.5):
+            raise StackError(f"alerts are left: {self.alerts()}")
+
+    def alerts(self) -> dict[str, str]:
+        """name -> pending or firing, of those that somebody would be told of."""
+        alerts = (alert for alert in self.prometheus.alerts() if alert["labels"]["severity"] != "info")
+        return {alert["labels"]["alertname"]: alert["state"] for alert in alerts}
 
     def until_healthy(self, *replicas: Replica) -> None:
         """Wait for the verdict `healthy`, under traffic. Raises StackError."""
@@ -75,8 +80,7 @@ class World:
         mark = time.monotonic()
         wait(lambda: bool(self.webhook.since(mark)), within)
         if not (came := self.webhook.since(mark)):
-            states = {alert["labels"]["alertname"]: alert["state"] for alert in self.prometheus.alerts()}
-            return Seen(False, f"nothing within {within:.0f} s; Prometheus has {states or 'none'}", within)
+            return Seen(False, f"nothing within {within:.0f} s; Prometheus has {self.alerts() or 'none'}", within)
         took = came[0].at - mark
         time.sleep(linger)
         came = self.webhook.since(mark)
