@@ -1,14 +1,20 @@
 """POST /v1/embeddings in OpenAI's shape, errors included."""
 
 import base64
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 import numpy as np
+import openai
 import pytest
+from openai import OpenAI
 
 from service.core import Service
-from tests.service.conftest import DIMENSION, Start, as_json, encoded, pictures
+from service.settings import Settings
+from tests.service.conftest import DIMENSION, Start, as_json, encoded, held, pictures
+from tests.service.test_service_process import free_port, running
 
 pytestmark = pytest.mark.anyio
 IMAGES = [encoded(picture) for picture in pictures(3)]
@@ -68,3 +74,45 @@ async def test_a_key_is_asked_for_in_openais_shape(start: Start) -> None:
         assert refused.json()["error"]["type"] == "invalid_request_error"
         headers = {"authorization": "Bearer correct horse"}
         assert (await client.post("/v1/embeddings", json=body, headers=headers)).status_code == 200
+
+
+def test_the_official_client_works(settings: Callable[..., Settings]) -> None:
+    with running(
+        settings(port=free_port(), api_key="correct horse", max_pending_images=4, max_images_per_request=4)
+    ) as (
+        url,
+        server,
+    ):
+        headers = {"authorization": "Bearer correct horse"}
+        rows = httpx.post(url + "/embed", json=as_json(IMAGES), headers=headers).json()["embeddings"]
+        client = OpenAI(base_url=url + "/v1", api_key="correct horse", max_retries=0)
+        for encoding in ({}, {"encoding_format": "float"}, {"encoding_format": "base64"}):
+            answer = client.embeddings.create(model="alpha", input=TEXTS, **encoding)  # type: ignore[call-overload]
+            assert [item.index for item in answer.data] == [0, 1, 2]
+            values = [item.embedding for item in answer.data]
+            if encoding.get("encoding_format") == "base64":  # asked for by name, it is handed on as it came
+                values = [np.frombuffer(base64.b64decode(value), "<f4") for value in values]
+            np.testing.assert_allclose(values, rows, atol=1e-6)
+        one = client.embeddings.create(model="alpha", input=TEXTS[0], dimensions=DIMENSION, user="me")
+        np.testing.assert_allclose(one.data[0].embedding, rows[0], atol=1e-6)
+
+        with pytest.raises(openai.NotFoundError, match="no encoder 'gpt'") as unknown:
+            client.embeddings.create(model="gpt", input=TEXTS)
+        assert (unknown.value.code, unknown.value.param) == ("model_not_found", "model")
+        with pytest.raises(openai.UnprocessableEntityError, match="at most 4 images"):
+            client.embeddings.create(model="alpha", input=TEXTS * 2)
+        with pytest.raises(openai.AuthenticationError, match="needs the service's key"):
+            client.with_options(api_key="wrong").embeddings.create(model="alpha", input=TEXTS)
+
+        with held(server.service.current) as hold:
+            filling = threading.Thread(
+                target=client.embeddings.create, kwargs={"model": "alpha", "input": [TEXTS[0]] * 4}
+            )
+            filling.start()
+            assert hold.entered.wait(10)
+            with pytest.raises(openai.RateLimitError, match="4 images are pending"):
+                client.embeddings.create(model="alpha", input=TEXTS)
+            threading.Timer(0.2, hold.release.set).start()
+            patient = client.with_options(max_retries=5)  # it honours Retry-After
+            assert len(patient.embeddings.create(model="alpha", input=TEXTS).data) == 3
+            filling.join()
