@@ -61,6 +61,7 @@ class Detector:
         self._spread = (SPREAD_INFLATION * calibration.spread[0, used]).clamp(min=1e-3)
         self._tolerance = (TOLERANCE_DEVIATIONS * calibration.spread[-1, used]).clamp(min=LEAST_EFFECT)
         self.wealth = torch.zeros(2, len(used), dtype=torch.float64)  # log M of each side and statistic
+        self.most = math.log(LEVEL * self.wealth.numel()) + _CAP
         self._since = torch.full_like(self.wealth, math.nan)
         self._clear()
 
@@ -94,17 +95,17 @@ class Detector:
         self._since = torch.where(fresh, start, self._since)
         self.wealth = self.wealth.clamp(min=0) + self.evalues(statistics)
         # What lies far beyond the level would only delay the all-clear.
-        self.wealth.clamp_(max=math.log(LEVEL * self.wealth.numel()) + _CAP)
+        self.wealth.clamp_(max=self.most)
 
     def evalues(self, statistics: Tensor) -> Tensor:
-        """(2, s) logarithms of e-values of a block's statistics (s,), for too low and for too high.
+        """(2, ..., s) logarithms of e-values of blocks' statistics (..., s), for too low and for too high.
 
         The mean over stakes t of exp(t u - t^2/2), u the standardised distance beyond the tolerance: for u sub-Gaussian
         with mean at most 0 and variance at most 1 its expectation is at most 1. NaN, unknown, bets nothing.
         """
         distance = statistics - self._centre
         u = (torch.stack((-distance, distance)) - self._tolerance) / self._spread
-        stakes = torch.tensor(STAKES, dtype=torch.float64)[:, None, None]
+        stakes = torch.tensor(STAKES, dtype=torch.float64).view(-1, *[1] * u.ndim)
         logs = torch.logsumexp(stakes * u - stakes.square() / 2, 0) - math.log(len(STAKES))
         return logs.clamp(max=_CAP).nan_to_num(nan=0.0)
 

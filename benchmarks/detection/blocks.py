@@ -3,21 +3,21 @@
     python -m benchmarks.detection.blocks --blocks 1000000 --write docs/statistics.md
 
 Each block is 256 rows of the Fashion-MNIST test set drawn afresh by one of the laws of healthy traffic, a third of the
-blocks each, in unbroken streams. Two things can page: the sequential test, which is the library's own and is fed every
-block, and the verdict on the window of the last 24 blocks. The window's estimates are kept up to date in float32
-and compared with the thresholds block by block; an alarm needs the bound beyond the threshold, hence the estimate too,
-so where no estimate is, the verdict is healthy without being computed. Windows with an estimate beyond a threshold
-are handed to the library whole. The numerical rank is checked on every 24th window: disjoint, together all rows. Inputs
-and the canary are left out: they only change what an alarm is called.
+blocks each, in unbroken streams. Two things can page: the sequential test, whose bets are the library's and which sees
+every block, and the verdict on the window of the last 24 blocks. Each window's estimates, the participation ratio's by a
+lower bound, are compared with the thresholds; an alarm needs the jackknife bound beyond the threshold, hence the
+estimate too, so where no estimate is, the verdict is healthy without being computed. Windows with an estimate
+beyond a threshold are handed to the library whole. The numerical rank is checked on every 24th window: disjoint,
+together all rows. Inputs and the canary are left out: they only change what an alarm is called.
 """
 
 import argparse
 import math
 import time
-from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from scipy.stats import chi2
 from torch import Tensor
@@ -62,100 +62,111 @@ class Stream:
         self.reference, self.rows = reference, rows
         # In the reference's directions, about its mean: energies are then the diagonals of scatters.
         self.projected = (rows - reference.mean.float()) @ reference.basis.float()
-        self.detector = Detector(reference)
+        self.detector, self.checked = Detector(reference), Detector(reference)
         self.limit = thresholds(reference, WINDOW * BLOCK_ROWS)
         self.half = (len(reference.bands) + 1) // 2
         d = reference.dimension
-        self.scatters: deque[Tensor] = deque()
-        self.sums: deque[Tensor] = deque()
-        self.index: deque[Tensor] = deque()
-        self.total = torch.zeros(d, d, dtype=torch.float64)
-        self.total_sum = torch.zeros(d, dtype=torch.float64)
-        self.previous: Tensor | None = None
+        self.index = torch.zeros(0, BLOCK_ROWS, dtype=torch.int64)
+        self.scatters = torch.zeros(0, d, d)
+        self.means = torch.zeros(0, d, dtype=torch.float64)
         self.alarmed = False
         self.tally = Tally(law)
 
     def take(self, index: Tensor) -> None:
-        """Blocks of rows (c, 256) in order."""
+        """Blocks of rows (c, 256) in order. Kept from before: as many as a window reaches back."""
         blocks = self.projected[index]
         means = blocks.mean(1)
         centred = (blocks - means[:, None]) * math.sqrt(BLOCK_ROWS / (BLOCK_ROWS - 1))
-        scatters = torch.bmm(centred.transpose(1, 2), centred)
-        for i in range(len(index)):
-            self._step(index[i], scatters[i], means[i].double())
-
-    def _step(self, index: Tensor, scatter: Tensor, mean: Tensor) -> None:
-        tally, reference = self.tally, self.reference
-        energies = scatter.diagonal().double() / BLOCK_ROWS
-        named = {}
-        if self.previous is not None:
-            frobenius = float((scatter * self.previous).sum())
-            product = float(scatter.trace()) * float(self.previous.trace())
-            named["participation_ratio"] = math.log(product / frobenius / reference.participation_ratio)
-        self.previous = scatter
-        # The mean's distance is the same in any orthonormal basis.
-        statistics = columns(reference, energies, mean @ reference.basis.T + reference.mean, BLOCK_ROWS, named)
-        self.detector.bet(statistics[self.detector.columns], float(tally.blocks))
-        evidence = self.detector.evidence
-        tally.peak = max(tally.peak, evidence.log10)
-        self._roll(index, scatter, mean)
-        tally.blocks += 1
-        wrong = len(self.scatters) == WINDOW and self._window()
-        tally.sequential += evidence.alarm
-        tally.window += wrong
-        tally.pages += (evidence.alarm or wrong) and not self.alarmed
-        self.alarmed = evidence.alarm or wrong
-
-    def _roll(self, index: Tensor, scatter: Tensor, mean: Tensor) -> None:
-        self.scatters.append(scatter)
-        self.sums.append(mean * BLOCK_ROWS)
-        self.index.append(index)
-        if len(self.scatters) > WINDOW:
-            self.total -= self.scatters.popleft() + _between(self.sums[0])
-            self.total_sum -= self.sums.popleft()
-            self.index.popleft()
-        self.total += scatter + _between(self.sums[-1])
-        self.total_sum += self.sums[-1]
-        if self.tally.blocks % 4096 == 0:  # against the drift of a running difference
-            self.total = torch.stack(list(self.scatters)).sum(0, dtype=torch.float64)
-            for total in self.sums:
-                self.total += _between(total)
-            self.total_sum = torch.stack(list(self.sums)).sum(0)
-
-    def _window(self) -> bool:
-        """Whether the verdict on the last 24 blocks is anything but healthy."""
-        tally, reference, limit = self.tally, self.reference, self.limit
-        n = WINDOW * BLOCK_ROWS
-        mean = self.total_sum / n
-        covariance = (self.total - n * torch.outer(mean, mean)) / (n - 1)
-        variance = float(covariance.trace())
-        participation = variance**2 / float(covariance.square().sum())
-        energies = torch.stack([scatter.diagonal() for scatter in self.scatters]).double().mean(0) / BLOCK_ROWS
-        sums = band_sums(energies, reference.bands)
-        ratios = sums / reference.band_energy
-        tail = ratios[self.half :]
-        head = float(sums[: self.half].sum() / reference.band_energy[: self.half].sum())
-        suspicious = (
-            variance < limit["total_variance"]
-            or participation < limit["participation_ratio"]
-            or head < limit["head_energy_ratio_low"]
-            or float(tail.max()) > limit["tail_energy_ratio_high"]
-            or float(tail.min()) < BAND_GONE
-            or float(tail[-1]) < limit["tail_energy_ratio_low"]
-            or (float(mean @ mean) - variance / n) / reference.total_variance > limit["mean_shift_ratio"]
+        before = len(self.index)
+        self.index = torch.cat((self.index, index))
+        self.means = torch.cat((self.means, means.double()))
+        self.scatters = torch.cat((self.scatters, torch.bmm(centred.transpose(1, 2), centred)))
+        flat = self.scatters.flatten(1)
+        products = (flat @ flat.T).double()  # of all pairs of blocks at hand
+        energies = self.scatters.diagonal(dim1=1, dim2=2).double() / BLOCK_ROWS
+        alarms = self._sequential(energies[before:], products, before)
+        wrong = self._windows(energies, products, before)
+        tally = self.tally
+        for alarm, other in zip(alarms, wrong, strict=True):
+            tally.pages += (alarm or other) and not self.alarmed
+            self.alarmed = alarm or other
+        tally.blocks += len(index)
+        tally.sequential += sum(alarms)
+        tally.window += sum(wrong)
+        self.index, self.means, self.scatters = (
+            kept[1 - WINDOW :].clone() for kept in (self.index, self.means, self.scatters)
         )
-        if tally.blocks % WINDOW == 0:
-            tally.ranks += 1
-            rank = numerical_rank(torch.linalg.eigvalsh(covariance.float()), reference.noise_floor)
-            suspicious |= rank < limit["numerical_rank"]
-        if not suspicious:
-            return False
-        tally.examined += 1
-        return self._verdict() != "healthy"
 
-    def _verdict(self) -> str:
+    def _sequential(self, energies: Tensor, products: Tensor, before: int) -> list[bool]:
+        """Whether the e-detector alarms at each block: `Detector.bet` for many, checked against it at the start."""
+        reference, detector = self.reference, self.detector
+        traces = products.new_tensor([float(s.trace()) for s in self.scatters])
+        ratio = traces[1:] * traces[:-1] / products.diagonal(1) / reference.participation_ratio
+        participation = torch.cat((torch.full((1,), math.nan, dtype=torch.float64), ratio.log()))[before:]
+        statistics = torch.stack(
+            [
+                # The mean's distance is the same in any orthonormal basis.
+                columns(reference, energy, mean + reference.mean, BLOCK_ROWS, {"participation_ratio": float(log)})
+                for energy, mean, log in zip(energies, self.means[before:], participation, strict=True)
+            ]
+        )[:, detector.columns]
+        evalues = detector.evalues(statistics).transpose(0, 1).numpy()
+        wealth, path = detector.wealth.numpy(), []
+        for evalue in evalues:
+            wealth = np.minimum(np.maximum(wealth, 0) + evalue, detector.most)
+            path.append(wealth)
+        detector.wealth = torch.from_numpy(wealth)
+        if self.tally.blocks == 0:
+            for row in statistics:
+                self.checked.bet(row, 0.0)
+            torch.testing.assert_close(self.checked.wealth, detector.wealth)
+        logs = np.logaddexp.reduce(np.stack(path).reshape(len(path), -1), 1) - math.log(wealth.size)
+        self.tally.peak = max(self.tally.peak, float(logs.max()) / math.log(10))
+        return [bool(alarm) for alarm in logs >= math.log(LEVEL)]
+
+    def _windows(self, energies: Tensor, products: Tensor, before: int) -> list[bool]:
+        """Whether the verdict on the window ending with each new block is anything but healthy."""
+        reference, limit, n = self.reference, self.limit, WINDOW * BLOCK_ROWS
+        first = max(0, before + 1 - WINDOW)
+        if len(self.index) - first < WINDOW:
+            return [False] * (len(self.index) - before)
+        sums = torch.stack([band_sums(energy, reference.bands) for energy in energies[first:]])
+        ratios = sums.unfold(0, WINDOW, 1).mean(2) / reference.band_energy
+        means = self.means[first:].unfold(0, WINDOW, 1)  # (w, d, 24)
+        mean = means.mean(2)
+        within = torch.stack(
+            [products[i : i + WINDOW, i : i + WINDOW].sum() for i in range(first, first + len(ratios))]
+        )
+        spread = means - mean[:, :, None]
+        between = (spread.transpose(1, 2) @ spread).square().sum((1, 2)) * BLOCK_ROWS**2
+        total = sums.sum(1).unfold(0, WINDOW, 1).mean(1) + spread.square().sum((1, 2)) / WINDOW
+        # The triangle inequality: the norm of the window's scatter is at most that within and that between blocks.
+        participation = (total * n / (within.sqrt() + between.sqrt())).square()
+        tail, head = ratios[:, self.half :], (ratios * reference.band_energy)[:, : self.half].sum(1)
+        suspicious = (
+            (total < limit["total_variance"])
+            | (participation < limit["participation_ratio"])
+            | (head / reference.band_energy[: self.half].sum() < limit["head_energy_ratio_low"])
+            | (tail.amax(1) > limit["tail_energy_ratio_high"])
+            | (tail.amin(1) < BAND_GONE)
+            | (tail[:, -1] < limit["tail_energy_ratio_low"])
+            | ((mean.square().sum(1) - total / n) / reference.total_variance > limit["mean_shift_ratio"])
+        )
+        for i in range(len(suspicious)):
+            if (self.tally.blocks + i) % WINDOW == 0:
+                self.tally.ranks += 1
+                # Without the part between blocks: it only adds.
+                scatter = self.scatters[first + i : first + i + WINDOW].sum(0) / n
+                suspicious[i] |= (
+                    numerical_rank(torch.linalg.eigvalsh(scatter), reference.noise_floor) < limit["numerical_rank"]
+                )
+        self.tally.examined += int(suspicious.sum())
+        wrong = [bool(odd) and self._verdict(first + i) != "healthy" for i, odd in enumerate(suspicious)]
+        return [False] * (len(self.index) - before - len(wrong)) + wrong
+
+    def _verdict(self, start: int) -> str:
         groups = []
-        for first in range(0, WINDOW, GROUP):
+        for first in range(start, start + WINDOW, GROUP):
             moments = Moments(self.reference.dimension, self.reference.mean)
             energies = torch.zeros(self.reference.dimension, dtype=torch.float64)
             for i in range(first, first + GROUP):
@@ -164,11 +175,6 @@ class Stream:
             groups.append(Block(0.0, 0.0, moments, energies, norm_histogram(torch.ones(GROUP * BLOCK_ROWS))))
         window = measure(300.0, groups, self.reference, self.reference.dimension)
         return diagnose({300.0: window}, self.reference).state
-
-
-def _between(total: Tensor) -> Tensor:
-    """What a block's sum of rows adds to the scatter about zero."""
-    return torch.outer(total, total) / BLOCK_ROWS
 
 
 def report(tallies: list[Tally], seconds: float) -> str:
