@@ -1,13 +1,27 @@
 """Readers on small files in the exact published formats, whole and damaged."""
 
+import hashlib
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from training.data import SAMPLE, DataError, read_cifar10, read_fashion_mnist
+from training.data import (
+    SAMPLE,
+    SOURCES,
+    DataError,
+    ImageSet,
+    cifar,
+    load_split,
+    read_cifar10,
+    read_cifar100,
+    read_fashion_mnist,
+    read_stl10,
+    stl10,
+)
 from training.data.idx import read_idx, write_idx
 
 
@@ -127,3 +141,87 @@ def test_a_cifar_label_out_of_range_is_damage(tmp_path: Path) -> None:
     path.write_bytes(b"\x63" + path.read_bytes()[1:])
     with pytest.raises(DataError, match=r"outside 0\.\.9"):
         read_cifar10(tmp_path, "test")
+
+
+def test_cifar100_has_a_coarse_label_before_its_fine_one(tmp_path: Path) -> None:
+    pixels, labels = cifar_rows(6, 0)
+    coarse, fine = np.zeros(6, np.uint8), np.array([10 * label + 9 for label in labels], np.uint8)
+    binary = np.concatenate([coarse[:, None], fine[:, None], pixels], axis=1)
+    (tmp_path / "cifar-100-binary").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "cifar-100-binary" / f"{split}.bin").write_bytes(binary.tobytes())
+    (tmp_path / "python").mkdir()
+    batch = {"data": pixels, "fine_labels": fine.tolist(), "coarse_labels": coarse.tolist()}
+    (tmp_path / "python" / "train").write_bytes(pickle.dumps(batch, protocol=2))
+    for found in (read_cifar100(tmp_path, "train"), read_cifar100(tmp_path / "python", "train")):
+        assert found.labels.tolist() == fine.tolist()
+        assert torch.equal(found.images.flatten(1), torch.from_numpy(pixels))
+    (tmp_path / "python" / "train").write_bytes(b"no pickle")
+    with pytest.raises(DataError, match="get cifar-100-binary"):
+        read_cifar100(tmp_path / "python", "train")
+
+
+def test_a_file_of_the_published_size_must_have_the_published_md5(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_cifar(tmp_path, "python")
+    monkeypatch.setitem(cifar.CIFAR10.published, "data_batch_2", (4, "0" * 32))
+    with pytest.raises(DataError, match=r"data_batch_2: its MD5 is .*, the published one 0000"):
+        read_cifar10(tmp_path, "train")
+    digest = hashlib.md5((tmp_path / "cifar-10-batches-py" / "data_batch_2").read_bytes()).hexdigest()
+    monkeypatch.setitem(cifar.CIFAR10.published, "data_batch_2", (4, digest))
+    assert len(read_cifar10(tmp_path, "train")) == 20
+
+
+def write_stl10(root: Path, n: int = 3) -> np.ndarray:
+    """As published: bytes, channel after channel, each column by column; labels from 1 to 10."""
+    pixels = np.random.default_rng(0).integers(0, 256, (n, 3, 96, 96), dtype=np.uint8)  # (image, channel, row, column)
+    (root / "stl10_binary").mkdir()
+    for name in ("train", "test", "unlabeled"):
+        (root / "stl10_binary" / f"{name}_X.bin").write_bytes(pixels.transpose(0, 1, 3, 2).tobytes())
+        (root / "stl10_binary" / f"{name}_y.bin").write_bytes(bytes([1, 10, 4][:n]))
+    return pixels
+
+
+def test_stl10_is_column_major_with_labels_from_one(tmp_path: Path) -> None:
+    pixels = write_stl10(tmp_path)
+    found = read_stl10(tmp_path, "test")
+    assert np.array_equal(found.images.numpy(), pixels)
+    assert found.labels.tolist() == [0, 9, 3]
+    assert read_stl10(tmp_path, "unlabelled").labels.tolist() == [-1, -1, -1]
+
+
+def test_damaged_stl10_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match=r"train_X\.bin is missing; get stl10_binary"):
+        read_stl10(tmp_path, "train")
+    write_stl10(tmp_path)
+    folder = tmp_path / "stl10_binary"
+    monkeypatch.setitem(stl10.PUBLISHED, "unlabeled_X.bin", (3, "0" * 32))
+    with pytest.raises(DataError, match=r"unlabeled_X\.bin: its MD5 is"):
+        read_stl10(tmp_path, "unlabelled")
+    (folder / "train_y.bin").write_bytes(bytes([1, 2]))
+    with pytest.raises(DataError, match="2 labels for 3 images"):
+        read_stl10(tmp_path, "train")
+    (folder / "train_y.bin").write_bytes(bytes([1, 2, 11]))
+    with pytest.raises(DataError, match=r"outside 1\.\.10"):
+        read_stl10(tmp_path, "train")
+    (folder / "train_X.bin").write_bytes(b"x" * 100)
+    with pytest.raises(DataError, match="truncated"):
+        read_stl10(tmp_path, "train")
+
+
+def test_an_unlabelled_split_trains_and_the_labelled_one_measures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_stl10(tmp_path)
+    labelled = ImageSet(torch.zeros(50, 3, 96, 96, dtype=torch.uint8), torch.arange(50) % 10)
+    plain = SOURCES["stl10"]
+
+    def read(folder: Path, split: str) -> ImageSet:
+        return labelled if split == "train" else read_stl10(folder, split)
+
+    monkeypatch.setitem(SOURCES, "stl10", replace(plain, read=read))
+    split = load_split("stl10", tmp_path, held_out=10, limit=2, seed=0)
+    assert (len(split.fit), len(split.held_out), len(split.labelled)) == (2, 10, 40)
+    assert isinstance(split.fit, ImageSet)
+    assert split.fit.labels.tolist() == [-1, -1]
