@@ -47,7 +47,7 @@ class Scale:
 
 SCALES = {
     "small": Scale(16, 4096, 2000, 3, 64, 0.97, 512, (256, 1024)),
-    "full": Scale(64, 60_000, 10_000, 30, 256, 0.99, 2048, (64, 128, 512, 1024)),
+    "full": Scale(64, 60_000, 10_000, 30, 512, 0.99, 2048, (64, 128, 256, 1024)),
 }
 
 
@@ -232,7 +232,7 @@ def of(records: Sequence[Record], name: str) -> list[Record]:
 def summary(metric: Callable[[Record], float], records: Sequence[Record], digits: int) -> str:
     """Mean, and half the range over the seeds."""
     if not records:
-        return "diverged or not run"
+        return "not run"
     values = [metric(record) for record in records]
     spread = f" ± {(max(values) - min(values)) / 2:.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.{digits}f}{spread}"
@@ -252,7 +252,8 @@ def page(scale_name: str, records: Sequence[Record]) -> str:
     for configuration in configurations(scale):
         mine = of(records, configuration.name)
         if not mine:
-            lines.append(f"| {configuration.name} | diverged or not run |" + " |" * 8)
+            failed = any(record["name"] == configuration.name for record in records)
+            lines.append(f"| {configuration.name} | {'diverged' if failed else 'not run'} |" + " |" * 8)
             continue
         aligned = [r for r in mine if r["alignment"] is not None]
         cells = [
@@ -289,10 +290,10 @@ def main() -> None:
         done = [json.loads(line) for line in given.results.read_text().splitlines()]
     done = [record for record in done if record["scale"] == given.scale]
     if given.write:
-        start, end = "<!-- measured -->\n", "\n<!-- end -->"
+        start, end = "<!-- measured -->\n", "<!-- end -->"
         text = given.write.read_text()
         head, tail = text.split(start)[0], text.split(end)[1]
-        given.write.write_text(head + start + page(given.scale, done) + end + tail)
+        given.write.write_text(head + start + page(given.scale, done) + "\n" + end + tail)
         return
     torch.set_num_threads(1) if given.device == "cpu" else None
     data, deadline = load_data("fashion", given.data), time.monotonic() + 60 * given.minutes

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from models.backbones import ResNet
-from training.methods.directpred import ClosedForm
+from training.methods.closed_form import ClosedForm
 
 
 def copied(correlation: Tensor, epsilon: float, normalize: bool = True) -> Tensor:

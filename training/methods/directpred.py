@@ -5,17 +5,13 @@ F = U diag(s) U^T,   p_j = sqrt(s_j) + epsilon max_j s_j,   W_p = U diag(p) U^T 
 W_p = E[t f^T] (F + epsilon tr(F)/d I)^-1                                               (optimal: least squares)
 """
 
-from abc import abstractmethod
-from typing import Any, Literal, Unpack
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from models.backbones import ResNet
-from models.heads import mlp
-from training.methods.base import within
-from training.methods.predictive import Predictive, Switches
-from training.methods.predictor import LinearPredictor
+from training.methods.closed_form import ClosedForm
 
 Variant = Literal["paper", "released", "optimal"]
 EPSILON: dict[Variant, float] = {"paper": 0.1, "released": 0.01, "optimal": 0.01}
@@ -37,44 +33,6 @@ def least_squares(correlation: Tensor, cross: Tensor, epsilon: float) -> Tensor:
     ridge = (epsilon * correlation.trace() / d).clamp_min(torch.finfo(correlation.dtype).tiny)
     predictor: Tensor = torch.linalg.solve(correlation + ridge * torch.eye(d).to(correlation), cross, left=False)
     return predictor
-
-
-class ClosedForm(Predictive):
-    """A linear predictor that is set every `frequency` steps, after the optimiser's, and trained in between."""
-
-    predictor: LinearPredictor
-    steps: Tensor
-
-    def __init__(
-        self,
-        encoder: ResNet,
-        *,
-        projection: int = 128,
-        hidden: int = 512,
-        rho: float = 0.3,
-        epsilon: float = 0.1,
-        frequency: int = 1,
-        **switches: Unpack[Switches],
-    ) -> None:
-        within("epsilon", epsilon, 0, 1e3)
-        within("frequency", frequency, 1, 1e9)
-        head = mlp(encoder.dimension, hidden, projection, affine=False)
-        predictor = LinearPredictor(projection, rho=rho).requires_grad_(frequency > 1)
-        chosen: Switches = {"momentum": 0.996, "constant_momentum": True, **switches}
-        super().__init__(encoder, head, predictor, **chosen)
-        self.epsilon, self.frequency = epsilon, frequency
-        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
-
-    @abstractmethod
-    def solution(self) -> Tensor:
-        """(projection, projection): W_p from the predictor's running statistics."""
-
-    @torch.no_grad()
-    def step(self, progress: float) -> None:
-        self.steps += 1
-        if self.steps % self.frequency == 0:
-            self.predictor.weight.copy_(self.solution())
-        super().step(progress)
 
 
 class DirectPred(ClosedForm):
