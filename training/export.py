@@ -118,7 +118,11 @@ def main() -> None:
         recipe = artifact.card.training
         held_out = load_split(recipe["data"], options.data, recipe["held_out"], options.limit, recipe["seed"]).held_out
         rows = artifact.reference.rows if artifact.reference is not None else 0
+        # Saving replaces the folder; the logs of the run stay.
+        logs = {path: path.read_bytes() for path in folder.glob("*.jsonl")}
         save(recalibrated(artifact, held_out.take(slice(0, rows))), folder)
+        for path, content in logs.items():
+            path.write_bytes(content)
         print(f"{folder}: calibrated on {rows} images")
 
 

@@ -4,8 +4,8 @@
 
 Each block is 256 rows of the Fashion-MNIST test set drawn afresh by one of the laws of healthy traffic, a third of the
 blocks each, in unbroken streams. Two things can page: the sequential test, whose bets are the library's and which sees
-every block, and the verdict on the window of the last 24 blocks. Each window's estimates, the participation ratio's by a
-lower bound, are compared with the thresholds; an alarm needs the jackknife bound beyond the threshold, hence the
+every block, and the verdict on the window of the last 24 blocks. Each window's estimates, the participation ratio's by
+a lower bound, are compared with the thresholds; an alarm needs the jackknife bound beyond the threshold, hence the
 estimate too, so where no estimate is, the verdict is healthy without being computed. Windows with an estimate
 beyond a threshold are handed to the library whole. The numerical rank is checked on every 24th window: disjoint,
 together all rows. Inputs and the canary are left out: they only change what an alarm is called.
