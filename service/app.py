@@ -18,6 +18,7 @@ from starlette.middleware.cors import CORSMiddleware
 from fullrank.exposition import SpectrumCollector
 from service import errors, logs, openapi
 from service.core import Service
+from service.direct import Direct
 from service.metrics import Metrics
 from service.middleware import Edge
 from service.routes import admin, embed, inference, openai, operations, statistics
@@ -67,9 +68,10 @@ def create_app(
         version=VERSION,
         summary="Image embeddings that say when they collapse.",
         lifespan=lifespan,
-    )
         generate_unique_id_function=openapi.operation_id,
+    )
     app.state.service = service
+    app.add_middleware(Direct, routes=[*embed.router.routes, *openai.router.routes])
     app.add_middleware(Edge, service=service, tracing=tracing)
     if settings.cors_origins:  # outermost, so that a browser may read every refusal too
         app.add_middleware(
@@ -82,9 +84,9 @@ def create_app(
     errors.install(app)
     for module in (embed, openai, inference, statistics, operations, admin):
         app.include_router(module.router)
+    app.openapi = functools.partial(openapi.document, app)  # type: ignore[method-assign]
     return app
 
-    app.openapi = functools.partial(openapi.document, app)  # type: ignore[method-assign]
 
 class Server(uvicorn.Server):
     """uvicorn, but SIGTERM first turns readiness off and, after `drain_seconds`, ends listening.

@@ -82,7 +82,9 @@ class Job:
     started: float = math.inf
     decode_seconds: float = 0.0
     forward_seconds: float = 0.0
-    rows: Rows = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    rows: Rows = field(default_factory=lambda: np.empty((0, 0), np.float32))  # as the encoder made them
+    unit: Rows = field(default_factory=lambda: np.empty((0, 0), np.float32))  # the same with unit L2 norm
+    nonfinite: int | None = None  # an image whose row is not finite
     taken: int = 0
     done: int = 0
 
@@ -94,14 +96,14 @@ class Job:
         """Whether anybody still waits for it."""
         return not self.abandoned and now < self.deadline
 
-    def store(self, part: "Part", rows: Rows, started: float, seconds: float) -> bool:
+    def store(self, part: "Part", rows: Rows, unit: Rows, started: float, seconds: float) -> bool:
         """Keep a part's rows, embedded from `started` for `seconds`; True if these were the last."""
         if len(rows) == len(self.images):
-            self.rows = rows
+            self.rows, self.unit = rows, unit
         else:
             if not self.done:
-                self.rows = np.empty((len(self.images), rows.shape[1]), np.float32)
-            self.rows[part.start : part.stop] = rows
+                self.rows, self.unit = np.empty((2, len(self.images), rows.shape[1]), np.float32)
+            self.rows[part.start : part.stop], self.unit[part.start : part.stop] = rows, unit
         self.done += len(rows)
         self.started = min(self.started, started)
         self.forward_seconds += seconds
@@ -132,6 +134,9 @@ class Queue:
         self._jobs: deque[Job] = deque()
         self._lock = threading.Lock()
 
+    def __len__(self) -> int:
+        return len(self._jobs)
+
     def put(self, job: Job) -> None:
         with self._lock:
             self._jobs.append(job)
@@ -139,9 +144,10 @@ class Queue:
     def take(self, room: int | None = None, encoder: Any = None) -> list[Part]:
         """The next batch, empty if nothing waits; or up to `room` images of `encoder`, to fill one up.
 
-        Jobs abandoned or past their deadline are dropped before any work. Each of the oldest jobs gets an equal share of the batch and what smaller ones leave over; a job with images
-        left goes to the back, so that a large request slows small ones by at most its share. Jobs that yield get what
-        room is left in a batch of many, or a batch of their own when nothing else waits.
+        Jobs abandoned or past their deadline are dropped before any work. Each of the oldest jobs gets an equal share
+        of the batch and what smaller ones leave over; a job with images left goes to the back, so that a large request
+        slows small ones by at most its share. Jobs that yield get what room is left in a batch of many, or a batch of
+        their own when nothing else waits.
         """
         with self._lock:
             now = time.monotonic()

@@ -45,10 +45,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Answer:
-    """Rows (n, d) as the encoder made them, not normalised, and the seconds they took."""
+    """Rows (n, d) as the encoder made them, the same with unit L2 norm, and the seconds they took."""
 
     served: "Served"
     rows: Rows
+    unit: Rows
     decode_seconds: float
     queue_seconds: float
     forward_seconds: float
@@ -215,20 +216,19 @@ class Service:
             except asyncio.CancelledError:
                 self.metrics.rejected["disconnected"].inc(len(sources))
                 raise
-        finite = np.isfinite(job.rows).all(axis=1)
-        if not finite.all():
+        if job.nonfinite is not None:
             self.metrics.rejected["nonfinite"].inc(len(sources))
             raise Problem(
                 500,
                 "nonfinite_embedding",
                 f"{served.name}@{served.revision} gave an embedding that is not finite for this image; "
                 "the encoder or its precision is at fault",
-                field=sources[int(finite.argmin())].field,
+                field=sources[job.nonfinite].field,
             )
         self.metrics.images.inc(len(sources))
         served.images.inc(len(sources))
         queued = max(0.0, job.started - job.queued - job.decode_seconds)
-        answer = Answer(served, job.rows, job.decode_seconds, queued, job.forward_seconds)
+        answer = Answer(served, job.rows, job.unit, job.decode_seconds, queued, job.forward_seconds)
         self.metrics.phase["decode"].observe(answer.decode_seconds)
         self.metrics.phase["queue"].observe(answer.queue_seconds)
         self.metrics.phase["forward"].observe(answer.forward_seconds)

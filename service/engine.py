@@ -85,8 +85,11 @@ class Engine:
         self.queue = Queue(max_batch)
         self._metrics, self._pinned, self._decode_threads = metrics, pinned, decode_threads
         self._loop = asyncio.get_running_loop()
-        self._changed = threading.Condition()  # guards the next two, and tells of images that came
+        # Two conditions of one lock, so that a lane is woken only for what it waits for: images, or the device.
+        lock = threading.Lock()
+        self._came, self._freed = threading.Condition(lock), threading.Condition(lock)
         self._busy = self._closing = False
+        self._filling = False  # a lane that waits for the device has room for more images
         self._notifying = False
         self._helpers = ThreadPoolExecutor(max(1, decode_threads - 1), "decode")
         # torch counts the threads of a pass per calling thread; one of them computes at a time, so never more.
@@ -127,9 +130,9 @@ class Engine:
         """Run a function between two batches."""
 
         def alone() -> T:
-            with self._changed:
+            with self._freed:
                 while self._busy:
-                    self._changed.wait()
+                    self._freed.wait()
                 self._busy = True
             with self._held():
                 return function(*arguments)
@@ -138,9 +141,9 @@ class Engine:
 
     async def close(self) -> None:
         """Finish what is queued and end the threads."""
-        with self._changed:
+        with self._came:
             self._closing = True
-            self._changed.notify_all()
+            self._came.notify_all()
         for lane in self._lanes:
             await asyncio.to_thread(lane.join)
         await asyncio.to_thread(self._caller.shutdown)
@@ -148,8 +151,11 @@ class Engine:
 
     def _notify(self) -> None:
         self._notifying = False
-        with self._changed:
-            self._changed.notify_all()
+        with self._came:
+            if self._filling:
+                self._freed.notify_all()
+            else:
+                self._came.notify()
 
     def _lane(self, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -173,20 +179,24 @@ class Engine:
 
     def _next(self) -> list[Part]:
         """What waits, as soon as something does; empty to end."""
-        with self._changed:
+        with self._came:
             while not (parts := self.queue.take()) and not self._closing:
-                self._changed.wait()
+                self._came.wait()
+            if self.queue:
+                self._came.notify()
         return parts
 
     def _more_or_device(self, batch: Batch) -> list[Part]:
         """What else arrives for a batch; empty once the device is free, and then it is the caller's."""
         encoder = batch.parts[0].job.encoder
-        with self._changed:
+        room = self.queue.max_batch - batch.size
+        with self._freed:
             while self._busy:
-                room = self.queue.max_batch - batch.size
                 if room and (parts := self.queue.take(room, encoder)):
                     return parts
-                self._changed.wait()
+                self._filling = room > 0
+                self._freed.wait()
+                self._filling = False
             self._busy = True
         return []
 
@@ -195,9 +205,9 @@ class Engine:
         try:
             yield
         finally:
-            with self._changed:
+            with self._freed:
                 self._busy = False
-                self._changed.notify_all()
+                self._freed.notify_all()
 
     def _decode(self, parts: list[Part], batch: Batch) -> None:
         """Add parts to a batch, those of several threads' work decoded side by side; a bad one fails its job."""
@@ -227,11 +237,15 @@ class Engine:
         started = time.monotonic()
         rows = embed_splitting(encoder, pixels)
         seconds = time.monotonic() - started
+        # For the whole batch and here: on the loop's thread, numpy would hand the GIL over once a request.
+        unit, finite = unit_rows(rows), np.asarray(np.isfinite(rows).all(axis=1))
         complete, start = [], 0
         for part in batch.parts:
-            if part.job.store(part, rows[start : start + len(part)], started, seconds):
+            own = slice(start, start := start + len(part))
+            if not finite[own].all():
+                part.job.nonfinite = part.start + int(finite[own].argmin())
+            if part.job.store(part, rows[own], unit[own], started, seconds):
                 complete.append(part.job)
-            start += len(part)
         if complete:
             self._loop.call_soon_threadsafe(_deliver, complete)
         observed = np.repeat([part.job.observed for part in batch.parts], [len(part) for part in batch.parts])
@@ -268,6 +282,13 @@ def embed_splitting(encoder: Encoder, pixels: Pixels) -> Rows:
     torch.cuda.empty_cache()
     half = len(pixels) // 2
     return np.concatenate([embed_splitting(encoder, pixels[:half]), embed_splitting(encoder, pixels[half:])])
+
+
+def unit_rows(rows: Rows) -> Rows:
+    """(n, d) -> rows of unit L2 norm, an all-zero row staying zero, as models.embedder.normalize."""
+    with np.errstate(all="ignore"):
+        unit: Rows = rows / np.maximum(np.sqrt(np.einsum("nd,nd->n", rows, rows)), 1e-12)[:, None]
+    return unit
 
 
 def _deliver(jobs: list[Job]) -> None:

@@ -1,9 +1,10 @@
 """The edge every request passes: its id, the body's limit while it streams, counters, logs, a last resort."""
 
+import itertools
 import logging
 import re
+import secrets
 import time
-import uuid
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -14,6 +15,8 @@ from service.errors import CLIENT_CLOSED_REQUEST, Problem, internal_error, respo
 from service.tracing import Tracing
 
 log = logging.getLogger("fullrank.service")
+# Random once, counted after: each call of urandom would hand the GIL to another thread.
+PROCESS, NUMBERS = secrets.token_hex(8).encode(), itertools.count(1)
 SANE_ID = re.compile(rb"[\w.:/+=-]{1,128}")
 
 
@@ -34,7 +37,7 @@ class Edge:
         headers = dict(scope["headers"])
         identity = headers.get(b"x-request-id", b"")
         if not SANE_ID.fullmatch(identity):
-            identity = uuid.uuid4().hex.encode()
+            identity = b"%s%08x" % (PROCESS, next(NUMBERS))
         logs.request_id.set(identity.decode())
 
         async def observed_send(message: Message) -> None:

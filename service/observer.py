@@ -1,10 +1,14 @@
 """From answered images to the monitor, on a thread of its own: hashing and thumbnails never delay an answer."""
 
+import contextlib
 import hashlib
+import itertools
 import logging
+import operator
 import os
 import queue
 import threading
+import time
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +19,8 @@ from service.batching import Pixels, Rows
 from service.metrics import Metrics
 
 log = logging.getLogger("fullrank.service")
-_BACKLOG = 64  # batches: seconds of traffic, a few megabytes
+PAUSE = 0.02  # seconds
+_BACKLOG = 128  # batches: seconds of traffic, a few megabytes
 
 
 class Observer:
@@ -51,13 +56,24 @@ class Observer:
         self._backlog.join()
 
     def _run(self) -> None:
-        while (item := self._backlog.get()) is not None:
-            monitor, pixels, rows = item
-            try:
-                monitor.observe(rows, keys=self.keys(pixels), inputs=thumbnails(pixels))
-            except Exception:
-                # The thread must outlive a bad batch: without it the monitor would fall silent.
-                log.exception("%d rows could not be observed", len(rows))
-                self.metrics.unobserved.inc(len(rows))
-            finally:
+        items: list[tuple[SpectrumMonitor, Pixels, Rows] | None] = []
+        while None not in items:
+            items = [self._backlog.get()]
+            # What gathers meanwhile is observed at once: waking for each batch would take the GIL from requests.
+            time.sleep(PAUSE)
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    items.append(self._backlog.get_nowait())
+            for monitor, batches in itertools.groupby(filter(None, items), operator.itemgetter(0)):
+                _, pixels, rows = zip(*batches, strict=True)
+                self._observe(monitor, np.concatenate(pixels), np.concatenate(rows))
+            for _ in items:
                 self._backlog.task_done()
+
+    def _observe(self, monitor: SpectrumMonitor, pixels: Pixels, rows: Rows) -> None:
+        try:
+            monitor.observe(rows, keys=self.keys(pixels), inputs=thumbnails(pixels))
+        except Exception:
+            # The thread must outlive a bad batch: without it the monitor would fall silent.
+            log.exception("%d rows could not be observed", len(rows))
+            self.metrics.unobserved.inc(len(rows))

@@ -8,13 +8,11 @@ from typing import Any, Literal
 
 import numpy as np
 import orjson
-import torch
 from fastapi import Request
 from fastapi.responses import Response
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from models.embedder import normalize
 from service.batching import Rows
 from service.core import Answer, Source
 from service.errors import Problem
@@ -211,5 +209,5 @@ def timing(answer: Answer) -> str:
 
 def rows_of(answer: Answer, *, normalized: bool) -> Rows:
     """The answer's rows, little-endian float32, as they leave."""
-    rows = normalize(torch.from_numpy(answer.rows)).numpy() if normalized else answer.rows
+    rows = answer.unit if normalized else answer.rows
     return np.ascontiguousarray(rows, dtype="<f4")

@@ -71,7 +71,7 @@ def prepare(folder: Path) -> None:
     for model, size, side in (("null", 32, 32), ("resnet18", 64, 256)):
         if not (folder / model).is_dir():
             torch.manual_seed(0)
-            architecture = Architecture(name="resnet18", width=4 if model == "null" else 64, stem="3x3")
+            architecture = Architecture(name="resnet18", width=4 if model == "null" else 64)
             preprocessing = Preprocessing(size=size, mean=(0.5,) * 3, std=(0.25,) * 3)
             encoder = architecture.build().eval()
             card = EncoderCard(

@@ -19,6 +19,7 @@ from service.routes.schemas import EMBED_BODY, EMBED_RESPONSES
 
 router = APIRouter(tags=["embeddings"])
 T = TypeVar("T")
+PATIENCE = 0.02  # seconds
 
 
 @router.post("/embed", dependencies=[Key], openapi_extra=EMBED_BODY, responses=EMBED_RESPONSES, response_class=Response)
@@ -99,7 +100,9 @@ async def until_disconnected(request: Request) -> AsyncIterator[None]:
         left = True
         work.cancel()
 
-    watcher = asyncio.create_task(watch())
+    # Most requests are answered before it is worth a task each to see whether their client left.
+    watchers: list[asyncio.Task[None]] = []
+    timer = asyncio.get_running_loop().call_later(PATIENCE, lambda: watchers.append(asyncio.create_task(watch())))
     try:
         yield
     except asyncio.CancelledError:
@@ -107,4 +110,6 @@ async def until_disconnected(request: Request) -> AsyncIterator[None]:
             raise gone() from None
         raise
     finally:
-        watcher.cancel()
+        timer.cancel()
+        for watcher in watchers:
+            watcher.cancel()

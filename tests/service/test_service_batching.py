@@ -11,6 +11,7 @@ from service import batching
 from service.batching import Admission, Job, OverloadError, Queue
 
 pytestmark = pytest.mark.anyio
+ONE = np.ones((1, 1), np.float32)
 
 
 def job(images: int, encoder: object = "a", deadline: float = math.inf) -> Job:
@@ -86,7 +87,7 @@ async def test_rows_come_back_in_order_whatever_the_batches() -> None:
     queue.put(it)
     value = itertools.count()
     done = [
-        it.store(part, np.array([[next(value)] for _ in range(part.start, part.stop)], np.float32), 0.0, 1.0)
+        it.store(part, np.array([[next(value)] for _ in range(part.start, part.stop)], np.float32), ONE, 0.0, 1.0)
         for _ in range(3)
         for part in queue.take()
     ]
