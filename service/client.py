@@ -110,7 +110,7 @@ class _Base:
         if images:
             yield _Batch(start, images[start:])
 
-    def _talk(self, batch: _Batch, normalize: bool) -> _Talk:
+    def _talk(self, batch: _Batch, params: dict[str, str]) -> _Talk:
         """One batch's conversation: yields a request to send (and is sent the answer), or seconds to sleep."""
         files = [
             ("images", (str(i), image if isinstance(image, bytes) else Path(image).read_bytes()))
@@ -120,7 +120,7 @@ class _Base:
             "POST",
             "/embed",
             files=files,
-            params={"normalize": str(normalize).lower()},
+            params=params,
             headers={"Accept": "application/x-npy"},
         )
         for attempt in itertools.count():
@@ -136,7 +136,7 @@ class _Base:
             raise refusal
         parts = []
         for half in batch.halves():
-            parts.append((yield from self._talk(half, normalize)))
+            parts.append((yield from self._talk(half, params)))
         return _Part(np.concatenate([part.rows for part in parts]), _same_encoder(parts))
 
     def _wait(self, response: httpx.Response, attempt: int) -> float:
@@ -187,17 +187,18 @@ class Client(_Base):
         super().__init__(url, **options)
         self._http: httpx.Client = httpx.Client(**self._options)
 
-    def embed(self, images: Image | Iterable[Image], *, normalize: bool = True) -> Rows:
+    def embed(self, images: Image | Iterable[Image], *, normalize: bool = True, model: str | None = None) -> Rows:
         """Encoded images or their paths -> (n, d) float32 in the same order, of unit norm unless asked otherwise.
 
-        Raises EmbeddingError naming the file or the index of a bad image, or if the encoder was swapped meanwhile;
-        OSError for a file that cannot be read. No images give (0, 0).
+        `model` is NAME or NAME@REVISION, where several encoders are served. Raises EmbeddingError naming the file or
+        the index of a bad image, or if the encoder was swapped meanwhile; OSError for a file that cannot be read. No
+        images give (0, 0).
         """
-        asked = _listed(images)
+        asked, params = _listed(images), _params(normalize, model)
         with self._bar(len(asked)) as advance, ThreadPoolExecutor(self.concurrency) as pool:
 
             def one(batch: _Batch) -> _Part:
-                part = self._converse(self._talk(batch, normalize))
+                part = self._converse(self._talk(batch, params))
                 advance(part)
                 return part
 
@@ -248,14 +249,15 @@ class AsyncClient(_Base):
         super().__init__(url, **options)
         self._http: httpx.AsyncClient = httpx.AsyncClient(**self._options)
 
-    async def embed(self, images: Image | Iterable[Image], *, normalize: bool = True) -> Rows:
+    async def embed(self, images: Image | Iterable[Image], *, normalize: bool = True, model: str | None = None) -> Rows:
         """As Client.embed."""
-        asked, places = _listed(images), asyncio.Semaphore(self.concurrency)
+        asked, params = _listed(images), _params(normalize, model)
+        places = asyncio.Semaphore(self.concurrency)
         with self._bar(len(asked)) as advance:
 
             async def one(batch: _Batch) -> _Part:
                 async with places:
-                    part = await self._converse(self._talk(batch, normalize))
+                    part = await self._converse(self._talk(batch, params))
                 advance(part)
                 return part
 
@@ -306,6 +308,10 @@ class AsyncClient(_Base):
 
 def _listed(images: Image | Iterable[Image]) -> list[Image]:
     return [images] if isinstance(images, bytes | str | os.PathLike) else list(images)
+
+
+def _params(normalize: bool, model: str | None) -> dict[str, str]:
+    return {"normalize": str(normalize).lower()} | ({} if model is None else {"model": model})
 
 
 def _same_encoder(parts: list[_Part]) -> tuple[str, str]:

@@ -33,6 +33,7 @@ class Settings(BaseSettings):
         cli_prog_name="fullrank serve",
         cli_kebab_case=True,
         cli_implicit_flags=True,
+        cli_hide_none_type=True,
     )
 
     encoder: Path = Field(PRETRAINED / "fashion-directclr", description="Folder of the encoder served at start.")

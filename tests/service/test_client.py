@@ -83,6 +83,9 @@ def test_one_none_and_raw(server: tuple[str, Server], paths: list[Path], expecte
         client.embed(paths[0])
         assert client.model == "alpha"
         assert client.revision == client.info()["encoder"]["revision"]
+        assert client.embed(paths[0], model=f"alpha@{client.revision}").shape == (1, 32)
+        with pytest.raises(EmbeddingError, match="no encoder 'beta' is in service"):
+            client.embed(paths[0], model="beta")
 
 
 def test_a_bad_image_is_named(server: tuple[str, Server], paths: list[Path], tmp_path: Path) -> None:
