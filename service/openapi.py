@@ -7,7 +7,8 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
-from pydantic.json_schema import models_json_schema
+from pydantic import BaseModel
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from service.routes import schemas
 
@@ -34,7 +35,7 @@ def document(app: FastAPI) -> dict[str, Any]:
         key = {"type": "http", "scheme": "bearer", "description": "FULLRANK_API_KEY, where it is set."}
         components = app.openapi_schema["components"]
         components["securitySchemes"] = {"key": key}
-        models = [(model, "validation") for model in schemas.BODIES]
+        models: list[tuple[type[BaseModel], JsonSchemaMode]] = [(model, "validation") for model in schemas.BODIES]
         components["schemas"] |= models_json_schema(models, ref_template=schemas.REFERENCE)[1]["$defs"]
     return app.openapi_schema
 
@@ -53,4 +54,4 @@ if __name__ == "__main__":
     from service.app import create_app
     from service.settings import Settings
 
-    COMMITTED.write_text(text(create_app(Settings())))
+    COMMITTED.write_text(text(create_app(Settings.model_validate({}))))
