@@ -191,9 +191,10 @@ class _Reading:
         self.limit = thresholds(reference, window.rows)
         self.n = f"over {window.rows} rows"
         self.inputs = inputs
-        known = math.isfinite(inputs.distance) and math.isfinite(self.limit["input_distance"])
-        self.inputs_alike = known and inputs.distance <= self.limit["input_distance"]
-        self.inputs_differ = known and not self.inputs_alike
+        # Between alike and different is a stretch where the inputs say nothing. NaN is neither.
+        usual = Range() if reference.calibration is None else reference.calibration.range("input_distance", window.rows)
+        self.inputs_alike = inputs.distance <= (usual.low + 3 * usual.high) / 4
+        self.inputs_differ = inputs.distance > usual.high
 
     def below(self, interval: Interval, signal: str) -> bool:
         return (interval.estimate if self.changed else interval.upper) < self.limit[signal]

@@ -232,7 +232,7 @@ def main() -> None:
             chunk = min(CHUNK, wanted - stream.tally.blocks)
             index = law(chunk * BLOCK_ROWS, stream.tally.blocks * BLOCK_ROWS)
             stream.take(index.view(chunk, BLOCK_ROWS))
-            if stream.tally.blocks % (CHUNK * 500) == 0:
+            if stream.tally.blocks % (CHUNK * 50) == 0:
                 print(stream.tally, f"{time.process_time() - started:.0f} s", flush=True)
         tallies.append(stream.tally)
     text = report(tallies, time.process_time() - started)
