@@ -8,7 +8,7 @@ PORT    ?= 8000
 ENCODER ?= models/pretrained/fashion-directclr
 BIN     := .venv/bin
 
-.PHONY: openapi serve test soak demo e2e compose-test bench lint clean
+.PHONY: openapi serve test soak demo e2e compose-test grafana-test dashboards bench lint clean
 
 serve: .venv/serve
 	$(BIN)/fullrank serve --encoder $(ENCODER) --host $(HOST) --port $(PORT)
@@ -36,6 +36,12 @@ e2e: .venv/dev
 
 compose-test: .venv/serve
 	$(BIN)/python -m deploy.compose_test
+
+grafana-test: .venv/dev
+	$(BIN)/python -m deploy.grafana_test
+
+dashboards: .venv/dev
+	$(BIN)/python -m deploy.grafana
 
 bench: .venv/dev
 	$(BIN)/python -m benchmarks

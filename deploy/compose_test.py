@@ -3,6 +3,7 @@
 Builds the image, starts the stack, embeds real images over HTTP, swaps to the collapsed encoder inside the container
 (administration answers on loopback only), and follows the alert through Prometheus and Alertmanager to a webhook. Takes
 about five minutes, since the windows are the real ones. It uses docker-compose.yml's ports and removes what it started.
+With --demo the profile demo sends the images and swaps the encoder, from its own container.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ http.server.HTTPServer(("", 8080), Receiver).serve_forever()
 
 def run(*command: str) -> str:
     """Standard output. Raises StackError with standard error."""
-    environment = os.environ | {"ALERT_WEBHOOK_URL": f"http://{WEBHOOK}:8080/"}
+    environment = os.environ | {"ALERT_WEBHOOK_URL": f"http://{WEBHOOK}:8080/", "DEMO_HEALTHY_SECONDS": "120"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise StackError(f"{' '.join(command)}: {done.stderr.strip()}")
@@ -56,10 +57,11 @@ def compose(*arguments: str) -> str:
 
 
 @contextmanager
-def stack(services: list[str]) -> Iterator[None]:
-    """The services up, and a webhook beside them; all gone afterwards, their volumes too."""
+def stack(services: list[str], files: Sequence[Path] = ()) -> Iterator[None]:
+    """The services up, and a webhook beside them; all gone afterwards, their volumes too. `files` override."""
+    layers = [part for file in (ROOT / "docker-compose.yml", *files) for part in ("-f", str(file))]
     try:
-        compose("up", "-d", *services)
+        compose(*layers, "up", "-d", *services)
         network = ("--network", f"{PROJECT}_default")
         run("docker", "run", "-d", "--rm", "--name", WEBHOOK, *network, IMAGE, "python", "-c", RECEIVER)
         yield
@@ -93,7 +95,7 @@ class Steps:
         self.mark = time.monotonic()
 
 
-def follow(services: list[str]) -> None:
+def follow(services: list[str], demo: bool) -> None:
     """Every step from `up` to the notification. Raises StackError at the first that fails."""
     pictures = encoded(read_fashion_mnist(SAMPLE, "test").images)
     server, steps = Prometheus(PROMETHEUS), Steps()
@@ -106,11 +108,15 @@ def follow(services: list[str]) -> None:
             raise StackError("the service runs as root")
         print(f"          it runs as user {user}")
         steps.reached("Prometheus scrapes it", lambda: server.value('up{job="fullrank"}') == 1, 60)
-        with Traffic(EMBED, pictures, rate=20):
+        with demo_traffic() if demo else Traffic(EMBED, pictures, rate=20):
             healthy = 'fullrank_verdict{state="healthy"}'
             steps.reached("its traffic is judged healthy", lambda: server.value(healthy) == 1, 240)
-            swapped = json.loads(compose("exec", "-T", "embed", "python", "-c", SWAP))
-            print(f"          swapped to {swapped['served']['model']}: {swapped['judgement']['reason']}", flush=True)
+            if demo:
+                swapped: Callable[[], bool] = lambda: "serving fashion-collapsed" in compose("logs", "demo")  # noqa: E731
+                steps.reached("the demo swaps to the collapsed encoder", swapped, 180)
+            else:
+                answer = json.loads(compose("exec", "-T", "embed", "python", "-c", SWAP))
+                print(f"          swapped to {answer['served']['model']}: {answer['judgement']['reason']}", flush=True)
             start = steps.mark = time.monotonic()
             firing: Callable[[], bool] = lambda: any(a["state"] == "firing" for a in server.alerts())  # noqa: E731
             steps.reached("an alert fires in Prometheus", firing, 360)
@@ -122,16 +128,27 @@ def follow(services: list[str]) -> None:
                 print(f"          {alert['labels']['alertname']}: {alert['annotations']['summary']}")
 
 
+@contextmanager
+def demo_traffic() -> Iterator[None]:
+    """The container of the profile demo."""
+    compose("--profile", "demo", "up", "-d", "--no-deps", "demo")
+    try:
+        yield
+    finally:
+        compose("--profile", "demo", "rm", "-f", "-s", "demo")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--no-build", action="store_true", help=f"use the image {IMAGE} as it is")
     parser.add_argument("--grafana", action="store_true", help="start Grafana too, where its image can be pulled")
+    parser.add_argument("--demo", action="store_true", help="let the profile demo play")
     arguments = parser.parse_args()
     services = ["embed", "prometheus", "alertmanager"] + ["grafana"] * arguments.grafana
     try:
         if not arguments.no_build:
             compose("build", "embed")
-        follow(services)
+        follow(services, arguments.demo)
     except StackError as error:
         print(error, file=sys.stderr)
         return 1

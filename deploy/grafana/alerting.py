@@ -54,8 +54,8 @@ def rule(group: str, shipped: dict[str, Any]) -> Rule:
         .labels(shipped["labels"])
         .annotations(
             {
-                # $value is a sentence in Grafana; the number of query A is this. Of all fields of these files annotations
-                # alone are not expanded from the environment, so that their dollars need no second one.
+                # $value is a sentence in Grafana; the number of query A is this. Annotations, alone in these files, are
+                # not expanded from the environment, so that their dollars need no second one.
                 "summary": annotations["summary"].replace("$value ", "$values.A.Value "),
                 "runbook_url": annotations["runbook_url"],
                 "dashboard": f"/d/{DASHBOARD[group]}",
