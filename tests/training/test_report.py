@@ -1,0 +1,79 @@
+"""The report is one file that needs no other, names its runs, and refuses what is no run."""
+
+import base64
+import json
+import re
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from training.report import ReportError, RunLog, write
+
+
+def part(rank: float) -> dict[str, Any]:
+    ranks = [1, 2, 4, 8, 16]
+    return {
+        "dimension": 16,
+        "effective_rank": rank,
+        "rankme": rank + 1,
+        "participation_ratio": rank / 2,
+        "std_ratio": 0.8,
+        "total_variance": 0.5,
+        "ranks": ranks,
+        "eigenvalues": [2.0 ** (-i * 4 / rank) for i in ranks[:-1]] + [0.0],
+    }
+
+
+def write_run(folder: Path, epochs: int = 3, **extra: object) -> Path:
+    folder.mkdir()
+    with (folder / "log.jsonl").open("w") as file:
+        for epoch in range(1, epochs + 1):
+            record = {"epoch": epoch, "loss": 2 / epoch, "knn": 0.5, "learning_rate": 0.1, "seconds": 60.0}
+            record |= {"views_per_second": 1234, "representation": part(8.0 - epoch), "projection": part(4.0)} | extra
+            file.write(json.dumps(record) + "\n")
+    return folder
+
+
+def drawings(page: str) -> list[ElementTree.Element]:
+    return [ElementTree.fromstring(base64.b64decode(data)) for data in re.findall(r"svg\+xml;base64,([^']+)", page)]
+
+
+def test_a_report_is_one_file_with_every_curve_and_spectrum(tmp_path: Path) -> None:
+    guarded = write_run(tmp_path / "guarded", guard="collapse: <rank>")
+    plain = write_run(tmp_path / "plain", epochs=1, predictor_alignment=[0.5, 1.0])
+    write([guarded, plain], tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert not re.findall(r"(?:src|href)='?(?!'?data:)[^'>]*", page), "a page that loads something else"
+    figures = drawings(page)
+    assert len(figures) == 4  # curves, last spectra, and a picture a run
+    assert "".join(figures[0].itertext()) == "" or figures[0].tag.endswith("svg")
+    assert "guarded" in page
+    assert "collapse: &lt;rank&gt;" in page
+    assert "5.0 of 16" in page
+
+
+def test_a_finished_run_brings_its_test_accuracy(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "encoder").mkdir()
+    (run / "encoder" / "encoder.json").write_text(json.dumps({"quality": {"knn": 0.8403}}))
+    write([run], tmp_path / "report.html")
+    assert "84.03%" in (tmp_path / "report.html").read_text()
+
+
+def test_series_skip_the_records_without_the_value(tmp_path: Path) -> None:
+    run = RunLog.read(write_run(tmp_path / "run"))
+    assert run.series(lambda r: r["loss"] if r["epoch"] != 2 else None) == ([1, 3], [2.0, 2 / 3])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "is missing"), ("", "is empty"), ("{}\n", "line 1: not a record"), ("{\n", "line 1: not a record")],
+)
+def test_what_is_no_run_is_named(tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "log.jsonl").write_text(content)
+    with pytest.raises(ReportError, match=message) as error:
+        write([tmp_path], tmp_path / "report.html")
+    assert str(tmp_path) in str(error.value)

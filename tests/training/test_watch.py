@@ -1,0 +1,110 @@
+"""The guard, and what the terminal, TensorBoard and Prometheus are told."""
+
+import socket
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from training import watch
+
+
+def record(epoch: int, rank: float, std: float = 0.9) -> dict[str, Any]:
+    part = {
+        "dimension": 64,
+        "effective_rank": rank,
+        "participation_ratio": 9.0,
+        "std_ratio": std,
+        "total_variance": 0.5,
+    }
+    return {
+        "epoch": epoch,
+        "step": 10 * epoch,
+        "loss": 1.5,
+        "learning_rate": 0.1,
+        "knn": 0.75,
+        "seconds": 2.0,
+        "views_per_second": 800,
+        "data_share": 0.02,
+        "representation": part,
+        "projection": part | {"effective_rank": 5.0},
+        "predictor_alignment": [1.0, 0.5],
+    }
+
+
+def test_the_guard_says_what_fell_from_where_and_when() -> None:
+    guard = watch.Guard(0.5)
+    assert [guard(record(epoch, rank)) for epoch, rank in ((1, 10.0), (2, 40.0), (3, 21.0))] == [None] * 3
+    said = guard(record(4, 19.0))
+    assert said is not None
+    for word in ("representation's effective rank is 19 in epoch 4", "best, 40 in epoch 2", "48%"):
+        assert word in said
+    assert guard(record(5, 30.0)) is None
+
+
+def test_the_guard_sees_a_collapse_that_keeps_every_direction() -> None:
+    """All rows at one point but for isotropic dust: the rank is full, the spread is gone."""
+    guard = watch.Guard(0.5)
+    guard(record(1, 40.0, std=0.9))
+    assert "std x sqrt(d)" in str(guard(record(2, 60.0, std=0.1)))
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, 50.0])
+def test_a_share_is_between_0_and_1(share: float) -> None:
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        watch.Guard(share)
+
+
+def test_an_epochs_line_has_what_matters() -> None:
+    line = watch.line(record(3, 21.04) | {"unreadable": 2})
+    for words in (
+        "epoch   3",
+        "kNN 75.0%",
+        "effective rank 21.0/64",
+        "projection 5.0/64",
+        "alignment 0.75",
+        "2 unreadable",
+    ):
+        assert words in line
+
+
+def test_prometheus_serves_the_agreed_names(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    watcher = watch.prometheus(port, "my-run", epochs=7)
+    watcher(record(3, 21.0))
+    text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
+    found = {
+        (sample.name, sample.labels.get("part", "")): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.labels["run"] == "my-run"
+    }
+    prefix = "fullrank_training_"
+    assert found[prefix + "loss", ""] == 1.5
+    assert found[prefix + "knn_accuracy_ratio", ""] == 0.75
+    assert found[prefix + "effective_rank", "representation"] == 21
+    assert found[prefix + "effective_rank", "projection"] == 5
+    assert found[prefix + "participation_ratio", "projection"] == 9
+    assert found[prefix + "total_variance", "representation"] == 0.5
+    assert (found[prefix + "epoch", ""], found[prefix + "epochs", ""]) == (3, 7)
+    assert found[prefix + "learning_rate", ""] == 0.1
+    assert found[prefix + "views_per_second", ""] == 800
+    assert found[prefix + "timestamp_seconds", ""] > 1.7e9
+    with pytest.raises(OSError, match="in use"):
+        watch.prometheus(port, "another", epochs=1)
+
+
+def test_tensorboard_gets_every_number(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    watcher = watch.tensorboard(tmp_path)
+    for epoch in (1, 2):
+        watcher(record(epoch, 10.0 * epoch))
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.value for event in events.Scalars("representation/effective_rank")] == [10, 20]
+    assert {"loss", "knn", "projection/effective_rank"} <= set(events.Tags()["scalars"])
