@@ -1,35 +1,47 @@
 """Augmentation against the training step it feeds, in one run on one thread: milliseconds and share.
 
-    python -m benchmarks.augmentation [RECIPE]
+    python -m benchmarks.augmentation [RECIPE] [--threads N]
 
-Two views of a batch of the recipe's size, then the step on them; medians of interleaved rounds.
+Two views of a batch of the recipe's size, then the step on them, on random pixels; medians of interleaved rounds.
 """
 
+import argparse
 import statistics
-import sys
 import time
 
 import torch
+from torch import Generator
 
-from training.data import SAMPLE, SOURCES
-from training.loop import Split, Trainer
+from training.data import SOURCES, ImageSet, Split
+from training.loop import Trainer
 from training.recipes import recipe
 
-ROUNDS = 9
+ROUNDS = 7
+
+
+def random_images(name: str, count: int) -> ImageSet:
+    """Pixels of the size that the data set of that name has, from a fixed seed."""
+    source, generator = SOURCES[name], Generator().manual_seed(0)
+    shape = (count, source.channels, source.size, source.size)
+    return ImageSet(torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator), torch.arange(count) % 10)
 
 
 def main() -> None:
-    torch.set_num_threads(1)
-    chosen = recipe(sys.argv[1] if len(sys.argv) > 1 else "fashion-directclr")
-    images = SOURCES["fashion"].read(SAMPLE, "train")
-    trainer = Trainer(chosen, Split.of(images, 100, seed=0))
-    index = torch.arange(chosen.batch_size)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", nargs="?", default="fashion-directclr")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    chosen = recipe(arguments.recipe)
+    images = random_images(chosen.data, chosen.batch_size + 32)
+    trainer = Trainer(chosen, Split.of(images, 32, seed=0))
+    batch = images.images[: chosen.batch_size]
     augmenting, stepping = [], []
     for _ in range(ROUNDS):
         start = time.perf_counter()
-        views = trainer.views(index)
+        views = trainer.views(batch, batch)
         middle = time.perf_counter()
-        trainer.train_step(views, step=0)
+        trainer.train_step(views)
         augmenting.append(middle - start)
         stepping.append(time.perf_counter() - middle)
     view, step = statistics.median(augmenting), statistics.median(stepping)

@@ -133,12 +133,12 @@ def test_a_run_killed_in_the_middle_of_an_epoch_resumes_its_exact_loss_curve(met
 
 def test_ctrl_c_saves_between_steps(tmp_path: Path) -> None:
     """One signal, delivered while the first epoch's line is printed: the next step is the last."""
-    out = tmp_path / "run"
+    out, before = tmp_path / "run", signal.getsignal(signal.SIGINT)
     console = AfterFirstEpoch(lambda: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(checkpoint.StoppedError, match="stopped after step 7 and saved; --resume"):
         train(small(), Run(out, data=SAMPLE), console)
     assert torch.load(out / "checkpoint.pt", weights_only=True)["step"] == 7
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_full_disk_keeps_the_last_checkpoint_readable(finished: Path, tmp_path: Path) -> None:
@@ -236,6 +236,7 @@ def test_the_guard_stops_a_run_that_collapses(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "checkpoint.pt").exists()
 
 
+@pytest.mark.soak
 def test_compiled_and_plain_forward_agree() -> None:
     """`aot_eager` traces as `--compile` does and leaves out the code generation, which takes a minute of a CPU."""
     images = read_fashion_mnist(SAMPLE, "train").take(slice(0, 300))

@@ -1,0 +1,192 @@
+"""Views a second while training: this project's loop against a PIL + DataLoader loop, and against the model alone.
+
+    python -m benchmarks.training_speed [--recipe cifar10-simclr] [--device cuda] [--workers 8] [--seconds 20]
+    python -m benchmarks.training_speed --lightly DIR      # also lightly's own transform, from pip install --target DIR
+
+All run the same method, batch and optimiser in one process, in turns. `fullrank` is `Trainer`: images on the device,
+augmentation batched there. `pil` is written as lightly's and FAIR's examples are: a Dataset that makes two views of a
+PIL image by PIL operations, a DataLoader with workers, the same trainer's step. `step alone` repeats the step on one
+batch of views that is there already: what is left when data cost nothing. Images are random pixels of the recipe's
+size: no data set is needed, and none of the three is helped by its content.
+"""
+
+import argparse
+import os
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from benchmarks.augmentation import random_images
+from models.embedder import to_image
+from training.augment import Augmentation
+from training.data import SOURCES, ImageSet, Split
+from training.loop import Trainer
+from training.recipes import recipe
+
+TURNS = 3
+Transform = Callable[[Image.Image], Image.Image]
+
+
+def pil_transform(chosen: Augmentation, size: int) -> Transform:
+    """One view of one image, operation by operation, as torchvision's transforms on PIL images do it."""
+
+    def factor(spread: float) -> float:
+        return random.uniform(1 - spread, 1 + spread)
+
+    def hue(image: Image.Image) -> Image.Image:
+        h, s, v = image.convert("HSV").split()
+        turned = np.asarray(h, np.uint8) + np.uint8(int(random.uniform(-chosen.hue, chosen.hue) * 255) % 256)
+        return Image.merge("HSV", (Image.fromarray(turned), s, v)).convert("RGB")
+
+    def transform(image: Image.Image) -> Image.Image:
+        for _ in range(10):
+            area = random.uniform(*chosen.crop)
+            ratio = float(np.exp(random.uniform(*np.log(chosen.ratio))))
+            width, height = round(image.width * (area * ratio) ** 0.5), round(image.height * (area / ratio) ** 0.5)
+            if 0 < width <= image.width and 0 < height <= image.height:
+                break
+        else:
+            width, height = image.size
+        left, top = random.randint(0, image.width - width), random.randint(0, image.height - height)
+        image = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + width, top + height))
+        if random.random() < chosen.flip:
+            image = ImageOps.mirror(image)
+        if random.random() < chosen.jitter:
+            operations: list[Transform] = [
+                lambda x: ImageEnhance.Brightness(x).enhance(factor(chosen.brightness)),
+                lambda x: ImageEnhance.Contrast(x).enhance(factor(chosen.contrast)),
+            ]
+            if image.mode == "RGB":
+                operations += [lambda x: ImageEnhance.Color(x).enhance(factor(chosen.saturation)), hue]
+            for operation in random.sample(operations, len(operations)):
+                image = operation(image)
+        if image.mode == "RGB" and random.random() < chosen.grey:
+            image = image.convert("L").convert("RGB")
+        if random.random() < chosen.blur:
+            image = image.filter(ImageFilter.GaussianBlur(random.uniform(*chosen.sigma)))
+        return ImageOps.solarize(image) if random.random() < chosen.solarise else image
+
+    return transform
+
+
+class TwoViews(Dataset[tuple[Tensor, Tensor]]):
+    def __init__(self, images: ImageSet, first: Callable[..., Any], second: Callable[..., Any]) -> None:
+        self.images = [to_image(image) for image in images.images]
+        self.transforms = first, second
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        views = [np.array(transform(self.images[index])) for transform in self.transforms]
+        first, second = (torch.from_numpy(v if v.ndim == 3 else v[..., None]).permute(2, 0, 1) for v in views)
+        return first, second
+
+
+def lightly_transform(folder: str, size: int) -> Callable[..., Any]:
+    """lightly's SimCLRTransform with its defaults for the size; raises ImportError where torchvision does not load."""
+    sys.path.insert(0, folder)
+    from lightly.transforms import SimCLRTransform  # type: ignore[import-not-found]
+
+    both = SimCLRTransform(input_size=size, gaussian_blur=0.0, normalize=None)
+    return lambda image: (both(image)[0].permute(1, 2, 0) * 255).byte()
+
+
+def epochs_of(loader: DataLoader[tuple[Tensor, Tensor]], trainer: Trainer) -> Iterator[Tensor]:
+    while True:
+        for first, second in loader:
+            views = torch.cat([first, second]).to(trainer.device, non_blocking=True).float().div_(255)
+            yield ((views - trainer.mean) / trainer.std).contiguous(memory_format=torch.channels_last)
+
+
+def resident(trainer: Trainer) -> Iterator[Tensor]:
+    epoch = 0
+    while True:
+        for first, second in trainer.feed.batches(epoch, 0):
+            yield trainer.views(first, second)
+        epoch += 1
+
+
+def synchronize(trainer: Trainer) -> None:
+    if trainer.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def views_per_second(trainer: Trainer, source: Iterator[Tensor], seconds: float) -> float:
+    """Steps for about `seconds`, at least one, after one to warm up; a loss is read at the end."""
+    trainer.train_step(next(source))
+    synchronize(trainer)
+    start, steps = time.perf_counter(), 0
+    while steps == 0 or time.perf_counter() - start < seconds:
+        loss = trainer.train_step(next(source))
+        steps += 1
+        if steps % 32 == 0:
+            float(loss)  # as the loop does: else an accelerator's queue would run away from the clock
+    synchronize(trainer)
+    return 2 * trainer.recipe.batch_size * steps / (time.perf_counter() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="cifar10-simclr")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each of three turns of each loop")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--lightly", help="folder that pip install --target put lightly into")
+    arguments = parser.parse_args()
+    chosen = recipe(arguments.recipe)
+    chosen = replace(chosen, batch_size=arguments.batch_size or chosen.batch_size)
+    size = SOURCES[chosen.data].size
+    images = random_images(chosen.data, max(arguments.images, chosen.batch_size + 32))
+    trainer = Trainer(chosen, Split.of(images, 32, seed=0), arguments.device, compiled=arguments.compile)
+    trainer.method.train()
+
+    def loader(first: Callable[..., Any], second: Callable[..., Any]) -> Iterator[Tensor]:
+        data = DataLoader(
+            TwoViews(images, first, second),
+            batch_size=chosen.batch_size,
+            shuffle=True,
+            drop_last=True,
+            num_workers=arguments.workers,
+            persistent_workers=arguments.workers > 0,
+            pin_memory=arguments.device != "cpu",
+        )
+        return epochs_of(data, trainer)
+
+    fixed = trainer.views(images.images[: chosen.batch_size], images.images[: chosen.batch_size])
+    loops = {"step alone": iter(lambda: fixed, None), "fullrank": resident(trainer)}
+    loops["pil"] = loader(*(pil_transform(augmentation, size) for augmentation in trainer.augmentations))
+    if arguments.lightly:
+        try:
+            loops["lightly"] = loader(*[lightly_transform(arguments.lightly, size)] * 2)
+        except ImportError as error:
+            print(f"lightly does not load here ({error}); the PIL loop stands in for it")
+    found: dict[str, list[float]] = {name: [] for name in loops}
+    for _ in range(TURNS):
+        for name, source in loops.items():
+            found[name].append(views_per_second(trainer, source, arguments.seconds))
+    medians = {name: statistics.median(values) for name, values in found.items()}
+    limit, ours = medians["step alone"], medians["fullrank"]
+    where = torch.cuda.get_device_name() if arguments.device != "cpu" else f"{torch.get_num_threads()} CPU thread(s)"
+    print(f"{chosen.name}, batch {chosen.batch_size}, {where}, {arguments.workers} workers for PIL")
+    print("| loop | views/s | of the step alone | fullrank is faster by |\n|---|---|---|---|")
+    for name, value in medians.items():
+        print(f"| {name} | {value:,.0f} | {value / limit:.1%} | {ours / value:.2f} x |")
+    print(f"data and augmentation take {1 - ours / limit:.1%} of fullrank's step")
+
+
+if __name__ == "__main__":
+    main()
