@@ -6,6 +6,7 @@ that has nothing to do, at a pace that keeps them to half a per cent of what the
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -50,11 +51,10 @@ class CanaryWatch:
         self.few = min(FEW, max(1, int(FEW_SECONDS * len(self._images) / seconds)))
         return self._least_cosine(slice(None))
 
-    async def trickle(self, record: Callable[[Rows], None]) -> None:
-        """For ever: embed a few, and `record` all rows (m, d) once a cycle, and as soon as one is off."""
-        n = len(self._images)
+    async def trickle(self, record: Callable[[Rows], None], every: float) -> None:
+        """For ever: embed a few; `record` the rows (m, d) as they now are, `every` so many seconds and once one is off."""
+        n, alarmed, due = len(self._images), False, time.monotonic() + every
         while True:
-            alarmed = False
             for start in range(0, n, self.few):
                 part = slice(start, min(start + self.few, n))
                 pause = self.cycle * (part.stop - start) / n
@@ -69,10 +69,10 @@ class CanaryWatch:
                 finite = int(np.isfinite(job.rows).all(axis=1).sum())
                 self._metrics.canary["finite"].inc(finite)
                 self._metrics.canary["nonfinite"].inc(len(job.rows) - finite)
-                if not alarmed and self._least_cosine(part) < CANARY_COSINE:
+                was, alarmed = alarmed, self._least_cosine(part) < CANARY_COSINE
+                if alarmed > was or time.monotonic() >= due:
                     record(self.rows)
-                    alarmed = True
-            record(self.rows)
+                    due = time.monotonic() + every
 
     def _least_cosine(self, part: slice) -> float:
         cosines = (normalize(torch.from_numpy(self.rows[part]).double()) * self._expected[part]).sum(1)

@@ -365,7 +365,9 @@ class Service:
             )
             if served.watch is not None:
                 served.monitor.record_canary(served.watch.rows)
-                served.trickle = asyncio.create_task(served.watch.trickle(served.monitor.record_canary))
+                # Several times a window: a canary older than the rows cannot vouch for the model that made them.
+                every = min(settings.canary_period, settings.windows[0] / 5)
+                served.trickle = asyncio.create_task(served.watch.trickle(served.monitor.record_canary, every))
         if previous is None:
             self._serving.append(served)
         else:

@@ -52,7 +52,7 @@ def encoders(folder: Path) -> Path:
         noise = torch.Generator().manual_seed(0)
         for name, parameter in healthy.encoder.named_parameters():
             if name.startswith("layer3"):
-                parameter.add_(torch.randn(parameter.shape, generator=noise), alpha=0.3 * float(parameter.std()))
+                parameter.add_(torch.randn(parameter.shape, generator=noise), alpha=float(parameter.std()))
     save(replace(healthy, card=healthy.card.model_copy(update={"name": "altered"})), folder / "altered")
     return folder
 

@@ -2,18 +2,23 @@
 
 import asyncio
 import io
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load
+from safetensors.torch import load, save_file
 
-from fullrank import Moments
-from models.embedder import normalize
+from fullrank import Moments, Reference
+from fullrank.healthy import calibrated
+from fullrank.inputs import thumbnails
+from models import artifact
+from models.embedder import Embedder, normalize
 from service.core import Service
-from tests.service.conftest import DIMENSION, Start, as_files, encoded, error_of, pictures
+from tests.service.conftest import DIMENSION, SIZE, Start, as_files, encoded, error_of, pictures
 
 pytestmark = pytest.mark.anyio
 NPY = {"content-type": "application/x-npy"}
@@ -41,6 +46,110 @@ async def test_rows_from_elsewhere_get_statistics_of_their_own(start: Start) -> 
         metrics = (await client.get("/metrics")).text
         assert 'fullrank_rows_total{fate="sampled",model="theirs",revision="observed"} 512.0' in metrics
         assert 'fullrank_rows_total{fate="sampled",model="alpha"' in metrics
+
+
+async def test_rows_from_elsewhere_are_compared_with_the_reference_that_is_there(start: Start, tmp_path: Path) -> None:
+    healthy = np.random.default_rng(0).normal(size=(2000, 16)).astype(np.float32)
+    save_file(Reference.build(healthy[::2], healthy[1::2]).tensors(), tmp_path / "theirs.safetensors")
+    save_file({"mean": torch.zeros(3)}, tmp_path / "damaged.safetensors")
+    async with start(references_dir=tmp_path) as (client, service):
+        for model in ("theirs", "others"):
+            body = {"model": model, "rows": healthy[:900].tolist()}
+            assert (await client.post("/observe", json=body)).status_code == 202
+            assert await asyncio.to_thread(service.sidecar.get(model).flush, 10)
+        theirs = (await client.get("/spectrum?model=theirs")).json()
+        assert theirs["verdict"]["state"] == "healthy", theirs["verdict"]
+        others = (await client.get("/spectrum?model=others")).json()
+        assert others["verdict"]["state"] == "insufficient_data"
+        assert "FULLRANK_REFERENCES_DIR as others.safetensors" in others["verdict"]["reason"]
+        bad = await client.post("/observe", json={"model": "damaged", "rows": [[1.0, 2.0]]})
+        assert "tensor 'band_energy' is missing" in error_of(bad, 422, "bad_reference")["message"]
+    async with start(references_dir=tmp_path) as (client, _):
+        bad = await client.post("/observe", json={"model": "theirs", "rows": [[1.0, 2.0]]})
+        error = error_of(bad, 422, "bad_reference")
+        assert error["message"] == "theirs.safetensors describes 16 dimensions, the rows have 2"
+        assert error["field"] == "rows"
+
+
+async def seen(client: httpx.AsyncClient, service: Service, images: np.ndarray) -> dict[str, Any]:
+    """The spectrum once these images (n, s, s) are in it."""
+    files = [encoded(image) for image in images]
+    for i in range(0, len(files), 100):
+        assert (await client.post("/embed", files=as_files(files[i : i + 100]))).status_code == 200
+    await service.engine.call(int)
+    await asyncio.to_thread(service.observer.join)
+    assert service.current.monitor is not None
+    assert await asyncio.to_thread(service.current.monitor.flush, 10)
+    spectrum: dict[str, Any] = (await client.get("/spectrum")).json()
+    return spectrum
+
+
+@pytest.fixture(scope="module")
+def calibrated_alpha(encoders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """alpha with a reference that knows its inputs."""
+    folder = tmp_path_factory.mktemp("calibrated") / "alpha"
+    alpha = artifact.load(encoders / "alpha")
+    embedder, images = Embedder(alpha), [pictures(1024, seed)[:, None] for seed in (11, 12)]
+    first, second = (normalize(embedder.embed(it)) for it in images)
+    assert alpha.canary is not None
+    reference = Reference.build(first, second, canary=alpha.canary.embeddings)
+    known = calibrated(reference, second, None, thumbnails(images[1]), windows=4, blocks=20)
+    artifact.save(replace(alpha, reference=known), folder)
+    return folder
+
+
+async def test_the_spectrum_says_how_sure_it_is_and_why(start: Start, calibrated_alpha: Path) -> None:
+    async with start(encoder=calibrated_alpha, block_rows=64) as (client, service):
+        empty = (await client.get("/spectrum")).json()
+        assert empty["verdict"]["state"] == "insufficient_data"
+        assert "256" in empty["verdict"]["reason"]  # how many rows it waits for
+        spectrum = await seen(client, service, pictures(600, 21))
+        assert spectrum["verdict"]["state"] == "healthy", spectrum["verdict"]
+        assert "600 rows" in spectrum["verdict"]["reason"]
+        window = spectrum["windows"]["300"]
+        assert window["rows"] == 600
+        for interval in (window["participation_ratio"], window["head"], *(band["ratio"] for band in window["bands"])):
+            assert interval["lower"] < interval["estimate"] < interval["upper"]
+        assert spectrum["input_participation_ratio"] > 1
+        assert spectrum["reference"]["rows"] == 1024
+
+
+async def test_one_image_again_and_again_counts_once(start: Start, calibrated_alpha: Path) -> None:
+    async with start(encoder=calibrated_alpha, block_rows=64) as (client, service):
+        spectrum = await seen(client, service, np.repeat(pictures(1, 5), 300, axis=0))
+        assert spectrum["counters"]["rows"] == {"sampled": 1, "duplicate": 299, "dropped": 0, "nonfinite": 0}
+        assert spectrum["verdict"]["state"] == "insufficient_data"
+        metrics = (await client.get("/metrics")).text
+        assert 'fullrank_rows_total{fate="duplicate",model="alpha",' in metrics
+        assert 'fullrank_input_participation_ratio{model="alpha",' in metrics
+
+
+async def test_nearly_one_image_is_blamed_on_the_traffic(start: Start, calibrated_alpha: Path) -> None:
+    """Every image another by a grey level here and there: the embeddings fall together, and the model is well."""
+    rng = np.random.default_rng(0)
+    nearly = (pictures(1, 5).astype(int) + rng.integers(0, 2, (400, SIZE, SIZE))).clip(0, 255).astype(np.uint8)
+    async with start(encoder=calibrated_alpha, block_rows=64) as (client, service):
+        spectrum = await seen(client, service, nearly)
+        assert spectrum["counters"]["rows"]["sampled"] == 400
+        window = spectrum["windows"]["300"]
+        assert window["total_variance"] < 0.1 * spectrum["reference"]["total_variance"]
+        assert spectrum["canary"]["cosine_min"] > 0.99
+        assert spectrum["verdict"]["state"] == "traffic_narrowed", spectrum["verdict"]
+        assert "input" in spectrum["verdict"]["reason"]
+
+
+async def test_without_a_reference_the_command_that_builds_one_is_named(
+    start: Start, encoders: Path, tmp_path: Path
+) -> None:
+    bare = replace(artifact.load(encoders / "alpha"), reference=None, canary=None)
+    artifact.save(bare, tmp_path / "bare")
+    async with start(encoder=tmp_path / "bare", block_rows=64) as (client, service):
+        assert (await client.get("/readyz")).status_code == 200
+        spectrum = await seen(client, service, pictures(400, 22))
+        assert spectrum["verdict"]["state"] == "insufficient_data"
+        assert "`fullrank reference ENCODER --data DIR`" in spectrum["verdict"]["reason"]
+        assert spectrum["windows"]["300"]["participation_ratio"]["estimate"] > 1
+        assert spectrum["reference"] is None
 
 
 async def test_moments_are_exact_and_add_up(start: Start) -> None:
