@@ -52,7 +52,7 @@ class CanaryWatch:
         return self._least_cosine(slice(None))
 
     async def trickle(self, record: Callable[[Rows], None], every: float) -> None:
-        """For ever: embed a few; `record` all rows (m, d) as they now are, every so many seconds and once one is off."""
+        """For ever: embed a few; `record` all rows (m, d) as they now are, `every` so often and once one is off."""
         n, alarmed, due = len(self._images), False, time.monotonic() + every
         while True:
             for start in range(0, n, self.few):
