@@ -255,7 +255,7 @@ class Trainer:
             "epoch": self.epoch,
             "step": self.step,
             "loss": round(total_loss / distributed.world_size() / self.steps_per_epoch, 5),
-            "learning_rate": max(group["lr"] for group in self.optimizer.param_groups),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
             "seconds": round(totals["seconds"], 1),
             "views_per_second": round(2 * self.steps_per_epoch * self.recipe.batch_size / totals["seconds"]),
             "data_share": round(totals["data_seconds"] / totals["seconds"], 4),

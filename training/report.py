@@ -147,6 +147,8 @@ def _curves(runs: Sequence[RunLog]) -> str:
         axes.set_title(name, fontsize=10)
         axes.grid(alpha=0.3)
         axes.set_xlabel("epoch", fontsize=8)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.ticklabel_format(axis="y", useOffset=False)
         if place == 1 and len(runs) > 1:
             axes.legend(fontsize=8)
     return _image(figure)
@@ -184,6 +186,7 @@ def _spectrum_picture(run: RunLog) -> str:
         axes.set_title(f"{run.name}: {part}", fontsize=10)
         axes.set_xlabel("epoch", fontsize=8)
         axes.set_ylabel("rank", fontsize=8)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         figure.colorbar(mesh, ax=axes, label="log10 of the share of the largest")
     return _image(figure)
 
