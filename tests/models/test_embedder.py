@@ -10,8 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from models import embedder as embedder_module
 from models.artifact import Preprocessing, load
-from models.embedder import Embedder, ImageError, decode, normalize
+from models.backbones import Name, ResNet
+from models.embedder import Embedder, ImageError, decode, normalize, prepare
+from models.inference import buckets, folded, smallest
 
 GREY = Preprocessing(size=28, resize="stretch", channels=1, mean=(0.286,), std=(0.353,))
 COLOUR = Preprocessing(size=16, resize="crop", channels=3, mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -85,6 +88,97 @@ def test_cmyk_jpeg_and_animated_gif_decode() -> None:
     frames = [Image.new("L", (28, 28), value) for value in (10, 250)]
     gif = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert np.unique(decode(gif, GREY)).tolist() == [10]
+
+
+def photo(size: tuple[int, int], seed: int = 0) -> Image.Image:
+    """Detail at every scale with a photograph's falling spectrum, unlike noise, which no two resizes agree on."""
+    rng, total = np.random.default_rng(seed), np.zeros((size[1], size[0], 3))
+    for cells in (2, 4, 8, 16, 32, 64, 128):
+        small = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
+        total += (np.asarray(small.resize(size, Image.Resampling.BICUBIC)) - 127.5) * (2 / cells**0.7)
+    return Image.fromarray((127.5 + total / 2).clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("preprocessing", [GREY, COLOUR, COLOUR.model_copy(update={"size": 64, "resize": "stretch"})])
+@pytest.mark.parametrize("size", [(400, 300), (1021, 767), (300, 1600)])
+def test_a_scaled_decode_is_within_bounds_of_the_full_one(preprocessing: Preprocessing, size: tuple[int, int]) -> None:
+    data = encoded(photo(size), "JPEG", quality=90)
+    full = prepare(Image.open(io.BytesIO(data)), preprocessing).astype(float)
+    scaled = decode(data, preprocessing).astype(float)
+    assert np.abs(scaled - full).mean() < 2  # of 255
+    assert np.abs(scaled - full).max() < 24
+    same = decode(encoded(Image.open(io.BytesIO(data)), "PNG"), preprocessing)
+    np.testing.assert_array_equal(same, full)
+
+
+def test_embeddings_of_scaled_decodes_are_those_of_full_ones(small_artifact: Path) -> None:
+    embedder = Embedder(load(small_artifact))
+    files = [encoded(photo((500 + 37 * i, 400), i), "JPEG", quality=90) for i in range(8)]
+    full = np.stack([prepare(Image.open(io.BytesIO(data)), embedder.card.preprocessing) for data in files])
+    scaled = np.stack([decode(data, embedder.card.preprocessing) for data in files])
+    assert not np.array_equal(full, scaled)
+    cosine = torch.nn.functional.cosine_similarity(embedder.embed(full), embedder.embed(scaled))
+    assert float(cosine.min()) > 0.995
+
+
+def test_a_large_jpeg_is_decoded_at_the_scale_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(embedder_module, "prepare", lambda image, how: seen.append(image.size) or prepare(image, how))
+    data = encoded(Image.new("RGB", (1600, 1200)), "JPEG")
+    decode(data, COLOUR)
+    decode(data, COLOUR.model_copy(update={"size": 224}))
+    decode(data, COLOUR.model_copy(update={"size": 1024}))
+    assert seen == [(200, 150), (800, 600), (1600, 1200)]
+
+
+def test_a_progressive_greyscale_and_turned_jpeg_decodes_as_it_should() -> None:
+    image = Image.new("L", (640, 320), 0)
+    image.paste(255, (0, 0, 640, 160))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = decode(encoded(image, "JPEG", exif=exif, progressive=True), GREY)
+    assert turned.shape == (1, 28, 28)
+    assert turned[0, 14, 26] > 250
+    assert turned[0, 14, 1] < 5
+
+
+def test_folding_changes_no_embedding_and_no_artifact(small_artifact: Path) -> None:
+    artifact = load(small_artifact)
+    before = {name: tensor.clone() for name, tensor in artifact.encoder.state_dict().items()}
+    fused = folded(artifact.encoder)
+    assert not [module for module in fused.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    x = torch.randn(5, 1, 28, 28, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), artifact.encoder(x), rtol=1e-4, atol=1e-5)
+    after = artifact.encoder.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert load(small_artifact).card.revision == artifact.card.revision
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_folding_takes_running_statistics_scales_and_shortcuts_along(name: Name) -> None:
+    torch.manual_seed(0)
+    encoder = ResNet(name, width=4, in_channels=3)
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, std=0.2)
+            module.running_mean, module.running_var = (
+                torch.randn(len(module.weight)),
+                torch.rand(len(module.weight)) + 0.5,
+            )
+    x = torch.randn(3, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(encoder)(x), encoder.eval()(x), rtol=1e-4, atol=1e-4)
+
+
+def test_every_batch_has_a_bucket_and_no_bucket_is_over_twice_a_batch() -> None:
+    for largest in (1, 2, 3, 24, 32, 100):
+        sizes = buckets(largest)
+        assert sizes[-1] == largest
+        assert all(n <= smallest(sizes, n) < 2 * n or n == 1 for n in range(1, largest + 1))
+    with pytest.raises(ValueError, match="empty"):
+        smallest(buckets(8), 9)
 
 
 def png_header(width: int, height: int) -> bytes:
