@@ -6,7 +6,8 @@ Rows come from ten classes in 64 dimensions: iid; sessions, runs of 32 rows of o
 turns from one half of the classes to the other over the window. The truth is that of all rows' law over the window.
 Estimators: the U-statistic over all pairs of rows (`Moments`), the same within 5-minute groups of blocks as the
 monitor holds them, the ratio of the counters (`trace_product / frobenius_product`), and the band energy of the head
-and of the tail.
+and of the tail, which are counters too. A second table shows what the ratio of the counters' sums over four replicas
+says beside each replica and beside the merged moments.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from fullrank import Moments, Reference, SpectrumMonitor
+from fullrank import Moments, Reference, SpectrumMonitor, merge
 
 D, CLASSES, SESSION = 64, 10, 32
 WINDOW = 300.0
@@ -45,6 +46,38 @@ def labels(traffic: str, n: int, generator: torch.Generator) -> Tensor:
         late = torch.rand(n, generator=generator) < torch.arange(n) / n
         return drawn // 2 + late.long() * (CLASSES // 2)
     return drawn
+
+
+def replicas(law: Law, generator: torch.Generator, n: int = 6144) -> None:
+    """Print what the sum over replicas reads when all are alike, when one has collapsed, when each sees its own."""
+
+    def mixed() -> Tensor:
+        return law.rows(labels("iid", n, generator), generator)
+
+    def of_class(label: int) -> Tensor:
+        return law.rows(torch.full((n,), label), generator)
+
+    point = torch.nn.functional.normalize(torch.ones(n, D) + 1e-3 * torch.randn(n, D, generator=generator))
+    plane = mixed()
+    plane[:, 2:] = 0
+    fleets = {
+        "four alike": [mixed() for _ in range(4)],
+        "one of four collapsed to a point": [*(mixed() for _ in range(3)), point],
+        "one of four collapsed to a plane": [*(mixed() for _ in range(3)), plane],
+        "each sees one class": [of_class(label) for label in range(4)],
+    }
+    print("\n| fleet | each replica | sum of rates | merged moments |\n|---|---|---|---|")
+    for name, parts in fleets.items():
+        moments, trace, frobenius = [], 0.0, 0.0
+        for rows in parts:
+            with SpectrumMonitor(D, windows=(WINDOW,), clock=lambda: 0.0) as monitor:
+                monitor.observe(rows)
+                monitor.flush()
+                moments.append(monitor.moments())
+                trace += monitor.counters.trace_product
+                frobenius += monitor.counters.frobenius_product
+        each = ", ".join(f"{it.participation_ratio():.1f}" for it in moments)
+        print(f"| {name} | {each} | {trace / frobenius:.1f} | {merge(moments).participation_ratio():.1f} |")
 
 
 def main() -> None:
@@ -89,6 +122,7 @@ def main() -> None:
             cells = [f"{mean[i]:+.1f} ± {spread[i]:.1f}" if i != 1 else f"{mean[i]:.0f} %" for i in range(5)]
             error = math.sqrt(options.repeats)
             print(f"| {traffic} | {n} | " + " | ".join(cells) + f" | (errors of the means: deviation / {error:.1f})")
+    replicas(law, generator)
 
 
 if __name__ == "__main__":
