@@ -114,7 +114,7 @@ def noise_floor(dtype: torch.dtype | str, dimension: int, mean_square: float = 1
 
     dtype: a torch dtype, its name, or "tf32". Rounding an entry once to a dtype of spacing eps adds a relative variance
     of about 0.045 eps^2 (uniform within an interval whose relative width falls from eps to eps/2 over a binade); the
-    layers before add more, for a ResNet-18 0.1 to 0.9 eps^2 in all (`benchmarks.precision`), whence the floor of
+    layers before add more, for a ResNet-18 0.1 to 0.7 eps^2 in all (`benchmarks.precision`), whence the floor of
     eps^2. Cannot see noise that an encoder amplifies, such as a last layer that cancels nearly all of its input.
     Unit-norm rows have mean_square 1. ValueError for a name that is neither.
     """
