@@ -339,7 +339,7 @@ class SpectrumMonitor:
             change, start = None, now - self.windows[0]
             if evidence.alarm:
                 start = evidence.since
-                since = [block for block in held[self.windows[-1]] if block.start >= start]
+                since = [block for block in held[self.windows[-1]] if block.start > start]
                 rows = measure(now - start, since, self.reference, self.dimension)
                 change = Change(evidence.signal, rows, self._read(_inputs(since)))
         shortest = described[self.windows[0]]

@@ -33,7 +33,8 @@ _SIGNALS = ("participation_ratio", "total_variance", "mean_shift")
 @dataclass(frozen=True)
 class Evidence:
     """The e-detector's value and what drives it: `log10` of the evidence against healthy traffic, capped; `signal`,
-    the statistic with most of it ("band 64 high"); `since`, the time of the first block of its present run."""
+    the statistic with most of it ("band 64 high"); `since`, when the first block of its present run began. That block
+    may hold rows of before the change; those after it do not."""
 
     log10: float = math.nan
     signal: str = ""
@@ -66,7 +67,7 @@ class Detector:
         self._clear()
 
     def _clear(self) -> None:
-        self._rows, self._start = 0, math.nan
+        self._rows = 0
         self._energies = torch.zeros(self.reference.dimension, dtype=torch.float64)
         self._sum = torch.zeros(self.reference.dimension, dtype=torch.float64)
         self._trace = self._frobenius = 0.0
@@ -74,7 +75,6 @@ class Detector:
     def add(self, start: float, rows: int, energies: Tensor, total: Tensor, trace: float, frobenius: float) -> None:
         """Add a block that began at `start`: its rows, energies (d,) and sum of rows (d,), and the products of traces
         and of covariances with the block before it. Short blocks wait until 256 rows are together."""
-        self._start = self._start if self._rows else start
         self._rows += rows
         self._energies += energies
         self._sum += total
@@ -86,7 +86,7 @@ class Detector:
         if self._frobenius > 0 and self._trace > 0:
             named["participation_ratio"] = math.log(self._trace / self._frobenius / reference.participation_ratio)
         statistics = columns(reference, self._energies / self._rows, self._sum / self._rows, self._rows, named)
-        self.bet(statistics[self.columns], self._start)
+        self.bet(statistics[self.columns], start)
         self._clear()
 
     def bet(self, statistics: Tensor, start: float) -> None:

@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,9 +67,10 @@ def watch(bench: Bench, case: Case, law: int, n: int) -> Outcome:
         }
 
         def show(rows: Tensor, inputs: Tensor, keys: list[int]) -> None:
+            hashes = np.array(keys, dtype=np.uint64)
             now[0] += len(rows) / RATE
-            monitors[MODES[1]].observe(rows, keys, inputs)
-            monitors[MODES[2]].observe(rows, keys)
+            monitors[MODES[1]].observe(rows, hashes, inputs)
+            monitors[MODES[2]].observe(rows, hashes)
 
         fresh = iter(range(1, 10**9))
         for index in torch.split(draw(n, at), COARSE):
@@ -165,7 +167,8 @@ def main() -> None:
         started = time.monotonic()
         rows = case.pool[(case.draw or bench.traffic.independent)(options.rows)]
         alarms[case.name] = [name for name, score in rivals(bench, rows).items() if score > worst[name]]
-        for law in range(options.laws if case.draw is None else 1):
+        laws = 1 if case.draw is not None else 3 if case.kind == "none" else options.laws
+        for law in range(laws):
             outcomes.append(watch(bench, case, law, options.rows))
             states, found = outcomes[-1].states.values(), outcomes[-1].found.values()
             print(

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import chi2
+from scipy.stats import chi2  # type: ignore[import-untyped]
 from torch import Tensor
 
 from fullrank import Reference
@@ -223,18 +223,15 @@ def main() -> None:
     assert isinstance(test, ImageSet)
     rows = normalize(Embedder(artifact).embed(test.images))
     started = time.process_time()
-    tallies = []
     traffic = Traffic(test.labels, options.seed)
-    for law in traffic.laws():
-        stream = Stream(artifact.reference, rows, law.__name__)
-        wanted = options.blocks // 3
-        while stream.tally.blocks < wanted:
-            chunk = min(CHUNK, wanted - stream.tally.blocks)
-            index = law(chunk * BLOCK_ROWS, stream.tally.blocks * BLOCK_ROWS)
-            stream.take(index.view(chunk, BLOCK_ROWS))
-            if stream.tally.blocks % (CHUNK * 50) == 0:
-                print(stream.tally, f"{time.process_time() - started:.0f} s", flush=True)
-        tallies.append(stream.tally)
+    streams = [(law, Stream(artifact.reference, rows, law.__name__)) for law in traffic.laws()]
+    tallies = [stream.tally for _, stream in streams]
+    for chunk in range(math.ceil(options.blocks / 3 / CHUNK)):
+        for law, stream in streams:
+            index = law(CHUNK * BLOCK_ROWS, stream.tally.blocks * BLOCK_ROWS)
+            stream.take(index.view(CHUNK, BLOCK_ROWS))
+        if chunk % 100 == 99:
+            print(report(tallies, time.process_time() - started), flush=True)
     text = report(tallies, time.process_time() - started)
     print(text)
     if options.write:

@@ -126,7 +126,7 @@ def test_short_blocks_wait_for_each_other(world, reference):
     assert float(halves.wealth.abs().sum()) == 0
     add(halves, rows[128:], 8.0)
     np.testing.assert_allclose(halves.wealth, whole.wealth, atol=1.0)
-    assert float(halves._since.nan_to_num(7.0).max()) == 7.0
+    assert float(halves._since.nan_to_num(8.0).min()) == 8.0
 
 
 def test_finds_a_weak_fault_within_a_few_blocks_and_says_since_when(world, reference):
