@@ -53,8 +53,13 @@ class LinearPredictor(nn.Linear):
         norm = moved.norm(dim=0)
         alive = (s > 1e-3 * s[-1]) & (norm > 0)
         return {
-            "predictor_alignment": ((u * moved).sum(0).abs() / norm)[alive].flip(0).tolist(),
-            "correlation_spectrum": s.flip(0).tolist(),
-            "predictor_spectrum": torch.linalg.eigvalsh((w + w.T) / 2).flip(0).tolist(),
+            "predictor_alignment": _short(((u * moved).sum(0).abs() / norm)[alive].flip(0)),
+            "correlation_spectrum": _short(s.flip(0)),
+            "predictor_spectrum": _short(torch.linalg.eigvalsh((w + w.T) / 2).flip(0)),
             "predictor_asymmetry": float((w - w.T).norm() / w.norm().clamp_min(1e-30)),
         }
+
+
+def _short(values: Tensor) -> list[float]:
+    """Six digits: an epoch's log line holds hundreds of them."""
+    return [float(f"{value:.6g}") for value in values.tolist()]
