@@ -112,8 +112,9 @@ def follow(services: list[str], demo: bool) -> None:
             healthy = 'fullrank_verdict{state="healthy"}'
             steps.reached("its traffic is judged healthy", lambda: server.value(healthy) == 1, 240)
             if demo:
-                swapped: Callable[[], bool] = lambda: "serving fashion-collapsed" in compose("logs", "demo")  # noqa: E731
-                steps.reached("the demo swaps to the collapsed encoder", swapped, 180)
+                played = ("--profile", "demo", "logs", "demo")
+                collapsed = "serving fashion-collapsed"
+                steps.reached("the demo swaps to the collapsed encoder", lambda: collapsed in compose(*played), 180)
             else:
                 answer = json.loads(compose("exec", "-T", "embed", "python", "-c", SWAP))
                 print(f"          swapped to {answer['served']['model']}: {answer['judgement']['reason']}", flush=True)
