@@ -121,17 +121,21 @@ def recipe_of(configuration: Configuration, scale: Scale, seed: int) -> Recipe:
 
 
 def run(configuration: Configuration, scale: Scale, seed: int, data: tuple[ImageSet, ImageSet], device: str) -> Record:
-    """Train once and measure on the test images; what a run that diverged has to say is its error."""
+    """Train once and measure on the test images; what a run that diverged has to say is its error.
+
+    `seconds` are those of training: the process's own on the CPU, whatever else the machine does, else the wall's.
+    """
     train, test = (images.take(slice(n)) for images, n in zip(data, (scale.images, scale.tests), strict=True))
     record: Record = {"name": configuration.name, "seed": seed, "options": configuration.options}
     trainer = Trainer(recipe_of(configuration, scale, seed), Split.of(train, 0, seed), device)
-    start = time.perf_counter()
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    start = clock()
     try:
         for _ in range(scale.epochs):
             record |= {"loss": trainer.train_epoch()["loss"]}
     except TrainingError as error:
         return record | {"error": str(error)}
-    record["seconds"] = round(time.perf_counter() - start, 1)
+    record["seconds"] = round(clock() - start, 1)
     embedder = Embedder(trainer.artifact(), device)
     bank, h = embedder.embed_arrays(train.images), embedder.embed_arrays(test.images)
     alignment = trainer.method.watch().get("predictor_alignment")
@@ -232,7 +236,7 @@ def of(records: Sequence[Record], name: str) -> list[Record]:
 def summary(metric: Callable[[Record], float], records: Sequence[Record], digits: int) -> str:
     """Mean, and half the range over the seeds."""
     if not records:
-        return "not run"
+        return ""
     values = [metric(record) for record in records]
     spread = f" ± {(max(values) - min(values)) / 2:.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.{digits}f}{spread}"
@@ -263,8 +267,8 @@ def page(scale_name: str, records: Sequence[Record]) -> str:
             summary(lambda r: r["z"]["effective_rank"], mine, 1),
             str(mine[0]["z"]["dimension"]),
             summary(variance_z, mine, 3),
-            summary(lambda r: r["alignment"], aligned, 2) if aligned else "",
-            f"{statistics.median(r['seconds'] for r in mine):.0f}",
+            summary(lambda r: r["alignment"], aligned, 2),
+            summary(lambda r: r["seconds"], [r for r in mine if r["seconds"] is not None], 0),
             str(len(mine)),
         ]
         lines.append(f"| {configuration.name} | " + " | ".join(cells) + " |")
