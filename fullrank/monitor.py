@@ -88,7 +88,9 @@ class SpectrumMonitor:
         calibrated = reference is not None and reference.calibration is not None
         self._detector = Detector(reference) if reference is not None and calibrated else None
         self._next_refresh = -math.inf
-        self._refresh()
+        self._due = dict.fromkeys(self.windows, -math.inf)
+        self._snapshot: Snapshot
+        self._refresh(everything=True)
         pinned = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(pinned,), name="spectrum-monitor", daemon=True)
         self._thread.start()
@@ -234,7 +236,7 @@ class SpectrumMonitor:
                 if canary is not None:
                     self._canary, self._canary_time = self._compare(canary), self._clock()
                 if forced or canary is not None or self._clock() >= self._next_refresh:
-                    self._refresh()
+                    self._refresh(everything=forced)
             except Exception:
                 # Serving must go on; the snapshot's timestamp stops, which has an alert of its own.
                 logger.exception("the spectrum monitor failed on a block")
@@ -326,13 +328,20 @@ class SpectrumMonitor:
         cosines = (unit(rows).double() * self.reference.canary.double()).sum(1)
         return Canary(float(cosines.min()), Moments(self.dimension).add(unit(rows)).participation_ratio())
 
-    def _refresh(self) -> None:
+    def _refresh(self, everything: bool) -> None:
         started = time.monotonic()
         with self._state:
             now = self._clock()
             self._ring.expire(now)
             held = {seconds: self._ring.within(seconds, now) for seconds in self.windows}
-            windows = {s: measure(s, blocks, self.reference, self.dimension) for s, blocks in held.items()}
+            windows = {}
+            for seconds, blocks in held.items():
+                # A long window changes slowly, and at d = 2048 its eigenvalues alone take most of a second.
+                if everything or now >= self._due[seconds]:
+                    windows[seconds] = measure(seconds, blocks, self.reference, self.dimension)
+                    self._due[seconds] = now + seconds / 30
+                else:
+                    windows[seconds] = self._snapshot.windows[seconds]
             described = {seconds: _inputs(blocks) for seconds, blocks in held.items()}
             inputs = {seconds: self._read(moments) for seconds, moments in described.items()}
             evidence = Evidence() if self._detector is None else self._detector.evidence

@@ -374,3 +374,17 @@ def test_bad_settings_are_named(arguments, message):
 def test_a_reference_of_another_dimension_is_refused(reference):
     with pytest.raises(ValueError, match="reference: expected dimension 8, got 32"):
         SpectrumMonitor(8, reference)
+
+
+def test_a_long_window_is_measured_as_often_as_it_changes(reference, clock):
+    monitor = SpectrumMonitor(D, reference, clock=clock)
+    monitor.close()  # so that nobody else refreshes
+    first = monitor.snapshot().windows
+    clock.now += 20.0
+    monitor._refresh(everything=False)
+    second = monitor.snapshot().windows
+    assert second[3600.0] is first[3600.0]
+    assert second[300.0] is not first[300.0]
+    clock.now += 110.0
+    monitor._refresh(everything=False)
+    assert monitor.snapshot().windows[3600.0] is not first[3600.0]
