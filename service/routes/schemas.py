@@ -145,7 +145,7 @@ def body(model: type[BaseModel], value: Any) -> dict[str, Any]:
     return {"application/json": {"schema": {"$ref": REFERENCE.format(model=model.__name__)}, "example": value}}
 
 
-KEY = {"security": [{"key": []}, {}]}  # none is needed where none is set
+KEY: dict[str, Any] = {"security": [{"key": []}, {}]}  # none is needed where none is set
 _FLAGS: dict[str, Any] = {
     "normalize": {"type": "boolean", "default": True},
     "encoding_format": {"type": "string", "enum": ["float", "base64"], "default": "float"},
