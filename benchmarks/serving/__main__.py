@@ -1,6 +1,6 @@
 """Our service against a bare decode-and-forward loop, a plain thread batcher and its peers; load from wrk.
 
-    python -m benchmarks.serving [--rounds 10] [--seconds 2] [--servers fullrank mosec ...] [--models null resnet18]
+    python -m benchmarks.serving [--rounds 10] [--seconds 1] [--servers fullrank mosec ...] [--models null resnet18]
 
 Every round measures each server once at each level, beside the loop measured in the same round; ratios are taken
 within rounds and their intervals bootstrapped over rounds. Servers not being measured are paused. Each measurement is
@@ -73,6 +73,9 @@ def measure_all(results: Results, model: Model, options: argparse.Namespace, tic
             # Another order each round: whoever follows a heavy neighbour is not always the same.
             for server in running[number % len(running) :] + running[: number % len(running)]:
                 server.resume()
+                jpegs = bodies(options.folder, server, model, "jpeg")
+                if not results.find(**key, server=server.name, level="1"):
+                    drive(server, jpegs, LEVELS[0], 1)  # whatever learns from timing must first forget its pause
                 for level in levels(server.name, model, options.servers):
                     here = key | {"server": server.name, "level": level.name}
                     if results.find(**here):
@@ -80,7 +83,7 @@ def measure_all(results: Results, model: Model, options: argparse.Namespace, tic
                     tick(f"{model} round {number + 1}: {server.name}, {level.name}")
                     full = results.find(**key, server=server.name, level="64") if level.open else None
                     rate = OPEN_SHARE * full["requests"] / full["seconds"] if full else 0.0
-                    images = bodies(options.folder, server, model, "bmp" if level.unlike else "jpeg")
+                    images = bodies(options.folder, server, model, "bmp") if level.unlike else jpegs
                     results.add(here | drive(server, images, level, options.seconds, rate))
                 server.pause()
             if not results.find(**key, server="offline", level="after"):
@@ -94,7 +97,7 @@ def measure_all(results: Results, model: Model, options: argparse.Namespace, tic
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--seconds", type=int, default=2, help="of each measurement; wrk takes whole seconds")
+    parser.add_argument("--seconds", type=int, default=1, help="of each measurement; wrk takes whole seconds")
     parser.add_argument(
         "--servers", nargs="+", choices=KINDS, default=list(KINDS), metavar="NAME", help=", ".join(KINDS)
     )
@@ -110,7 +113,8 @@ def main() -> None:
     measurements = sum(3 + sum(len(levels(s, m, options.servers)) for s in options.servers) for m in options.models)
     left = options.rounds * measurements - len(results.records)
     each, started, done = options.seconds + OVERHEAD, time.monotonic(), 0
-    starts = 12 * len(options.servers) * len(options.models)
+    # Starting each server once for each model, and waking it in each round.
+    starts = (12 + options.rounds * (1 + OVERHEAD)) * len(options.servers) * len(options.models)
     print(f"{left} measurements of {options.seconds} s: about {(left * each + starts) / 60:.0f} minutes", flush=True)
 
     def tick(what: str) -> None:

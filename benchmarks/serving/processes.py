@@ -70,9 +70,13 @@ KINDS = {
         rows=lambda answer: _floats(json.loads(answer)),
         environment={"BENTOML_DO_NOT_TRACK": "True", "BENTOML_HOME": "{folder}/bentoml"},
     ),
-    "ray serve": Kind("ray[serve]==2.60.0", _script("ray_server"), environment={"RAY_USAGE_STATS_ENABLED": "0"}),
+    "ray serve": Kind(
+        "ray[serve]==2.60.0",
+        _script("ray_server"),
+        environment={"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"},
+    ),
     "mlserver": Kind(
-        "mlserver==1.7.1",
+        "mlserver==1.7.1 uvloop==0.21.0",  # its workers start on no later uvloop
         ("{bin}/mlserver", "start", "{folder}/mlserver"),
         "/v2/models/embed/infer",
         "application/json",
@@ -104,7 +108,7 @@ def install(name: str, folder: Path) -> Path:
     if not done.is_file() or done.read_text() != requirement:
         print(f"installing {requirement}", flush=True)
         venv.create(place, with_pip=True, clear=True)
-        subprocess.run([place / "bin/python", "-m", "pip", "install", "--quiet", requirement], check=True)
+        subprocess.run([place / "bin/python", "-m", "pip", "install", "--quiet", *requirement.split()], check=True)
         ours = next(path for path in map(Path, sys.path) if (path / "torch").is_dir())
         site = next(place.glob("lib/python*/site-packages"))
         (site / "ours.pth").write_text(f"{ours}\n")  # after its own packages, so that those win
@@ -156,7 +160,7 @@ class Running:
         with urllib.request.urlopen(request, timeout=10) as answer:
             return self.kind.rows(answer.read())
 
-    def wait(self, image: bytes, seconds: float = 120.0) -> None:
+    def wait(self, image: bytes, seconds: float = 300.0) -> None:
         """Until it answers; RuntimeError with its log's name if it does not."""
         deadline = time.monotonic() + seconds
         while True:
