@@ -10,6 +10,7 @@ import logging
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -88,8 +89,9 @@ class Engine:
         # Two conditions of one lock, so that a lane is woken only for what it waits for: images, or the device.
         lock = threading.Lock()
         self._came, self._freed = threading.Condition(lock), threading.Condition(lock)
-        self._busy = self._closing = False
-        self._filling = False  # a lane that waits for the device has room for more images
+        self._closing = False
+        self._turns: deque[object] = deque()  # whose turn on the device it is, and who comes next
+        self._filling = False  # a lane that waits for its turn has room for more images
         self._notifying = False
         self._helpers = ThreadPoolExecutor(max(1, decode_threads - 1), "decode")
         # torch counts the threads of a pass per calling thread; one of them computes at a time, so never more.
@@ -130,11 +132,8 @@ class Engine:
         """Run a function between two batches."""
 
         def alone() -> T:
-            with self._freed:
-                while self._busy:
-                    self._freed.wait()
-                self._busy = True
-            with self._held():
+            self._queue_for_device(ticket := object())
+            with self._held(ticket):
                 return function(*arguments)
 
         return await self._loop.run_in_executor(self._caller, alone)
@@ -170,11 +169,11 @@ class Engine:
         """Decode and run parts, and add to them those that came meanwhile."""
         batch = Batch(self.queue.max_batch, pinned=self._pinned)
         self._decode(taken, batch)
-        while batch.parts and (more := self._more_or_device(batch)):
-            taken.extend(more)
-            self._decode(more, batch)
         if batch.parts:
-            with self._held():
+            with self._held(batch):
+                while more := self._queue_for_device(batch, batch):
+                    taken.extend(more)
+                    self._decode(more, batch)
                 self._run(batch)
 
     def _next(self) -> list[Part]:
@@ -186,27 +185,28 @@ class Engine:
                 self._came.notify()
         return parts
 
-    def _more_or_device(self, batch: Batch) -> list[Part]:
-        """What else arrives for a batch; empty once the device is free, and then it is the caller's."""
-        encoder = batch.parts[0].job.encoder
-        room = self.queue.max_batch - batch.size
+    def _queue_for_device(self, ticket: object, batch: Batch | None = None) -> list[Part]:
+        """Wait for one's turn on the device: empty then. Until then, what else arrives for the batch."""
         with self._freed:
-            while self._busy:
-                if room and (parts := self.queue.take(room, encoder)):
+            if ticket not in self._turns:
+                self._turns.append(ticket)
+            while self._turns[0] is not ticket:
+                room = 0 if batch is None else self.queue.max_batch - batch.size
+                if batch is not None and room and (parts := self.queue.take(room, batch.parts[0].job.encoder)):
                     return parts
                 self._filling = room > 0
                 self._freed.wait()
                 self._filling = False
-            self._busy = True
         return []
 
     @contextmanager
-    def _held(self) -> Iterator[None]:
+    def _held(self, ticket: object) -> Iterator[None]:
+        """Give up one's turn at the end."""
         try:
             yield
         finally:
             with self._freed:
-                self._busy = False
+                self._turns.remove(ticket)
                 self._freed.notify_all()
 
     def _decode(self, parts: list[Part], batch: Batch) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -116,3 +117,107 @@ async def test_cancelled_work_is_dropped_before_it_is_computed(metrics: Metrics)
     await blocked
     await engine.close()
     assert encoder.batches == []
+
+
+class Files(Sums):
+    """An encoder of "files": a number is an image of that value, "bad" is none. Notes decoding and passes, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[str] = []
+        self.running, self.entered, self.release = 0, threading.Event(), threading.Event()
+
+    def decode(self, image: int | str) -> Pixels:
+        if image == "bad":
+            raise ValueError("no image")
+        self.events.append(f"decode {image}")
+        return images(int(image))[0]
+
+    def embed(self, pixels: Pixels) -> Rows:
+        self.running += 1
+        assert self.running == 1, "two passes at once"
+        self.events.append(f"embed {pixels[:, 0, 0, 0].tolist()}")
+        self.entered.set()
+        assert self.release.wait(10)
+        rows = super().embed(pixels)
+        rows[pixels[:, 0, 0, 0] == 99] = np.nan
+        self.running -= 1
+        return rows
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def test_the_next_batch_is_decoded_and_filled_up_while_one_runs(metrics: Metrics) -> None:
+    engine, encoder = Engine(3, 1, metrics), Files()
+    jobs = [asyncio.create_task(engine.embed(encoder, [1]))]
+    await until(encoder.entered.is_set)
+    for value in (2, 3, 4, 5):
+        jobs.append(asyncio.create_task(engine.embed(encoder, [value])))
+        await until(lambda value=value: f"decode {value}" in encoder.events or value == 5)
+    await asyncio.sleep(0.02)
+    # Three are ready beside the one that runs; a fourth would be a second batch ahead.
+    assert encoder.events == ["decode 1", "embed [1]", "decode 2", "decode 3", "decode 4"]
+    encoder.release.set()
+    assert [job.rows.item() for job in await asyncio.gather(*jobs)] == [1, 2, 3, 4, 5]
+    assert [event for event in encoder.events if "embed" in event] == ["embed [1]", "embed [2, 3, 4]", "embed [5]"]
+    await engine.close()
+
+
+async def test_what_nobody_waits_for_is_dropped_even_when_decoded(metrics: Metrics) -> None:
+    engine, encoder = Engine(4, 1, metrics), Files()
+    first = asyncio.create_task(engine.embed(encoder, [1]))
+    await until(encoder.entered.is_set)
+    gone, stays = (asyncio.create_task(engine.embed(encoder, [value])) for value in (2, 3))
+    await until(lambda: "decode 3" in encoder.events)
+    gone.cancel()
+    await asyncio.gather(gone, return_exceptions=True)
+    encoder.release.set()
+    assert [(await job).rows.item() for job in (first, stays)] == [1, 3]
+    assert encoder.events[-1] == "embed [3]"
+    await engine.close()
+
+
+async def test_an_image_that_cannot_be_decoded_fails_its_request_alone(metrics: Metrics) -> None:
+    engine, encoder = Engine(8, 1, metrics), Files()
+    encoder.release.set()
+    results = await asyncio.gather(
+        *(engine.embed(encoder, list(values)) for values in ([1, 2], [3, "bad"], [4])), return_exceptions=True
+    )
+    assert isinstance(results[1], ValueError)
+    assert [results[i].rows[:, 0].tolist() for i in (0, 2)] == [[1, 2], [4]]
+    await engine.close()
+
+
+async def test_an_embedding_that_is_not_finite_is_its_images_fault_alone(metrics: Metrics) -> None:
+    engine, encoder = Engine(8, 1, metrics), Files()
+    encoder.release.set()
+    bad, good = await asyncio.gather(engine.embed(encoder, [5, 99, 6]), engine.embed(encoder, [7, 8]))
+    assert (bad.nonfinite, good.nonfinite) == (1, None)
+    assert good.rows[:, 0].tolist() == [7, 8]
+    assert good.unit[:, 0].tolist() == [1, 1]
+    await engine.close()
+
+
+async def test_a_batch_decoded_by_several_threads_keeps_its_order(metrics: Metrics) -> None:
+    engine, encoder = Engine(32, 1, metrics, decode_threads=3), Files()
+    encoder.release.set()
+    jobs = await asyncio.gather(*(engine.embed(encoder, list(range(10 * i, 10 * i + 9))) for i in range(4)))
+    assert [job.rows[:, 0].tolist() for job in jobs] == [list(range(10 * i, 10 * i + 9)) for i in range(4)]
+    await engine.close()
+
+
+async def test_other_work_runs_between_two_batches(metrics: Metrics) -> None:
+    engine, encoder = Engine(1, 1, metrics), Files()
+    job = asyncio.create_task(engine.embed(encoder, [1]))
+    await until(encoder.entered.is_set)
+    call = asyncio.create_task(engine.call(lambda: encoder.running))
+    await asyncio.sleep(0.02)
+    assert not call.done()
+    encoder.release.set()
+    assert await call == 0
+    assert (await job).rows.item() == 1
+    await engine.close()
