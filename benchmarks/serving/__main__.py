@@ -59,17 +59,16 @@ def start(model: Model, names: list[str], folder: Path) -> list[Running]:
 def measure_all(results: Results, model: Model, options: argparse.Namespace, tick: Callable[[str], None]) -> None:
     """All rounds of one model."""
     names = [name for name in options.servers if levels(name, model, options.servers)]
-    planned = len(names) and range(options.rounds)
-    if all(results.find(model=model, server="offline", level="after", round=it) for it in planned):
+    if all(results.find(model=model, server="offline", level="after", round=it) for it in range(options.rounds)):
         return
     running, offline = start(model, names, options.folder), Offline(model, options.folder)
     try:
         for number in range(options.rounds):
             key = {"model": model, "round": number}
-            for level, batch in (("before", 32), ("1", 1)):
-                if not results.find(**key, server="offline", level=level):
+            for name, batch in (("before", 32), ("1", 1)):
+                if not results.find(**key, server="offline", level=name):
                     tick(f"{model} round {number + 1}: offline")
-                    results.add(key | {"server": "offline", "level": level} | offline.measure(batch, options.seconds))
+                    results.add(key | {"server": "offline", "level": name} | offline.measure(batch, options.seconds))
             # Another order each round: whoever follows a heavy neighbour is not always the same.
             for server in running[number % len(running) :] + running[: number % len(running)]:
                 server.resume()

@@ -2,7 +2,7 @@
 
 import base64
 
-import bentoml
+import bentoml  # type: ignore[import-not-found,unused-ignore]
 import numpy as np
 
 from benchmarks.serving.workload import MAX_BATCH, Workload

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import service.core
 from benchmarks.serving.workload import MAX_BATCH, NullEmbedder
@@ -9,6 +10,11 @@ from service.app import serve
 from service.settings import Settings
 
 if os.environ["BENCH_MODEL"] == "null":
-    service.core.Embedder = NullEmbedder  # type: ignore[misc]
-encoder = Path(os.environ["BENCH_FOLDER"], os.environ["BENCH_MODEL"])
-serve(Settings(encoder=encoder, port=int(os.environ["BENCH_PORT"]), threads=1, max_batch=MAX_BATCH))
+    service.core.Embedder = NullEmbedder  # type: ignore[attr-defined]
+values: dict[str, Any] = {
+    "encoder": Path(os.environ["BENCH_FOLDER"], os.environ["BENCH_MODEL"]),
+    "port": int(os.environ["BENCH_PORT"]),
+    "threads": 1,
+    "max_batch": MAX_BATCH,
+}
+serve(Settings(**values))

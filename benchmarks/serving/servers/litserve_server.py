@@ -4,12 +4,12 @@ import base64
 import os
 from typing import Any
 
-import litserve as ls
+import litserve as ls  # type: ignore[import-not-found,unused-ignore]
 
 from benchmarks.serving.workload import MAX_BATCH, Workload
 
 
-class Embed(ls.LitAPI):  # type: ignore[misc]
+class Embed(ls.LitAPI):  # type: ignore[misc,unused-ignore]
     def setup(self, device: str) -> None:
         self.workload = Workload.from_environment()
 

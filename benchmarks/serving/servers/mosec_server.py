@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from mosec import Server, Worker
+from mosec import Server, Worker  # type: ignore[import-not-found,unused-ignore]
 
 from benchmarks.serving.workload import MAX_BATCH, Workload
 
 
-class Decode(Worker):  # type: ignore[misc]
+class Decode(Worker):  # type: ignore[misc,unused-ignore]
     def __init__(self) -> None:
         super().__init__()
         self.workload = Workload.from_environment()
@@ -19,7 +19,7 @@ class Decode(Worker):  # type: ignore[misc]
         return self.workload.decode(data)
 
 
-class Embed(Worker):  # type: ignore[misc]
+class Embed(Worker):  # type: ignore[misc,unused-ignore]
     def __init__(self) -> None:
         super().__init__()
         self.workload = Workload.from_environment()

@@ -3,8 +3,8 @@
 import os
 import time
 
-import ray
-from ray import serve
+import ray  # type: ignore[import-not-found,unused-ignore]
+from ray import serve  # type: ignore[import-not-found,unused-ignore]
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -28,6 +28,9 @@ class Embed:
 if __name__ == "__main__":
     ray.init(address="local", include_dashboard=False, num_cpus=2, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": int(os.environ["BENCH_PORT"])})
-    serve.run(Embed.bind(), route_prefix="/embed")
+    serve.run(
+        Embed.bind(),  # type: ignore[attr-defined,unused-ignore]
+        route_prefix="/embed",
+    )
     while True:
         time.sleep(60)
