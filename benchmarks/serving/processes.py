@@ -73,7 +73,8 @@ KINDS = {
     "ray serve": Kind(
         "ray[serve]==2.60.0",
         _script("ray_server"),
-        environment={"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"},
+        # Its workers run at niceness 15 by default, which would handicap them beside the load generator.
+        environment={"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"},
     ),
     "mlserver": Kind(
         "mlserver==1.7.1 uvloop==0.21.0",  # its workers start on no later uvloop
