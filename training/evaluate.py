@@ -11,7 +11,7 @@ from fullrank import Moments, measures
 from models.artifact import Artifact
 from models.embedder import Embedder, normalize
 from training.data import Images, ImageSet
-from training.probe import few_labels, linear_probe
+from training.probe import LEAST_ROWS, few_labels, linear_probe
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07
 CURVE = 32
@@ -136,11 +136,13 @@ def quality(bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor) 
 
 
 def probe_table(bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor) -> dict[str, float]:
-    """Linear probes by L-BFGS: on every label, and on few of them where enough classes are left to score."""
+    """Linear probes by L-BFGS: on every label, and on few of them where that leaves enough rows for a probe."""
     shares = {"linear": 1.0} | {f"linear_{name}": share for name, share in FEW.items()}
     table: dict[str, float] = {}
     for name, share in shares.items():
-        chosen = few_labels(bank_labels, share) if share < 1 else slice(None)
+        chosen = few_labels(bank_labels, share)
+        if len(chosen) < LEAST_ROWS:
+            continue
         found = linear_probe(bank[chosen], bank_labels[chosen], queries, labels)
         table |= {f"{name}_top1": round(found.top1, 4), f"{name}_top5": round(found.top5, 4)}
     return table

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 PENALTIES = (1e-6, 1e-4, 1e-2)
 HELD_OUT = 10
 """One training row in this many chooses the penalty."""
+LEAST_ROWS = 2 * HELD_OUT
 
 
 class Accuracy(NamedTuple):
@@ -38,8 +39,8 @@ def linear_probe(
     there are too few training rows to hold some out, or when a test label never occurs in training.
     """
     classes = int(train_y.max()) + 1 if len(train_y) else 0
-    if len(train_h) < 2 * HELD_OUT:
-        raise ValueError(f"{len(train_h)} training rows; a probe needs at least {2 * HELD_OUT}")
+    if len(train_h) < LEAST_ROWS:
+        raise ValueError(f"{len(train_h)} training rows; a probe needs at least {LEAST_ROWS}")
     if int(test_y.max()) >= classes:
         raise ValueError(f"test label {int(test_y.max())} does not occur among the training labels 0..{classes - 1}")
     fit = {"lbfgs": fit_softmax, "ridge": fit_ridge}[protocol]

@@ -73,3 +73,21 @@ def test_raw_pixels_already_tell_garments_apart() -> None:
     quality = evaluate_pixels(read_fashion_mnist(SAMPLE, "train"), read_fashion_mnist(SAMPLE, "test"))
     assert 0.7 < quality["knn"] < 0.85
     assert quality["dimension"] == 784
+
+
+def test_probes_on_few_labels_are_left_out_where_too_few_rows_remain() -> None:
+    """Ten of 1,000 are too few for a probe, a hundred are not."""
+    quality = evaluate_pixels(read_fashion_mnist(SAMPLE, "train"), read_fashion_mnist(SAMPLE, "test"), probes=True)
+    assert 0.7 < quality["linear_ten_percent_top1"] + 0.05 < quality["linear_top1"] + 0.1 < 0.95
+    assert quality["linear_top5"] > quality["linear_top1"]
+    assert "linear_one_percent_top1" not in quality
+
+
+def test_the_curve_is_the_spectrum_at_log_spaced_ranks() -> None:
+    spectrum = Spectrum.of(torch.randn(500, 40, generator=torch.Generator().manual_seed(0)))
+    curve = spectrum.curve()
+    assert (curve["ranks"][0], curve["ranks"][-1]) == (1, 40)
+    for rank, value in zip(curve["ranks"], curve["eigenvalues"], strict=True):
+        assert value == pytest.approx(float(spectrum.eigenvalues[int(rank) - 1]), rel=1e-3)
+    assert spectrum.std_ratio == pytest.approx(1, abs=0.05)
+    assert spectrum.effective_rank <= spectrum.rankme <= 40
