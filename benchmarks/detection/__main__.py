@@ -107,7 +107,7 @@ def table(outcomes: list[Outcome], alarms: dict[str, list[str]]) -> Iterator[str
         for mode in (MODES[1], MODES[2], MODES[0]):
             states = Counter(outcome.states[mode] for outcome in mine)
             cells.append(", ".join(s if len(states) == 1 else f"{s} {c}x" for s, c in states.items()))
-            rows = [outcome.found[mode] for outcome in mine]
+            rows = [outcome.found.get(mode) for outcome in mine]
             times = sorted(row for row in rows if row is not None)
             if mode != MODES[0]:
                 text = "–" if not times else f"{times[0]}" if times[0] == times[-1] else f"{times[0]}–{times[-1]}"
