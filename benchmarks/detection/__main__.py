@@ -116,7 +116,7 @@ def table(outcomes: list[Outcome], alarms: dict[str, list[str]]) -> Iterator[str
         yield "| " + " | ".join([*cells, ", ".join(alarms[name]) or "–"]) + " |"
 
 
-def confusion(outcomes: list[Outcome], n: int) -> Iterator[str]:
+def confusion(outcomes: list[Outcome]) -> Iterator[str]:
     """Matrices, and what the goals ask for."""
     for mode in MODES:
         counts = Counter((outcome.case.kind, kind(outcome.states[mode])) for outcome in outcomes)
@@ -131,13 +131,16 @@ def confusion(outcomes: list[Outcome], n: int) -> Iterator[str]:
             faults = [outcome for outcome in chosen if outcome.case.kind != "none"]
             named = [outcome for outcome in faults if kind(outcome.states[mode]) != "none"]
             right = sum(kind(outcome.states[mode]) == outcome.case.kind for outcome in named)
+            share = f", {right} of these ({right / len(named):.1%}) on the right side" if named else ""
+            line = f"\n{label} faults: {len(named)} of {len(faults)} alarm{share}"
             model = [outcome for outcome in chosen if outcome.case.kind == "model"]
-            times = [found for outcome in model if (found := outcome.found.get(mode)) is not None and found <= n]
-            median = f"{statistics.median(times):.0f}, at most {max(times)}" if times else "–"
-            yield (
-                f"\n{label} faults: {len(named)} of {len(faults)} alarm, {right} of these ({right / len(named):.1%}) "
-                f"on the right side; {len(times)} of {len(model)} model faults found after rows: median {median}."
-            )
+            times = [rows for outcome in model if (rows := outcome.found.get(mode)) is not None]
+            if times:
+                line += (
+                    f"; {len(times)} of {len(model)} model faults named as such, after {statistics.median(times):.0f} rows "
+                    f"(median), at most {max(times)}"
+                )
+            yield line + "."
 
 
 def main() -> None:
@@ -178,7 +181,7 @@ def main() -> None:
                 f"{time.monotonic() - started:.0f} s",
                 flush=True,
             )
-    text = "\n".join([*table(outcomes, alarms), *confusion(outcomes, options.rows)])
+    text = "\n".join([*table(outcomes, alarms), *confusion(outcomes)])
     print("\n" + text)
     if options.write:
         page = options.write.read_text()
