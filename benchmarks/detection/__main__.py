@@ -137,8 +137,8 @@ def confusion(outcomes: list[Outcome]) -> Iterator[str]:
             times = [rows for outcome in model if (rows := outcome.found.get(mode)) is not None]
             if times:
                 line += (
-                    f"; {len(times)} of {len(model)} model faults named as such, after {statistics.median(times):.0f} rows "
-                    f"(median), at most {max(times)}"
+                    f"; {len(times)} of {len(model)} model faults named as such, after {statistics.median(times):.0f} "
+                    f"rows (median), at most {max(times)}"
                 )
             yield line + "."
 
