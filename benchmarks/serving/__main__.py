@@ -1,6 +1,6 @@
 """Our service against a bare decode-and-forward loop, a plain thread batcher and its peers; load from wrk.
 
-    python -m benchmarks.serving [--rounds 10] [--seconds 1] [--servers fullrank mosec ...] [--models null resnet18]
+    python -m benchmarks.serving [--rounds 10] [--seconds S] [--servers fullrank mosec ...] [--models null resnet18]
 
 Every round measures each server once at each level, beside the loop measured in the same round; ratios are taken
 within rounds and their intervals bootstrapped over rounds. Servers not being measured are paused. Each measurement is
@@ -20,6 +20,7 @@ from benchmarks.serving.processes import KINDS, ROOT, Running
 from benchmarks.serving.workload import MODELS, Model, Workload, prepare
 
 LEVELS = [Level("64", 64), Level("open", 64, open=True), Level("32", 32), Level("8", 8), Level("1", 1)]
+SECONDS = {"null": 1, "resnet18": 2}  # wrk takes whole seconds
 UNLIKE = Level("unlike", 64, unlike=True)
 OVERHEAD = 0.35  # seconds of each measurement that are not the measurement: starting wrk, reading CPU times
 
@@ -56,7 +57,9 @@ def start(model: Model, names: list[str], folder: Path) -> list[Running]:
     return running
 
 
-def measure_all(results: Results, model: Model, options: argparse.Namespace, tick: Callable[[str], None]) -> None:
+def measure_all(
+    results: Results, model: Model, seconds: int, options: argparse.Namespace, tick: Callable[[str], None]
+) -> None:
     """All rounds of one model."""
     names = [name for name in options.servers if levels(name, model, options.servers)]
     if all(results.find(model=model, server="offline", level="after", round=it) for it in range(options.rounds)):
@@ -68,7 +71,7 @@ def measure_all(results: Results, model: Model, options: argparse.Namespace, tic
             for name, batch in (("before", 32), ("1", 1)):
                 if not results.find(**key, server="offline", level=name):
                     tick(f"{model} round {number + 1}: offline")
-                    results.add(key | {"server": "offline", "level": name} | offline.measure(batch, options.seconds))
+                    results.add(key | {"server": "offline", "level": name} | offline.measure(batch, seconds))
             # Another order each round: whoever follows a heavy neighbour is not always the same.
             for server in running[number % len(running) :] + running[: number % len(running)]:
                 server.resume()
@@ -83,10 +86,10 @@ def measure_all(results: Results, model: Model, options: argparse.Namespace, tic
                     full = results.find(**key, server=server.name, level="64") if level.open else None
                     rate = OPEN_SHARE * full["requests"] / full["seconds"] if full else 0.0
                     images = bodies(options.folder, server, model, "bmp") if level.unlike else jpegs
-                    results.add(here | drive(server, images, level, options.seconds, rate))
+                    results.add(here | drive(server, images, level, seconds, rate))
                 server.pause()
             if not results.find(**key, server="offline", level="after"):
-                results.add(key | {"server": "offline", "level": "after"} | offline.measure(32, options.seconds))
+                results.add(key | {"server": "offline", "level": "after"} | offline.measure(32, seconds))
     finally:
         offline.stop()
         for server in running:
@@ -96,7 +99,7 @@ def measure_all(results: Results, model: Model, options: argparse.Namespace, tic
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--seconds", type=int, default=1, help="of each measurement; wrk takes whole seconds")
+    parser.add_argument("--seconds", type=int, help="of each measurement; default: 1 for null, 2 for resnet18")
     parser.add_argument(
         "--servers", nargs="+", choices=KINDS, default=list(KINDS), metavar="NAME", help=", ".join(KINDS)
     )
@@ -111,10 +114,11 @@ def main() -> None:
     results = Results(options.folder / "results.jsonl", options.fresh)
     measurements = sum(3 + sum(len(levels(s, m, options.servers)) for s in options.servers) for m in options.models)
     left = options.rounds * measurements - len(results.records)
-    each, started, done = options.seconds + OVERHEAD, time.monotonic(), 0
+    seconds = {model: options.seconds or SECONDS[model] for model in options.models}
+    each, started, done = sum(seconds.values()) / len(seconds) + OVERHEAD, time.monotonic(), 0
     # Starting each server once for each model, and waking it in each round.
     starts = (12 + options.rounds * (1 + OVERHEAD)) * len(options.servers) * len(options.models)
-    print(f"{left} measurements of {options.seconds} s: about {(left * each + starts) / 60:.0f} minutes", flush=True)
+    print(f"{left} measurements of {each - OVERHEAD:g} s: about {(left * each + starts) / 60:.0f} minutes", flush=True)
 
     def tick(what: str) -> None:
         nonlocal done
@@ -124,7 +128,7 @@ def main() -> None:
 
     try:
         for model in options.models:
-            measure_all(results, model, options, tick)
+            measure_all(results, model, seconds[model], options, tick)
     finally:
         if results.records:
             report.write(results.records, options.folder)

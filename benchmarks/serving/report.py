@@ -42,7 +42,7 @@ def by_round(records: Records, figure: Callable[[dict[str, Any]], float], **key:
 
 
 def ratio(above: dict[int, float], below: dict[int, float]) -> Interval | None:
-    shared = sorted(above.keys() & below.keys())
+    shared = sorted(it for it in above.keys() & below.keys() if below[it] > 0)
     return bootstrap([above[it] / below[it] for it in shared]) if shared else None
 
 
