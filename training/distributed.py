@@ -14,15 +14,25 @@ from torch import distributed as dist
 from torch.autograd import Function
 
 
+def device_of(name: str) -> torch.device:
+    """The device of that name. ValueError for a name torch does not know, or a card that is not there."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}; cpu always works") from error
+    return device
+
+
 def setup(device: str = "cpu") -> torch.device:
     """Join the processes that torchrun's environment describes, if it does; return the device of this one.
 
-    On CUDA that is the card LOCAL_RANK, over NCCL; otherwise `device` itself, over gloo.
+    On CUDA that is the card LOCAL_RANK, over NCCL; otherwise `device` itself, over gloo. ValueError as `device_of`.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
-        return torch.device(device)
+        return device_of(device)
     cuda = torch.device(device).type == "cuda"
-    mine = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device(device)
+    mine = device_of(f"cuda:{os.environ['LOCAL_RANK']}" if cuda else device)
     if cuda:
         torch.cuda.set_device(mine)
     dist.init_process_group("nccl" if cuda else "gloo")

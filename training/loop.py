@@ -29,7 +29,7 @@ from training.data.feed import Stream, feed, seeded
 from training.data.split import BANK, LEAST_HELD_OUT
 from training.evaluate import Spectrum, embed, knn_accuracy
 from training.export import export
-from training.methods import METHODS, Method
+from training.methods import Method, build
 from training.optimizers import cosine, optimizer, set_learning_rate, warm_up
 from training.recipes import Recipe
 
@@ -64,8 +64,9 @@ class Run:
 def train(recipe: Recipe, run: Run, console: Console | None = None) -> Artifact:
     """Run `recipe` and write `run.out`/log.jsonl, checkpoint.pt and encoder/; return the artifact.
 
-    Raises DataError for a data set that cannot be read, TrainingError for a run that cannot start, diverges, cannot be
-    saved or is stopped by its guard, StoppedError after Ctrl-C or SIGTERM.
+    Raises DataError for a data set that cannot be read, ValueError for an option that the method does not take,
+    TrainingError for a run that cannot start, diverges, cannot be saved or is stopped by its guard, StoppedError after
+    Ctrl-C or SIGTERM.
     """
     device, first = distributed.setup(run.device), distributed.rank() == 0
     console = console or Console(stderr=True, quiet=not first)
@@ -74,8 +75,8 @@ def train(recipe: Recipe, run: Run, console: Console | None = None) -> Artifact:
     split = load_split(recipe.data, run.data, recipe.held_out, run.limit, recipe.seed)
     check_sizes(recipe, split)
     trainer = Trainer(recipe, split, device, load(run.init) if run.init else None, run.workers, run.compile)
-    records, watchers = claim(trainer, run), watchers_of(recipe, run) if first else []
     guard, path = watch.Guard(run.guard_share), run.out / "checkpoint.pt"
+    records, watchers = claim(trainer, run), watchers_of(recipe, run) if first else []
     for done in records:
         guard(done)
 
@@ -85,9 +86,10 @@ def train(recipe: Recipe, run: Run, console: Console | None = None) -> Artifact:
         def after_step() -> None:
             nonlocal saved
             advance()
+            if not first:  # it goes on, so that the first process can end the step that it is in
+                return
             if stop.is_set() or time.monotonic() - saved > 60 * run.checkpoint_minutes:
-                if first:
-                    checkpoint.save(trainer.state(records), path)
+                checkpoint.save(trainer.state(records), path)
                 saved = time.monotonic()
             if stop.is_set():
                 raise StoppedError(f"stopped after step {trainer.step} and saved; --resume goes on from there")
@@ -138,6 +140,8 @@ def check_sizes(recipe: Recipe, split: Split) -> None:
 def claim(trainer: "Trainer", run: Run) -> list[dict[str, Any]]:
     """Make the run's folder ours and return the records of the epochs done. TrainingError if it holds another run."""
     path, log = run.out / "checkpoint.pt", run.out / "log.jsonl"
+    if run.out.exists() and not run.out.is_dir():
+        raise TrainingError(f"{run.out} is a file; --out is the folder of a run")
     if run.resume and path.exists():
         records = trainer.restore(checkpoint.load(path, trainer.recipe, trainer.device))
         if distributed.rank() == 0:  # a kill between checkpoint and log leaves the log a line short
@@ -188,10 +192,7 @@ class Trainer:
             if init.card.architecture != recipe.architecture:
                 raise TrainingError(f"{init.card.name} is {init.card.architecture}, not {recipe.architecture}")
             encoder.load_state_dict(init.encoder.state_dict())
-        try:
-            method = METHODS[recipe.method](encoder, **recipe.options)
-        except TypeError as error:
-            raise TrainingError(f"{recipe.method} does not take these options: {error}") from error
+        method = build(recipe.method, encoder, recipe.options)
         distributed.synchronise(method, self.device)
         self.method: Method = convert_conv2d_weight_memory_format(method.to(self.device), torch.channels_last)
         self.optimizer = optimizer(self.method, recipe)

@@ -23,7 +23,7 @@ class Guard:
 
     def __init__(self, share: float = 0.5) -> None:
         if not 0 < share < 1:
-            raise ValueError(f"the guard's share is {share}; it must lie between 0 and 1")
+            raise ValueError(f"guard_share is {share}; it must lie between 0 and 1")
         self.share = share
         self.best: dict[str, tuple[float, int]] = {}
 

@@ -205,7 +205,7 @@ def test_a_diverging_run_names_the_step_and_keeps_the_last_good_state(finished: 
 
 
 def test_unknown_options_and_recipes_are_named(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="depth"):
+    with pytest.raises(ValueError, match="directclr has no option 'depth'; it takes d0, temperature"):
         train(replace(small(), options={"depth": 3}), Run(tmp_path / "run", data=SAMPLE), QUIET)
     with pytest.raises(ValueError, match="d0 is 99; it must lie between 1 and the representation's 32"):
         train(replace(small(), options={"d0": 99}), Run(tmp_path / "run", data=SAMPLE), QUIET)

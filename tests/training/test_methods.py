@@ -9,7 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from models.backbones import ResNet
-from training.methods import BYOL, METHODS, DirectCLR, DirectCopy, DirectPred, Method, SimCLR, SimSiam
+from training.methods import (
+    BYOL,
+    METHODS,
+    DirectCLR,
+    DirectCopy,
+    DirectPred,
+    Method,
+    SimCLR,
+    SimSiam,
+    build,
+    options_of,
+)
 from training.methods.directclr import info_nce
 from training.methods.directcopy import copied
 from training.methods.directpred import least_squares, spectral
@@ -415,3 +426,32 @@ def test_unknown_options_are_refused(name: str) -> None:
 def test_closed_forms_share_their_options() -> None:
     assert DirectPred(small_encoder(), rho=0.5, projection=8).predictor.rho == 0.5
     assert DirectCopy(small_encoder(), rho=0.5, projection=8).predictor.rho == 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("directclr", {"d0": 1.5}, "d0 is 1.5: .*integer"),
+        ("directclr", {"depth": 3}, "directclr has no option 'depth'; it takes d0, temperature"),
+        ("simclr", {"projection": 0}, "projection is 0; it must be at least 1"),
+        ("byol", {"predictor": "no"}, "predictor is 'no': .*boolean"),
+        ("byol", {"momentum": "high"}, "momentum is 'high': .*number"),
+        ("directpred", {"predictor": False}, "directpred has no option 'predictor'"),
+        ("directpred", {"frequency": True}, "frequency is True: .*integer"),
+    ],
+)
+def test_options_of_the_wrong_type_are_refused_by_name(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(name, small_encoder(), options)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_build_takes_is_what_the_constructor_takes(name: str) -> None:
+    """One option at a time, with a value of its type: the constructor knows every name that `build` lets through."""
+    values = {int: 8, float: 0.5, bool: False}
+    known = options_of(METHODS[name])
+    assert SMALL[name].keys() <= known.keys()
+    for option, kind in known.items():
+        value = next((values[t] for t in (kind, *getattr(kind, "__args__", ())) if t in values), None)
+        if value is not None:
+            build(name, small_encoder(), SMALL[name] | {option: value})

@@ -161,5 +161,6 @@ def load(images: FileSet | ShardSet, count: int, preprocessing: Preprocessing) -
         if sum(map(len, parts)) >= count:
             break
     if not parts:
-        raise DataError("none of the images can be decoded")
+        first = f", first {min(images.unreadable)}" if images.unreadable else ""
+        raise DataError(f"none of the {len(images)} images can be decoded{first}: is this the folder?")
     return ImageSet(torch.cat([p.images for p in parts]), torch.cat([p.labels for p in parts]))

@@ -34,7 +34,9 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
         raise DataError(f"{path}: not an IDX file of {dimensions} dimensions of bytes")
     shape = [int(n) for n in np.frombuffer(data, ">u4", count=dimensions, offset=4)]
     if len(data) != header + math.prod(shape):
-        raise DataError(f"{path}: {len(data) - header} bytes where its header promises {math.prod(shape)}: truncated?")
+        raise DataError(
+            f"{path}: {len(data) - header} bytes where its header promises {math.prod(shape)}: truncated; {REMEDY}"
+        )
     return torch.from_numpy(np.frombuffer(data, np.uint8, offset=header).reshape(shape).copy())
 
 
