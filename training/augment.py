@@ -231,4 +231,4 @@ SIMSIAM = Augmentation(crop=(0.2, 1.0), brightness=0.4, contrast=0.4, saturation
 SIMSIAM_CIFAR = replace(SIMSIAM, blur=0.0)
 """Chen & He 2021, section 3 and appendix D; MoCo v2's."""
 VICREG = replace(BYOL_FIRST, blur=0.5, solarise=0.1)
-"""Bardes et al. 2022, appendix C.1: BYOL's, the same for both views."""
+"""BYOL's operations, both views alike, as lightly's VICRegTransform has them from the paper's appendix."""

@@ -63,7 +63,8 @@ class LARS(torch.optim.Optimizer):
 
 def optimizer(method: Method, recipe: Recipe) -> torch.optim.Optimizer:
     """The recipe's optimiser over `method.parameter_groups()`, each cut in two: weight decay, and LARS' adaptation, act
-    on matrices and kernels only, as every one of these papers has it.
+    on matrices and kernels only, as the papers that use LARS have it. SimSiam's and DirectPred's SGD decays biases and
+    BatchNorm too.
     """
     groups: list[dict[str, Any]] = []
     for group in method.parameter_groups():

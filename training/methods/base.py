@@ -33,7 +33,10 @@ def within(name: str, value: float, low: float, high: float) -> None:
 
 
 def widen(z: Tensor) -> Tensor:
-    """bfloat16 or float16 -> float32, in which losses are computed; wider floats as they are."""
+    """bfloat16 or float16 -> float32, what losses are given; wider floats as they are.
+
+    Inside autocast a product of float32 matrices is in bfloat16 still: InfoNCE's similarities are.
+    """
     return z.to(torch.promote_types(z.dtype, torch.float32))
 
 

@@ -40,6 +40,9 @@ class Switches(TypedDict, total=False):
 
 
 class Predictive(Method):
+    """The loss is the mean over the two directions, as SimSiam's. BYOL's equation and DirectPred's code take the sum:
+    under SGD their published learning rates are to be doubled here; LARS' rates of matrices do not notice."""
+
     def __init__(
         self,
         encoder: ResNet,

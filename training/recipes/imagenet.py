@@ -50,14 +50,17 @@ def simsiam() -> Recipe:
     return _imagenet("simsiam", {"layers": 3}, 100, 0, **settings)
 
 
+DIRECT: dict[str, Any] = {"momentum": 0.99, "constant_momentum": False, "hidden": 4096, "projection": 256}
+
+
 def directpred() -> Recipe:
     """BYOL's settings with the closed-form predictor (Tian et al. 2021: 64.4 % after 60 epochs)."""
-    return _imagenet("directpred", {"momentum": 0.99, "hidden": 4096, "projection": 256}, 60, 10, **BYOL)
+    return _imagenet("directpred", DIRECT, 60, 10, **BYOL)
 
 
 def directcopy() -> Recipe:
     """BYOL's settings with the copied predictor; the paper's own were not at hand."""
-    return _imagenet("directcopy", {"momentum": 0.99, "hidden": 4096, "projection": 256}, 60, 10, **BYOL)
+    return _imagenet("directcopy", DIRECT, 60, 10, **BYOL)
 
 
 def barlow_twins() -> Recipe:
