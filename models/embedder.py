@@ -7,6 +7,7 @@ measured on exactly what it is served on.
 import io
 import os
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -147,7 +148,10 @@ class Embedder:
 
     def _pass(self, batch: Tensor) -> Tensor:
         x = batch.to(torch.float32, memory_format=torch.channels_last).mul_(self._scale).add_(self._offset)
-        rows: Tensor = self._encoder(x.to(self.dtype))
+        # cuDNN would round float32 convolutions to TF32: noise above the floor that float32 references allow for.
+        exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if x.is_cuda else nullcontext()
+        with exact:
+            rows: Tensor = self._encoder(x.to(self.dtype))
         return rows
 
     def embed_arrays(self, images: Tensor) -> Tensor:
