@@ -77,6 +77,9 @@ def train(recipe: Recipe, run: Run, console: Console | None = None) -> Artifact:
     trainer = Trainer(recipe, split, device, load(run.init) if run.init else None, run.workers, run.compile)
     guard, path = watch.Guard(run.guard_share), run.out / "checkpoint.pt"
     records, watchers = claim(trainer, run), watchers_of(recipe, run) if first else []
+    steps = float(distributed.all_reduce(torch.tensor(float(trainer.step), device=device)))
+    if steps != trainer.step * distributed.world_size():
+        raise TrainingError(f"not every machine sees {path}; --resume needs an --out that all of them share")
     for done in records:
         guard(done)
 
