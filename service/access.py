@@ -39,7 +39,7 @@ async def require_trust(request: Request) -> None:
         request.client
         and _is_loopback(request.client.host)
         and _is_loopback(request.url.hostname or "")
-        and _is_loopback(urlsplit(request.headers.get("origin", "http://localhost")).hostname or "")
+        and _is_loopback(_host_of(request.headers.get("origin", "http://localhost")))
     ):
         raise Problem(
             403,
@@ -51,6 +51,13 @@ async def require_trust(request: Request) -> None:
 def _bears(request: Request, key: str) -> bool:
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     return scheme.lower() == "bearer" and secrets.compare_digest(token.strip().encode(), key.encode())
+
+
+def _host_of(origin: str) -> str:
+    try:
+        return urlsplit(origin).hostname or ""
+    except ValueError:
+        return ""
 
 
 def _is_loopback(host: str) -> bool:

@@ -67,7 +67,16 @@ def _http_exception(request: Request, error: HTTPException) -> Response:
 
 def _validation_error(request: Request, error: RequestValidationError) -> Response:
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
+    if first["type"] == "json_invalid":
+        reason = first.get("ctx", {}).get("error", first["msg"])
+        problem = Problem(400, "malformed_json", f"the body is not JSON: {reason}", field="body")
+        return respond(request.url.path, problem)
+    if first["loc"] == ("body",):
+        message = "the body must be a JSON object, sent with Content-Type: application/json"
+        return respond(request.url.path, Problem(422, "invalid_field", message, field="body"))
+    # The framework says first where it looked: in the query, the path or the body.
+    parts = first["loc"][1:] if first["loc"][0] in ("body", "query", "path", "header") else first["loc"]
+    where = ".".join(map(str, parts))
     return respond(request.url.path, Problem(422, "invalid_field", f"{where}: {first['msg']}", field=where))
 
 

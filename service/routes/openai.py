@@ -28,7 +28,10 @@ async def embeddings(request: Request) -> Response:
     service = service_of(request)
     deadline = deadline_of(request, service.settings.request_timeout)
     body = payload.json_object(await read_by(deadline, request.body()))
-    served = service.served(model := str(body.get("model")))
+    if not isinstance(model := body.get("model"), str):
+        there = ", ".join(it.name for it in service.in_service())
+        raise Problem(422, "invalid_field", f"model must name an encoder in service: {there}", field="model")
+    served = service.served(model)
     if body.get("dimensions") not in (None, served.artifact.card.dimension):
         message = f"embeddings have {served.artifact.card.dimension} dimensions; leave dimensions out"
         raise Problem(422, "invalid_field", message, field="dimensions")

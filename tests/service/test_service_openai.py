@@ -46,7 +46,7 @@ async def test_it_gives_what_embed_gives_in_both_encodings(start: Start) -> None
     ("change", "status", "param"),
     [
         ({"model": "gpt"}, 404, "model"),
-        ({"model": None}, 404, "model"),
+        ({"model": None}, 422, "model"),
         ({"input": []}, 422, "input"),
         ({"input": [1, 2]}, 422, "input[0]"),
         ({"input": {"a": 1}}, 422, "input"),

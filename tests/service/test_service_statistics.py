@@ -30,6 +30,12 @@ def npy(rows: Any) -> bytes:
     return buffer.getvalue()
 
 
+def npy_saying(shape: bytes) -> bytes:
+    """A .npy file of 16 bytes whose header claims `shape`."""
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': %s}" % shape
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(16)
+
+
 async def test_rows_from_elsewhere_get_statistics_of_their_own(start: Start) -> None:
     rows = np.random.default_rng(0).normal(size=(512, 16))
     async with start() as (client, service):
@@ -168,7 +174,8 @@ async def test_moments_are_exact_and_add_up(start: Start) -> None:
             torch.testing.assert_close(state.covariance(), torch.cov(rows.T), atol=1e-6, rtol=1e-4)
         error = error_of(await client.get("/moments?window=7"), 422, "invalid_field")
         assert "300, 3600" in error["message"]
-        error_of(await client.get("/moments?window=x"), 422, "invalid_field")
+        error = error_of(await client.get("/moments?window=x"), 422, "invalid_field")
+        assert error["field"] == "window"
         error_of(await client.get("/moments?model=nobody"), 404, "no_such_model")
 
 
@@ -186,6 +193,18 @@ BAD: dict[str, tuple[dict[str, Any], int, str]] = {
     "pickled": ({"content": npy(np.array([{}, {}])), "headers": NPY, "params": {"model": "m"}}, 422, "body"),
     "integers": ({"content": npy(np.ones((2, 4), int)), "headers": NPY, "params": {"model": "m"}}, 422, "body"),
     "cut short": ({"content": npy(np.ones((9, 4)))[:-1], "headers": NPY, "params": {"model": "m"}}, 422, "body"),
+    "sides below 0": ({"content": npy_saying(b"(-1, -4)"), "headers": NPY, "params": {"model": "m"}}, 422, "body"),
+    "sides that are no numbers": (
+        {"content": npy_saying(b"(True, 4)"), "headers": NPY, "params": {"model": "m"}},
+        422,
+        "body",
+    ),
+    "nested": ({"content": npy_saying(b"(" * 5000), "headers": NPY, "params": {"model": "m"}}, 422, "body"),
+    "too many values": (
+        {"content": b"[" + b"0," * 1_000_001 + b"0]", "headers": {"content-type": "application/json"}},
+        413,
+        "body",
+    ),
     "too wide": ({"content": npy(np.ones((1, 4096))), "headers": NPY, "params": {"model": "m"}}, 422, "rows"),
     "the served encoder": ({"json": {"model": "alpha", "rows": [[1.0, 2.0]]}}, 409, "model"),
 }

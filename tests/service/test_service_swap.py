@@ -140,6 +140,10 @@ async def test_unknown_names_and_bad_bodies(start: Start) -> None:
         assert "alpha, beta" in error["message"]
         for body in ({}, {"name": 3}, {"name": "beta", "gate": "maybe"}, {"name": "beta", "path": "/x"}, []):
             error_of(await client.post("/admin/encoders", json=body), 422, "invalid_field")
+        broken = await client.post("/admin/encoders", content=b"{", headers={"content-type": "application/json"})
+        assert error_of(broken, 400, "malformed_json")["field"] == "body"
+        untyped = await client.post("/admin/encoders", content=b"{}", headers={"content-type": "text/plain"})
+        assert "application/json" in error_of(untyped, 422, "invalid_field")["message"]
 
 
 async def test_without_a_key_it_answers_loopback_only(start: Start) -> None:
@@ -149,6 +153,8 @@ async def test_without_a_key_it_answers_loopback_only(start: Start) -> None:
     async with start() as (client, _):
         rebound = await client.post("/admin/encoders", json={"name": "beta"}, headers={"host": "evil.example"})
         error_of(rebound, 403, "forbidden")
+        garbled = await client.post("/admin/encoders", json={"name": "beta"}, headers={"origin": "http://[::1"})
+        error_of(garbled, 403, "forbidden")
 
 
 async def test_with_a_key_it_answers_its_bearer_from_anywhere(start: Start) -> None:
