@@ -21,7 +21,10 @@ different and the eigenvectors mean something, and with a predictor nobody symme
 carries no gradient, so only surviving ones are counted.
 
 With `--run PATH` the lab also reads the log of a training run (JSON lines) and shows the measured alignment of a real
-network's linear predictor; the log must hold `predictor_alignment` (list of |cos|) beside `epoch`.
+network's linear predictor; the log must hold `predictor_alignment` (list of |cos|) beside `epoch`. A short run on
+Fashion-MNIST (`fullrank train fashion-byol --option linear_predictor=true --option symmetric=true --epochs 6 --limit
+8000`) goes from 0.69 after one epoch to 0.82 after six, its leading direction from 0.98 to 0.99: rising, and short of
+the 0.9 that the lab asks of a finished run. Only two directions of F are alive there, since F is not centred.
 
 ## What it means for someone serving embeddings
 
