@@ -22,9 +22,23 @@ OPTIMIZERS, GUARDS = ("sgd", "lars", "adamw"), ("warn", "stop", "off")
 # For commands whose arguments, --help among them, are read by the room they run in.
 FORWARDED = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
+
+def usable(device: str) -> str:
+    """A device that torch can compute on. Raises BadParameter."""
+    if device != "cpu":
+        import torch
+
+        try:
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).partition("\n")[0]
+            raise typer.BadParameter(f"{device!r} cannot be used here: {reason}; cpu always can") from error
+    return device
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 DataFolder = Annotated[Path | None, typer.Option("--data", help="Folder of the data set; its usual place if absent.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+Device = Annotated[str, typer.Option(callback=usable, help="cpu, cuda, cuda:1, ...")]
 
 
 def fail(message: object, code: int = 1) -> NoReturn:
@@ -211,7 +225,10 @@ def check(
     except (ArtifactError, ValueError) as error:
         judgement = Judgement(False, str(error))
     if junit:
-        junit.write_bytes(report_of(encoder.name, judgement))
+        try:
+            junit.write_bytes(report_of(encoder.name, judgement))
+        except OSError as error:
+            fail(f"--junit: {error}", 2)
     if as_json:
         typer.echo(json.dumps(to_json(asdict(judgement)), indent=2))
     elif not judgement.checks:
@@ -371,7 +388,10 @@ def embed(
     else:
         fail("give either --encoder or --url", 2)
     if out:
-        np.save(out, rows)
+        try:
+            np.save(out, rows)
+        except OSError as error:
+            fail(f"--out: {error}")
         return
     for path, row in zip(files, rows, strict=True):
         typer.echo(json.dumps({"file": str(path), "embedding": row.tolist()}))

@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, model_validator
+import torch
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 import models
@@ -105,7 +106,7 @@ class Settings(BaseSettings):
         description="Send OpenTelemetry spans where OTEL_EXPORTER_OTLP_ENDPOINT says; needs fullrank[tracing].",
     )
 
-    windows: Annotated[tuple[float, ...], NoDecode] = Field(
+    windows: Annotated[tuple[Annotated[float, Field(gt=0)], ...], NoDecode] = Field(
         (300.0, 3600.0), min_length=1, description="Seconds of recent traffic watched; a JSON list or comma-separated."
     )
     block_rows: int = Field(256, ge=2, description="Rows in one block of the monitor's statistics.")
@@ -145,6 +146,15 @@ class Settings(BaseSettings):
                 parts = (part.strip(" \"'") for part in text.strip("[] ").split(","))
                 values = values | {name: [part for part in parts if part]}
         return values
+
+    @field_validator("device")
+    @classmethod
+    def _names_a_device(cls, device: str) -> str:
+        try:
+            torch.device(device)
+        except RuntimeError as error:
+            raise ValueError(f"{device!r} is no torch device; write cpu, cuda or cuda:1") from error
+        return device
 
     @model_validator(mode="after")
     def _fits(self) -> "Settings":

@@ -34,6 +34,8 @@ def test_train_lists_recipes() -> None:
         (("evaluate", "nowhere"), 1, "is not a folder"),
         (("check", "nowhere"), 1, "is not a folder"),
         (("embed", "x.png", "--encoder", "nowhere"), 1, "is not a folder"),
+        (("check", "nowhere", "--junit", "nowhere/report.xml"), 2, "--junit"),
+        (("check", "nowhere", "--device", "cudaa"), 2, "cannot be used here"),
     ],
 )
 def test_mistakes_are_named(arguments: tuple[str, ...], code: int, message: str) -> None:

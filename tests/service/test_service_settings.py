@@ -57,6 +57,8 @@ def test_flags_are_settings_and_win_over_variables(
         (["--max-images-per-request", "600"], "exceeds max_pending_images (512)"),
         (["--log-format", "xml"], "log_format: Input should be 'text' or 'json'"),
         (["--no-such-thing", "1"], "unrecognized arguments: --no-such-thing"),
+        (["--windows=-5,300"], "windows.0: Input should be greater than 0"),
+        (["--device", "cudaa"], "'cudaa' is no torch device"),
         (["--api-key", "short"], "api_key: Value should have at least 8 items"),
     ],
 )
