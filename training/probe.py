@@ -1,7 +1,7 @@
 """Linear probes: how much of the labels a straight line finds in frozen representations.
 
 Three ways to the same line. `lbfgs` minimises the softmax cross entropy to its optimum, `ridge` has a closed form and
-costs one solve, and `training.finetune.linear_evaluation` is the papers' SGD over augmented images. The strength of
+costs one solve, and `training.finetune.supervised` is the papers' SGD over augmented images. The strength of
 the penalty is chosen on a tenth of the training rows; the test rows are only ever scored.
 """
 

@@ -1,7 +1,8 @@
 """CIFAR-10 with ResNet-18, 3x3 stem: the papers' settings where they have any, solo-learn's (MIT) where they have none.
 
 solo-learn's table after 1000 epochs (linear probe, trained online): Barlow Twins 92.1, BYOL 92.6, SimCLR 90.7, SimSiam
-90.5, VICReg 92.1.
+90.5, VICReg 92.1. Its BYOL, Barlow Twins and VICReg are in scripts/pretrain/cifar/*.yaml, with LARS' coefficient and
+clipping.
 """
 
 from dataclasses import replace

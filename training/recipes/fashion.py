@@ -47,7 +47,7 @@ def directpred() -> Recipe:
 
 
 def directcopy() -> Recipe:
-    """Ours; rho of the paper."""
+    """Ours; rho and epsilon of DirectPred."""
     return _fashion("directcopy", {"momentum": 0.99}, weight_decay=4e-4)
 
 
