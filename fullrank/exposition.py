@@ -92,6 +92,7 @@ def _families() -> dict[str, GaugeMetricFamily | CounterMetricFamily]:
     counters = {
         n: CounterMetricFamily(f"fullrank_{n}", h, labels=_LABELS + extra) for n, (h, extra) in _COUNTERS.items()
     }
+    gauges["embedding_norm"].type = "summary"  # no other type may have a label called quantile
     return {**gauges, **counters}
 
 

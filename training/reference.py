@@ -31,11 +31,11 @@ class Folder:
     skipped: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, folder: Path, limit: int = LIMIT, seed: int = 0) -> "Folder":
-        """At most `limit` of the files whose name ends as an image's does. DataError when there are none."""
+    def of(cls, folder: Path, limit: int = LIMIT, seed: int = 0, option: str = "--data") -> "Folder":
+        """At most `limit` of the files whose name ends as an image's does. DataError, naming the option, for none."""
         Image.init()
         if not folder.is_dir():
-            raise DataError(f"{folder} is not a folder; --data is a folder of image files")
+            raise DataError(f"{folder} is not a folder; {option} is a folder of image files")
         found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in Image.EXTENSION and path.is_file())
         if not found:
             raise DataError(f"{folder} holds no image files (*.png, *.jpg, ...), nor do the folders below it")
@@ -76,7 +76,7 @@ def canary_images(folder: Path | None, preprocessing: Preprocessing) -> Tensor:
     """(m, channels, size, size) uint8: up to 256 files of a folder, or synthetic ones. DataError for fewer than 64."""
     if folder is None:
         return synthetic_canary(preprocessing)
-    images = Folder.of(folder, CANARY_ROWS)
+    images = Folder.of(folder, CANARY_ROWS, option="--canary")
     pixels = list(images.pixels(preprocessing))
     if (count := sum(map(len, pixels))) < 64:
         raise DataError(f"{folder} holds {count} readable images; a canary needs at least 64")

@@ -3,10 +3,12 @@
 import json
 import math
 import re
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 import yaml
@@ -99,6 +101,13 @@ def rules(deploy: Path) -> dict[str, dict[str, str]]:
 
 def test_the_service_and_the_run_are_scraped(scraped: Any) -> None:
     assert [value for _, value in scraped.query('up{job="fullrank"}')] == [1.0, 1.0]
+
+
+def test_promtool_finds_nothing_wrong_with_the_metrics(scraped: Any, tool: Callable[[str], str]) -> None:
+    for labels, _ in scraped.query('up{job="fullrank"}'):
+        exposed = httpx.get(f"http://{labels['instance']}/metrics").content
+        found = subprocess.run([tool("promtool"), "check", "metrics"], input=exposed, capture_output=True, check=False)
+        assert found.returncode == 0, found.stderr.decode()
 
 
 def test_every_panel_shows_something(scraped: Any, deploy: Path) -> None:
