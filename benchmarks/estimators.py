@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks._page import write_between
 from fullrank import Moments, measures
 
 RATIOS = (0.125, 0.25, 0.5, 1, 2, 4, 8, 16)
@@ -174,9 +175,7 @@ def main() -> None:
         report("")
         if options.write:
             # One dimension at a time: the widest takes most of the time, and no page waits for it.
-            start, end = f"<!-- d={d}: start -->\n", f"\n<!-- d={d}: end -->"
-            before, rest = options.write.read_text().split(start)
-            options.write.write_text(before + start + text + end + rest.split(end)[1])
+            write_between(options.write, f"<!-- d={d}: start -->", f"<!-- d={d}: end -->", text)
         else:
             print(text + "\n", flush=True)
 

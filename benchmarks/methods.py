@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from benchmarks._page import write_between
 from models.artifact import Architecture
 from models.embedder import Embedder
 from training.data import ImageSet, Split, load_data
@@ -328,10 +329,7 @@ def main() -> None:
         done = [json.loads(line) for line in given.results.read_text().splitlines()]
     done = [record for record in done if record["scale"] == given.scale]
     if given.write:
-        start, end = "<!-- measured -->\n", "<!-- end -->"
-        text = given.write.read_text()
-        head, tail = text.split(start)[0], text.split(end)[1]
-        given.write.write_text(head + start + page(given.scale, done) + "\n" + end + tail)
+        write_between(given.write, "<!-- measured -->", "<!-- end -->", page(given.scale, done))
         return
     torch.set_num_threads(1) if given.device == "cpu" else None
     data, deadline = load_data("fashion", given.data), time.monotonic() + 60 * given.minutes

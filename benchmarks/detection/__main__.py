@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks._page import write_between
 from benchmarks.detection.cases import MODEL, TRAFFIC, Bench, Case
 from benchmarks.detection.rivals import rivals
 from fullrank import SpectrumMonitor
@@ -184,9 +185,7 @@ def main() -> None:
     text = "\n".join([*table(outcomes, alarms), *confusion(outcomes)])
     print("\n" + text)
     if options.write:
-        page = options.write.read_text()
-        head, rest = page.split(START)
-        options.write.write_text(f"{head}{START}\n{text}\n{END}{rest.split(END)[1]}")
+        write_between(options.write, START, END, text)
 
 
 if __name__ == "__main__":

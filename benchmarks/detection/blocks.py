@@ -22,6 +22,7 @@ import torch
 from scipy.stats import chi2  # type: ignore[import-untyped]
 from torch import Tensor
 
+from benchmarks._page import write_between
 from fullrank import Reference
 from fullrank.bands import band_sums
 from fullrank.calibration import BLOCK_ROWS
@@ -235,9 +236,7 @@ def main() -> None:
     text = report(tallies, time.process_time() - started)
     print(text)
     if options.write:
-        page = options.write.read_text()
-        head, rest = page.split(START)
-        options.write.write_text(f"{head}{START}\n{text}\n{END}{rest.split(END)[1]}")
+        write_between(options.write, START, END, text)
 
 
 if __name__ == "__main__":
