@@ -110,6 +110,13 @@ def normalize(rows: Tensor) -> Tensor:
     return F.normalize(rows, dim=1)
 
 
+def prepare_arrays(images: Tensor, preprocessing: Preprocessing) -> Pixels:
+    """(n, c, h, w) uint8 images of any size -> (n, channels, size, size) uint8, as a file of each would be read."""
+    if tuple(images.shape[1:]) == (preprocessing.channels, preprocessing.size, preprocessing.size):
+        return images.cpu().numpy()
+    return np.stack([prepare(to_image(image), preprocessing) for image in images])
+
+
 class Embedder:
     """An encoder ready to run: (n, channels, size, size) uint8 -> (n, d) float32 representations on the CPU."""
 
@@ -156,11 +163,7 @@ class Embedder:
 
     def embed_arrays(self, images: Tensor) -> Tensor:
         """(n, c, h, w) uint8 images of any size -> (n, d) float32, resized exactly as a file of each would be."""
-        size = self.card.preprocessing.size
-        if tuple(images.shape[1:]) == (self.card.preprocessing.channels, size, size):
-            return self.embed(images)
-        prepared = [prepare(to_image(image), self.card.preprocessing) for image in images]
-        return self.embed(np.stack(prepared))
+        return self.embed(prepare_arrays(images, self.card.preprocessing))
 
     def embed_files(self, paths: Iterable[str | os.PathLike[str]], max_pixels: int = MAX_PIXELS) -> Tensor:
         """Image files -> (n, d) float32. Raises ImageError naming the file, OSError when it cannot be read."""

@@ -9,7 +9,6 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
@@ -18,7 +17,7 @@ from fullrank import Reference
 from fullrank.healthy import MINIMUM_ROWS, calibrated
 from fullrank.inputs import thumbnails
 from models.artifact import Artifact, Canary, Preprocessing, load, save
-from models.embedder import Embedder, Pixels, normalize, prepare, to_image
+from models.embedder import Embedder, normalize, prepare_arrays
 from training.data import SOURCES, Images, ImageSet, load_split
 from training.evaluate import Spectrum, evaluate
 
@@ -68,7 +67,7 @@ def with_reference(
     )
     reference = Reference.build(basis, rows, canary=canary)
     if len(rows) >= MINIMUM_ROWS:
-        inputs = thumbnails(_pixels(held_out_images, artifact.card.preprocessing))
+        inputs = thumbnails(prepare_arrays(held_out_images, artifact.card.preprocessing))
         reference = calibrated(reference, rows, labels, inputs)
     return replace(artifact, reference=reference, canary=Canary(canary_images, canary, licence))
 
@@ -81,15 +80,8 @@ def recalibrated(artifact: Artifact, held_out: ImageSet) -> Artifact:
     rows = normalize(Embedder(artifact).embed_arrays(held_out.images))
     if not torch.allclose(rows.double().mean(0), reference.mean, atol=1e-5):
         raise ValueError(f"{artifact.card.name}: its reference was measured on other images; pass the run's --limit")
-    inputs = thumbnails(_pixels(held_out.images, artifact.card.preprocessing))
+    inputs = thumbnails(prepare_arrays(held_out.images, artifact.card.preprocessing))
     return replace(artifact, reference=calibrated(reference, rows, held_out.labels, inputs))
-
-
-def _pixels(images: Tensor, preprocessing: Preprocessing) -> Pixels:
-    """What the service sees of (n, c, h, w) images: (n, channels, size, size) uint8."""
-    if tuple(images.shape[1:]) == (preprocessing.channels, preprocessing.size, preprocessing.size):
-        return images.numpy()
-    return np.stack([prepare(to_image(image), preprocessing) for image in images])
 
 
 def synthetic_canary(preprocessing: Preprocessing, count: int = CANARY_ROWS) -> Tensor:

@@ -14,7 +14,7 @@ from fullrank import Reference
 from fullrank.healthy import MINIMUM_ROWS, calibrated
 from fullrank.inputs import thumbnails
 from models.artifact import Artifact, Canary, Preprocessing
-from models.embedder import Embedder, ImageError, Pixels, decode, normalize, prepare, to_image
+from models.embedder import Embedder, ImageError, Pixels, decode, normalize, prepare_arrays
 from training.data import DataError, Images
 from training.export import BASIS_ROWS, CANARY_ROWS, synthetic_canary
 
@@ -62,14 +62,10 @@ class Folder:
 
 def of_data_set(images: Images, preprocessing: Preprocessing, limit: int = LIMIT) -> Iterator[Pixels]:
     """(n, channels, size, size) uint8 of the first `limit` images of a data set, as the service would see them."""
-    shape = (preprocessing.channels, preprocessing.size, preprocessing.size)
     for chunk in images.chunks(preprocessing):
         for part in torch.split(chunk.images[:limit], CHUNK):
             limit -= len(part)
-            if tuple(part.shape[1:]) == shape:
-                yield part.numpy()
-            else:
-                yield np.stack([prepare(to_image(image), preprocessing) for image in part])
+            yield prepare_arrays(part, preprocessing)
 
 
 def canary_images(folder: Path | None, preprocessing: Preprocessing) -> Tensor:
