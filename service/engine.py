@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 
+from models.embedder import normalize
 from service.batching import Job, Part, Pixels, Queue, Rows
 from service.metrics import Metrics
 
@@ -238,7 +239,7 @@ class Engine:
         rows = embed_splitting(encoder, pixels)
         seconds = time.monotonic() - started
         # For the whole batch and here: on the loop's thread, numpy would hand the GIL over once a request.
-        unit, finite = unit_rows(rows), np.asarray(np.isfinite(rows).all(axis=1))
+        unit, finite = normalize(torch.from_numpy(rows)).numpy(), np.asarray(np.isfinite(rows).all(axis=1))
         complete, start = [], 0
         for part in batch.parts:
             own = slice(start, start := start + len(part))
@@ -282,13 +283,6 @@ def embed_splitting(encoder: Encoder, pixels: Pixels) -> Rows:
     torch.cuda.empty_cache()
     half = len(pixels) // 2
     return np.concatenate([embed_splitting(encoder, pixels[:half]), embed_splitting(encoder, pixels[half:])])
-
-
-def unit_rows(rows: Rows) -> Rows:
-    """(n, d) -> rows of unit L2 norm, an all-zero row staying zero, as models.embedder.normalize."""
-    with np.errstate(all="ignore"):
-        unit: Rows = rows / np.maximum(np.sqrt(np.einsum("nd,nd->n", rows, rows)), 1e-12)[:, None]
-    return unit
 
 
 def _deliver(jobs: list[Job]) -> None:
