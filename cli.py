@@ -1,4 +1,4 @@
-"""The front door: `fullrank train | evaluate | check | serve | embed | lab`; rooms are imported by their commands."""
+"""The front door, `fullrank COMMAND`; rooms are imported by their commands."""
 
 import json
 import shlex
