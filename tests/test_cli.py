@@ -1,6 +1,8 @@
 """The front door: what it prints, what it exits with, and what it says to a slip of the finger."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,28 @@ from cli import app
 from models.artifact import load
 from models.embedder import Embedder, normalize
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "ankle-boot.png"
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "examples" / "ankle-boot.png"
 
 
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+HELP = """
+import contextlib, runpy, sys
+with contextlib.suppress(SystemExit):
+    runpy.run_module("cli", run_name="__main__")
+print({"torch", "numpy", "pydantic", "fullrank", "models", "service", "training"} & sys.modules.keys())
+"""
+
+
+def test_help_names_every_command_and_imports_no_room() -> None:
+    command = [sys.executable, "-c", HELP, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    commands = {file.stem for file in (ROOT / "cli").glob("[!_]*.py")} - {"common"}
+    assert {name for name in commands if f"│ {name} " not in done.stdout} == set()
+    assert done.stdout.endswith("set()\n")
 
 
 def test_train_lists_recipes() -> None:

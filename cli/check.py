@@ -1,0 +1,49 @@
+"""fullrank check."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.common import AsJson, Device, fail
+
+
+def check(
+    encoder: Annotated[Path, typer.Argument(help="The candidate's folder.")],
+    against: Annotated[Path | None, typer.Option(help="The incumbent's folder; without it, absolute floors.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write the judgement as JUnit XML, for CI.")] = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Refuse a collapsed or damaged encoder before it is deployed, saying which of its directions died.
+
+    Exit code 0: it may serve. 1: it is collapsed, damaged or cannot be read. 2: the command was not understood.
+
+    Example: fullrank check models/pretrained/fashion-byol --against models/pretrained/fashion-directclr
+    """
+    from dataclasses import asdict
+
+    from fullrank.snapshot import to_json
+    from models.artifact import ArtifactError, load
+    from models.embedder import Embedder
+    from service.gate import Judgement, judge
+    from service.junit import junit as report_of
+
+    try:
+        candidate, incumbent = load(encoder), load(against) if against else None
+        judgement = judge(Embedder(candidate, device), candidate, incumbent)
+    except (ArtifactError, ValueError) as error:
+        judgement = Judgement(False, str(error))
+    if junit:
+        try:
+            junit.write_bytes(report_of(encoder.name, judgement))
+        except OSError as error:
+            fail(f"--junit: {error}", 2)
+    if as_json:
+        typer.echo(json.dumps(to_json(asdict(judgement)), indent=2))
+    elif not judgement.checks:
+        fail(judgement.reason)
+    else:
+        typer.echo(f"{'pass' if judgement.passed else 'FAIL'}  {candidate.card.name}: {judgement.reason}")
+    raise typer.Exit(0 if judgement.passed else 1)

@@ -1,0 +1,44 @@
+"""What several commands share: their options, how they fail, how they print."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+errors = Console(stderr=True)
+
+
+def usable(device: str) -> str:
+    """A device that torch can compute on. Raises BadParameter."""
+    if device != "cpu":
+        import torch
+
+        try:
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).partition("\n")[0]
+            raise typer.BadParameter(f"{device!r} cannot be used here: {reason}; cpu always can") from error
+    return device
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+DataFolder = Annotated[Path | None, typer.Option("--data", help="Folder of the data set; its usual place if absent.")]
+Device = Annotated[str, typer.Option(callback=usable, help="cpu, cuda, cuda:1, ...")]
+
+
+def fail(message: object, code: int = 1) -> NoReturn:
+    errors.print(f"fullrank: {message}", style="red", highlight=False, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def show(values: dict[str, Any], title: str, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(values, indent=2))
+        return
+    table = Table("measure", "value", title=title)
+    for key, value in values.items():
+        table.add_row(key, str(value))
+    Console().print(table)

@@ -1,0 +1,59 @@
+"""fullrank evaluate."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.common import AsJson, DataFolder, Device, fail, show
+
+
+def evaluate(
+    encoder: Annotated[
+        Path, typer.Argument(help="An encoder's folder, a run's folder, or `pixels` for the raw-pixel baseline.")
+    ],
+    data: DataFolder = None,
+    dataset: Annotated[str | None, typer.Option(help="A data set by name. [what the encoder was trained on]")] = None,
+    probes: Annotated[
+        bool, typer.Option("--probes", help="Linear probes too, on all, 10 % and 1 % of labels.")
+    ] = False,
+    protocol: Annotated[
+        bool, typer.Option("--sgd", help="The papers' SGD protocols too: linear evaluation, fine-tuning on few labels.")
+    ] = False,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of --sgd. [the papers']")] = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Weighted kNN (k = 20, temperature 0.07) on the test set, the spectrum of its embeddings, and probes if asked.
+
+    Example: fullrank evaluate models/pretrained/fashion-directclr
+    """
+    from models.artifact import ArtifactError, load
+    from training import evaluate as room
+    from training.data import SOURCES, DataError, load_data
+    from training.distributed import device_of
+    from training.finetune import sgd_table
+
+    if protocol and str(encoder) == "pixels":
+        fail("--sgd: pixels have no encoder to fine-tune; --probes measures them", 2)
+    if epochs and not protocol:
+        fail("--epochs: only --sgd trains for epochs; add it", 2)
+    try:
+        device_of(device)
+        folder = encoder / "encoder" if (encoder / "encoder" / "encoder.json").is_file() else encoder
+        artifact = None if str(encoder) == "pixels" else load(folder)
+        trained_on = artifact.card.training.get("data") if artifact else "fashion"
+        source = dataset or trained_on
+        if source not in SOURCES:
+            fail(f"--dataset: name one of {', '.join(SOURCES)}; the encoder's card says {trained_on!r}", 2)
+        train_set, test_set = load_data(source, data)
+        quality = (
+            room.evaluate(artifact, train_set, test_set, device, probes)
+            if artifact
+            else room.evaluate_pixels(train_set, test_set, probes)
+        )
+        if artifact and protocol:
+            quality |= sgd_table(artifact, train_set, test_set, device, epochs)
+    except (ArtifactError, DataError, ValueError) as error:
+        fail(error)
+    show(quality, f"{encoder} on {source}", as_json)
