@@ -105,6 +105,17 @@ def test_resuming_from_the_state_continues_as_if_unbroken(name: str) -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_autocast_reaches_the_encoder_but_not_the_loss(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch, seen = small(name), views(), []
+    pair = model.pair
+    monkeypatch.setattr(model, "pair", lambda views: seen.append(pair(views)) or seen[-1])
+    with torch.autocast("cpu", torch.bfloat16):
+        value = model(batch)
+    assert torch.equal(value, model.loss(*(z.float() for z in seen[0])))
+    assert not torch.equal(value, model(batch))
+
+
 # SimCLR and DirectCLR
 
 

@@ -3,13 +3,12 @@ r"""Barlow Twins: make the views' cross-correlation matrix the identity (Zbontar
 L = sum_i (1 - C_ii)^2 + lambda sum_{i != j} C_ij^2,   C_ij = E_b[z^A_bi z^B_bj], each z_.i standardised (equation 1)
 """
 
-import torch
 from torch import Tensor
 
 from models.backbones import ResNet
 from models.heads import mlp
 from training.distributed import all_reduce
-from training.methods.base import Method, widen, within
+from training.methods.base import Method, within
 
 
 def standardise(z: Tensor, epsilon: float = 1e-5) -> tuple[Tensor, Tensor]:
@@ -51,7 +50,5 @@ class BarlowTwins(Method):
         self.redundancy, self.scale = redundancy, scale
         self.projector = mlp(encoder.dimension, hidden, hidden, projection)
 
-    def forward(self, views: Tensor) -> Tensor:
-        z1, z2 = widen(self.project(self.encoder(views))).chunk(2)
-        with torch.autocast(views.device.type, enabled=False):
-            return self.scale * barlow_twins(z1, z2, self.redundancy)
+    def loss(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.scale * barlow_twins(a, b, self.redundancy)

@@ -32,16 +32,8 @@ def within(name: str, value: float, low: float, high: float) -> None:
         raise ValueError(f"{name} is {value}; it must lie between {low:g} and {high:g}")
 
 
-def widen(z: Tensor) -> Tensor:
-    """bfloat16 or float16 -> float32, what losses are given; wider floats as they are.
-
-    Inside autocast a product of float32 matrices is in bfloat16 still: InfoNCE's similarities are.
-    """
-    return z.to(torch.promote_types(z.dtype, torch.float32))
-
-
 class Method(nn.Module, ABC):
-    """A self-supervised method around an encoder.
+    """A self-supervised method around an encoder: `pair` makes two sets of rows of the views, `loss` compares them.
 
     `forward` takes both views of n images concatenated, (2n, c, h, w), because one pass over 2n images is faster than
     two over n and gives BatchNorm the statistics of both views; row i and row n + i are views of the same image.
@@ -54,9 +46,21 @@ class Method(nn.Module, ABC):
         self.encoder = encoder
         self.projector = nn.Identity()
 
-    @abstractmethod
     def forward(self, views: Tensor) -> Tensor:
-        """(2n, c, h, w) views -> the scalar loss."""
+        """(2n, c, h, w) views -> the scalar loss, in float32 or wider whatever autocast does to the encoder: bfloat16
+        has three digits, and a similarity over a temperature of 0.1 is as large as ten."""
+        a, b = (z.to(torch.promote_types(z.dtype, torch.float32)) for z in self.pair(views))
+        with torch.autocast(views.device.type, enabled=False):
+            return self.loss(a, b)
+
+    def pair(self, views: Tensor) -> tuple[Tensor, Tensor]:
+        """(2n, c, h, w) views -> what the loss compares, row by row: here each view's projections, (n, k) both."""
+        z1, z2 = self.project(self.encoder(views)).chunk(2)
+        return z1, z2
+
+    @abstractmethod
+    def loss(self, a: Tensor, b: Tensor) -> Tensor:
+        """The scalar loss of what `pair` returns."""
 
     def project(self, h: Tensor) -> Tensor:
         """(n, dimension) representations -> what the loss sees, (n, k): the projector's output."""

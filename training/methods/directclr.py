@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from models.backbones import ResNet
 from training.distributed import gather
-from training.methods.base import Method, widen, within
+from training.methods.base import Method, within
 
 
 def info_nce(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
@@ -39,6 +39,5 @@ class DirectCLR(Method):
     def project(self, h: Tensor) -> Tensor:
         return h[:, : self.d0]
 
-    def forward(self, views: Tensor) -> Tensor:
-        z1, z2 = widen(self.project(self.encoder(views))).chunk(2)
-        return info_nce(gather(z1), gather(z2), self.temperature)
+    def loss(self, a: Tensor, b: Tensor) -> Tensor:
+        return info_nce(gather(a), gather(b), self.temperature)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from models.backbones import ResNet
-from training.methods.base import Method, ParameterGroup, trainable, widen, within
+from training.methods.base import Method, ParameterGroup, trainable, within
 from training.methods.predictor import LinearPredictor
 
 
@@ -69,19 +69,20 @@ class Predictive(Method):
         if predictor_weight_decay is not None:
             self.group["weight_decay"] = predictor_weight_decay
 
-    loss = staticmethod(regression)
+    def loss(self, a: Tensor, b: Tensor) -> Tensor:
+        return regression(a, b)
 
-    def forward(self, views: Tensor) -> Tensor:
+    def pair(self, views: Tensor) -> tuple[Tensor, Tensor]:
+        """Predictions and targets, (2n, k) both: row i of the target is the other view of what row i predicts from."""
         f = self.project(self.encoder(views))
         t = f
         if self.stop_gradient:
             with torch.no_grad():
                 t = f.detach() if self.target is None else self.target(views)
-        t1, t2 = widen(t).chunk(2)
+        other = torch.cat(t.chunk(2)[::-1])
         if self.training and isinstance(self.predictor, LinearPredictor):
-            self.predictor.observe(f, torch.cat([t2, t1]))
-        p1, p2 = widen(self.predictor(f)).chunk(2)
-        return (self.loss(p1, t2) + self.loss(p2, t1)) / 2
+            self.predictor.observe(f, other)
+        return self.predictor(f), other
 
     @torch.no_grad()
     def step(self, progress: float) -> None:

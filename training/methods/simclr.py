@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from models.backbones import ResNet
 from models.heads import Diagonal, Fixed, low_rank, mlp, orthogonal
 from training.distributed import gather
-from training.methods.base import Method, widen, within
+from training.methods.base import Method, within
 
 Projector = Literal["mlp", "linear", "none", "orthogonal", "diagonal", "low-rank"]
 
@@ -66,6 +66,5 @@ class SimCLR(Method):
             raise ValueError(f"projector is {projector!r}; it must be one of {', '.join(heads)}")
         self.projector: nn.Module = heads[projector]()
 
-    def forward(self, views: Tensor) -> Tensor:
-        z1, z2 = widen(self.project(self.encoder(views))).chunk(2)
-        return nt_xent(gather(z1), gather(z2), self.temperature)
+    def loss(self, a: Tensor, b: Tensor) -> Tensor:
+        return nt_xent(gather(a), gather(b), self.temperature)

@@ -26,8 +26,6 @@ class SimSiam(Predictive):
     1e-4 (CIFAR-10: 0.03, 5e-4). A `momentum` gives it BYOL's slow copy back.
     """
 
-    loss = staticmethod(negative_cosine)
-
     def __init__(
         self,
         encoder: ResNet,
@@ -51,3 +49,6 @@ class SimSiam(Predictive):
             guess = mlp(projection, bottleneck, projection, final_bias=True)
         chosen: Switches = {"momentum": None, "constant_predictor_lr": True, **switches}
         super().__init__(encoder, head, guess, **chosen)
+
+    def loss(self, a: Tensor, b: Tensor) -> Tensor:
+        return negative_cosine(a, b)

@@ -4,14 +4,13 @@ L = lambda s(Z, Z') + mu [v(Z) + v(Z')] + nu [c(Z) + c(Z')]                     
 s = mean (z - z')^2,   v = mean_j max(0, 1 - sqrt(Var(z_j) + 1e-4)),   c = 1/d sum_{i != j} Cov(Z)_ij^2
 """
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from models.backbones import ResNet
 from models.heads import mlp
 from training.distributed import all_reduce
-from training.methods.base import Method, widen, within
+from training.methods.base import Method, within
 
 
 def spread(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,7 +49,5 @@ class VICReg(Method):
         self.weights = invariance, variance, covariance
         self.projector = mlp(encoder.dimension, hidden, hidden, projection, hidden_bias=True)
 
-    def forward(self, views: Tensor) -> Tensor:
-        z1, z2 = widen(self.project(self.encoder(views))).chunk(2)
-        with torch.autocast(views.device.type, enabled=False):
-            return vicreg(z1, z2, *self.weights)
+    def loss(self, a: Tensor, b: Tensor) -> Tensor:
+        return vicreg(a, b, *self.weights)
