@@ -1,8 +1,9 @@
-"""Augmentation against the training step it feeds, in one run on one thread: milliseconds and share.
+"""Augmentation against the training step it feeds, in one run on one thread: milliseconds of CPU time, and share.
 
     python -m benchmarks.augmentation [RECIPE] [--threads N]
 
-Two views of a batch of the recipe's size, then the step on them, on random pixels; medians of interleaved rounds.
+Two views of a batch of the recipe's size, then the step on them, on random pixels; medians of interleaved rounds of
+the process's own CPU time, which other load hardly moves. On one thread of an idle machine it is the wall's.
 """
 
 import argparse
@@ -38,12 +39,12 @@ def main() -> None:
     batch = images.images[: chosen.batch_size]
     augmenting, stepping = [], []
     for _ in range(ROUNDS):
-        start = time.perf_counter()
+        start = time.process_time()
         views = trainer.views(batch, batch)
-        middle = time.perf_counter()
+        middle = time.process_time()
         trainer.train_step(views)
         augmenting.append(middle - start)
-        stepping.append(time.perf_counter() - middle)
+        stepping.append(time.process_time() - middle)
     view, step = statistics.median(augmenting), statistics.median(stepping)
     print(f"{chosen.name}, batch {chosen.batch_size}: two views {view * 1e3:.1f} ms, step {step * 1e3:.1f} ms", end="")
     print(f", augmentation {view / (view + step):.1%} of both")

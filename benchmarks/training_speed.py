@@ -8,6 +8,11 @@ augmentation batched there. `pil` is written as lightly's and FAIR's examples ar
 PIL image by PIL operations, a DataLoader with workers, the same trainer's step. `step alone` repeats the step on one
 batch of views that is there already: what is left when data cost nothing. Images are random pixels of the recipe's
 size: no data set is needed, and none of the three is helped by its content.
+
+A ratio is the median over rounds, each loop having one turn a round, and its range: other load moves both sides of a
+ratio, but not alike. What data and augmentation take of the step is no difference of two turns on a CPU, where a
+per cent would drown: it is their share of the process's CPU time within fullrank's turns. An accelerator works behind
+the host's back; there it is the difference.
 """
 
 import argparse
@@ -17,7 +22,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +38,6 @@ from training.data import SOURCES, ImageSet, Split
 from training.loop import Trainer
 from training.recipes import recipe
 
-TURNS = 3
 Transform = Callable[[Image.Image], Image.Image]
 
 
@@ -122,18 +126,36 @@ def synchronize(trainer: Trainer) -> None:
         torch.cuda.synchronize()
 
 
-def views_per_second(trainer: Trainer, source: Iterator[Tensor], seconds: float) -> float:
+@dataclass(frozen=True)
+class Turn:
+    """One loop's turn: views a second, and the share of this process's CPU time that went into getting them."""
+
+    rate: float
+    data_share: float
+
+
+def turn(trainer: Trainer, source: Iterator[Tensor], seconds: float) -> Turn:
     """Steps for about `seconds`, at least one, after one to warm up; a loss is read at the end."""
     trainer.train_step(next(source))
     synchronize(trainer)
-    start, steps = time.perf_counter(), 0
+    start, busy, data, steps = time.perf_counter(), time.process_time(), 0.0, 0
     while steps == 0 or time.perf_counter() - start < seconds:
-        loss = trainer.train_step(next(source))
+        asked = time.process_time()
+        views = next(source)
+        data += time.process_time() - asked
+        loss = trainer.train_step(views)
         steps += 1
         if steps % 32 == 0:
             float(loss)  # as the loop does: else an accelerator's queue would run away from the clock
     synchronize(trainer)
-    return 2 * trainer.recipe.batch_size * steps / (time.perf_counter() - start)
+    rate = 2 * trainer.recipe.batch_size * steps / (time.perf_counter() - start)
+    return Turn(rate, data / (time.process_time() - busy))
+
+
+def ratio(first: list[Turn], second: list[Turn]) -> str:
+    """Rates of the first over those of the second, round by round: median and range."""
+    ratios = [a.rate / b.rate for a, b in zip(first, second, strict=True)]
+    return f"{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
 
 
 def main() -> None:
@@ -143,7 +165,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each of three turns of each loop")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each loop's turn in each round")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--lightly", help="folder that pip install --target put lightly into")
     arguments = parser.parse_args()
@@ -174,18 +197,22 @@ def main() -> None:
             loops["lightly"] = loader(*[lightly_transform(arguments.lightly, size)] * 2)
         except ImportError as error:
             print(f"lightly does not load here ({error}); the PIL loop stands in for it")
-    found: dict[str, list[float]] = {name: [] for name in loops}
-    for _ in range(TURNS):
+    found: dict[str, list[Turn]] = {name: [] for name in loops}
+    for _ in range(arguments.rounds):
         for name, source in loops.items():
-            found[name].append(views_per_second(trainer, source, arguments.seconds))
-    medians = {name: statistics.median(values) for name, values in found.items()}
-    limit, ours = medians["step alone"], medians["fullrank"]
-    where = torch.cuda.get_device_name() if arguments.device != "cpu" else f"{torch.get_num_threads()} CPU thread(s)"
-    print(f"{chosen.name}, batch {chosen.batch_size}, {where}, {arguments.workers} workers for PIL")
-    print("| loop | views/s | of the step alone | fullrank is faster by |\n|---|---|---|---|")
-    for name, value in medians.items():
-        print(f"| {name} | {value:,.0f} | {value / limit:.1%} | {ours / value:.2f} x |")
-    print(f"data and augmentation take {1 - ours / limit:.1%} of fullrank's step")
+            found[name].append(turn(trainer, source, arguments.seconds))
+    alone, ours = found["step alone"], found["fullrank"]
+    cpu = arguments.device == "cpu"
+    where = f"{torch.get_num_threads()} CPU thread(s)" if cpu else torch.cuda.get_device_name()
+    print(f"{chosen.name}, batch {chosen.batch_size}, {where}, {arguments.workers} workers for PIL", end="")
+    print(f", {arguments.rounds} rounds; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    print("| loop | views/s | over the step alone's | fullrank's over it |\n|---|---|---|---|")
+    for name, turns in found.items():
+        rate = statistics.median(each.rate for each in turns)
+        print(f"| {name} | {rate:,.0f} | {ratio(turns, alone)} | {ratio(ours, turns)} |")
+    medians = [statistics.median(each.rate for each in turns) for turns in (ours, alone)]
+    spent = statistics.median(each.data_share for each in ours) if cpu else 1 - medians[0] / medians[1]
+    print(f"data and augmentation take {spent:.1%} of fullrank's step")
 
 
 if __name__ == "__main__":
