@@ -1,13 +1,15 @@
 """Health, metrics, limits, the spectrum, the page: what operators and their tools read."""
 
 import platform
+from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 import torch
 from fastapi import APIRouter, Request
-from fastapi.responses import HTMLResponse, Response
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import FileResponse, HTMLResponse, Response
 from prometheus_client.exposition import choose_encoder
 
 import service.page
@@ -19,10 +21,11 @@ from service.version import VERSION
 
 router = APIRouter(tags=["operations"])
 PAGE = (Path(service.page.__file__).parent / "index.html").read_text()
-# The page is one file and asks this server only; nothing it shows can make it ask another.
+SWAGGER = Path(str(files("fastapi_offline"))) / "static"
+# The pages ask this server only; nothing they show can make them ask another.
 PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-    "connect-src 'self'; img-src data:; frame-ancestors 'self'",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self' 'unsafe-inline'; "
+    "style-src 'self' 'unsafe-inline'; connect-src 'self'; img-src data:; frame-ancestors 'self'",
     "Cache-Control": "no-cache",
 }
 
@@ -87,6 +90,25 @@ async def info(request: Request) -> Response:
 async def page() -> HTMLResponse:
     """The live spectrum."""
     return HTMLResponse(PAGE, headers=PAGE_HEADERS)
+
+
+@router.get("/docs", response_class=HTMLResponse, include_in_schema=False)
+async def docs() -> HTMLResponse:
+    """Swagger UI out of the installed package: where this service is wanted, there may be no way to a CDN."""
+    html = get_swagger_ui_html(
+        title="fullrank",
+        openapi_url="openapi.json",
+        swagger_js_url="docs/swagger-ui-bundle.js",
+        swagger_css_url="docs/swagger-ui.css",
+        swagger_favicon_url="data:,",
+    )
+    return HTMLResponse(html.body, headers=PAGE_HEADERS)
+
+
+@router.get("/docs/{name}", response_class=FileResponse, include_in_schema=False)
+async def docs_asset(name: Literal["swagger-ui-bundle.js", "swagger-ui.css"]) -> FileResponse:
+    """What that page loads."""
+    return FileResponse(SWAGGER / name, headers={"Cache-Control": "max-age=86400"})
 
 
 def named(served: Served) -> dict[str, str]:

@@ -1,10 +1,12 @@
 """Health, metrics, limits, the spectrum and the page."""
 
 import asyncio
+import re
 
 import httpx
 import numpy as np
 import pytest
+from fastapi import FastAPI
 from PIL import Image
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
@@ -12,6 +14,7 @@ from pydantic import ValidationError
 
 from service.core import Service
 from service.observer import Observer, thumbnails
+from service.routes import operations
 from service.settings import Settings
 from tests.service.conftest import DIMENSION, Start, as_files, encoded, error_of, pictures
 
@@ -168,7 +171,21 @@ async def test_openapi_describes_every_form(start: Start) -> None:
         embed = schema["paths"]["/embed"]["post"]
         assert {"image/*", "multipart/form-data", "application/json"} <= embed["requestBody"]["content"].keys()
         assert {"200", "413", "422", "429", "503"} <= embed["responses"].keys()
-        assert (await client.get("/docs")).status_code == 200
+
+
+async def test_the_api_is_shown_without_another_server() -> None:
+    app = FastAPI(docs_url=None)
+    app.include_router(operations.router)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+        page = await client.get("/docs")
+        assert "connect-src 'self'" in page.headers["content-security-policy"]
+        loaded = re.findall(r"""(?:href|src|url)(?:=|: )["']([^"']*)["']""", page.text)
+        assert loaded == ["docs/swagger-ui.css", "data:,", "docs/swagger-ui-bundle.js", "openapi.json"]
+        for name, kind in ((loaded[0], "text/css"), (loaded[2], "text/javascript"), (loaded[3], "application/json")):
+            response = await client.get(f"/{name}")
+            assert response.status_code == 200
+            assert response.headers["content-type"].startswith(kind)
+        assert (await client.get("/docs/core.py")).status_code == 422
 
 
 def test_thumbnails_are_area_means() -> None:
