@@ -1,9 +1,12 @@
 """Faults injected into a real encoder, and harmless traffic: verdicts, rows to detection, false alarms, simple rivals.
 
-    python -m benchmarks.detection --write docs/statistics.md
+    python -m benchmarks.detection --write docs/detection.md
+    python -m benchmarks.detection --unseen --write docs/detection.md
     python -m benchmarks.detection.blocks --blocks 1000000
 
-Traffic is the Fashion-MNIST test set, which neither the encoder nor its reference and calibration have seen. Each case
+Traffic is the Fashion-MNIST test set, which neither the encoder nor its reference and calibration have seen. With
+--unseen it is training images, which gave the encoder its gradient but no rule, no reference and no calibration
+anything, and the faults are those of `benchmarks.detection.unseen`: what the rules have not been made on. Each case
 runs on each law of healthy traffic (independent, sessions of 32 of one class, a class mix that turns in a day) and
 starts after a full healthy window at 20 rows a second; monitors with the default block, their clocks advanced by hand,
 are read every 256 rows at first, then every 1024. "Found" is the first reading with a state of the right kind, in rows
@@ -26,10 +29,12 @@ from torch import Tensor
 from benchmarks._page import write_between
 from benchmarks.detection.cases import MODEL, TRAFFIC, Bench, Case
 from benchmarks.detection.rivals import rivals
+from benchmarks.detection.unseen import unseen
 from fullrank import SpectrumMonitor
 from fullrank.healthy import DAY
-from models.artifact import load
-from training.data import SOURCES, ImageSet
+from models.artifact import Artifact, load
+from training.data import SOURCES, ImageSet, load_split
+from training.export import BASIS_ROWS
 
 RATE, STEP = 20.0, 256
 # Rows of a case that are read block by block; those after, and healthy ones, come four blocks at a time.
@@ -37,7 +42,8 @@ FINE, COARSE = 2048, 1024
 LAWS = ("independent", "sessions", "drifting")
 KINDS = ("model", "traffic", "none")
 MODES = ("canary on", "canary off", "canary off, no inputs")
-START, END = "<!-- detection: start -->", "<!-- detection: end -->"
+# Keys from here on are of content that comes again.
+CONTENT = 10**9
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ def watch(bench: Bench, case: Case, law: int, n: int) -> Outcome:
             monitors[MODES[1]].observe(rows, hashes, inputs)
             monitors[MODES[2]].observe(rows, hashes)
 
-        fresh = iter(range(1, 10**9))
+        fresh = iter(range(CONTENT))
         for index in torch.split(draw(n, at), COARSE):
             show(bench.clean[index], bench.inputs[index], [next(fresh) for _ in index])
         for monitor in monitors.values():
@@ -82,7 +88,7 @@ def watch(bench: Bench, case: Case, law: int, n: int) -> Outcome:
         shown = 0
         for index in (*torch.split(drawn[:FINE], STEP), *torch.split(drawn[FINE:], COARSE)):
             shown += len(index)
-            keys = [0 if row == case.hot else next(fresh) for row in index.tolist()]
+            keys = [CONTENT + row if row in case.keyed else next(fresh) for row in index.tolist()]
             show(case.pool[index], case.inputs[index], keys)
             for mode in [mode for mode, rows in found.items() if rows is None and case.kind != "none"]:
                 monitors[mode].flush()
@@ -144,28 +150,45 @@ def confusion(outcomes: list[Outcome]) -> Iterator[str]:
             yield line + "."
 
 
+def images_of(artifact: Artifact, unseen: bool) -> ImageSet:
+    """Labelled images: test images, or training images that the reference was not made of."""
+    card = artifact.card.training
+    if unseen:
+        fit = load_split(card["data"], None, card["held_out"], None, card["seed"]).fit
+        assert isinstance(fit, ImageSet)
+        return fit.take(slice(BASIS_ROWS, None))
+    source = SOURCES[card["data"]]
+    test = source.read(source.default, "test")
+    assert isinstance(test, ImageSet)
+    return test
+
+
 def main() -> None:
     """Print the table of cases and the confusion matrices."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", type=Path, default=Path("models/pretrained/fashion-directclr"))
-    parser.add_argument("--collapsed", type=Path, default=Path("models/pretrained/fashion-collapsed"))
+    parser.add_argument(
+        "--other",
+        type=Path,
+        default=Path("models/pretrained/fashion-collapsed"),
+        help="the encoder served by mistake: a collapsed one, or any of the same shape",
+    )
+    parser.add_argument("--unseen", action="store_true", help="faults and images that the rules were not made on")
     parser.add_argument("--rows", type=int, default=6000, help="rows of a case: 6000 are 5 minutes at 20 a second")
-    parser.add_argument("--images", type=int, default=10000, help="test images to embed")
+    parser.add_argument("--images", type=int, default=10000, help="images to embed")
     parser.add_argument("--laws", type=int, default=3, help="laws of traffic to run each case on")
     parser.add_argument("--only", default="", help="cases whose name contains this")
-    parser.add_argument("--write", type=Path, help="put the tables between the marks of this file")
+    parser.add_argument("--write", type=Path, help="put the tables between the encoder's marks in this file")
     options = parser.parse_args()
-    source = SOURCES["fashion"]
-    test = source.read(source.default, "test")
-    assert isinstance(test, ImageSet)
-    test = test.take(slice(0, options.images))
-    bench = Bench(load(options.encoder), test.images, test.labels)
+    artifact, other = load(options.encoder), load(options.other)
+    images = images_of(artifact, options.unseen).take(slice(0, options.images))
+    bench = Bench(artifact, images.images, images.labels)
     draws = bench.traffic.laws()
     scores = [rivals(bench, bench.clean[law(options.rows, i * DAY // 5)]) for i in range(5) for law in draws]
     worst = {name: max(score[name] for score in scores) for name in scores[0]}
     outcomes: list[Outcome] = []
     alarms: dict[str, list[str]] = {}
-    for case in bench.cases(load(options.collapsed)):
+    for case in unseen(bench, other) if options.unseen else bench.cases(other):
         if options.only not in case.name:
             continue
         started = time.monotonic()
@@ -185,7 +208,8 @@ def main() -> None:
     text = "\n".join([*table(outcomes, alarms), *confusion(outcomes)])
     print("\n" + text)
     if options.write:
-        write_between(options.write, START, END, text)
+        name = f"{artifact.card.name}{', unseen' if options.unseen else ''}"
+        write_between(options.write, f"<!-- {name}: start -->", f"<!-- {name}: end -->", text)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ Draw = Callable[[int], Tensor]
 class Case:
     """What goes wrong: `kind` is model, traffic or none; rows are pool[draw(n)], their thumbnails inputs[draw(n)].
 
-    strong: an effect that must be found; canary: the canary's embeddings now; hot: an index whose repetitions carry
-    one content key, as the service sends it.
+    strong: an effect that must be found; canary: the canary's embeddings now; keyed: indices whose repetitions carry
+    one content key each, as the service sends it.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Case:
     canary: Tensor
     draw: Draw | None = None
     strong: bool = True
-    hot: int | None = None
+    keyed: frozenset[int] = frozenset()
 
 
 class Bench:
@@ -176,7 +176,7 @@ class Bench:
             replace(both, name="half foreign", draw=mixed(0.5)),
             replace(both, name="10 % foreign", draw=mixed(0.1), strong=False),
             replace(base, name="10 % one hot image, no keys", draw=hot, strong=False),
-            replace(base, name="10 % one hot image", draw=hot, strong=False, hot=0),
+            replace(base, name="10 % one hot image", draw=hot, strong=False, keyed=frozenset((0,))),
             replace(near, draw=lambda m: few[torch.randint(len(few), (m,), generator=self.generator)]),
         ]
 
