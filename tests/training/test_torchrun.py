@@ -1,48 +1,118 @@
-"""Two processes under torchrun, on the CPU over gloo: one run, one artifact, the gradients of the joint batch."""
+"""Two processes under torchrun, on the CPU over gloo: one run, one artifact, the gradients of the joint batch.
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-import pytest
-
-from models.artifact import load
-
-ROOT = Path(__file__).parents[2]
-SCRIPT = """
-import sys, io
-sys.path.insert(0, {root!r})
-from dataclasses import replace
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from rich.console import Console
-from models.artifact import Architecture
-from training.data import SAMPLE
-from training.loop import Run, train
-from training.recipes import recipe
-tiny = Architecture(name="resnet18", width=4, in_channels=1, stem="3x3/2")
-small = replace(recipe("fashion-simclr"), architecture=tiny, options={{"hidden": 16}}, epochs=1, batch_size=128)
-train(small, Run(Path(sys.argv[1]), data=SAMPLE), Console(file=io.StringIO()))
+This file is also the script that torchrun runs.
 """
 
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+from typing import Any
 
-def run(command: list[str], script: Path, out: Path) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, str(script), str(out)], env=environment, check=True, timeout=400, capture_output=True)
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from models.artifact import Architecture, load
+from training import checkpoint
+from training.data import SAMPLE
+from training.loop import Run, Trainer, train
+from training.recipes import recipe
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TINY = Architecture(name="resnet18", width=4, in_channels=1, stem="3x3/2")
+SMALL = replace(recipe("fashion-simclr"), architecture=TINY, options={"hidden": 16}, epochs=1)
+INTERRUPTED = 3
 
 
-def test_two_processes_make_one_artifact(tmp_path: Path) -> None:
+def run(command: list[str], out: Path, how: str = "whole") -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [*command, __file__, str(out), how]
+    return subprocess.run(command, env=environment, timeout=400, capture_output=True, text=True)
+
+
+def interrupt_the_launcher() -> None:
+    """After a few steps the first process sends its parent what Ctrl-C does; all wait until it comes back to them."""
+    requests, step, stops = checkpoint.stop_requests, Trainer.train_step, list[Event]()
+
+    @contextmanager
+    def remembered() -> Iterator[Event]:
+        with requests() as stop:
+            stops.append(stop)
+            yield stop
+
+    def interrupted(trainer: Trainer, views: Tensor) -> Tensor:
+        loss = step(trainer, views)
+        if trainer.step == INTERRUPTED:
+            if os.environ["RANK"] == "0":
+                os.kill(os.getppid(), signal.SIGINT)
+            assert stops[0].wait(60)
+        return loss
+
+    checkpoint.stop_requests = remembered
+    Trainer.train_step = interrupted  # type: ignore[method-assign]
+
+
+def refuse(*_: Any) -> None:
+    raise AssertionError("only the first process may write a checkpoint")
+
+
+def main(out: Path, how: str) -> None:
+    torch.set_num_threads(1)
+    second = os.environ.get("RANK") == "1"
+    if how == "interrupted":
+        interrupt_the_launcher()
+    if second:
+        checkpoint.save = refuse
+    if second and how == "apart":
+        out = out / "of its own"
+    train(SMALL, Run(out, data=SAMPLE, resume=how in ("resumed", "apart")), Console(file=io.StringIO()))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("torchrun") / "two"
+    result = run(TORCHRUN, out)
+    assert result.returncode == 0, result.stderr[-4000:]
+    return out
+
+
+def test_two_processes_make_one_artifact(two: Path, tmp_path: Path) -> None:
     """Negatives and BatchNorm are joint, so only the augmentations' draws tell the two runs' losses apart."""
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(root=str(ROOT)))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    run(torchrun, script, tmp_path / "two")
-    run([sys.executable], script, tmp_path / "one")
-    records = {name: json.loads((tmp_path / name / "log.jsonl").read_text()) for name in ("one", "two")}
-    assert records["two"]["loss"] == pytest.approx(records["one"]["loss"], rel=0.02)
-    artifact = load(tmp_path / "two" / "encoder")
-    assert artifact.reference is not None
-    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["checkpoint.pt", "encoder", "log.jsonl"]
+    train(SMALL, Run(tmp_path / "one", data=SAMPLE), Console(file=io.StringIO()))
+    one, both = (json.loads((out / "log.jsonl").read_text()) for out in (tmp_path / "one", two))
+    assert both["loss"] == pytest.approx(one["loss"], rel=0.02)
+    assert load(two / "encoder").reference is not None
+    assert sorted(path.name for path in two.iterdir()) == ["checkpoint.pt", "encoder", "log.jsonl"]
+
+
+@pytest.mark.soak
+def test_ctrl_c_leaves_a_checkpoint_that_every_process_goes_on_from(two: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    broken = run(TORCHRUN, out, "interrupted")
+    assert broken.returncode != 0
+    assert f"stopped after step {INTERRUPTED} and saved; --resume goes on from there" in broken.stderr
+    assert [path.name for path in out.iterdir()] == ["checkpoint.pt"]
+    assert torch.load(out / "checkpoint.pt", weights_only=True)["step"] == INTERRUPTED
+    resumed = run(TORCHRUN, out, "resumed")
+    assert resumed.returncode == 0, resumed.stderr[-4000:]
+    assert load(out / "encoder").card.revision == load(two / "encoder").card.revision
+
+
+@pytest.mark.soak
+def test_a_checkpoint_that_only_some_processes_see_is_refused(two: Path) -> None:
+    apart = run(TORCHRUN, two, "apart")
+    assert apart.returncode != 0
+    assert apart.stderr.count("TrainingError: not every machine sees") == 2
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
