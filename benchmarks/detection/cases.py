@@ -98,7 +98,7 @@ class Bench:
                 parameter.data = (parameter.data / step).round() * step
         return Embedder(artifact)
 
-    def model_faults(self, collapsed: Artifact | None) -> list[Case]:
+    def model_faults(self, collapsed: Artifact) -> list[Case]:
         """What breaks a model, at several strengths."""
         d = self.dimension
         basis, mean = self.reference.basis.float(), self.reference.mean.float()
@@ -125,7 +125,7 @@ class Bench:
             update={"mean": tuple(0.0 for _ in preprocessing.mean), "std": tuple(1.0 for _ in preprocessing.std)}
         )
         forgotten = replace(forgotten, card=forgotten.card.model_copy(update={"preprocessing": plain}))
-        cases = [
+        return [
             *(self.changed(f"principal rank {d // k}", project(basis[:, : d // k])) for k in (2, 4, 8)),
             *(self.changed(f"random rank {d // k}", project(turned[:, : d // k])) for k in (2, 4, 8)),
             *(self.changed(f"{share:.0%} of units dead", dead(share), share > 0.1) for share in (0.05, 0.1, 0.3, 0.5)),
@@ -137,8 +137,8 @@ class Bench:
             ),
             self.forwarded("normalisation forgotten", Embedder(forgotten)),
             *(self.forwarded(f"{bits}-bit weights", self.quantised(bits), bits < 4) for bits in (3, 4)),
+            self.forwarded("collapsed encoder", Embedder(collapsed)),
         ]
-        return cases if collapsed is None else [*cases, self.forwarded("collapsed encoder", Embedder(collapsed))]
 
     def traffic_faults(self) -> list[Case]:
         """Other images, the model intact."""
@@ -164,8 +164,12 @@ class Bench:
             return rows
 
         few = torch.randperm(n, generator=self.generator)[:200]
-        jitter = 0.005 / math.sqrt(self.dimension) * torch.randn(self.clean.shape, generator=self.generator)
-        near = replace(base, name="200 images, near-duplicates", pool=self.clean + jitter, strong=False)
+        copies = few.repeat(30)
+        jitter = 0.005 / math.sqrt(self.dimension) * torch.randn(len(copies), self.dimension, generator=self.generator)
+        near = replace(base, pool=self.clean[copies] + jitter, inputs=self.inputs[copies], strong=False)
+
+        def any_of(count: int, m: int) -> Tensor:
+            return torch.randint(count, (m,), generator=self.generator)
 
         def only(c: int) -> Draw:
             return lambda m: self.traffic.narrow(m, c)
@@ -177,10 +181,11 @@ class Bench:
             replace(both, name="10 % foreign", draw=mixed(0.1), strong=False),
             replace(base, name="10 % one hot image, no keys", draw=hot, strong=False),
             replace(base, name="10 % one hot image", draw=hot, strong=False, keyed=frozenset((0,))),
-            replace(near, draw=lambda m: few[torch.randint(len(few), (m,), generator=self.generator)]),
+            replace(base, name="200 images, repeated, no keys", draw=lambda m: few[any_of(len(few), m)], strong=False),
+            replace(near, name="200 images, near-duplicates", draw=lambda m: any_of(len(copies), m)),
         ]
 
-    def cases(self, collapsed: Artifact | None) -> list[Case]:
+    def cases(self, collapsed: Artifact) -> list[Case]:
         """Every fault and every harmless change."""
         harmless = [
             Case("healthy", "none", self.clean, self.inputs, self.canary),
