@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.artifact import Architecture, Artifact, EncoderCard, Preprocessing
+from models.artifact import Artifact, EncoderCard, Preprocessing
 from models.embedder import Embedder, decode, to_image
+from tests.training.conftest import TINY
 from training.data import SAMPLE, read_fashion_mnist
 from training.evaluate import Spectrum, evaluate_pixels, knn_accuracy
 
@@ -57,10 +58,9 @@ def test_evaluation_and_serving_embed_a_file_alike() -> None:
     images = read_fashion_mnist(SAMPLE, "test").images[:4]
     for size in (28, 20):
         torch.manual_seed(0)
-        architecture = Architecture(name="resnet18", width=4, in_channels=1, stem="3x3/2")
         preprocessing = Preprocessing(size=size, resize="stretch", channels=1, mean=(0.286,), std=(0.353,))
-        card = EncoderCard(name="x", architecture=architecture, preprocessing=preprocessing, dimension=32)
-        embedder = Embedder(Artifact(card, architecture.build()))
+        card = EncoderCard(name="x", architecture=TINY, preprocessing=preprocessing, dimension=32)
+        embedder = Embedder(Artifact(card, TINY.build()))
         pixels = []
         for image in images:
             file = io.BytesIO()

@@ -16,8 +16,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from models.artifact import Architecture, load
+from models.artifact import load
 from models.embedder import Embedder, normalize
+from tests.training.conftest import OPTIONS, TINY
 from training import checkpoint
 from training.data import SAMPLE, DataError, Split, read_fashion_mnist
 from training.loop import Run, Trainer, TrainingError, train
@@ -26,17 +27,6 @@ from training.recipes import Recipe, recipe
 
 ROOT = Path(__file__).parents[2]
 QUIET = Console(file=io.StringIO())
-TINY = Architecture(name="resnet18", width=4, in_channels=1, stem="3x3/2")
-OPTIONS = {
-    "directclr": {"d0": 8},
-    "simclr": {"hidden": 16},
-    "byol": {"hidden": 16, "projection": 8},
-    "simsiam": {"projection": 16, "bottleneck": 8},
-    "directpred": {"hidden": 16, "projection": 8},
-    "directcopy": {"hidden": 16, "projection": 8},
-    "barlow-twins": {"hidden": 16, "projection": 16},
-    "vicreg": {"hidden": 16, "projection": 16},
-}
 
 
 def small(method: str = "directclr", **changes: object) -> Recipe:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.methods import CLAIMS, SCALES, Claim, configurations, knn, page, recipe_of, run, summary
+from benchmarks.methods import CLAIMS, REASONS, SCALES, Claim, configurations, knn, page, recipe_of, run, summary
 from training.data import SAMPLE, load_data
 from training.methods import METHODS
 
@@ -54,7 +54,7 @@ def test_claims_name_configurations_and_configurations_cover_the_methods() -> No
         names = [each.name for each in table]
         assert len(names) == len(set(names))
         assert {each.method for each in table} == set(METHODS)
-        assert {name for claim in CLAIMS for name in (claim.first, claim.second)} <= set(names)
+        assert {name for claim in CLAIMS + REASONS for name in (claim.first, claim.second)} <= set(names)
         for each in configurations(replace(scale, width=2, wide=8)):
             recipe = recipe_of(each, replace(scale, width=2, wide=8), seed=1)
             METHODS[recipe.method](recipe.architecture.build(), **recipe.options)

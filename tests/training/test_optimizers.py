@@ -6,12 +6,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from models.artifact import Architecture
+from tests.training.conftest import TINY
 from training.methods import METHODS
 from training.optimizers import LARS, cosine, optimizer, set_learning_rate, warm_up
 from training.recipes import RECIPES, recipe
-
-TINY = Architecture(name="resnet18", width=4, in_channels=1, stem="3x3/2")
 
 
 @pytest.mark.parametrize("clip", [False, True])

@@ -21,14 +21,14 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from models.artifact import Architecture, load
+from models.artifact import load
+from tests.training.conftest import TINY
 from training import checkpoint
 from training.data import SAMPLE
 from training.loop import Run, Trainer, train
 from training.recipes import recipe
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-TINY = Architecture(name="resnet18", width=4, in_channels=1, stem="3x3/2")
 SMALL = replace(recipe("fashion-simclr"), architecture=TINY, options={"hidden": 16}, epochs=1)
 INTERRUPTED = 3
 

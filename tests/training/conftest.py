@@ -1,0 +1,47 @@
+"""Every method at a size that a test can afford."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.artifact import Architecture
+from models.backbones import ResNet
+from training.methods import METHODS, Method
+
+TINY = Architecture(name="resnet18", width=4, in_channels=1, stem="3x3/2")
+OPTIONS: dict[str, dict[str, Any]] = {
+    "simclr": {"projection": 8},
+    "directclr": {"d0": 8},
+    "byol": {"projection": 8, "hidden": 16},
+    "simsiam": {"projection": 16, "bottleneck": 4},
+    "directpred": {"projection": 8, "hidden": 16},
+    "directcopy": {"projection": 8, "hidden": 16},
+    "barlow-twins": {"projection": 16, "hidden": 16},
+    "vicreg": {"projection": 16, "hidden": 16},
+}
+
+
+def small_encoder() -> ResNet:
+    torch.manual_seed(0)
+    return TINY.build()
+
+
+def small(name: str, **options: Any) -> Any:
+    return METHODS[name](small_encoder(), **OPTIONS[name], **options)
+
+
+def views(n: int = 8, seed: int = 1) -> Tensor:
+    return torch.randn(2 * n, 1, 28, 28, generator=torch.Generator().manual_seed(seed))
+
+
+def train(method: Method, steps: int = 3, lr: float = 0.05) -> Method:
+    """Plain SGD with everything that `parameter_groups` asks for."""
+    groups = [{"params": g["params"], "lr": lr * g.get("lr_scale", 1)} for g in method.parameter_groups()]
+    optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9)
+    for step in range(steps):
+        optimizer.zero_grad()
+        method(views(seed=step)).backward()
+        optimizer.step()
+        method.step((step + 1) / steps)
+    return method
