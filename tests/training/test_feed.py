@@ -1,6 +1,9 @@
 """Folders and shards in their published layouts, and batches that start anywhere in an epoch."""
 
 import io
+import multiprocessing
+import os
+import signal
 import tarfile
 from itertools import chain
 from pathlib import Path
@@ -76,6 +79,19 @@ def test_unreadable_images_are_named_and_skipped(tmp_path: Path) -> None:
     stream = Streamed(files, (WHOLE, WHOLE), 16, batch_size=4, seed=0, workers=0)
     assert [len(first) for first, _ in stream.batches(0, 0)] == [4, 4, 4]
     assert stream.unreadable == {str(bad)}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_does_not_take_the_workers_from_a_run(number: int, tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    files = read_folder(tmp_path, "train")
+    assert isinstance(files, FileSet)
+    batches = Streamed(files, (WHOLE, WHOLE), 16, batch_size=2, seed=0, workers=1).batches(0, 0)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
+    os.kill(worker.pid, number)
+    assert len(list(batches)) == 5
 
 
 def test_a_folder_of_nothing_else_is_refused_early(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ batches it would have seen. Under torchrun each process takes its share of every
 
 import io
 import math
+import signal
 from collections.abc import Iterator
 from enum import IntEnum
 from itertools import count, islice
@@ -24,6 +25,8 @@ from training.distributed import rank, world_size
 
 MOST_UNREADABLE = 16
 SHUFFLE = 4096
+GRACE = 20
+"""Seconds that a worker outlives a SIGTERM: enough to end a step and save."""
 Pair = tuple[Augmentation, Augmentation]
 
 
@@ -98,6 +101,7 @@ class Streamed:
             num_workers=self.workers,
             collate_fn=_collate,
             pin_memory=self.pin,
+            worker_init_fn=_outlive,
         )
         for first, second, unreadable in loader:
             self.unreadable |= set(unreadable)
@@ -131,6 +135,7 @@ class Sharded:
             num_workers=self.workers,
             collate_fn=_collate,
             pin_memory=self.pin,
+            worker_init_fn=_outlive,
         )
         for first, second, unreadable in islice(loader, start, len(self) // self.batch_size):
             self.unreadable |= set(unreadable)
@@ -192,6 +197,13 @@ Sample = tuple[Tensor, list[str]]
 def _collate(samples: list[Sample]) -> tuple[Tensor, Tensor, list[str]]:
     crops = torch.stack([crops for crops, _ in samples], dim=1).contiguous(memory_format=torch.contiguous_format)
     return crops[0], crops[1], [name for _, names in samples for name in names]
+
+
+def _outlive(worker: int) -> None:
+    """Ctrl-C and torchrun signal a whole group of processes. A worker that obeyed would end the run before it has saved
+    itself, so it goes on until it is closed; SIGTERM, by which an exiting interpreter ends its children, only later."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
 
 
 class _Crops(Dataset[Sample]):
