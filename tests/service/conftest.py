@@ -152,7 +152,7 @@ def held(served: Served) -> Iterator[Hold]:
 
     def wait_then_embed(pixels: np.ndarray) -> np.ndarray:
         hold.entered.set()
-        assert hold.release.wait(20)
+        assert hold.release.wait(120)
         return embed(pixels)
 
     served.embed = wait_then_embed  # type: ignore[method-assign]
@@ -165,7 +165,7 @@ def held(served: Served) -> Iterator[Hold]:
 
 async def pending(service: Service, images: int) -> None:
     """Wait until so many images are pending."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while service.admission.pending != images:
             await asyncio.sleep(0.002)
 

@@ -4,12 +4,13 @@ import asyncio
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -103,30 +104,36 @@ def test_a_bad_image_is_named(server: tuple[str, Server], paths: list[Path], tmp
             client.embed([tmp_path / "nowhere.png"])
 
 
-def test_it_waits_as_long_as_a_full_service_asks(server: tuple[str, Server], paths: list[Path]) -> None:
+class SleptError(Exception):
+    """With the seconds."""
+
+
+def test_it_waits_as_long_as_a_full_service_asks(
+    server: tuple[str, Server], paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sleep(seconds: float) -> None:
+        raise SleptError(seconds)
+
     url, running_server = server
     image = paths[0].read_bytes()
     with Client(url, retries=0) as impatient, Client(url) as patient, Client(url, longest_wait=0.1) as capped:
         with held(running_server.service.current) as hold:
             filling = threading.Thread(target=patient.embed, args=([image] * 8,))
             filling.start()
-            assert hold.entered.wait(10)
+            assert hold.entered.wait(60)
             with pytest.raises(EmbeddingError, match="8 images are pending") as caught:
                 impatient.embed(image)
             assert caught.value.status == 429
-            started, waits = time.monotonic(), []
-            for client in (patient, capped):
-                thread = threading.Thread(
-                    target=lambda it=client: (it.embed(image), waits.append(time.monotonic() - started))
-                )
-                thread.start()
-                time.sleep(0.2)
-            hold.release.set()
-            while len(waits) < 2:
-                assert time.monotonic() - started < 20
-                time.sleep(0.01)
-            filling.join()
-        assert min(waits) < 0.9 < 1.0 <= max(waits)  # Retry-After said 1
+            asked = int(httpx.post(url + "/embed", content=image).headers["Retry-After"])
+            monkeypatch.setattr("service.client.time", SimpleNamespace(sleep=sleep))
+            with pytest.raises(SleptError) as slept:
+                patient.embed(image)
+            assert slept.value.args[0] >= asked >= 1
+            with pytest.raises(SleptError) as slept:
+                capped.embed(image)
+            assert 0.1 <= slept.value.args[0] <= 0.125
+        filling.join()
+        assert capped.embed(image).shape == (1, 32)
 
 
 def test_failures_are_said_in_words() -> None:

@@ -65,13 +65,15 @@ async def test_a_saturated_engine_spends_half_a_per_cent_on_it(start: Start) -> 
         assert watch is not None
         assert watch.cycle > 1e-3  # the share sets the pace
         count = service.metrics.registry.get_sample_value
-        requests, batch = 0, pictures(32, 5)[:, None]
-        before, started = count(*FINITE) or 0, time.monotonic()
-        while time.monotonic() - started < 3:
-            await asyncio.gather(*(service.engine.embed(service.current, batch) for _ in range(4)))
-            requests += 4 * len(batch)
-        canary = (count(*FINITE) or 0) - before
-        assert 0 < canary <= SHARE * requests + watch.few
+        assert service.current.artifact.canary is not None
+        images, batch = len(service.current.artifact.canary.images), pictures(32, 5)[:, None]
+        before, started, canary = count(*FINITE) or 0, time.monotonic(), 0.0
+        async with asyncio.timeout(120):
+            while canary < 2 * watch.few:
+                await asyncio.gather(*(service.engine.embed(service.current, batch) for _ in range(4)))
+                canary = (count(*FINITE) or 0) - before
+        # However slow the machine has become, each few wait for their share of a cycle.
+        assert canary <= images * (time.monotonic() - started) / watch.cycle + 2 * watch.few
 
 
 async def test_the_pace_follows_from_what_an_image_costs(start: Start) -> None:
@@ -101,19 +103,17 @@ async def test_a_fault_shows_at_the_first_image_and_is_gone_a_cycle_after_it_end
         served.watch.cycle = 0.5
         honest = served.embed
 
-        async def until(state: str, seconds: float) -> float:
-            started = time.monotonic()
-            async with asyncio.timeout(seconds):
+        async def until(state: str) -> None:
+            async with asyncio.timeout(60):
                 while served.monitor.snapshot().verdict.state != state:
                     await asyncio.sleep(0.01)
-            return time.monotonic() - started
 
         served.embed = lambda pixels: honest(255 - pixels)  # type: ignore[method-assign]
-        await until("model_fault", 10)
+        await until("model_fault")
         served.embed = honest  # type: ignore[method-assign]
-        await until("insufficient_data", 10)
+        await until("insufficient_data")
         served.embed = lambda pixels: honest(pixels) * np.nan  # type: ignore[method-assign]
-        await until("model_fault", 10)
+        await until("model_fault")
         assert (service.metrics.registry.get_sample_value(*NONFINITE) or 0) > 0
 
 
@@ -123,7 +123,7 @@ async def test_a_swap_ends_the_old_encoders_trickle_and_starts_the_new_ones(star
         assert (await client.post("/admin/encoders", json={"name": "beta"})).status_code == 200
         assert old.trickle is not None
         assert service.current.trickle is not None
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not old.trickle.done():
                 await asyncio.sleep(0.01)
         assert not service.current.trickle.done()
@@ -143,7 +143,7 @@ async def test_a_failing_forward_pass_does_not_end_it(start: Start) -> None:
             return honest(pixels)
 
         served.embed = fail_once  # type: ignore[method-assign]
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while calls < 3:
                 await asyncio.sleep(0.01)
         assert served.trickle is not None

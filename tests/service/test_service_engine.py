@@ -138,7 +138,7 @@ class Files(Sums):
         assert self.running == 1, "two passes at once"
         self.events.append(f"embed {pixels[:, 0, 0, 0].tolist()}")
         self.entered.set()
-        assert self.release.wait(10)
+        assert self.release.wait(60)
         rows = super().embed(pixels)
         rows[pixels[:, 0, 0, 0] == 99] = np.nan
         self.running -= 1
@@ -146,7 +146,7 @@ class Files(Sums):
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.001)
 

@@ -2,13 +2,10 @@
 
 import json
 import logging
-import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +14,7 @@ import pytest
 
 from service.logs import JsonFormatter, TextFormatter, request_id
 from tests.service.conftest import Start, as_files, encoded, error_of, pictures
-from tests.service.test_service_process import PROGRAM, await_ready, free_port
+from tests.service.test_service_process import Replica, replica, until
 
 IMAGES = [encoded(picture) for picture in pictures(3)]
 ROOT = Path(__file__).parents[2]
@@ -114,49 +111,36 @@ async def test_a_page_from_elsewhere_in_a_local_browser_is_not_trusted(start: St
 
 
 def test_a_process_logs_json_and_reads_its_encoder_again(encoders: Path, tmp_path: Path) -> None:
-    live, port = tmp_path / "live", free_port()
+    live, log = tmp_path / "live", tmp_path / "log"
     shutil.copytree(encoders / "alpha", live)
-    values = {"ENCODER": live, "PORT": port, "THREADS": 1, "LOG_FORMAT": "json", "ACCESS_LOG": "true"}
-    environment = os.environ | {f"FULLRANK_{name}": str(value) for name, value in values.items()}
-    environment |= {"OMP_NUM_THREADS": "1"}
-    log = tmp_path / "log"
-    with log.open("w") as stream:
-        process = subprocess.Popen([sys.executable, "-c", PROGRAM], env=environment, cwd=ROOT, stderr=stream)
-    url = f"http://127.0.0.1:{port}"
 
-    def replace(data: Callable[[Path], object], awaited: str) -> str:
+    def replace(it: Replica, data: Callable[[Path], object], awaited: str) -> str:
         """Change the folder, send SIGHUP, wait for a line, and tell who serves then."""
+
+        def embed(**headers: str) -> httpx.Response:
+            return httpx.post(it.url + "/embed", files=as_files(IMAGES), headers=headers, timeout=60)
+
+        def said() -> bool:
+            assert embed().status_code == 200
+            return awaited in log.read_text()
+
         data(live)
-        process.send_signal(signal.SIGHUP)
-        deadline = time.monotonic() + 30
-        while awaited not in log.read_text():
-            assert time.monotonic() < deadline, log.read_text()
-            assert httpx.post(url + "/embed", files=as_files(IMAGES)).status_code == 200
-        answer = httpx.post(
-            url + "/embed",
-            files=as_files(IMAGES),
-            headers={"x-request-id": "after-" + awaited.replace(" ", "-").replace("@", "")},
-        )
-        name: str = answer.json()["model"]
+        it.process.send_signal(signal.SIGHUP)
+        until(said)
+        name: str = embed(**{"x-request-id": "after-" + re.sub("[ @]", "-", awaited)}).json()["model"]
         return name
 
     def copy(name: str) -> Callable[[Path], object]:
         return lambda folder: shutil.copytree(encoders / name, folder, dirs_exist_ok=True)
 
-    try:
-        await_ready(url)
-        assert replace(lambda _: None, "which is in service") == "alpha"
-        assert replace(copy("collapsed"), "was not put in service") == "alpha"
-        assert (
-            replace(lambda folder: (folder / "encoder.safetensors").write_bytes(b"x"), "encoder.safetensors") == "alpha"
-        )
-        assert replace(copy("beta"), "swapped alpha@") == "beta"
-        process.send_signal(signal.SIGTERM)
-        process.wait(20)
-    finally:
-        process.kill()
-        process.wait()
+    with replica(log, encoder=live, log_format="json", access_log=True) as it:
+        assert replace(it, lambda _: None, "which is in service") == "alpha"
+        assert replace(it, copy("collapsed"), "was not put in service") == "alpha"
+        assert replace(it, lambda it: (it / "encoder.safetensors").write_bytes(b"x"), "encoder.safetensors") == "alpha"
+        assert replace(it, copy("beta"), "swapped alpha@") == "beta"
+        it.process.send_signal(signal.SIGTERM)
+        it.process.wait(60)
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert {"uvicorn.error", "fullrank.service", "fullrank.access"} <= {line["logger"] for line in lines}
-    (last,) = [line for line in lines if line.get("request_id") == "after-swapped-alpha"]
+    (last,) = [line for line in lines if line.get("request_id") == "after-swapped-alpha-"]
     assert last["route"] == "/embed"

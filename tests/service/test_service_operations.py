@@ -121,7 +121,7 @@ async def test_the_canary_is_embedded_again_and_again(start: Start) -> None:
         assert (await client.get("/spectrum")).json()["verdict"]["state"] == "insufficient_data"
         honest = service.current.embed
         service.current.embed = lambda pixels: honest(255 - pixels)  # type: ignore[method-assign]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (await client.get("/spectrum")).json()["verdict"]["state"] != "model_fault":
                 await asyncio.sleep(0.02)
         assert service.metrics.registry.get_sample_value("fullrank_images_total") == 0
