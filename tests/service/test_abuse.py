@@ -1,7 +1,7 @@
 """A replica in a process of its own, abused: too much load, slow clients, kills, damaged encoders, hours of requests.
 
-The long ones are `soak`; each has a short version beside it. `-s` shows the figures; those of time are never asserted, for
-the machine may be busy with anything.
+The long ones are `soak`; each has a short version beside it. `-s` shows the figures. No time is asserted: the machine
+may be busy with anything.
 """
 
 import asyncio
@@ -117,12 +117,12 @@ def overload(encoders: Path, seconds: float) -> None:
         assert it.metric("fullrank_pending_images") == 0
 
 
-def test_overseenbriefly(encoders: Path) -> None:
+def test_overload_briefly(encoders: Path) -> None:
     overload(encoders, 2)
 
 
 @pytest.mark.soak
-def test_ten_times_the_seenfor_a_minute(encoders: Path) -> None:
+def test_ten_times_the_load_for_a_minute(encoders: Path) -> None:
     overload(encoders, 60)
 
 
@@ -213,7 +213,7 @@ def test_an_hour_of_requests_in_minutes(common: tuple[Replica, Path]) -> None:
     hours(common[0], 36_000)  # ten a second for an hour
 
 
-def test_sigterm_under_seenloses_nothing_accepted(encoders: Path) -> None:
+def test_sigterm_under_load_loses_nothing_accepted(encoders: Path) -> None:
     with replica(encoder=encoders / "alpha", drain_seconds=600) as it:
         load = Load()
 
