@@ -46,7 +46,7 @@ def active(tool: Callable[[str], str], deploy: Path, tmp_path: Path) -> Iterator
 
         def send(*alerts: Alert) -> set[tuple[str, str]]:
             post(url, *alerts)
-            assert wait(lambda: len(json.loads(call(f"{url}/api/v2/alerts"))) == len(alerts), 5)
+            assert wait(lambda: len(json.loads(call(f"{url}/api/v2/alerts"))) == len(alerts), 60)
             seen = json.loads(call(f"{url}/api/v2/alerts"))
             loud = [alert["labels"] for alert in seen if not alert["status"]["inhibitedBy"]]
             return {(labels["alertname"], labels["severity"]) for labels in loud}
@@ -125,7 +125,7 @@ def test_an_incident_on_two_replicas_is_one_call(tool: Callable[[str], str], dep
             post(
                 url, *everything, ("EmbeddingMonitorStale", TICKET), ("EmbeddingInsufficientData", {"severity": "info"})
             )
-            assert wait(lambda: len(calls) == 2, 10)
+            assert wait(lambda: len(calls) == 2, 60)
             assert not wait(lambda: len(calls) > 2, 2)
     finally:
         receiver.shutdown()

@@ -33,11 +33,11 @@ def test_the_containers_demo_swaps_the_encoder_and_ends_when_told(deploy: Path, 
         variables = os.environ | {"FULLRANK_API_KEY": "of the test only"}
         player = subprocess.Popen(command, cwd=deploy.parent, env=variables, stdout=output, stderr=subprocess.STDOUT)
         try:
-            assert wait(lambda: "serving fashion-collapsed" in log.read_text(), 60), log.read_text()
-            assert wait(lambda: b'"fashion-directclr"' in call(f"{url}/spectrum"), 5)  # still the comparison
+            assert wait(lambda: "serving fashion-collapsed" in log.read_text(), 180), log.read_text()
+            assert wait(lambda: b'"fashion-directclr"' in call(f"{url}/spectrum"), 60)  # still the comparison
         finally:
             player.send_signal(signal.SIGTERM)
-        assert player.wait(30) == 0
+        assert player.wait(120) == 0
     assert re.search(r"(?m)^[1-9]\d* images embedded, 0 not answered$", log.read_text()), log.read_text()
 
 

@@ -71,12 +71,12 @@ def test_an_encoder_without_a_reference_serves_and_pages_nobody(
         ) as server,
         Traffic(url, pictures, rate=100),
     ):
-        assert wait(lambda: server.value('fullrank_effective_rank{window="5m"}') > 0, 40)
+        assert wait(lambda: server.value('fullrank_effective_rank{window="5m"}') > 0, 120)
         time.sleep(6)  # longer than any `for` of a page
+        assert wait(lambda: json.loads(call(f"{url}/spectrum"))["windows"]["60"]["rows"] >= 256, 120)
         spectrum = json.loads(call(f"{url}/spectrum"))
         assert spectrum["verdict"]["state"] == "insufficient_data"
         assert "fullrank reference ENCODER --data DIR" in spectrum["verdict"]["reason"]
-        assert spectrum["windows"]["6"]["rows"] >= 256
         assert {alert["labels"]["alertname"] for alert in server.alerts()} <= {"EmbeddingInsufficientData"}
         assert server.value('fullrank_verdict{state="insufficient_data"}') == 1
 

@@ -60,7 +60,7 @@ def scraped(
             *rules(DEPLOY)["record"],
         ]
         for expression in needed:
-            assert wait(lambda expression=expression: known(server.query(expression)), 60), expression
+            assert wait(lambda expression=expression: known(server.query(expression)), 180), expression
         yield server
 
 

@@ -56,12 +56,12 @@ def exported(
         training: dict[str, Any] = {"dimension": D, "batches": range(5)}
         training["step"] = lambda views: torch.from_numpy(rows(200, 20 + views)).requires_grad_()
         exec(program(deploy, "training", _9100=str(run)), training)
-        assert watched.flush(10)
-        assert training["monitor"].flush(10)
+        assert watched.flush(60)
+        assert training["monitor"].flush(60)
         targets = [url.removeprefix("http://"), f"127.0.0.1:{server}", f"127.0.0.1:{run}"]
         with prometheus(folder, targets) as it:
             judged = "count(fullrank_effective_rank{window='5m'} > 0)"
-            assert wait(lambda: it.value(judged) == 3, 40), it.query("fullrank_effective_rank")
+            assert wait(lambda: it.value(judged) == 3, 120), it.query("fullrank_effective_rank")
             yield it
         watched.close()
         training["monitor"].close()
@@ -96,5 +96,5 @@ def test_the_shipped_rules_fire_on_the_collapsed_one_and_are_silent_without_a_re
         pages = (alert["labels"] for alert in exported.alerts() if alert["labels"]["severity"] == "page")
         return {(labels["model"], labels["revision"]) for labels in pages if "model" in labels}
 
-    assert wait(lambda: bool(paged()), 20)
+    assert wait(lambda: bool(paged()), 120)
     assert paged() == {("theirs", "2026-01")}
