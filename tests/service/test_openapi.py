@@ -94,7 +94,7 @@ def fuzzed(examples: int, derandomize: bool) -> hypothesis.settings:
 
 
 @schema.parametrize()
-@fuzzed(8, derandomize=True)
+@fuzzed(5, derandomize=True)
 def test_it_answers_generated_requests_as_documented(case: Any, url: str) -> None:
     keeps_to_the_document(case, url)
 
