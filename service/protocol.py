@@ -35,22 +35,26 @@ def bounded(seconds: float, metrics: Metrics) -> type[HttpToolsProtocol]:
     class Bounded(HttpToolsProtocol):
         url = b""
         _timer: asyncio.TimerHandle | None = None
-        _unused = 0  # bytes received of which no whole head or piece of a body has come yet
+        _unused = 0  # bytes received since the last whole head or piece of a body
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             self._timer = self.loop.call_later(seconds, self._refuse, late)
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self._stop_timer()
+            self._used()
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
             self._unused += len(data)
             super().data_received(data)
-            if self._unused > HEAD_BYTES:
+            if not self._unused:
+                return
+            if self.cycle is not None and not self.cycle.more_body and "method" in self.scope:
+                self._used()  # the end of a body in chunks
+            elif self._unused > HEAD_BYTES:
                 self._refuse(TOO_LARGE)
-            elif self._unused and self._timer is None:
+            elif self._timer is None:
                 self._timer = self.loop.call_later(seconds, self._refuse, late)
 
         def on_headers_complete(self) -> None:
@@ -61,15 +65,8 @@ def bounded(seconds: float, metrics: Metrics) -> type[HttpToolsProtocol]:
             self._used()
             super().on_body(body)
 
-        def on_message_complete(self) -> None:  # of a body in chunks, which more headers may follow
-            self._used()
-            super().on_message_complete()
-
         def _used(self) -> None:
             self._unused = 0
-            self._stop_timer()
-
-        def _stop_timer(self) -> None:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None

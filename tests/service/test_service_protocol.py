@@ -123,6 +123,12 @@ def test_headers_that_do_not_come_are_not_waited_for(server: tuple[str, Server],
         assert answer == b""
 
 
+def test_a_body_that_does_not_come_is_said_to_be_late(server: tuple[str, Server]) -> None:
+    with connect(server[0]) as it:
+        it.sendall(CHUNKED)
+        assert b'"body_timeout"' in received(it)
+
+
 def test_a_connection_that_asked_once_is_not_kept_for_half_a_request(server: tuple[str, Server]) -> None:
     with connect(server[0]) as it:
         it.sendall(GET + b"\r\n")
