@@ -12,8 +12,8 @@ from fullrank.measures import LARGEST_CORRECTION, MINIMUM_ROWS_ENTROPY, effectiv
 from fullrank.rows import ArrayLike, as_rows
 
 MINIMUM_ROWS_PARTICIPATION = 32
-# Rows of a matrix worked on at a time where many are compared: at d = 2048 half a megabyte, which stays in the cache.
-_PANEL = 32
+# Rows of a matrix worked on at a time where many are compared: at d = 2048 a megabyte, which stays in the cache.
+_PANEL = 64
 # Variance below this share of the mean square about the shift is what float64 sums leave of constant rows.
 _ROUNDING = 1e-14
 
@@ -150,14 +150,18 @@ class Moments:
         sums = [self.sum - part.sum for part in parts]
         means = [total / max(1, n) for total, n in zip(sums, counts, strict=True)]
         along, frobenius = [0.0] * len(parts), [0.0] * len(parts)
+        scratch = torch.empty(_PANEL * self.dimension, dtype=torch.float64)
         for start in range(0, self.dimension, _PANEL):
             rows, columns = slice(start, start + _PANEL), slice(start, None)
+            panel = self.scatter[rows, columns]
+            flat = scratch[: panel.numel()]
+            rest = flat.view_as(panel)
             for i, (part, total, mean) in enumerate(zip(parts, sums, means, strict=True)):
                 # Symmetric: right of its diagonal block, an entry of the panel stands for two.
-                rest = self.scatter[rows, columns] - part.scatter[rows, columns]
+                torch.sub(panel, part.scatter[rows, columns], out=rest)
                 along[i] += float(mean[rows] @ (2 * (rest @ mean[columns]) - rest[:, :_PANEL] @ mean[rows]))
-                rest = rest.addr_(total[rows], mean[columns], alpha=-1).square_()
-                frobenius[i] += float(2 * rest.sum() - rest[:, :_PANEL].sum())
+                rest.addr_(total[rows], mean[columns], alpha=-1)
+                frobenius[i] += float(2 * flat.dot(flat) - rest[:, :_PANEL].square().sum())
         whole = float(self.scatter.trace())
         return [
             Traces.of(n, m, whole - float(it.scatter.trace()), a, f, self.cubic - it.cubic, self.quartic - it.quartic)
