@@ -23,6 +23,16 @@ class Counters:
     band_energy: dict[int, float] = field(default_factory=dict)
     seconds: float = 0.0
 
+    def add(self, more: "Counters") -> None:
+        """Add what another counted."""
+        for fate, rows in more.rows.items():
+            self.rows[fate] += rows
+        for rank, energy in more.band_energy.items():
+            self.band_energy[rank] += energy
+        self.trace_product += more.trace_product
+        self.frobenius_product += more.frobenius_product
+        self.seconds += more.seconds
+
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:

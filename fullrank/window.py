@@ -48,10 +48,13 @@ class Ring:
         self.windows = tuple(sorted(windows))
         self.groups = groups
         self.blocks: list[Block] = []
+        # Counts what happens to the blocks: while it stands still, as many of the latest blocks are the same rows.
+        self.changes = 0
 
     def add(self, block: Block) -> None:
         """Append a block, in order of time."""
         self.blocks.append(block)
+        self.changes += 1
         self.expire(block.end)
 
     def expire(self, now: float) -> None:
@@ -66,6 +69,7 @@ class Ring:
                 spans = [(self.blocks[j].end - self.blocks[i].start, i) for i, j in pairwise(stretch)]
                 _, first = min(spans)
                 self.blocks[first].absorb(self.blocks.pop(first + 1))
+                self.changes += 1
             newest = oldest
 
     def tensors(self, now: float) -> dict[str, Tensor]:
@@ -94,6 +98,7 @@ class Ring:
             moments = Moments.from_tensors(parts)
             blocks.append(Block(start, end, moments, parts["energies"], parts["norms"], descriptors))
         self.blocks = blocks
+        self.changes += 1
 
     def within(self, seconds: float, now: float) -> list[Block]:
         """The blocks all of whose rows arrived in the last `seconds`."""

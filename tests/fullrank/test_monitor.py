@@ -2,6 +2,7 @@ import json
 import math
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
@@ -219,7 +220,7 @@ def test_the_callers_threads_are_left_alone(reference):
         torch.set_num_threads(2)
         with SpectrumMonitor(D, reference) as monitor:
             seen = []
-            monitor._compare = lambda rows: seen.append(torch.get_num_threads())
+            monitor._refresher.record_canary = lambda rows: seen.append(torch.get_num_threads())
             monitor.record_canary(rows_of(40, 102))
             monitor.flush(10)
             late = []
@@ -227,6 +228,18 @@ def test_the_callers_threads_are_left_alone(reference):
             thread.start()
             thread.join()
             assert (seen, torch.get_num_threads(), late) == ([1], 2, [2])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_monitor_made_on_another_thread_leaves_the_default_alone(reference):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with ThreadPoolExecutor(1) as fresh:
+            fresh.submit(SpectrumMonitor, D, reference).result().close()
+        with ThreadPoolExecutor(1) as later:
+            assert later.submit(torch.get_num_threads).result() == 2
     finally:
         torch.set_num_threads(before)
 
@@ -332,7 +345,7 @@ def test_closing_takes_in_what_waits_and_refuses_more(reference):
 
 def test_a_failure_on_a_block_is_logged_and_survived(monitor, monkeypatch, caplog):
     with monkeypatch.context() as patch:
-        patch.setattr("fullrank.monitor.unit", lambda rows: 1 / 0)
+        patch.setattr("fullrank.intake.unit", lambda rows: 1 / 0)
         monitor.observe(rows_of(300))
         monitor.flush(10)
     assert "spectrum monitor failed" in caplog.text
@@ -374,17 +387,3 @@ def test_bad_settings_are_named(arguments, message):
 def test_a_reference_of_another_dimension_is_refused(reference):
     with pytest.raises(ValueError, match="reference: expected dimension 8, got 32"):
         SpectrumMonitor(8, reference)
-
-
-def test_a_long_window_is_measured_as_often_as_it_changes(reference, clock):
-    monitor = SpectrumMonitor(D, reference, clock=clock)
-    monitor.close()  # so that nobody else refreshes
-    first = monitor.snapshot().windows
-    clock.now += 20.0
-    monitor._refresh(everything=False)
-    second = monitor.snapshot().windows
-    assert second[3600.0] is first[3600.0]
-    assert second[300.0] is not first[300.0]
-    clock.now += 110.0
-    monitor._refresh(everything=False)
-    assert monitor.snapshot().windows[3600.0] is not first[3600.0]

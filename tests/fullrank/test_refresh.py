@@ -1,0 +1,145 @@
+import itertools
+import math
+
+import pytest
+import torch
+
+from fullrank import Moments, Reference
+from fullrank.refresh import Refresher
+from fullrank.sequential import LEVEL, Evidence
+from fullrank.snapshot import Counters
+from fullrank.statistics import NORM_BINS, measure
+from fullrank.window import Block, Ring
+
+D, WINDOWS = 16, (300.0, 3600.0)
+
+
+def rows_of(n, seed):
+    rows = torch.randn(n, D, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(rows)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return Reference.build(rows_of(1000, 1), rows_of(1000, 2))
+
+
+def block(now, n, seed):
+    moments = Moments(D, torch.zeros(D)).add(rows_of(n, seed))
+    return Block(now, now, moments, torch.ones(D).double(), torch.ones(NORM_BINS))
+
+
+class Bench:
+    """A refresher on a clock and a ring of its own; `measured` lists the rows of each measurement made."""
+
+    def __init__(self, reference, monkeypatch):
+        self.now, self.measured, self.seed = 0.0, [], 10
+        self.ring = Ring(WINDOWS)
+        self.refresher = Refresher(D, reference, WINDOWS, lambda: self.now)
+        monkeypatch.setattr("fullrank.refresh.measure", self.measure)
+        self.refresh(everything=True)
+        self.measured.clear()
+
+    def measure(self, seconds, blocks, reference, dimension):
+        self.measured.append(sum(block.moments.count for block in blocks))
+        return measure(seconds, blocks, reference, dimension)
+
+    def add(self, n):
+        self.seed += 1
+        self.ring.add(block(self.now, n, self.seed))
+
+    def refresh(self, evidence=None, *, everything=False):
+        snapshot = self.refresher.refresh(self.ring, evidence or Evidence(), Counters(), everything)
+        self.windows = snapshot.windows
+        return snapshot
+
+
+@pytest.fixture
+def bench(reference, monkeypatch):
+    return Bench(reference, monkeypatch)
+
+
+def test_a_refresh_measures_one_window_and_each_as_often_as_it_changes(bench):
+    bench.add(64)
+    bench.now = 301.0
+    bench.add(32)
+    bench.refresh(everything=True)
+    assert bench.measured == [32, 96]
+    long = bench.windows[3600.0]
+    for _ in range(11):  # 110 s
+        bench.now += 10.0
+        bench.add(2)
+        bench.refresh()
+    assert bench.measured == [32, 96, *range(34, 56, 2)]
+    assert bench.windows[3600.0] is long
+    bench.now += 10.0
+    bench.refresh()
+    bench.refresh()
+    assert bench.measured[-1] == 64 + 32 + 22
+    assert bench.windows[3600.0].rows == 118
+    assert bench.windows[300.0].rows == 54
+    assert [w.seconds for w in bench.windows.values()] == list(WINDOWS)
+
+
+def test_windows_that_hold_the_same_rows_are_measured_once(bench):
+    bench.add(64)
+    bench.refresh(everything=True)
+    assert bench.measured == [64]
+    short, long = bench.windows.values()
+    assert short.eigenvalues is long.eigenvalues
+    assert (short.seconds, long.seconds) == WINDOWS
+
+
+def test_rows_that_stay_the_same_are_not_measured_again(bench):
+    bench.add(64)
+    bench.refresh(everything=True)
+    bench.now = 200.0
+    bench.refresh(everything=True)
+    assert bench.measured == [64]
+    bench.now = 301.0  # they leave the short window, without a change to the ring
+    bench.refresh(everything=True)
+    assert bench.measured == [64, 0]
+    assert [w.rows for w in bench.windows.values()] == [0, 64]
+
+
+def test_other_rows_in_their_place_are_measured(bench):
+    bench.add(64)
+    bench.refresh(everything=True)
+    before = bench.windows[300.0].eigenvalues
+    other = Ring(WINDOWS)
+    other.add(block(0.0, 64, 99))
+    bench.ring.load(other.tensors(0.0), 0.0)
+    bench.refresh(everything=True)
+    assert not torch.equal(bench.windows[300.0].eigenvalues, before)
+
+
+def test_a_refresh_is_followed_by_a_rest_of_twenty_times_its_length(bench, monkeypatch):
+    assert not bench.refresher.due()
+    monkeypatch.setattr("fullrank.refresh.time.monotonic", itertools.count().__next__)  # a second of work each
+    bench.now = 130.0
+    assert bench.refresher.due()
+    bench.refresh()
+    bench.now = 149.9
+    assert not bench.refresher.due()
+    bench.now = 150.0
+    assert bench.refresher.due()
+
+
+def test_the_rows_since_a_change_take_turns_with_the_windows(bench):
+    for _ in range(4):
+        bench.now += 10.0
+        bench.add(64)
+    bench.refresh(everything=True)
+    bench.measured.clear()
+    evidence = Evidence(math.log10(LEVEL), "band 1 high", since=20.0)
+    assert evidence.alarm
+    bench.refresh(evidence)
+    assert bench.measured == [128]  # a change is measured at once: the two blocks after the one it began with
+    assert bench.windows[300.0].rows == 256
+    bench.now += 10.0
+    bench.add(64)
+    bench.refresh(evidence)
+    bench.refresh(evidence)
+    assert sorted(bench.measured[1:]) == [192, 320]
+    bench.refresh()
+    assert list(bench.windows) == list(WINDOWS)
