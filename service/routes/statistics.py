@@ -56,9 +56,9 @@ async def moments(request: Request, window: float | None = None, model: Model = 
         raise Problem(
             422, "invalid_field", f"window {seconds:g} is not kept; choose one of {known} (s)", field="window"
         )
-    state = await asyncio.to_thread(monitor.moments, seconds)
     metadata = {"model": identity["model"], "revision": identity["revision"], "window": f"{seconds:g}"}
-    return Response(save(state.tensors(), metadata), media_type="application/octet-stream")
+    body = await asyncio.to_thread(lambda: save(monitor.moments(seconds).tensors(), metadata))
+    return Response(body, media_type="application/octet-stream")
 
 
 @router.post(

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load, save_file
 
-from fullrank import Moments, Reference
+from fullrank import Moments, Reference, SpectrumMonitor
 from fullrank.healthy import calibrated
 from fullrank.inputs import thumbnails
 from models import artifact
@@ -75,6 +76,33 @@ async def test_rows_from_elsewhere_are_compared_with_the_reference_that_is_there
         error = error_of(bad, 422, "bad_reference")
         assert error["message"] == "theirs.safetensors describes 16 dimensions, the rows have 2"
         assert error["field"] == "rows"
+
+
+async def test_a_new_monitor_is_made_once_while_other_requests_are_answered(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, asked, go = [], asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def slow(*arguments: Any, **options: Any) -> SpectrumMonitor:
+        loop.call_soon_threadsafe(asked.set)
+        assert go.wait(10)
+        made.append(SpectrumMonitor(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr("service.sidecar.SpectrumMonitor", slow)
+    async with start() as (client, _):
+        body = {"model": "theirs", "rows": [[1.0, 2.0], [3.0, 5.0]]}
+        first, second = (asyncio.create_task(client.post("/observe", json=body)) for _ in range(2))
+        await asyncio.wait_for(asked.wait(), 10)
+        assert (await client.get("/healthz")).status_code == 200
+        error_of(await client.get("/spectrum?model=theirs"), 404, "no_such_model")
+        assert not first.done()
+        go.set()
+        assert [answer.status_code for answer in await asyncio.gather(first, second)] == [202, 202]
+        (monitor,) = made
+        assert await asyncio.to_thread(monitor.flush, 10)
+        assert monitor.counters.rows["sampled"] == 4
 
 
 async def seen(client: httpx.AsyncClient, service: Service, images: np.ndarray) -> dict[str, Any]:
