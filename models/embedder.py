@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -82,7 +82,9 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 def prepare(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
     """A Pillow image -> (channels, size, size) uint8, resized as the encoder's card says (bilinear, antialiased)."""
-    image = _flatten(ImageOps.exif_transpose(image))
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # exif_transpose copies even what is upright
+        image = ImageOps.exif_transpose(image)
+    image = _flatten(image)
     image = image.convert("L" if preprocessing.channels == 1 else "RGB")
     size = (preprocessing.size, preprocessing.size)
     if image.size != size:

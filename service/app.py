@@ -13,12 +13,13 @@ from types import FrameType
 import torch
 import uvicorn
 from fastapi import FastAPI
+from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from fullrank.exposition import SpectrumCollector
 from service import errors, logs, openapi
 from service.core import Service
-from service.direct import Direct
+from service.direct import DirectAPI
 from service.metrics import Metrics
 from service.middleware import Edge
 from service.routes import admin, embed, inference, openai, operations, statistics
@@ -63,7 +64,7 @@ def create_app(
         if tracing is not None:
             await asyncio.to_thread(tracing.close)
 
-    app = FastAPI(
+    app = DirectAPI(
         title="fullrank",
         version=VERSION,
         summary="Image embeddings that say when they collapse.",
@@ -71,16 +72,23 @@ def create_app(
         generate_unique_id_function=openapi.operation_id,
     )
     app.state.service = service
-    app.add_middleware(Direct, routes=[*embed.router.routes, *openai.router.routes])
-    app.add_middleware(Edge, service=service, tracing=tracing)
+    edges = [Middleware(Edge, service=service, tracing=tracing)]
     if settings.cors_origins:  # outermost, so that a browser may read every refusal too
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["*"],
-            expose_headers=EXPOSED,
+        edges.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=settings.cors_origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=EXPOSED,
+            )
         )
+    for it in edges:
+        app.add_middleware(it.cls, *it.args, **it.kwargs)
+    app.answer_directly(
+        [*embed.router.routes, *openai.router.routes],
+        lambda inner: functools.reduce(lambda app, it: it.cls(app, *it.args, **it.kwargs), edges, inner),
+    )
     errors.install(app)
     for module in (embed, openai, inference, statistics, operations, admin):
         app.include_router(module.router)

@@ -141,6 +141,11 @@ class Queue:
         with self._lock:
             self._jobs.append(job)
 
+    def first(self) -> Any:
+        """The encoder of the oldest job, None if nothing waits."""
+        with self._lock:
+            return self._jobs[0].encoder if self._jobs else None
+
     def take(self, room: int | None = None, encoder: Any = None) -> list[Part]:
         """The next batch, empty if nothing waits; or up to `room` images of `encoder`, to fill one up.
 

@@ -1,11 +1,10 @@
-"""The hot routes, past the framework's routing and dependencies, which cost more than the service's own work on them.
+"""The hot routes, past the framework's middleware, routing and dependencies: those cost more than our own work."""
 
-They stay in FastAPI for its OpenAPI document; their handlers take the request and check it themselves.
-"""
+# They stay in FastAPI for its OpenAPI document; their handlers take the request and check it themselves.
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from fastapi import Request
+from fastapi import FastAPI, Request
 from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -13,23 +12,29 @@ from service.access import require_key
 from service.errors import Problem, respond
 
 
-class Direct:
-    """ASGI middleware that answers POST requests for `routes` itself, after the key's check."""
+class DirectAPI(FastAPI):
+    """FastAPI, but POST requests for some of its routes are answered directly, after the key's check."""
 
-    def __init__(self, app: ASGIApp, routes: Iterable[object]) -> None:
-        self.app = app
-        self.routes = {it.path: it for it in routes if isinstance(it, APIRoute) and it.methods == {"POST"}}
+    _direct: dict[str, APIRoute]
+    _outer: ASGIApp
+
+    def answer_directly(self, routes: Iterable[object], wrap: Callable[[ASGIApp], ASGIApp]) -> None:
+        """Answer POST requests for these routes directly. `wrap` puts round that what else they must pass."""
+        self._direct = {it.path: it for it in routes if isinstance(it, APIRoute) and it.methods == {"POST"}}
+        self._outer = wrap(self._answer)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        route = self.routes.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
-        if route is None:
-            await self.app(scope, receive, send)
-            return
-        scope["route"] = route
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in self._direct:
+            scope["app"], scope["route"] = self, self._direct[scope["path"]]
+            await self._outer(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         try:
             await require_key(request)
-            response = await route.endpoint(request)
+            response = await scope["route"].endpoint(request)
         except Problem as problem:
             response = respond(scope["path"], problem)
         await response(scope, receive, send)

@@ -2,7 +2,8 @@
 
 Each lane is a thread that takes what waits, decodes it, adds what arrives until the device is free, runs the batch and
 hands the rows back. So a request costs two changes of thread, whatever its images go through, and one batch, never
-more, is ready ahead of the device. Nobody waits for a timer.
+more, is ready ahead of the device. Nobody waits for a timer. Where a CPU embeds images faster than threads hand them
+over, the event loop's own thread is the lane.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import logging
 import math
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,13 +29,20 @@ log = logging.getLogger("fullrank.service")
 T = TypeVar("T")
 LANES = 2
 FEW = 4  # images that one thread decodes before a second is worth waking
+# Seconds of an image's work: below, waking a lane and sharing the interpreter with it costs more than the work itself.
+HANDOVER = 0.0005
+# Seconds that the event loop may be kept at such work: as long as any other thread may keep the interpreter from it.
+TURN = 0.005
 
 
 class Encoder(Protocol):
     """What the engine asks of an encoder, and where its answers go besides the client."""
 
-    def decode(self, image: Any) -> Pixels:
-        """An image as a request brought it -> (c, s, s) uint8. What this raises fails its request, and no other."""
+    def decode(self, image: Any, *, quick: bool = False) -> Pixels | None:
+        """An image as a request brought it -> (c, s, s) uint8. What this raises fails its request, and no other.
+
+        None if it is to be `quick` and cannot: it will be asked again, with time.
+        """
 
     def embed(self, pixels: Pixels) -> Rows:
         """(n, c, s, s) uint8 -> (n, d) float32, not normalised."""
@@ -50,6 +59,7 @@ class Batch:
         self._buffer: Pixels | None = None
         self.parts: list[Part] = []
         self.size = 0
+        self.seconds = 0.0  # of work that it took, not counting what its threads waited
 
     def add(self, part: Part, images: Sequence[Pixels]) -> None:
         """The part's images, (c, s, s) each."""
@@ -78,7 +88,7 @@ class Engine:
     """Decodes and embeds jobs in batches, and runs any other torch work between two batches.
 
     threads: of one forward pass. decode_threads: of one batch's decoding, the lane's own among them. pinned: batches
-    lie in page-locked memory.
+    lie in page-locked memory, for a CUDA device. Made on the event loop that everything public then runs on.
     """
 
     def __init__(
@@ -86,7 +96,11 @@ class Engine:
     ) -> None:
         self.queue = Queue(max_batch)
         self._metrics, self._pinned, self._decode_threads = metrics, pinned, decode_threads
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._loop_thread = asyncio.get_running_loop(), threading.get_ident()
+        torch.set_num_threads(threads)  # of this thread, like each lane
+        # Seconds of one image's work lately, by encoder.
+        self._costs: weakref.WeakKeyDictionary[Encoder, float] = weakref.WeakKeyDictionary()
+        self._put_off: deque[list[Part]] = deque()  # taken by the loop's thread, but not quick enough for it
         # Two conditions of one lock, so that a lane is woken only for what it waits for: images, or the device.
         lock = threading.Lock()
         self._came, self._freed = threading.Condition(lock), threading.Condition(lock)
@@ -112,21 +126,23 @@ class Engine:
         observed: bool = True,
         yields_for: float = 0.0,
     ) -> Job:
-        """The finished job, with rows (n, d). Its images are dropped when cancelled or past `deadline` (monotonic).
+        """The finished job, with rows (n, d). Its images are dropped when it is cancelled.
+
+        So they are at `deadline` (time.monotonic() seconds), when it raises TimeoutError.
 
         images: (n, c, s, s) uint8, or a list for encoder.decode, whose exceptions come out here. For `yields_for`
         seconds the job only fills room that others leave.
         """
         job = Job(encoder, images, deadline, self._loop.create_future(), observed, time.monotonic() + yields_for)
         self.queue.put(job)
-        if not self._notifying:
-            # Once for all that this turn of the loop brings: a lane woken by each would fight the loop for the GIL.
-            self._notifying = True
-            self._loop.call_soon(self._notify)
+        self._notify_soon()
+        timer = None if math.isinf(deadline) else self._loop.call_later(max(0.0, deadline - job.queued), _expire, job)
         try:
             await job.answer
         finally:
             job.abandoned = True
+            if timer is not None:
+                timer.cancel()
         return job
 
     async def call(self, function: Callable[..., T], *arguments: Any) -> T:
@@ -149,22 +165,47 @@ class Engine:
         await asyncio.to_thread(self._caller.shutdown)
         self._helpers.shutdown()
 
+    def _notify_soon(self) -> None:
+        if not self._notifying:
+            # Once for all that this turn of the loop brings: a lane woken by each would fight the loop for the GIL.
+            self._notifying = True
+            self._loop.call_soon(self._notify)
+
     def _notify(self) -> None:
         self._notifying = False
+        if self._serve_here() and not self._put_off:
+            if self.queue:
+                self._notify_soon()  # after what else came in the meantime
+            return
         with self._came:
             if self._filling:
                 self._freed.notify_all()
             else:
                 self._came.notify()
 
+    def _serve_here(self) -> bool:
+        """Serve some of what waits on the loop's own thread, if that is cheaper than waking a lane; False if not."""
+        encoder = self.queue.first()
+        cost = math.inf if encoder is None or self._pinned else self._costs.get(encoder, math.inf)
+        if cost > HANDOVER:
+            return False
+        with self._freed:
+            if self._turns:
+                return False
+            self._turns.append(batch := Batch(self.queue.max_batch, pinned=False))
+        with self._held(batch):
+            taken = self.queue.take(min(self.queue.max_batch, math.ceil(TURN / max(cost, 1e-6))), encoder)
+            with self._failing(taken):
+                self._decode(taken, batch, quick=True)
+                if batch.parts:
+                    self._run(batch)
+        return bool(taken)
+
     def _lane(self, threads: int) -> None:
         torch.set_num_threads(threads)
         while taken := self._next():
-            try:
+            with self._failing(taken):
                 self._serve(taken)
-            except Exception as error:
-                log.exception("a batch of %d requests failed", len(taken))
-                self._loop.call_soon_threadsafe(_fail, [part.job for part in taken], error)
 
     def _serve(self, taken: list[Part]) -> None:
         """Decode and run parts, and add to them those that came meanwhile."""
@@ -177,12 +218,30 @@ class Engine:
                     self._decode(more, batch)
                 self._run(batch)
 
+    @contextmanager
+    def _failing(self, taken: list[Part]) -> Iterator[None]:
+        """Fail the jobs of a batch with what stops it; the thread goes on."""
+        try:
+            yield
+        except Exception as error:
+            log.exception("a batch of %d requests failed", len(taken))
+            self._tell(_fail, [part.job for part in taken], error)
+
+    def _tell(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Call on the event loop."""
+        if threading.get_ident() == self._loop_thread:
+            function(*arguments)
+        else:
+            self._loop.call_soon_threadsafe(function, *arguments)
+
     def _next(self) -> list[Part]:
         """What waits, as soon as something does; empty to end."""
         with self._came:
-            while not (parts := self.queue.take()) and not self._closing:
+            while not (parts := self._put_off.popleft() if self._put_off else self.queue.take()):
+                if self._closing:
+                    break
                 self._came.wait()
-            if self.queue:
+            if self.queue or self._put_off:
                 self._came.notify()
         return parts
 
@@ -210,34 +269,44 @@ class Engine:
                 self._turns.remove(ticket)
                 self._freed.notify_all()
 
-    def _decode(self, parts: list[Part], batch: Batch) -> None:
-        """Add parts to a batch, those of several threads' work decoded side by side; a bad one fails its job."""
+    def _decode(self, parts: list[Part], batch: Batch, *, quick: bool = False) -> None:
+        """Add parts to a batch, those of several threads' work decoded side by side; a bad one fails its job.
+
+        Parts that cannot be decoded quickly, where that is asked, are put off for a lane.
+        """
         started = time.monotonic()
         images = [(part.job.encoder, image) for part in parts for image in part.images]
-        shares = min(self._decode_threads, math.ceil(len(images) / FEW))
-        others = [self._helpers.submit(_decode_all, images[i::shares]) for i in range(1, shares)]
-        decoded: list[Pixels | Exception] = [_NOTHING] * len(images)
-        decoded[::shares] = _decode_all(images[::shares])
+        shares = 1 if quick else min(self._decode_threads, math.ceil(len(images) / FEW))
+        others = [self._helpers.submit(_decode_all, images[i::shares], quick) for i in range(1, shares)]
+        decoded: list[Pixels | Exception | None] = [None] * len(images)
+        decoded[::shares], work = _decode_all(images[::shares], quick)
         for i, other in enumerate(others, 1):
-            decoded[i::shares] = other.result()
-        seconds, results = time.monotonic() - started, iter(decoded)
+            decoded[i::shares], more = other.result()
+            work += more
+        batch.seconds += work
+        seconds, results, slow = time.monotonic() - started, iter(decoded), list[Part]()
         for part in parts:
             own = [next(results) for _ in range(len(part))]
             part.job.decode_seconds += seconds
             if (error := next((it for it in own if isinstance(it, Exception)), None)) is not None:
                 part.job.abandoned = True
-                self._loop.call_soon_threadsafe(_fail, [part.job], error)
+                self._tell(_fail, [part.job], error)
+            elif any(it is None for it in own):
+                slow.append(part)
             else:
-                batch.add(part, [it for it in own if not isinstance(it, Exception)])
+                batch.add(part, [it for it in own if isinstance(it, np.ndarray)])
+        if slow:
+            self._put_off.append(slow)
+            self._costs[slow[0].job.encoder] = 4 * HANDOVER  # so that the next few batches are the lanes' at once
 
     def _run(self, batch: Batch) -> None:
         pixels = batch.pixels()
         if not batch.parts:
             return
         encoder: Encoder = batch.parts[0].job.encoder
-        started = time.monotonic()
+        started, worked = time.monotonic(), time.thread_time()
         rows = embed_splitting(encoder, pixels)
-        seconds = time.monotonic() - started
+        seconds, batch.seconds = time.monotonic() - started, batch.seconds + time.thread_time() - worked
         # For the whole batch and here: on the loop's thread, numpy would hand the GIL over once a request.
         unit, finite = normalize(torch.from_numpy(rows)).numpy(), np.asarray(np.isfinite(rows).all(axis=1))
         complete, start = [], 0
@@ -248,9 +317,11 @@ class Engine:
             if part.job.store(part, rows[own], unit[own], started, seconds):
                 complete.append(part.job)
         if complete:
-            self._loop.call_soon_threadsafe(_deliver, complete)
+            self._tell(_deliver, complete)
         observed = np.repeat([part.job.observed for part in batch.parts], [len(part) for part in batch.parts])
         if observed.any():
+            cost = batch.seconds / len(pixels)
+            self._costs[encoder] = 0.9 * self._costs.get(encoder, cost) + 0.1 * cost
             self._metrics.batches.inc()
             self._metrics.batch_size.observe(len(pixels))
             try:
@@ -259,17 +330,15 @@ class Engine:
                 log.exception("a batch of %d images could not be observed", len(pixels))
 
 
-_NOTHING = np.empty(0, np.uint8)
-
-
-def _decode_all(images: list[tuple[Encoder, Any]]) -> list[Pixels | Exception]:
-    decoded: list[Pixels | Exception] = []
+def _decode_all(images: list[tuple[Encoder, Any]], quick: bool) -> tuple[list[Pixels | Exception | None], float]:
+    """The pixels, or what was wrong with the image, or None if it could not be quick; the seconds of work."""
+    started, decoded = time.thread_time(), list[Pixels | Exception | None]()
     for encoder, image in images:
         try:
-            decoded.append(image if isinstance(image, np.ndarray) else encoder.decode(image))
+            decoded.append(image if isinstance(image, np.ndarray) else encoder.decode(image, quick=quick))
         except Exception as error:
             decoded.append(error)
-    return decoded
+    return decoded, time.thread_time() - started
 
 
 def embed_splitting(encoder: Encoder, pixels: Pixels) -> Rows:
@@ -289,6 +358,10 @@ def _deliver(jobs: list[Job]) -> None:
     for job in jobs:
         if not job.answer.done():
             job.answer.set_result(None)
+
+
+def _expire(job: Job) -> None:
+    _fail([job], TimeoutError())
 
 
 def _fail(jobs: list[Job], error: Exception) -> None:

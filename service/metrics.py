@@ -69,6 +69,17 @@ class Metrics:
             {"version": version, "torch": torch_version, "device": device}
         )
 
+        self._answered: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """Count a request."""
+        known = self._answered.get((route, status))
+        if known is None:  # finding a series by its labels costs ten times what counting does
+            known = self.requests.labels(route, str(status)), self.request_seconds.labels(route)
+            self._answered[route, status] = known
+        known[0].inc()
+        known[1].observe(seconds)
+
     def watch_pending(self, pending: Callable[[], int], limit: int) -> None:
         """Read the admitted count when scraped, rather than counting it twice."""
         self.pending.set_function(pending)

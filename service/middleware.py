@@ -36,7 +36,7 @@ class Edge:
         started, status = time.monotonic(), CLIENT_CLOSED_REQUEST
         headers = dict(scope["headers"])
         identity = headers.get(b"x-request-id", b"")
-        if not SANE_ID.fullmatch(identity):
+        if not identity or not SANE_ID.fullmatch(identity):
             identity = b"%s%08x" % (PROCESS, next(NUMBERS))
         logs.request_id.set(identity.decode())
 
@@ -61,8 +61,7 @@ class Edge:
             # The template, never the raw path: one series per route however inventive the clients.
             route = getattr(scope.get("route"), "path", "other")
             seconds = time.monotonic() - started
-            self.service.metrics.requests.labels(route, str(status)).inc()
-            self.service.metrics.request_seconds.labels(route).observe(seconds)
+            self.service.metrics.answered(route, status, seconds)
             if self.service.settings.access_log:
                 logs.log_access(scope["method"], route, status, seconds, scope.get("images", 0))
             if self.tracing is not None:

@@ -1,6 +1,7 @@
 """What a client sends to POST /embed, in any of its forms, and the form its answer takes."""
 
 import base64
+import functools
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ class Payload:
 async def read(request: Request, settings: Settings) -> Payload:
     """Read a request's body as its Content-Type says. Raises Problem 4xx naming field, limit and remedy."""
     media = request.headers.get("content-type", RAW).partition(";")[0].strip().lower()
-    fields: dict[str, Any] = dict(request.query_params)
+    fields: dict[str, Any] = dict(request.query_params) if request.scope["query_string"] else {}
     if media == JSON:
         fields |= json_object(await request.body())
         sources = texts(fields.pop("images", None), settings, "images")
@@ -167,6 +168,7 @@ def _options(fields: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
+@functools.lru_cache(256)
 def accepted(accept: str) -> Form:
     """The form of answer an Accept header asks for. Raises Problem 406 for none of ours."""
     best, choice = 0.0, None

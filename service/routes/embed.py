@@ -19,7 +19,7 @@ from service.routes.schemas import EMBED_BODY, EMBED_RESPONSES
 
 router = APIRouter(tags=["embeddings"])
 T = TypeVar("T")
-PATIENCE = 0.02  # seconds
+PATIENCE = 0.1  # seconds
 
 
 @router.post("/embed", dependencies=[Key], openapi_extra=EMBED_BODY, responses=EMBED_RESPONSES, response_class=Response)

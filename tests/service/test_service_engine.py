@@ -2,13 +2,15 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 
-from service.batching import Pixels, Rows
+import service.engine
+from service.batching import Job, Pixels, Rows
 from service.engine import Engine
 from service.metrics import Metrics
 from service.observer import Observer
@@ -127,7 +129,7 @@ class Files(Sums):
         self.events: list[str] = []
         self.running, self.entered, self.release = 0, threading.Event(), threading.Event()
 
-    def decode(self, image: int | str) -> Pixels:
+    def decode(self, image: int | str, *, quick: bool = False) -> Pixels | None:
         if image == "bad":
             raise ValueError("no image")
         self.events.append(f"decode {image}")
@@ -208,6 +210,74 @@ async def test_a_batch_decoded_by_several_threads_keeps_its_order(metrics: Metri
     jobs = await asyncio.gather(*(engine.embed(encoder, list(range(10 * i, 10 * i + 9))) for i in range(4)))
     assert [job.rows[:, 0].tolist() for job in jobs] == [list(range(10 * i, 10 * i + 9)) for i in range(4)]
     await engine.close()
+
+
+class Light(Files):
+    """Files whose passes take next to nothing, but for image 50, which takes long to decode: never quickly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.release.set()
+
+    def decode(self, image: int | str, *, quick: bool = False) -> Pixels | None:
+        self.threads.add(threading.current_thread().name)
+        return None if quick and image in (50, "bad") else super().decode(image)
+
+
+async def test_light_work_stays_on_the_loops_thread_once_it_is_known_to_be_light(metrics: Metrics) -> None:
+    engine, encoder = Engine(8, 1, metrics), Light()
+    await engine.embed(encoder, [1])
+    assert encoder.threads <= {"engine_0", "engine_1"}
+    encoder.threads.clear()
+    jobs = await asyncio.gather(*(engine.embed(encoder, [value, value + 1]) for value in range(0, 40, 2)))
+    assert [job.rows[:, 0].tolist() for job in jobs] == [[value, value + 1] for value in range(0, 40, 2)]
+    assert encoder.threads == {threading.current_thread().name}
+    assert max(encoder.batches) <= 8
+    await engine.close()
+
+
+async def test_an_image_that_is_not_light_goes_to_a_lane_and_what_follows_it_too(metrics: Metrics) -> None:
+    engine, encoder = Engine(8, 1, metrics), Light()
+    await engine.embed(encoder, [1])
+    slow, quick = await asyncio.gather(engine.embed(encoder, [2, 50]), engine.embed(encoder, [3]))
+    assert (slow.rows[:, 0].tolist(), quick.rows[:, 0].tolist()) == ([2, 50], [3])
+    encoder.threads.clear()
+    assert (await engine.embed(encoder, [4])).rows.item() == 4
+    assert encoder.threads <= {"engine_0", "engine_1"}
+    await engine.close()
+
+
+async def test_a_bad_image_among_light_ones_fails_its_request_alone(metrics: Metrics) -> None:
+    engine, encoder = Engine(8, 1, metrics), Light()
+    await engine.embed(encoder, [1])
+    bad, good = await asyncio.gather(
+        engine.embed(encoder, [2, "bad"]), engine.embed(encoder, [3]), return_exceptions=True
+    )
+    assert isinstance(bad, ValueError)
+    assert isinstance(good, Job)
+    assert good.rows.item() == 3
+    await engine.close()
+
+
+async def test_heavy_work_never_runs_on_the_loops_thread(metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service.engine, "HANDOVER", 0.0)
+    engine, encoder = Engine(8, 1, metrics), Light()
+    for value in range(5):
+        await engine.embed(encoder, [value])
+    assert encoder.threads <= {"engine_0", "engine_1"}
+    await engine.close()
+
+
+async def test_a_job_ends_at_its_deadline_though_the_device_is_held(metrics: Metrics) -> None:
+    engine, encoder = Engine(8, 1, metrics), Files()
+    first = asyncio.create_task(engine.embed(encoder, [1]))
+    await until(encoder.entered.is_set)
+    with pytest.raises(TimeoutError):
+        await engine.embed(encoder, [2], time.monotonic() + 0.01)
+    encoder.release.set()
+    assert (await first).rows.item() == 1
+    await engine.close()
+    assert encoder.batches == [1]
 
 
 async def test_other_work_runs_between_two_batches(metrics: Metrics) -> None:
