@@ -30,6 +30,9 @@ from training.recipes import Recipe, recipe
 
 Record = dict[str, Any]
 BARE, TRAINED, OPTIMAL = "SimCLR, no projector", "BYOL, linear predictor", "DirectPred, optimal predictor"
+LONGER, HARDER, EAGER = ", longer", ", crops from 0.08", ", predictor's rate x 10"
+UNMEASURED = "not measured"
+LARGER = "SimCLR, batch 256", "Barlow Twins, batch 256"
 LOW_RATE = ", rate 0.03"  # half of DirectPred's published step: its loss is a sum over directions, ours their mean
 
 
@@ -46,11 +49,13 @@ class Scale:
     wide: int
     """Projector width of the methods that want a wide one."""
     batch_sizes: tuple[int, ...]
+    longer: int
+    """Epochs of the runs that ask whether a claim only wants time."""
 
 
 SCALES = {
-    "small": Scale(16, 4096, 2000, 3, 64, 0.97, 512, (256, 1024)),
-    "full": Scale(64, 60_000, 10_000, 30, 512, 0.99, 2048, (64, 128, 256, 1024)),
+    "small": Scale(16, 4096, 2000, 3, 64, 0.97, 512, (256, 1024), 12),
+    "full": Scale(64, 60_000, 10_000, 30, 512, 0.99, 2048, (64, 128, 256, 1024), 100),
 }
 
 
@@ -62,6 +67,11 @@ class Configuration:
     batch_size: int | None = None
     learning_rate: float | None = None
     """None: 0.2 at batch 128, by the root of the batch size."""
+    epochs: int | None = None
+    crop: tuple[float, float] | None = None
+    """Share of the image that a view keeps; None: the recipe's."""
+    reason: bool = False
+    """Run with the first seed alone, to try an explanation."""
 
 
 def configurations(scale: Scale) -> list[Configuration]:
@@ -111,19 +121,27 @@ def configurations(scale: Scale) -> list[Configuration]:
     for size in scale.batch_sizes:
         table.append(Configuration(f"SimCLR, batch {size}", "simclr", contrast, size))
         table.append(Configuration(f"Barlow Twins, batch {size}", "barlow-twins", barlow, size))
-    return table
+    base = {it.name: it for it in table}
+    table += [
+        replace(base[name], name=name + LONGER, epochs=scale.longer, reason=True)
+        for name in ("SimCLR", BARE, TRAINED, "DirectPred", OPTIMAL, *LARGER)
+    ]
+    table += [replace(base[name], name=name + HARDER, crop=(0.08, 1.0), reason=True) for name in ("SimCLR", BARE)]
+    eager = base[TRAINED].options | {"predictor_lr": 10.0}
+    return [*table, replace(base[TRAINED], name=TRAINED + EAGER, options=eager, reason=True)]
 
 
 def recipe_of(configuration: Configuration, scale: Scale, seed: int) -> Recipe:
     """Fashion-MNIST's recipe with this method; the learning rate follows the root of the batch size."""
-    batch_size = configuration.batch_size or scale.batch_size
+    batch_size, base = configuration.batch_size or scale.batch_size, recipe("fashion-simclr")
     return replace(
-        recipe("fashion-simclr"),
+        base,
         name=f"fashion-{configuration.method}",
         method=configuration.method,
         options=configuration.options,
         architecture=Architecture(name="resnet18", width=scale.width, in_channels=1, stem="3x3/2"),
-        epochs=scale.epochs,
+        augmentation=replace(base.augmentation, crop=configuration.crop or base.augmentation.crop),
+        epochs=configuration.epochs or scale.epochs,
         batch_size=batch_size,
         learning_rate=configuration.learning_rate or 0.2 * math.sqrt(batch_size / 128),
         seed=seed,
@@ -141,7 +159,7 @@ def run(configuration: Configuration, scale: Scale, seed: int, data: tuple[Image
     clock = time.process_time if device == "cpu" else time.perf_counter
     start = clock()
     try:
-        for _ in range(scale.epochs):
+        for _ in range(trainer.recipe.epochs):
             record |= {"loss": trainer.train_epoch()["loss"]}
     except TrainingError as error:
         return record | {"error": str(error)}
@@ -176,7 +194,7 @@ class Claim:
         )
         seeds = sorted(a.keys() & b.keys())
         if not seeds:
-            return "not measured"
+            return UNMEASURED
         means = f"{statistics.fmean(a[s] for s in seeds):.3g} against {statistics.fmean(b[s] for s in seeds):.3g}"
         gaps = [a[s] - b[s] for s in seeds]
         if self.tolerance is not None:
@@ -254,6 +272,19 @@ CLAIMS = [
 ]
 
 
+REASONS = [
+    Claim("longer, rank of h: a projector over none", "time", rank_h, "SimCLR" + LONGER, BARE + LONGER),
+    Claim("longer, no projector: the rank of h falls", "time", rank_h, BARE, BARE + LONGER),
+    Claim("hard crops, rank of h: a projector over none", "augmentation", rank_h, "SimCLR" + HARDER, BARE + HARDER),
+    Claim("hard crops, no projector: the rank of h falls", "augmentation", rank_h, BARE, BARE + HARDER),
+    Claim("longer, probe: DirectPred at par with trained", "time", linear, "DirectPred" + LONGER, TRAINED + LONGER, 2),
+    Claim("longer, probe: DirectPred over optimal", "time", linear, "DirectPred" + LONGER, OPTIMAL + LONGER),
+    Claim("probe: DirectPred at par with trained fast", "learning rate", linear, "DirectPred", TRAINED + EAGER, 2),
+    Claim("as many steps, probe: SimCLR as at batch 64", "steps", linear, LARGER[0] + LONGER, "SimCLR", 2),
+    Claim("as many steps, probe: Barlow Twins too", "steps", linear, LARGER[1] + LONGER, "Barlow Twins", 2),
+]
+
+
 def batch_table(scale: Scale, records: Sequence[Record]) -> str:
     """SimCLR beside Barlow Twins, which is said to need smaller batches, at each batch size."""
     base = [("", scale.batch_size), *((f", batch {size}", size) for size in scale.batch_sizes)]
@@ -292,6 +323,8 @@ def page(scale_name: str, records: Sequence[Record]) -> str:
         mine = of(records, configuration.name)
         if not mine:
             failed = any(record["name"] == configuration.name for record in records)
+            if configuration.reason and not failed:
+                continue
             lines.append(f"| {configuration.name} | {'diverged' if failed else 'not run'} |" + " |" * 8)
             continue
         aligned = [r for r in mine if r["alignment"] is not None]
@@ -309,6 +342,9 @@ def page(scale_name: str, records: Sequence[Record]) -> str:
         lines.append(f"| {configuration.name} | " + " | ".join(cells) + " |")
     lines += ["", "| claim | source | measured |", "|---|---|---|"]
     lines += [f"| {claim.says} | {claim.source} | {claim.verdict(records)} |" for claim in CLAIMS]
+    lines += ["", "| what a guess says should happen | the guess | measured, first seed |", "|---|---|---|"]
+    tried = [(claim, claim.verdict(records)) for claim in REASONS]
+    lines += [f"| {claim.says} | {claim.source} | {said} |" for claim, said in tried if said != UNMEASURED]
     return "\n".join([*lines, "", batch_table(scale, records)])
 
 
@@ -336,6 +372,8 @@ def main() -> None:
     assert all(isinstance(images, ImageSet) for images in data)
     for seed in range(given.seeds):
         for configuration in configurations(scale):
+            if configuration.reason and seed:
+                continue
             known = any(r["name"] == configuration.name and r["seed"] == seed for r in done)
             if known or given.only not in configuration.name or time.monotonic() > deadline:
                 continue
