@@ -97,6 +97,8 @@ class _Base:
             "base_url": self.url,
             "headers": {"Authorization": f"Bearer {key}"} if key else {},
             "timeout": timeout,
+            # Servers end idle connections, uvicorn after 5 s, httpx's own default: one reused at that moment is reset.
+            "limits": httpx.Limits(keepalive_expiry=2.0),
         }
 
     def _batches(self, images: list[Image]) -> Iterator[_Batch]:
