@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import gc
 import logging
 import signal
 import socket
@@ -17,7 +18,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from fullrank.exposition import SpectrumCollector
-from service import errors, logs, openapi
+from service import errors, logs, openapi, protocol
 from service.core import Service
 from service.direct import DirectAPI
 from service.metrics import Metrics
@@ -34,12 +35,16 @@ EXPOSED = ("Retry-After", "Server-Timing", "X-Model", "X-Request-ID", "X-Revisio
 
 
 def create_app(
-    settings: Settings, on_failure: Callable[[], None] = lambda: None, tracing: Tracing | None = None
+    settings: Settings,
+    on_failure: Callable[[], None] = lambda: None,
+    tracing: Tracing | None = None,
+    on_ready: Callable[[], object] = lambda: None,
 ) -> FastAPI:
     """The ASGI app of one replica, on a metrics registry of its own.
 
-    It answers /healthz at once and loads its encoder meanwhile; `on_failure` is called if that fails, the reason being
-    in the log, on /readyz and in `app.state.service.failure`. Raises RuntimeError if tracing is on but not installed.
+    It answers /healthz at once and loads its encoder meanwhile; `on_ready` is called after that, or `on_failure` if it
+    fails, the reason being in the log, on /readyz and in `app.state.service.failure`. Raises RuntimeError if tracing is
+    on but not installed.
     """
     tracing = Tracing() if settings.tracing and tracing is None else tracing
     metrics = Metrics(VERSION, torch.__version__, settings.device)
@@ -52,9 +57,13 @@ def create_app(
         loading = asyncio.create_task(service.load())
 
         def report(task: asyncio.Task[None]) -> None:
-            if not task.cancelled() and (error := task.exception()) is not None:
+            if task.cancelled():
+                return
+            if (error := task.exception()) is not None:
                 log.error("cannot serve: %s", error)
                 on_failure()
+            else:
+                on_ready()
 
         loading.add_done_callback(report)
         yield
@@ -69,6 +78,8 @@ def create_app(
         version=VERSION,
         summary="Image embeddings that say when they collapse.",
         lifespan=lifespan,
+        docs_url=None,  # operations.docs needs no CDN
+        redoc_url=None,
         generate_unique_id_function=openapi.operation_id,
     )
     app.state.service = service
@@ -132,9 +143,12 @@ class Server(uvicorn.Server):
 
 def build_server(settings: Settings) -> Server:
     """The server of one replica, not yet running; it ends by itself if its encoder cannot be loaded."""
-    app = create_app(settings, on_failure=lambda: setattr(server, "should_exit", True))
+    # What is there by then stays. Walking it for garbage would halt requests for a tenth of a second, over and over.
+    app = create_app(settings, on_failure=lambda: setattr(server, "should_exit", True), on_ready=gc.freeze)
     config = uvicorn.Config(
         app,
+        http=protocol.bounded(settings.request_timeout, app.state.service.metrics),
+        timeout_keep_alive=75,  # longer than clients and balancers keep them: they, not we, end idle connections
         host=settings.host,
         port=settings.port,
         lifespan="on",

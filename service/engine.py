@@ -31,8 +31,8 @@ LANES = 2
 FEW = 4  # images that one thread decodes before a second is worth waking
 # Seconds of an image's work: below, waking a lane and sharing the interpreter with it costs more than the work itself.
 HANDOVER = 0.0005
-# Seconds that the event loop may be kept at such work: as long as any other thread may keep the interpreter from it.
-TURN = 0.005
+# Seconds of such work between two looks at the sockets: uvloop accepts one connection at each.
+TURN = 0.002
 
 
 class Encoder(Protocol):

@@ -59,7 +59,8 @@ async def read_by(deadline: float, reading: Awaitable[T]) -> T:
     except ClientDisconnect:
         raise gone() from None
     except TimeoutError:
-        raise Problem(408, "body_timeout", "the body did not arrive before the deadline", field="body") from None
+        message, headers = "the body did not arrive before the deadline", {"Connection": "close"}
+        raise Problem(408, "body_timeout", message, field="body", headers=headers) from None
 
 
 def deadline_of(request: Request, longest: float) -> float:

@@ -6,15 +6,14 @@ import re
 import httpx
 import numpy as np
 import pytest
-from fastapi import FastAPI
 from PIL import Image
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import ValidationError
 
+from service.app import create_app
 from service.core import Service
 from service.observer import Observer, thumbnails
-from service.routes import operations
 from service.settings import Settings
 from tests.service.conftest import DIMENSION, Start, as_files, encoded, error_of, pictures
 
@@ -174,9 +173,8 @@ async def test_openapi_describes_every_form(start: Start) -> None:
 
 
 async def test_the_api_is_shown_without_another_server() -> None:
-    app = FastAPI(docs_url=None)
-    app.include_router(operations.router)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+    transport = httpx.ASGITransport(create_app(Settings()))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         page = await client.get("/docs")
         assert "connect-src 'self'" in page.headers["content-security-policy"]
         loaded = re.findall(r"""(?:href|src|url)(?:=|: )["']([^"']*)["']""", page.text)

@@ -56,18 +56,12 @@ def free_port() -> int:
 def running(settings: Settings) -> Iterator[tuple[str, Server]]:
     """A real uvicorn on loopback, on a thread of this process."""
     server = build_server(settings)
-    with run(server) as url:
-        yield url, server
-
-
-@contextmanager
-def run(server: Server) -> Iterator[str]:
     thread = threading.Thread(target=server.run)
     thread.start()
-    url = f"http://127.0.0.1:{server.config.port}"
+    url = f"http://127.0.0.1:{settings.port}"
     try:
         until(lambda: ready(url))
-        yield url
+        yield url, server
     finally:
         server.should_exit = True
         thread.join(60)

@@ -9,11 +9,11 @@ import httpx
 import orjson
 import pytest
 
-from service.app import Server, build_server
-from service.protocol import HEAD_BYTES, bounded
+from service.app import Server
+from service.protocol import HEAD_BYTES
 from service.settings import Settings
 from tests.service.conftest import encoded, pictures
-from tests.service.test_service_process import free_port, run
+from tests.service.test_service_process import free_port, running
 
 PNG = encoded(pictures(1)[0])
 MUCH = 32 * 2**20  # more than the kernel keeps for a socket that nobody reads
@@ -23,10 +23,8 @@ CHUNKED = b"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r
 
 @pytest.fixture(scope="module")
 def server(settings: Callable[..., Settings]) -> Iterator[tuple[str, Server]]:
-    it = build_server(chosen := settings(port=free_port(), request_timeout=2))
-    it.config.http = bounded(chosen.request_timeout, it.service.metrics)
-    with run(it) as url:
-        yield url, it
+    with running(settings(port=free_port(), request_timeout=2)) as both:
+        yield both
 
 
 def connect(url: str) -> socket.socket:
