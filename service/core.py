@@ -1,111 +1,33 @@
 """The service itself, without HTTP: the encoder in service, admission, decoding, the canary, swapping, draining."""
 
 import asyncio
-import base64
 import logging
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 
 from fullrank import SpectrumMonitor
 from models import artifact as artifacts
 from models.artifact import Artifact
-from models.embedder import Embedder, ImageError, decode, resize
+from models.embedder import Embedder
 from service import gate as gates
-from service.batching import Admission, OverloadError, Pixels, Rows
+from service.batching import Admission, OverloadError
 from service.canary import CanaryWatch
 from service.engine import Engine
-from service.errors import Problem
+from service.errors import Problem, retry
 from service.metrics import Metrics
 from service.observer import Observer
 from service.persistence import WindowStore
+from service.served import Answer, Served, Source
 from service.settings import Gate, Settings
 from service.sidecar import Sidecar
 
 log = logging.getLogger("fullrank.service")
-QUICK_PIXELS, QUICK_BYTES = 256 * 256, 64 * 1024  # of an image that decodes in about a millisecond at most
 Phase = Literal["starting", "ready", "draining", "stopped"]
-
-
-@dataclass(frozen=True)
-class Source:
-    """An image as it came and the field of the request to blame for it.
-
-    bytes are an encoded file, text is base64 of one, an array is (1 or 3, h, w) uint8 pixels.
-    """
-
-    data: bytes | str | Pixels
-    field: str
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Rows (n, d) as the encoder made them, the same with unit L2 norm, and the seconds they took."""
-
-    served: "Served"
-    rows: Rows
-    unit: Rows
-    decode_seconds: float
-    queue_seconds: float
-    forward_seconds: float
-
-
-@dataclass(eq=False)
-class Served:
-    """An encoder in service, its monitor, and the artifact whose health it is compared with (itself, as a rule)."""
-
-    artifact: Artifact
-    embedder: Embedder
-    baseline: Artifact
-    observer: Observer
-    max_pixels: int
-    monitor: SpectrumMonitor | None = None
-    watch: CanaryWatch | None = None
-    trickle: asyncio.Task[None] | None = None
-    in_flight: int = 0
-
-    def __post_init__(self) -> None:
-        self.images = self.observer.metrics.encoder_images.labels(self.name, self.revision)
-
-    @property
-    def name(self) -> str:
-        return self.artifact.card.name
-
-    @property
-    def revision(self) -> str:
-        return self.artifact.card.revision
-
-    def __str__(self) -> str:
-        return f"{self.name}@{self.revision}"
-
-    def decode(self, image: Source, *, quick: bool = False) -> Pixels | None:
-        """(c, s, s) uint8. Raises Problem 422 naming the field. If it is to be quick, None for any but small images."""
-        preprocessing = self.artifact.card.preprocessing
-        limit = min(self.max_pixels, QUICK_PIXELS) if quick else self.max_pixels
-        if quick and not isinstance(image.data, np.ndarray) and len(image.data) > QUICK_BYTES:
-            return None
-        try:
-            if isinstance(image.data, np.ndarray):
-                return resize(image.data, preprocessing, max_pixels=limit)
-            return decode(to_bytes(image.data, image.field), preprocessing, max_pixels=limit)
-        except ImageError as error:
-            if quick:
-                return None
-            raise Problem(422, error.code, str(error), field=image.field) from error
-
-    def embed(self, pixels: Pixels) -> Rows:
-        rows: Rows = self.embedder.embed(pixels).numpy()
-        return rows
-
-    def answered(self, pixels: Pixels, rows: Rows) -> None:
-        if self.monitor is not None:
-            self.observer.put(self.monitor, pixels, rows)
 
 
 @dataclass(frozen=True)
@@ -158,7 +80,7 @@ class Service:
         for served in self._serving:
             if served.monitor is not None:
                 await asyncio.to_thread(self.store.restore, served.name, served.revision, served.monitor)
-        self._saving = asyncio.create_task(self._save_windows())
+        self._saving = asyncio.create_task(self.store.keep(self.monitors, self.settings.state_period))
         self.phase = "ready"
         log.info("serving %s", ", ".join(map(str, self._serving)))
 
@@ -411,20 +333,8 @@ class Service:
         for served in self.in_service():
             await self._retire(served)
         if self._saving is not None:  # else nothing was resumed yet, and saving would lose it
-            await asyncio.to_thread(self._save)
+            await asyncio.to_thread(self.store.save_all, self.monitors())
         self.store.close()
-
-    async def _save_windows(self) -> None:
-        took = 0.0
-        while True:
-            await asyncio.sleep(max(self.settings.state_period, 20 * took))
-            started = time.monotonic()
-            await asyncio.to_thread(self._save)
-            took = time.monotonic() - started
-
-    def _save(self) -> None:
-        for model, revision, monitor in self.monitors():
-            self.store.save(model, revision, monitor)
 
 
 async def _read_artifact(folder: Path) -> Artifact:
@@ -433,26 +343,3 @@ async def _read_artifact(folder: Path) -> Artifact:
         return await asyncio.to_thread(artifacts.load, folder)
     except artifacts.ArtifactError as error:
         raise Problem(422, "bad_artifact", str(error), field="name") from error
-
-
-def to_bytes(data: bytes | str, field: str) -> bytes:
-    """The image's bytes, decoded from base64 or a data URI where they came as text. Raises Problem 422."""
-    if isinstance(data, bytes):
-        return data
-    text = data
-    if text[:5].lower() == "data:":
-        header, comma, text = text.partition(",")
-        if not comma or not header.lower().endswith(";base64"):
-            raise Problem(422, "bad_base64", "a data URI must read data:<type>;base64,<data>", field=field)
-    elif text[:8].lower().startswith(("http://", "https://")):
-        raise Problem(422, "no_urls", "this service fetches no URLs; send the image's bytes as base64", field=field)
-    try:
-        return base64.b64decode(text, validate=True)
-    except ValueError as error:
-        message = f"not base64 ({error}); encode the image's bytes with the standard alphabet"
-        raise Problem(422, "bad_base64", message, field=field) from error
-
-
-def retry(seconds: int) -> dict[str, str]:
-    """Headers that tell a client when to try again."""
-    return {"Retry-After": str(seconds)}

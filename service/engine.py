@@ -31,7 +31,7 @@ LANES = 2
 FEW = 4  # images that one thread decodes before a second is worth waking
 # Seconds of an image's work: below, waking a lane and sharing the interpreter with it costs more than the work itself.
 HANDOVER = 0.0005
-# Seconds of such work between two looks at the sockets: uvloop accepts one connection at each.
+# Seconds of such work between two looks at the sockets: uvloop accepts one connection at each look.
 TURN = 0.002
 
 

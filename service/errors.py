@@ -29,6 +29,11 @@ class Problem(HTTPException):
         self.code, self.message, self.field = code, message, field
 
 
+def retry(seconds: int) -> dict[str, str]:
+    """Headers that tell a client when to try again."""
+    return {"Retry-After": str(seconds)}
+
+
 def internal_error() -> Problem:
     """What a client learns of an unexpected exception: nothing but that it is ours; the log has the rest."""
     return Problem(500, "internal", "an unexpected error on the server; its log has the details")

@@ -15,8 +15,8 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from service.batching import Rows
-from service.core import Answer, Source
 from service.errors import Problem
+from service.served import Answer, Source
 from service.settings import Settings
 
 Form = Literal["json", "npy", "raw"]

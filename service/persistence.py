@@ -4,6 +4,7 @@ One safetensors file for each model and revision, replaced whole; its header say
 to. A file that is damaged, of another encoder or older than the windows is refused in words, never a crash.
 """
 
+import asyncio
 import fcntl
 import hashlib
 import json
@@ -11,7 +12,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -25,6 +26,7 @@ from service.metrics import Metrics
 from service.version import VERSION
 
 log = logging.getLogger("fullrank.service")
+Watched = tuple[str, str, SpectrumMonitor]  # model, revision, monitor
 
 
 class WindowStore:
@@ -80,6 +82,20 @@ class WindowStore:
             log.error("the windows of %s@%s could not be saved: %s", model, revision, error)
         else:
             self._metrics.windows["saved"].inc()
+
+    def save_all(self, monitors: Iterable[Watched]) -> None:
+        """Replace the files of these. Blocks; raises nothing."""
+        for model, revision, monitor in monitors:
+            self.save(model, revision, monitor)
+
+    async def keep(self, monitors: Callable[[], Iterable[Watched]], period: float) -> None:
+        """For ever: save them every `period` seconds, or so rarely that it takes a twentieth of the time."""
+        took = 0.0
+        while True:
+            await asyncio.sleep(max(period, 20 * took))
+            started = time.monotonic()
+            await asyncio.to_thread(self.save_all, monitors())
+            took = time.monotonic() - started
 
     def close(self) -> None:
         """Let another process have the folder."""

@@ -4,7 +4,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from service.core import Answer
+from service.served import Answer
 from service.version import VERSION
 
 if TYPE_CHECKING:

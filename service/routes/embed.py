@@ -13,9 +13,9 @@ from starlette.requests import ClientDisconnect
 
 from service import payload
 from service.access import Key, service_of
-from service.core import Answer, Source
 from service.errors import CLIENT_CLOSED_REQUEST, Problem
 from service.routes.schemas import EMBED_BODY, EMBED_RESPONSES
+from service.served import Answer, Source
 
 router = APIRouter(tags=["embeddings"])
 T = TypeVar("T")

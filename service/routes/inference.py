@@ -21,10 +21,10 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from service import payload
 from service.access import Key, service_of
 from service.batching import Pixels
-from service.core import Answer, Source, retry
-from service.errors import Problem
+from service.errors import Problem, retry
 from service.routes import schemas
 from service.routes.embed import deadline_of, embedded, read_by
+from service.served import Answer, Source
 from service.settings import Settings
 from service.version import VERSION
 

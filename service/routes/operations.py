@@ -14,9 +14,9 @@ from prometheus_client.exposition import choose_encoder
 
 import service.page
 from service.access import service_of
-from service.core import Served, retry
-from service.errors import Problem
+from service.errors import Problem, retry
 from service.routes import schemas
+from service.served import Served
 from service.version import VERSION
 
 router = APIRouter(tags=["operations"])

@@ -20,7 +20,8 @@ from models.artifact import Architecture, Artifact, Canary, EncoderCard, Preproc
 from models.backbones import ResNet
 from models.embedder import Embedder, normalize
 from service.app import create_app
-from service.core import Served, Service
+from service.core import Service
+from service.served import Served
 from service.settings import Settings
 
 SIZE, DIMENSION = 28, 32
