@@ -14,7 +14,6 @@ from types import FrameType
 import torch
 import uvicorn
 from fastapi import FastAPI
-from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from fullrank.exposition import SpectrumCollector
@@ -83,23 +82,16 @@ def create_app(
         generate_unique_id_function=openapi.operation_id,
     )
     app.state.service = service
-    edges = [Middleware(Edge, service=service, tracing=tracing)]
+    app.add_middleware(Edge, service=service, tracing=tracing)
     if settings.cors_origins:  # outermost, so that a browser may read every refusal too
-        edges.append(
-            Middleware(
-                CORSMiddleware,
-                allow_origins=settings.cors_origins,
-                allow_methods=["GET", "POST"],
-                allow_headers=["*"],
-                expose_headers=EXPOSED,
-            )
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED,
         )
-    for it in edges:
-        app.add_middleware(it.cls, *it.args, **it.kwargs)
-    app.answer_directly(
-        [*embed.router.routes, *openai.router.routes],
-        lambda inner: functools.reduce(lambda app, it: it.cls(app, *it.args, **it.kwargs), edges, inner),
-    )
+    app.answer_directly([*embed.router.routes, *openai.router.routes])
     errors.install(app)
     for module in (embed, openai, inference, statistics, operations, admin):
         app.include_router(module.router)

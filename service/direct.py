@@ -1,8 +1,9 @@
-"""The hot routes, past the framework's middleware, routing and dependencies: those cost more than our own work."""
+"""The hot routes, past the framework's middleware, routing and dependencies: those cost more than our own work.
 
-# They stay in FastAPI for its OpenAPI document; their handlers take the request and check it themselves.
+They stay in FastAPI for its OpenAPI document; their handlers take the request and check it themselves.
+"""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from fastapi import FastAPI, Request
 from fastapi.routing import APIRoute
@@ -18,10 +19,12 @@ class DirectAPI(FastAPI):
     _direct: dict[str, APIRoute]
     _outer: ASGIApp
 
-    def answer_directly(self, routes: Iterable[object], wrap: Callable[[ASGIApp], ASGIApp]) -> None:
-        """Answer POST requests for these routes directly. `wrap` puts round that what else they must pass."""
+    def answer_directly(self, routes: Iterable[object]) -> None:
+        """Answer POST requests for these routes directly, but for the middleware added until now."""
         self._direct = {it.path: it for it in routes if isinstance(it, APIRoute) and it.methods == {"POST"}}
-        self._outer = wrap(self._answer)
+        self._outer = self._answer
+        for it in reversed(self.user_middleware):
+            self._outer = it.cls(self._outer, *it.args, **it.kwargs)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in self._direct:

@@ -126,9 +126,9 @@ class Engine:
         observed: bool = True,
         yields_for: float = 0.0,
     ) -> Job:
-        """The finished job, with rows (n, d). Its images are dropped when it is cancelled.
+        """The finished job, with rows (n, d). Raises TimeoutError at `deadline`, in time.monotonic() seconds.
 
-        So they are at `deadline` (time.monotonic() seconds), when it raises TimeoutError.
+        Its images are dropped then, and when it is cancelled.
 
         images: (n, c, s, s) uint8, or a list for encoder.decode, whose exceptions come out here. For `yields_for`
         seconds the job only fills room that others leave.

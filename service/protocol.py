@@ -9,12 +9,17 @@ from service.errors import Problem, respond
 from service.metrics import Metrics
 
 HEAD_BYTES = 64 * 2**10  # of headers beyond the first read, which is at most 256 KiB
-TOO_LARGE = Problem(
+
+
+def _refusal(status: HTTPStatus, code: str, message: str) -> Problem:
+    """What ends a connection for its request's head."""
+    return Problem(status, code, message, field="headers", headers={"Connection": "close"})
+
+
+TOO_LARGE = _refusal(
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
     "headers_too_large",
     f"the request line and headers are longer than {HEAD_BYTES} bytes, the limit; send fewer or shorter headers",
-    field="headers",
-    headers={"Connection": "close"},
 )
 
 
@@ -24,12 +29,10 @@ def bounded(seconds: float, metrics: Metrics) -> type[HttpToolsProtocol]:
     Without the first, one header of 100 MB, which is appended to as it arrives, holds up everybody else for many
     seconds; without the second, sockets that never ask for anything are kept for ever.
     """
-    late = Problem(
+    late = _refusal(
         HTTPStatus.REQUEST_TIMEOUT,
         "headers_timeout",
         f"the request line and headers did not come within {seconds:g} s, the limit; send them at once",
-        field="headers",
-        headers={"Connection": "close"},
     )
 
     class Bounded(HttpToolsProtocol):
