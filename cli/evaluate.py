@@ -31,7 +31,6 @@ def evaluate(
     from models.artifact import ArtifactError, load
     from training import evaluate as room
     from training.data import SOURCES, DataError, load_data
-    from training.distributed import device_of
     from training.finetune import sgd_table
 
     if protocol and str(encoder) == "pixels":
@@ -39,7 +38,6 @@ def evaluate(
     if epochs and not protocol:
         fail("--epochs: only --sgd trains for epochs; add it", 2)
     try:
-        device_of(device)
         folder = encoder / "encoder" if (encoder / "encoder" / "encoder.json").is_file() else encoder
         artifact = None if str(encoder) == "pixels" else load(folder)
         trained_on = artifact.card.training.get("data") if artifact else "fashion"
