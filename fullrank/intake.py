@@ -92,10 +92,9 @@ class Intake:
         nonfinite = len(rows) - int(keep.sum())
         duplicates = 0
         if batch.keys is not None:
-            for i, key in enumerate(batch.keys):
-                if keep[i] and not self._keys.enter(key, batch.time):
-                    keep[i] = False
-                    duplicates += 1
+            finite = keep.tolist()  # one by one, elements of a tensor would hand the GIL over once a row
+            fresh = [it and self._keys.enter(key, batch.time) for it, key in zip(finite, batch.keys, strict=True)]
+            keep, duplicates = torch.tensor(fresh, dtype=torch.bool), sum(finite) - sum(fresh)
         self._count(Counters({"nonfinite": nonfinite, "duplicate": duplicates}))
         inputs = None if batch.inputs is None else batch.inputs.to("cpu", torch.float32)[keep]
         return Batch(batch.time, rows[keep], None, inputs, None)

@@ -13,7 +13,6 @@ import service.engine
 from service.batching import Job, Pixels, Rows
 from service.engine import Engine
 from service.metrics import Metrics
-from service.observer import Observer
 
 pytestmark = pytest.mark.anyio
 
@@ -81,22 +80,6 @@ async def test_an_observer_that_fails_stops_nothing(metrics: Metrics) -> None:
     for value in (1, 2):
         assert (await engine.embed(encoder, images(value))).rows.item() == value
     await engine.close()
-
-
-async def test_a_monitor_that_refuses_rows_does_not_end_the_observer(metrics: Metrics) -> None:
-    observer, seen = Observer(metrics), []
-
-    class Monitor:
-        def observe(self, rows: Rows, keys: object, inputs: object) -> None:
-            if rows[0, 0] < 0:
-                raise ValueError("negative")
-            seen.append(rows[0, 0])
-
-    for value in (-1, 5):
-        observer.put(Monitor(), np.zeros((1, 1, 8, 8), np.uint8), np.full((1, 2), value, np.float32))  # type: ignore[arg-type]
-    observer.close()
-    assert seen == [5]
-    assert metrics.registry.get_sample_value("fullrank_unobserved_images_total") == 1
 
 
 async def test_a_batch_too_large_for_memory_is_split(metrics: Metrics) -> None:

@@ -4,16 +4,13 @@ import asyncio
 import re
 
 import httpx
-import numpy as np
 import pytest
-from PIL import Image
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import ValidationError
 
 from service.app import create_app
 from service.core import Service
-from service.observer import Observer, thumbnails
 from service.settings import Settings
 from tests.service.conftest import DIMENSION, Start, as_files, encoded, error_of, pictures
 
@@ -185,24 +182,6 @@ async def test_the_api_is_shown_without_another_server() -> None:
             assert response.status_code == 200
             assert response.headers["content-type"].startswith(kind)
         assert (await client.get("/docs/core.py")).status_code == 422
-
-
-def test_thumbnails_are_area_means() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 2, 32, 32), np.uint8)
-    expected = np.array([[Image.fromarray(c).reduce(4) for c in image] for image in pixels]) / 255
-    np.testing.assert_allclose(thumbnails(pixels), expected.reshape(3, -1), atol=0.51 / 255)
-    flat = np.full((1, 1, 29, 29), 51, np.uint8)  # a side that 8 does not divide
-    np.testing.assert_allclose(thumbnails(flat), 0.2, rtol=1e-6)
-
-
-async def test_keys_are_of_pixels_and_secret(start: Start) -> None:
-    pixels = pictures(2)[:, None]
-    async with start() as (_, service):
-        keys = service.observer.keys(np.concatenate([pixels, pixels[:1]]))
-        assert keys[0] == keys[2] != keys[1]
-        other = Observer(service.metrics)
-        assert set(other.keys(pixels)).isdisjoint(keys)
-        other.close()
 
 
 def test_settings_come_from_the_environment_and_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
