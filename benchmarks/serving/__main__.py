@@ -1,10 +1,11 @@
 """Our service against a bare decode-and-forward loop, a plain thread batcher and its peers; load from wrk.
 
-    python -m benchmarks.serving [--rounds 10] [--seconds S] [--servers fullrank mosec ...] [--models null resnet18]
+    python -m benchmarks.serving [--rounds 10] [--servers fullrank mosec ...] [--models null resnet18]
 
-Every round measures each server once at each level, beside the loop measured in the same round; ratios are taken
-within rounds and their intervals bootstrapped over rounds. Servers not being measured are paused. Each measurement is
-appended to FOLDER/results.jsonl at once: started again, the command goes on where it stopped (--fresh begins anew).
+Every round measures each server once at each level, and the loop just before and just after its fullest: the speed of a
+shared machine drifts within minutes. Ratios are taken within rounds and their intervals bootstrapped over rounds.
+Servers not being measured are paused. Each measurement is appended to FOLDER/results.jsonl at once: started again, the
+command goes on where it stopped (--fresh begins anew).
 """
 
 import argparse
@@ -19,9 +20,10 @@ from benchmarks.serving.load import OPEN_SHARE, Level, Offline, Results, bodies,
 from benchmarks.serving.processes import KINDS, ROOT, Running
 from benchmarks.serving.workload import MODELS, Model, Workload, prepare
 
-LEVELS = [Level("64", 64), Level("open", 64, open=True), Level("32", 32), Level("8", 8), Level("1", 1)]
-SECONDS = {"null": 1, "resnet18": 2}  # wrk takes whole seconds
-UNLIKE = Level("unlike", 64, unlike=True)
+LEVELS = [Level("64", 64, 5), Level("open", 64, 3, open=True), Level("32", 32, 5), Level("8", 8), Level("1", 1)]
+LOOPS = {("64", "before"): 32, ("64", "after"): 32, ("1", "after"): 1}  # batches of the loop beside a level
+UNLIKE = Level("unlike", 64, 5, unlike=True)
+LOOP_SECONDS = 1.0
 OVERHEAD = 0.35  # seconds of each measurement that are not the measurement: starting wrk, reading CPU times
 
 
@@ -46,7 +48,7 @@ def start(model: Model, names: list[str], folder: Path) -> list[Running]:
             server.wait(images[0])
             cosine = check(server, images, wanted)
             for connections in (8, 64):
-                drive(server, bodies(folder, server, model, "jpeg"), Level("", connections), 1)
+                drive(server, bodies(folder, server, model, "jpeg"), Level("", connections, 1))
         except (RuntimeError, OSError, ValueError) as error:
             print(f"{model}: {name} left out: {error}", flush=True)
             server.stop()
@@ -57,39 +59,45 @@ def start(model: Model, names: list[str], folder: Path) -> list[Running]:
     return running
 
 
-def measure_all(
-    results: Results, model: Model, seconds: int, options: argparse.Namespace, tick: Callable[[str], None]
-) -> None:
+def measure_all(results: Results, model: Model, options: argparse.Namespace, tick: Callable[[str], None]) -> None:
     """All rounds of one model."""
     names = [name for name in options.servers if levels(name, model, options.servers)]
-    if all(results.find(model=model, server="offline", level="after", round=it) for it in range(options.rounds)):
+    wanted = [(name, level.name) for name in names for level in levels(name, model, options.servers)]
+    rounds = range(options.rounds)
+    if all(results.find(model=model, round=it, server=name, level=level) for it in rounds for name, level in wanted):
         return
     running, offline = start(model, names, options.folder), Offline(model, options.folder)
+
+    def loop(server: Running, level: Level, when: str) -> None:
+        here = key | {"server": "offline", "level": level.name, "beside": server.name, "when": when}
+        if (batch := LOOPS.get((level.name, when))) is not None and not results.find(**here):
+            tick(f"{model} round {number + 1}: offline, beside {server.name}")
+            server.pause()
+            results.add(here | offline.measure(batch, LOOP_SECONDS))
+            server.resume()
+
     try:
-        for number in range(options.rounds):
+        for number in rounds:
             key = {"model": model, "round": number}
-            for name, batch in (("before", 32), ("1", 1)):
-                if not results.find(**key, server="offline", level=name):
-                    tick(f"{model} round {number + 1}: offline")
-                    results.add(key | {"server": "offline", "level": name} | offline.measure(batch, seconds))
             # Another order each round: whoever follows a heavy neighbour is not always the same.
             for server in running[number % len(running) :] + running[: number % len(running)]:
                 server.resume()
                 jpegs = bodies(options.folder, server, model, "jpeg")
-                if not results.find(**key, server=server.name, level="1"):
-                    drive(server, jpegs, LEVELS[0], 1)  # whatever learns from timing must first forget its pause
-                for level in levels(server.name, model, options.servers):
+                own = levels(server.name, model, options.servers)
+                if not results.find(**key, server=server.name, level=own[-1].name):
+                    # Whatever learns from timing must first forget its pause.
+                    drive(server, jpegs, Level("", 64, 1))
+                for level in own:
+                    loop(server, level, "before")
                     here = key | {"server": server.name, "level": level.name}
-                    if results.find(**here):
-                        continue
-                    tick(f"{model} round {number + 1}: {server.name}, {level.name}")
-                    full = results.find(**key, server=server.name, level="64") if level.open else None
-                    rate = OPEN_SHARE * full["requests"] / full["seconds"] if full else 0.0
-                    images = bodies(options.folder, server, model, "bmp") if level.unlike else jpegs
-                    results.add(here | drive(server, images, level, seconds, rate))
+                    if not results.find(**here):
+                        tick(f"{model} round {number + 1}: {server.name}, {level.name}")
+                        full = results.find(**key, server=server.name, level="64") if level.open else None
+                        rate = OPEN_SHARE * full["requests"] / full["seconds"] if full else 0.0
+                        images = bodies(options.folder, server, model, "bmp") if level.unlike else jpegs
+                        results.add(here | drive(server, images, level, rate))
+                    loop(server, level, "after")
                 server.pause()
-            if not results.find(**key, server="offline", level="after"):
-                results.add(key | {"server": "offline", "level": "after"} | offline.measure(32, seconds))
     finally:
         offline.stop()
         for server in running:
@@ -99,7 +107,6 @@ def measure_all(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--seconds", type=int, help="of each measurement; default: 1 for null, 2 for resnet18")
     parser.add_argument(
         "--servers", nargs="+", choices=KINDS, default=list(KINDS), metavar="NAME", help=", ".join(KINDS)
     )
@@ -112,13 +119,16 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     prepare(options.folder)
     results = Results(options.folder / "results.jsonl", options.fresh)
-    measurements = sum(3 + sum(len(levels(s, m, options.servers)) for s in options.servers) for m in options.models)
-    left = options.rounds * measurements - len(results.records)
-    seconds = {model: options.seconds or SECONDS[model] for model in options.models}
-    each, started, done = sum(seconds.values()) / len(seconds) + OVERHEAD, time.monotonic(), 0
+    plan = [level for m in options.models for s in options.servers for level in levels(s, m, options.servers)]
+    loops = len(LOOPS) * len(options.servers) * len(options.models)
+    left = options.rounds * (len(plan) + loops) - len(results.records)
+    each = (sum(level.seconds for level in plan) + loops * LOOP_SECONDS) / (len(plan) + loops) + OVERHEAD
+    started, done = time.monotonic(), 0
     # Starting each server once for each model, and waking it in each round.
     starts = (12 + options.rounds * (1 + OVERHEAD)) * len(options.servers) * len(options.models)
-    print(f"{left} measurements of {each - OVERHEAD:g} s: about {(left * each + starts) / 60:.0f} minutes", flush=True)
+    print(
+        f"{left} measurements of {each - OVERHEAD:.1f} s: about {(left * each + starts) / 60:.0f} minutes", flush=True
+    )
 
     def tick(what: str) -> None:
         nonlocal done
@@ -128,7 +138,7 @@ def main() -> None:
 
     try:
         for model in options.models:
-            measure_all(results, model, seconds[model], options, tick)
+            measure_all(results, model, options, tick)
     finally:
         if results.records:
             report.write(results.records, options.folder)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,20 @@ from benchmarks.serving.processes import ACCEPT, ROOT, Running
 from benchmarks.serving.workload import IMAGES, Model, Rows
 
 OPEN_SHARE = 0.7
+LEAD, TAIL = 0.5, 0.2  # seconds of a load before it is steady, and before it ends
 BMP_PIXELS = 54  # where the pixels of a 24-bit BMP begin
 
 
 @dataclass(frozen=True)
 class Level:
-    """A load: so many connections; open if arrivals do not wait for answers; unlike if no two images agree."""
+    """A load: so many connections for so many seconds.
+
+    open: arrivals do not wait for answers; unlike: no two images agree.
+    """
 
     name: str
     connections: int
+    seconds: int = 2  # wrk takes whole ones
     open: bool = False
     unlike: bool = False
 
@@ -36,16 +42,24 @@ def bodies(folder: Path, server: Running, model: Model, form: str) -> Path:
     return place
 
 
-def drive(server: Running, images: Path, level: Level, seconds: int, rate: float = 0.0) -> dict[str, float]:
-    """One measurement by wrk: its figures (see post.lua) and the server's CPU seconds."""
+def drive(server: Running, images: Path, level: Level, rate: float = 0.0) -> dict[str, float]:
+    """One measurement by wrk: its figures (see post.lua), the server's answers and CPU seconds while it is steady."""
     stamp = BMP_PIXELS if level.unlike else 0
-    lua = [str(images), str(IMAGES), server.kind.content_type, ACCEPT, str(stamp), str(rate)]
-    options = ["-t1", f"-c{level.connections}", f"-d{seconds}s", "--timeout", "30s"]
+    start = time.monotonic() + LEAD
+    end = start + level.seconds - LEAD - TAIL
+    lua = [str(images), str(IMAGES), server.kind.content_type, ACCEPT, *map(str, (stamp, rate, start, end))]
+    options = ["-t1", f"-c{level.connections}", f"-d{level.seconds}s", "--timeout", "30s"]
     command = ["wrk", *options, "-s", str(Path(__file__).with_name("post.lua")), server.url, "--", *lua]
-    before = server.cpu_seconds()
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as wrk:
+        cpu = []
+        for moment in (start, end):
+            time.sleep(max(0.0, moment - time.monotonic()))
+            cpu.append(server.cpu_seconds())
+        output, _ = wrk.communicate()
+    if wrk.returncode:
+        raise subprocess.CalledProcessError(wrk.returncode, command)
     result: dict[str, float] = json.loads(output.partition("JSON ")[2])
-    return result | {"cpu": server.cpu_seconds() - before}
+    return result | {"requests": result["answered"], "seconds": end - start, "cpu": cpu[1] - cpu[0]}
 
 
 def check(server: Running, images: list[bytes], wanted: Rows) -> float:

@@ -1,9 +1,11 @@
 -- wrk's script: posts prepared bodies in turn and prints one line of JSON.
---   wrk ... -s post.lua URL -- FOLDER COUNT CONTENT_TYPE ACCEPT STAMP RATE
+--   wrk ... -s post.lua URL -- FOLDER COUNT CONTENT_TYPE ACCEPT STAMP RATE FROM TO
 -- STAMP > 0 writes a counter at that offset of each body: no two images are alike (for BMP, whose pixels lie bare).
 -- RATE > 0 makes it an open loop: arrivals are a Poisson process fixed in advance, and the next free connection takes
 -- the next arrival. wrk's latency starts when a request is sent; where all connections were busy at its arrival the
 -- wait before that is not in it, so `late` counts those and `lag` is the longest wait (ms). Timers tick in whole ms.
+-- FROM, TO: `answered` counts the good answers between these times of the monotonic clock, when the load is steady: wrk's
+-- own count leaves out what the server worked on at the end.
 local ffi = require("ffi")
 ffi.cdef("typedef struct { long s, ns; } when; int clock_gettime(int, when *);")
 local time = ffi.new("when")
@@ -13,7 +15,7 @@ local function now()
 end
 
 local threads, bodies, requests, turn = {}, {}, {}, 0
-late, lag, sent = 0, 0, 0
+late, lag, sent, answered = 0, 0, 0, 0
 
 function setup(thread)
   thread:set("seed", #threads)
@@ -28,6 +30,11 @@ function init(args)
     bodies[i] = file:read("*a")
     file:close()
     requests[i] = wrk.format("POST", nil, headers, bodies[i])
+  end
+  local from, to = tonumber(args[7]), tonumber(args[8])
+  response = function(status)
+    local time = now()
+    if status == 200 and time >= from and time < to then answered = answered + 1 end
   end
   math.randomseed(os.time() + seed)
   turn = math.random(count)
@@ -49,13 +56,14 @@ function init(args)
 end
 
 function done(summary, latency)
-  local late, lag = 0, 0
+  local late, lag, answered = 0, 0, 0
   for _, thread in ipairs(threads) do
     late, lag = late + thread:get("late"), math.max(lag, thread:get("lag"))
+    answered = answered + thread:get("answered")
   end
   local e = summary.errors
   print(string.format(
-    'JSON {"seconds": %f, "requests": %d, "bad": %d, "broken": %d, "p50": %f, "p99": %f, "late": %d, "lag": %f}',
-    summary.duration / 1e6, summary.requests, e.status, e.connect + e.read + e.write + e.timeout,
+    'JSON {"answered": %d, "sent": %d, "bad": %d, "broken": %d, "p50": %f, "p99": %f, "late": %d, "lag": %f}',
+    answered, summary.requests, e.status, e.connect + e.read + e.write + e.timeout,
     latency:percentile(50) / 1e6, latency:percentile(99) / 1e6, late, lag / 1e3))
 end

@@ -25,7 +25,7 @@ def bootstrap(values: list[float], draws: int = 4000) -> Interval:
 
 
 def rate(it: dict[str, Any]) -> float:
-    return float((it["requests"] - it.get("bad", 0)) / it["seconds"])
+    return float(it["requests"] / it["seconds"])
 
 
 def cost(it: dict[str, Any]) -> float:
@@ -46,19 +46,21 @@ def ratio(above: dict[int, float], below: dict[int, float]) -> Interval | None:
     return bootstrap([above[it] / below[it] for it in shared]) if shared else None
 
 
+def beside_loop(records: Records, figure: Callable[[dict[str, Any]], float], server: str) -> Interval | None:
+    """A server's figure at 64 connections over that of the loop just before and after it."""
+    full, loop = {"level": "64", "server": server}, {"level": "64", "server": "offline", "beside": server}
+    return ratio(by_round(records, figure, **full), by_round(records, figure, **loop))
+
+
 def summarise(records: Records) -> list[dict[str, Any]]:
     """One entry for each model and server: medians over rounds; ratios as [median, low, high]."""
     entries = []
     for model in dict.fromkeys(it["model"] for it in records):
         mine = [it for it in records if it["model"] == model]
-        loop = [it for it in mine if it["server"] == "offline" and it["level"] != "1"]
         for server in dict.fromkeys(it["server"] for it in mine):
-            own = [it for it in (loop if server == "offline" else mine) if it["server"] == server]
-            full = {} if server == "offline" else {"level": "64"}
-            entry: dict[str, Any] = {"model": model, "server": server, "rounds": len({it["round"] for it in own})}
-            entry["efficiency"] = ratio(by_round(own, rate, **full), by_round(loop, rate))
-            entry["cpu_ratio"] = ratio(by_round(own, cost, **full), by_round(loop, cost))
             every = [it for it in mine if it["server"] == server]
+            entry: dict[str, Any] = {"model": model, "server": server, "rounds": len({it["round"] for it in every})}
+            entry["efficiency"], entry["cpu_ratio"] = (beside_loop(mine, figure, server) for figure in (rate, cost))
             entry["failed"] = sum(it.get("bad", 0) + it.get("broken", 0) for it in every)
             for level in dict.fromkeys(it["level"] for it in every):
                 at = [it for it in every if it["level"] == level]
@@ -67,7 +69,7 @@ def summarise(records: Records) -> list[dict[str, Any]]:
                     "p50_ms": 1e3 * float(np.median([it["p50"] for it in at])),
                     "p99_ms": 1e3 * float(np.median([it["p99"] for it in at])),
                     "cpu_ms": 1e3 * float(np.median([cost(it) for it in at])),
-                    "late_share": float(np.mean([it.get("late", 0) / max(1, it["requests"]) for it in at])),
+                    "late_share": float(np.mean([it.get("late", 0) / max(1, it.get("sent", 1)) for it in at])),
                     "lag_ms": 1e3 * max(it.get("lag", 0.0) for it in at),
                 }
             entries.append(entry)
@@ -89,11 +91,13 @@ def goals(records: Records) -> list[str]:
         return by_round(records, figure, model=model, server=server, level=level)
 
     model = "resnet18"
-    loop = [it for it in records if it["server"] == "offline" and it["level"] != "1" and it["model"] == model]
-    throughput, cpu = get(rate, model, "fullrank", "64"), get(cost, model, "fullrank", "64")
-    line("throughput at 64, of offline (>= 0.95)", ratio(throughput, by_round(loop, rate)), lambda x: x >= 0.95)
-    line("CPU an image, of offline (<= 1.1)", ratio(cpu, by_round(loop, cost)), lambda x: x <= 1.1)
-    one, alone = (get(lambda it: 1e3 * it["p50"], model, name, "1") for name in ("fullrank", "offline"))
+    real = [it for it in records if it["model"] == model]
+    line("throughput at 64, of offline (>= 0.95)", beside_loop(real, rate, "fullrank"), lambda x: x >= 0.95)
+    line("CPU an image, of offline (<= 1.1)", beside_loop(real, cost, "fullrank"), lambda x: x <= 1.1)
+    one, alone = (
+        by_round(real, lambda it: 1e3 * it["p50"], level="1", **name)
+        for name in ({"server": "fullrank"}, {"server": "offline", "beside": "fullrank"})
+    )
     extra = [one[it] - alone[it] for it in one.keys() & alone.keys()]
     line("p50 at 1 beyond offline (<= 3)", bootstrap(extra) if extra else None, lambda x: x <= 3, " ms")
     tail = ratio(*(get(lambda it: it["p99"], "null", name, "32") for name in ("fullrank", "thread batcher")))
@@ -113,8 +117,6 @@ def table(entries: list[dict[str, Any]]) -> str:
     rows = [HEADER]
     for it in entries:
         rates = [at(it, level, "rps", 0) for level in ("1", "8", "32", "64")]
-        if it["server"] == "offline":
-            rates[3] = f"{(it['before']['rps'] + it['after']['rps']) / 2:.0f}" if "after" in it else ""
         tails = [at(it, "1", "p50_ms", 2), at(it, "32", "p99_ms")]
         opened = f"{at(it, 'open', 'p50_ms')}, {at(it, 'open', 'p99_ms')}" if "open" in it else ""
         late = f"{100 * it['open']['late_share']:.1f}" if "open" in it else ""
