@@ -20,9 +20,9 @@ from benchmarks.serving.load import OPEN_SHARE, Level, Offline, Results, bodies,
 from benchmarks.serving.processes import KINDS, ROOT, Running
 from benchmarks.serving.workload import MODELS, Model, Workload, prepare
 
-LEVELS = [Level("64", 64, 5), Level("open", 64, 3, open=True), Level("32", 32, 5), Level("8", 8), Level("1", 1)]
+LEVELS = [Level("64", 64, 6), Level("open", 64, 3, open=True), Level("32", 32, 5), Level("8", 8), Level("1", 1)]
 LOOPS = {("64", "before"): 32, ("64", "after"): 32, ("1", "after"): 1}  # batches of the loop beside a level
-UNLIKE = Level("unlike", 64, 5, unlike=True)
+UNLIKE = Level("unlike", 64, 8, unlike=True)
 LOOP_SECONDS = 1.0
 OVERHEAD = 0.35  # seconds of each measurement that are not the measurement: starting wrk, reading CPU times
 
