@@ -9,8 +9,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RIDE = 8  # images of requests in a batch to each image that yields: at most an eighth more to wait for
+PACE, LONGEST_HOLD = 0.005, 1.0  # seconds
 Pixels = NDArray[np.uint8]  # (n, channels, height, width)
 Rows = NDArray[np.float32]  # (n, dimension)
 
@@ -37,20 +37,29 @@ class Admission:
         self.limit, self.pending = limit, 0
         self._busy_seconds = self._finished = 0.0
         self._last = time.monotonic()
+        self._next_refusal = 0.0
 
-    @contextmanager
-    def admit(self, images: int) -> Iterator[None]:
-        """Hold a place for each image; raises OverloadError when they do not all fit."""
+    def enter(self, images: int) -> None:
+        """Hold a place for each image until leave(); raises OverloadError when they do not all fit."""
         if self.pending + images > self.limit:
             raise OverloadError(self.pending, self.limit, self.retry_after(images))
         self._tick()
         self.pending += images
-        try:
-            yield
-        finally:
-            self._tick()
-            self.pending -= images
-            self._finished += images
+
+    def leave(self, images: int) -> None:
+        """Give the places back."""
+        self._tick()
+        self.pending -= images
+        self._finished += images
+
+    def hold(self) -> float:
+        """Seconds to keep the next refusal back: none for a few, LONGEST_HOLD at most, so that they leave PACE apart.
+
+        Clients that ask again at once would otherwise take the time of those who are served.
+        """
+        now = time.monotonic()
+        self._next_refusal = min(now + LONGEST_HOLD, max(now, self._next_refusal + PACE))
+        return self._next_refusal - now
 
     def retry_after(self, images: int) -> int:
         """Whole seconds, 1 to 60, until so many places are free at the rate at which images lately left."""

@@ -2,8 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -125,23 +124,38 @@ class Service:
         served = self.served(model)
         if self.phase == "stopped":
             raise Problem(503, "draining", "this replica is shutting down; send the request again", headers=retry(1))
-        with self._admit(len(sources), served):
-            try:
-                job = await self.engine.embed(served, sources, deadline)
-            except TimeoutError:
-                self.metrics.rejected["deadline"].inc(len(sources))
-                raise Problem(
-                    504,
-                    "deadline_exceeded",
-                    "the request's deadline passed before its images were embedded; "
-                    f"send fewer images or allow more time (at most {self.settings.request_timeout:g} s)",
-                ) from None
-            except Problem:
-                self.metrics.rejected["invalid"].inc(len(sources))
-                raise
-            except asyncio.CancelledError:
-                self.metrics.rejected["disconnected"].inc(len(sources))
-                raise
+        try:
+            self.admission.enter(len(sources))
+        except OverloadError as full:
+            self.metrics.rejected["overloaded"].inc(len(sources))
+            await asyncio.sleep(self.admission.hold())
+            raise Problem(
+                429,
+                "overloaded",
+                f"{full.pending} images are pending and at most {full.limit} may be; "
+                f"send these {len(sources)} again in {full.retry_after} s",
+                headers=retry(full.retry_after),
+            ) from None
+        served.in_flight += 1
+        try:
+            job = await self.engine.embed(served, sources, deadline)
+        except TimeoutError:
+            self.metrics.rejected["deadline"].inc(len(sources))
+            raise Problem(
+                504,
+                "deadline_exceeded",
+                "the request's deadline passed before its images were embedded; "
+                f"send fewer images or allow more time (at most {self.settings.request_timeout:g} s)",
+            ) from None
+        except Problem:
+            self.metrics.rejected["invalid"].inc(len(sources))
+            raise
+        except asyncio.CancelledError:
+            self.metrics.rejected["disconnected"].inc(len(sources))
+            raise
+        finally:
+            served.in_flight -= 1
+            self.admission.leave(len(sources))
         if job.nonfinite is not None:
             self.metrics.rejected["nonfinite"].inc(len(sources))
             raise Problem(
@@ -159,25 +173,6 @@ class Service:
         self.metrics.phase["queue"].observe(answer.queue_seconds)
         self.metrics.phase["forward"].observe(answer.forward_seconds)
         return answer
-
-    @contextmanager
-    def _admit(self, images: int, served: Served) -> Iterator[None]:
-        try:
-            with self.admission.admit(images):
-                served.in_flight += 1
-                try:
-                    yield
-                finally:
-                    served.in_flight -= 1
-        except OverloadError as full:
-            self.metrics.rejected["overloaded"].inc(images)
-            raise Problem(
-                429,
-                "overloaded",
-                f"{full.pending} images are pending and at most {full.limit} may be; "
-                f"send these {images} again in {full.retry_after} s",
-                headers=retry(full.retry_after),
-            ) from None
 
     # ---- encoders
 

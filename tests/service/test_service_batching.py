@@ -98,13 +98,15 @@ async def test_rows_come_back_in_order_whatever_the_batches() -> None:
 
 def test_admission_is_counted_per_image_and_given_back() -> None:
     admission = Admission(10)
-    with admission.admit(8):
-        assert admission.pending == 8
-        with pytest.raises(OverloadError) as caught, admission.admit(3):
-            pass
-        assert (caught.value.pending, caught.value.limit) == (8, 10)
-        with admission.admit(2):
-            assert admission.pending == 10
+    admission.enter(8)
+    assert admission.pending == 8
+    with pytest.raises(OverloadError) as caught:
+        admission.enter(3)
+    assert (caught.value.pending, caught.value.limit) == (8, 10)
+    admission.enter(2)
+    assert admission.pending == 10
+    admission.leave(8)
+    admission.leave(2)
     assert admission.pending == 0
 
 
@@ -113,11 +115,24 @@ def test_retry_after_follows_the_measured_rate(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(batching.time, "monotonic", lambda: now)
     admission = Admission(100)
     assert admission.retry_after(200) == 1  # nothing measured yet
-    with admission.admit(20):
-        now = 2.0  # ten images a second
+    admission.enter(20)
+    now = 2.0  # ten images a second
+    admission.leave(20)
     now = 500.0  # an idle service drains no slower for it
-    with admission.admit(100):
-        assert admission.retry_after(1) == 1
-        assert admission.retry_after(75) == 8
-        now = 5000.0
-        assert admission.retry_after(100) == 60
+    admission.enter(100)
+    assert admission.retry_after(1) == 1
+    assert admission.retry_after(75) == 8
+    now = 5000.0
+    assert admission.retry_after(100) == 60
+
+
+def test_refusals_leave_at_a_bounded_rate_and_a_few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(batching.time, "monotonic", lambda: now)
+    admission = Admission(1)
+    assert [admission.hold() for _ in range(4)] == pytest.approx([0.0, 0.005, 0.010, 0.015])
+    assert max(admission.hold() for _ in range(1000)) == pytest.approx(1.0)
+    now = 100.5
+    assert admission.hold() == pytest.approx(0.505)
+    now = 200.0
+    assert admission.hold() == 0.0
