@@ -2,10 +2,20 @@
 
 from pathlib import Path
 
+import httpx._config
+import hypothesis
 import pytest
 import torch
 
 torch.set_num_threads(1)
+
+# No test is about how fast a machine is: what it waits for may come late, and must come.
+for what in ("connect", "read", "write", "pool"):
+    setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, what, 120.0)
+hypothesis.settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
+)
+hypothesis.settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 def output_of(name: str) -> str:
     return subprocess.run(
-        [sys.executable, EXAMPLES / name], check=True, capture_output=True, text=True, env=ENVIRONMENT, timeout=120
+        [sys.executable, EXAMPLES / name], check=True, capture_output=True, text=True, env=ENVIRONMENT, timeout=600
     ).stdout
 
 

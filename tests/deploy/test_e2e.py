@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.deploy.conftest import about_embeddings
+
 Tool = Callable[[str], str]
 
 
@@ -53,7 +55,7 @@ def test_the_webhook_remembers_when_an_alert_first_came() -> None:
 
 
 def test_an_encoder_without_a_reference_serves_and_pages_nobody(
-    tool: Tool, small_artifact: Path, tmp_path: Path
+    tool: Tool, deploy: Path, small_artifact: Path, tmp_path: Path
 ) -> None:
     from deploy.demo.stack import call, prometheus, service, wait
     from deploy.demo.traffic import Traffic, encoded
@@ -65,20 +67,25 @@ def test_an_encoder_without_a_reference_serves_and_pages_nobody(
     save(replace(load(small_artifact), reference=None, canary=None), tmp_path / "imported")
     pictures = encoded(read_fashion_mnist(SAMPLE, "test").images)
     with (
-        service(tmp_path, encoder=tmp_path / "imported", windows="6,60", block_rows=32, threads=1) as url,
+        service(tmp_path, encoder=tmp_path / "imported", windows="20,60", block_rows=32, threads=1) as url,
         prometheus(
-            tmp_path, [url.removeprefix("http://")], windows={"6s": "5m"}, rules=hurried_rules(tmp_path / "rules")
+            tmp_path, [url.removeprefix("http://")], windows={"20s": "5m"}, rules=hurried_rules(tmp_path / "rules")
         ) as server,
         Traffic(url, pictures, rate=100),
     ):
-        assert wait(lambda: server.value('fullrank_effective_rank{window="5m"}') > 0, 120)
-        time.sleep(6)  # longer than any `for` of a page
-        assert wait(lambda: json.loads(call(f"{url}/spectrum"))["windows"]["60"]["rows"] >= 256, 120)
-        spectrum = json.loads(call(f"{url}/spectrum"))
+        # Enough rows for every rule that asks for some, in several evaluations: an alert that is pending shows too.
+        seen = 'count_over_time((fullrank_window_rows{window="5m"} >= 256)[5m:1s]) > 3'
+        assert wait(lambda: bool(server.query(seen)), 180)
+        spectrum = json.loads(call(f"{url}/spectrum", timeout=120))
         assert spectrum["verdict"]["state"] == "insufficient_data"
         assert "fullrank reference ENCODER --data DIR" in spectrum["verdict"]["reason"]
-        assert {alert["labels"]["alertname"] for alert in server.alerts()} <= {"EmbeddingInsufficientData"}
-        assert server.value('fullrank_verdict{state="insufficient_data"}') == 1
+        assert wait(lambda: server.value('fullrank_verdict{state="insufficient_data"}') == 1, 120)
+
+        def alerts() -> set[str]:
+            return {alert["labels"]["alertname"] for alert in server.alerts()}
+
+        assert wait(lambda: "EmbeddingInsufficientData" in alerts(), 120)
+        assert alerts() & about_embeddings(deploy) == set()
 
 
 @pytest.mark.soak

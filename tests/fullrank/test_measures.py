@@ -67,7 +67,7 @@ def test_entropy_of_shares_not_of_squares():
 
 
 @given(spectra, st.floats(1e-200, 1e200))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_ranks_ignore_scale_and_order_and_stay_within_bounds(values, scale):
     moved = [v * scale for v in reversed(values)]
     for rank in (measures.effective_rank, measures.participation_ratio, measures.stable_rank):
@@ -76,7 +76,7 @@ def test_ranks_ignore_scale_and_order_and_stay_within_bounds(values, scale):
 
 
 @given(spectra)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_ranks_fall_as_trailing_dimensions_are_removed(values):
     values = sorted(values, reverse=True)
     for rank in RANKS:
@@ -85,7 +85,7 @@ def test_ranks_fall_as_trailing_dimensions_are_removed(values):
 
 
 @given(spectra, st.integers(0, 1000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_ranks_are_those_of_the_matrix_however_it_is_turned(values, seed):
     d = len(values)
     turn = np.linalg.qr(np.random.default_rng(seed).standard_normal((d, d)))[0]
@@ -95,7 +95,7 @@ def test_ranks_are_those_of_the_matrix_however_it_is_turned(values, seed):
 
 
 @given(spectra)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_ranks_are_what_their_definitions_say(values):
     p = np.array(values) / np.sum(values)
     sigma = np.sqrt(values) / np.sum(np.sqrt(values)) + 1e-7
@@ -230,7 +230,7 @@ def naive_correction(values, n):
 
 
 @given(st.lists(st.sampled_from([0.1, 0.5, 0.50000001, 1.0, 7.0]), min_size=2, max_size=8))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_entropy_correction_is_the_formula_also_at_equal_eigenvalues(values):
     assert measures.entropy_correction(values, 100) == pytest.approx(naive_correction(values, 100), rel=1e-6)
 

@@ -50,7 +50,7 @@ def test_matches_numpy(shift):
 
 
 @given(st.lists(st.integers(0, 60), max_size=4), st.integers(0, 5), st.booleans())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_sharding_and_order_gives_the_same(cuts, seed, shifted):
     x = rows_of(60, 4, seed)
     whole = Moments(4, np.ones(4)).add(x)
@@ -63,7 +63,7 @@ def test_any_sharding_and_order_gives_the_same(cuts, seed, shifted):
 
 
 @given(st.integers(0, 20), st.floats(1e-6, 1e6))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_ranks_ignore_rotation_and_scale(seed, scale):
     x = rows_of(400, 6, seed)
     q = np.linalg.qr(np.random.default_rng(seed).standard_normal((6, 6)))[0]
@@ -73,7 +73,7 @@ def test_ranks_ignore_rotation_and_scale(seed, scale):
 
 
 @given(st.integers(32, 1500), st.sampled_from([8, 64, 200]), st.integers(0, 5))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_isotropic_reads_d_at_every_n_above_the_minimum(n, d, seed):
     # Fewer rows than dimensions among them. The estimate's own deviation is about 2 / n of d.
     torch.manual_seed(seed)
@@ -82,7 +82,7 @@ def test_isotropic_reads_d_at_every_n_above_the_minimum(n, d, seed):
 
 
 @given(st.integers(64, 1500), st.sampled_from([1, 8, 40]), st.integers(0, 5))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_rank_k_reads_k_at_every_n_above_the_minimum(n, k, seed):
     torch.manual_seed(seed)
     frame = torch.linalg.qr(torch.randn(128, k)).Q

@@ -25,7 +25,7 @@ with SpectrumMonitor({d}) as monitor:
 
 def test_another_process_resumes_the_window_to_the_last_bit(tmp_path):
     state, moments = tmp_path / "state.safetensors", tmp_path / "moments.safetensors"
-    subprocess.run([sys.executable, "-c", FIRST_LIFE.format(d=D), state, moments], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", FIRST_LIFE.format(d=D), state, moments], check=True, timeout=600)
     with SpectrumMonitor(D) as monitor:
         monitor.restore(load_file(state))
         resumed, left = monitor.moments().tensors(), load_file(moments)

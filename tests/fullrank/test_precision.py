@@ -16,7 +16,7 @@ PRETRAINED = Path(__file__).parents[2] / "models" / "pretrained"
 
 @pytest.fixture(scope="module")
 def images():
-    return torch.cat([read_fashion_mnist(SAMPLE, part).images for part in ("train", "test")])
+    return torch.cat([read_fashion_mnist(SAMPLE, part).images[:600] for part in ("train", "test")])
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_the_emulation_leaves_the_original_alone(shipped, images):
 @pytest.mark.parametrize("dtype", ["tf32", "float16", "bfloat16"])
 def test_rounding_lies_below_the_floor_and_rank_k_reads_k(shipped, images, dtype):
     collapsed = behind_rank(shipped, RANK)
-    exact, served = (rows_in(collapsed, name, images[:300]) for name in ("float32", dtype))
+    exact, served = (rows_in(collapsed, name, images[:200]) for name in ("float32", dtype))
     floor = measures.noise_floor(dtype, exact.shape[1])
     noise = float((served - exact).var(0).mean())
     assert 0.02 * floor < noise < floor
@@ -55,7 +55,7 @@ def test_rounding_lies_below_the_floor_and_rank_k_reads_k(shipped, images, dtype
     assert measures.numerical_rank(eigenvalues, floor) == RANK
 
 
-@pytest.mark.parametrize("dtype", ["float32", "tf32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("tf32", marks=pytest.mark.soak), "bfloat16"])
 def test_the_verdict_on_a_collapsed_encoder_is_collapse_in_any_precision(shipped, images, healthy, dtype):
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     basis, held_out = healthy[order].chunk(2)
@@ -64,5 +64,5 @@ def test_the_verdict_on_a_collapsed_encoder_is_collapse_in_any_precision(shipped
     rows = rows_in(behind_rank(shipped, RANK), dtype, images[order[:600]])
     with SpectrumMonitor(reference.dimension, reference, clock=lambda: 0.0) as monitor:
         monitor.observe(rows)
-        monitor.flush(30)
+        monitor.flush(120)
         assert monitor.snapshot().verdict.state == "dimensional_collapse"

@@ -56,7 +56,7 @@ def watch(reference, parts):
             for block, described in zip(rows.split(256), inputs.split(256), strict=True):
                 now[0] += len(block) / 20
                 monitor.observe(block, inputs=described)
-                assert monitor.flush(30)
+                assert monitor.flush(120)
                 states.append(monitor.snapshot())
     return states
 
@@ -176,7 +176,7 @@ def test_a_fresh_canary_vouches_for_the_model(world, reference):
         for block, described in zip((rows + noise).split(256), inputs.split(256), strict=True):
             monitor.observe(block, inputs=described)
         monitor.record_canary(world.draw(40, 9)[0])
-        assert monitor.flush(30)
+        assert monitor.flush(120)
         assert monitor.snapshot().verdict.state == "traffic_shifted"
 
 

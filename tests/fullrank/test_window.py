@@ -12,7 +12,7 @@ def block(start, end, value=0.0):
 
 
 @given(st.lists(st.floats(0.1, 40), min_size=1, max_size=120))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_every_window_holds_only_its_rows_and_few_groups(gaps):
     ring, now, blocks = Ring((300.0, 3600.0), groups=6), 0.0, []
     for gap in gaps:

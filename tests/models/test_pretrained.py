@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 import models
 from models.artifact import Artifact, load
@@ -26,6 +27,13 @@ def artifacts() -> dict[str, Artifact]:
     return {name: load(PRETRAINED / name) for name in (*HEALTHY, COLLAPSED)}
 
 
+@pytest.fixture(scope="module")
+def rows(artifacts: dict[str, Artifact], sample: tuple[ImageSet, ImageSet]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Each encoder's embeddings of both parts."""
+    embedders = {name: Embedder(artifact) for name, artifact in artifacts.items()}
+    return {name: (it.embed(sample[0].images), it.embed(sample[1].images)) for name, it in embedders.items()}
+
+
 def test_nothing_else_is_shipped_and_nothing_is_heavy(artifacts: dict[str, Artifact]) -> None:
     assert {path.name for path in PRETRAINED.iterdir()} == set(artifacts)
     for name, artifact in artifacts.items():
@@ -38,36 +46,30 @@ def test_nothing_else_is_shipped_and_nothing_is_heavy(artifacts: dict[str, Artif
 
 
 def test_with_few_labels_training_pays_and_collapse_costs(
-    artifacts: dict[str, Artifact], sample: tuple[ImageSet, ImageSet]
+    rows: dict[str, tuple[Tensor, Tensor]], sample: tuple[ImageSet, ImageSet]
 ) -> None:
     """A bank of 100 images a class: the default encoder, raw pixels, the collapsed encoder, five points apart."""
     train, test = sample
     knn = {"pixels": evaluate_pixels(train, test)["knn"]}
-    for name, artifact in artifacts.items():
-        bank, queries = (Embedder(artifact).embed(part.images) for part in sample)
+    for name, (bank, queries) in rows.items():
         knn[name] = knn_accuracy(bank, train.labels, queries, test.labels)
     assert knn[DEFAULT] > knn["pixels"] + 0.05
     assert knn["pixels"] > knn[COLLAPSED] + 0.05
     assert knn["fashion-byol"] > knn[COLLAPSED] + 0.05
 
 
-def test_the_collapsed_encoder_has_a_fifth_of_the_rank(
-    artifacts: dict[str, Artifact], sample: tuple[ImageSet, ImageSet]
-) -> None:
-    rank, collapsed = (
-        Spectrum.of(Embedder(artifacts[name]).embed(sample[1].images)).participation_ratio
-        for name in (DEFAULT, COLLAPSED)
-    )
+def test_the_collapsed_encoder_has_a_fifth_of_the_rank(rows: dict[str, tuple[Tensor, Tensor]]) -> None:
+    rank, collapsed = (Spectrum.of(rows[name][1]).participation_ratio for name in (DEFAULT, COLLAPSED))
     assert collapsed <= 0.2 * rank
 
 
 @pytest.mark.parametrize("name", HEALTHY)
 def test_references_describe_images_nobody_trained_on(
-    name: str, artifacts: dict[str, Artifact], sample: tuple[ImageSet, ImageSet]
+    name: str, artifacts: dict[str, Artifact], rows: dict[str, tuple[Tensor, Tensor]]
 ) -> None:
     """The reference's held-out split against the test set's sample: the same law, so nearly the same spectrum."""
     reference = artifacts[name].reference
     assert reference is not None
-    spectrum = Spectrum.of(Embedder(artifacts[name]).embed(sample[1].images))
+    spectrum = Spectrum.of(rows[name][1])
     assert spectrum.participation_ratio == pytest.approx(reference.participation_ratio, rel=0.1)
     assert spectrum.total_variance == pytest.approx(reference.total_variance, rel=0.05)

@@ -123,7 +123,7 @@ def start(settings: Callable[..., Settings]) -> Start:
         transport = httpx.ASGITransport(app, client=(address, 1234))
         async with (
             app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=30) as client,
+            httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=120) as client,
         ):
             while service.phase == "starting" and service.failure is None:
                 await asyncio.sleep(0.005)
@@ -166,7 +166,7 @@ def held(served: Served) -> Iterator[Hold]:
 
 async def pending(service: Service, images: int) -> None:
     """Wait until so many images are pending."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while service.admission.pending != images:
             await asyncio.sleep(0.002)
 

@@ -14,7 +14,7 @@ from service import openapi
 from service.app import create_app
 from service.settings import PRETRAINED, Settings
 from tests.service.conftest import Start
-from tests.service.test_service_process import free_port, running
+from tests.service.test_service_process import running
 
 DOCUMENT: dict[str, Any] = json.loads(openapi.COMMITTED.read_text())
 OPERATIONS = [(method, path) for path, methods in DOCUMENT["paths"].items() for method in methods]
@@ -67,8 +67,8 @@ def assert_has_the_fields_of(value: Any, example: Any) -> None:
 
 @pytest.fixture(scope="module")
 def url(settings: Callable[..., Settings]) -> Iterator[str]:
-    limits = {"max_images_per_request": 4, "max_pending_images": 4, "max_body_bytes": 65536, "request_timeout": 10}
-    with running(settings(port=free_port(), **limits)) as (address, _):
+    limits = {"max_images_per_request": 4, "max_pending_images": 4, "max_body_bytes": 65536, "request_timeout": 120}
+    with running(settings(**limits)) as (address, _):
         yield address
 
 
@@ -80,14 +80,13 @@ EXCLUDED = [positive_data_acceptance]
 def keeps_to_the_document(case: Any, url: str) -> None:
     """Send a generated request and check the answer in every way but one."""
     case.headers.pop("X-Request-Timeout", None)  # with a tiny one, any request may time out
-    case.call_and_validate(base_url=url, excluded_checks=EXCLUDED)
+    case.call_and_validate(base_url=url, excluded_checks=EXCLUDED, timeout=240)
 
 
 def fuzzed(examples: int, derandomize: bool) -> hypothesis.settings:
     return hypothesis.settings(
         max_examples=examples,
         derandomize=derandomize,
-        deadline=None,
         database=None,
         suppress_health_check=list(hypothesis.HealthCheck),
     )

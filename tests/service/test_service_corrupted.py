@@ -12,7 +12,7 @@ import pytest
 from service.settings import Settings
 from tests.service.conftest import encoded, pictures
 from tests.service.test_service_formats import FILES
-from tests.service.test_service_process import free_port, replica, running
+from tests.service.test_service_process import replica, running
 
 WHOLE = [data for data, _ in FILES.values()] + [
     encoded(picture, form) for form in ("PNG", "JPEG", "WEBP", "GIF", "BMP") for picture in pictures(3, 70, size=64)
@@ -54,7 +54,7 @@ def codes(url: str, count: int, seed: int) -> collections.Counter[int]:
 
 
 def test_some_corrupted_images(settings: Callable[..., Settings]) -> None:
-    with running(settings(port=free_port())) as (url, _):
+    with running(settings()) as (url, _):
         found = codes(url, 300, seed=0)
     assert found.keys() <= {200, 422}
     assert min(found.values()) > 30  # some survive, most do not

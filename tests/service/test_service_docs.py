@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from service.settings import Settings
-from tests.service.test_service_process import free_port, running
+from tests.service.test_service_process import running
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"```(sh|python|text|json)\n(.*?)```", (ROOT / "docs" / "service.md").read_text(), re.DOTALL)
@@ -21,7 +21,7 @@ BLOCKS = re.findall(r"```(sh|python|text|json)\n(.*?)```", (ROOT / "docs" / "ser
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with running(Settings(port=free_port(), threads=1)) as (address, _):
+    with running(Settings(threads=1)) as (address, _):
         yield address
 
 

@@ -70,7 +70,7 @@ async def test_each_has_its_own_monitor_and_metrics(start: Start) -> None:
         for name in ("alpha", "beta"):
             monitor = service.served(name).monitor
             assert monitor is not None
-            assert await asyncio.to_thread(monitor.flush, 10)
+            assert await asyncio.to_thread(monitor.flush, 120)
             seen[name] = monitor.counters.rows["sampled"]
             assert (await client.get("/spectrum", params={"model": name})).json()["model"] == name
         assert seen == {"alpha": 0, "beta": 3}

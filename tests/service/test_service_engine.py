@@ -92,8 +92,14 @@ async def test_a_batch_too_large_for_memory_is_split(metrics: Metrics) -> None:
 
 async def test_cancelled_work_is_dropped_before_it_is_computed(metrics: Metrics) -> None:
     engine, encoder = Engine(1, 1, metrics), Sums()
-    release = threading.Event()
-    blocked = asyncio.create_task(engine.call(release.wait))
+    entered, release = threading.Event(), threading.Event()
+
+    def block() -> bool:
+        entered.set()
+        return release.wait(120)
+
+    blocked = asyncio.create_task(engine.call(block))
+    await until(entered.is_set)
     task = asyncio.create_task(engine.embed(encoder, images(5)))
     await asyncio.sleep(0.01)
     task.cancel()
@@ -123,7 +129,7 @@ class Files(Sums):
         assert self.running == 1, "two passes at once"
         self.events.append(f"embed {pixels[:, 0, 0, 0].tolist()}")
         self.entered.set()
-        assert self.release.wait(60)
+        assert self.release.wait(120)
         rows = super().embed(pixels)
         rows[pixels[:, 0, 0, 0] == 99] = np.nan
         self.running -= 1
@@ -131,7 +137,7 @@ class Files(Sums):
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while not condition():
             await asyncio.sleep(0.001)
 
@@ -207,11 +213,24 @@ class Light(Files):
         return None if quick and image in (50, "bad") else super().decode(image)
 
 
-async def test_light_work_stays_on_the_loops_thread_once_it_is_known_to_be_light(metrics: Metrics) -> None:
-    engine, encoder = Engine(8, 1, metrics), Light()
+@pytest.fixture
+def all_is_light(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever an image's work takes here, once measured, is little."""
+    monkeypatch.setattr(service.engine, "HANDOVER", 60.0)
+
+
+async def known(engine: Engine, encoder: Light) -> None:
+    """Have its work measured, by a lane, and wait until the lanes sleep again."""
     await engine.embed(encoder, [1])
     assert encoder.threads <= {"engine_0", "engine_1"}
     encoder.threads.clear()
+    await until(lambda: len(engine._came._waiters) == service.engine.LANES)  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("all_is_light")
+async def test_light_work_stays_on_the_loops_thread_once_it_is_known_to_be_light(metrics: Metrics) -> None:
+    engine, encoder = Engine(8, 1, metrics), Light()
+    await known(engine, encoder)
     jobs = await asyncio.gather(*(engine.embed(encoder, [value, value + 1]) for value in range(0, 40, 2)))
     assert [job.rows[:, 0].tolist() for job in jobs] == [[value, value + 1] for value in range(0, 40, 2)]
     assert encoder.threads == {threading.current_thread().name}
@@ -219,9 +238,10 @@ async def test_light_work_stays_on_the_loops_thread_once_it_is_known_to_be_light
     await engine.close()
 
 
+@pytest.mark.usefixtures("all_is_light")
 async def test_an_image_that_is_not_light_goes_to_a_lane_and_what_follows_it_too(metrics: Metrics) -> None:
     engine, encoder = Engine(8, 1, metrics), Light()
-    await engine.embed(encoder, [1])
+    await known(engine, encoder)
     slow, quick = await asyncio.gather(engine.embed(encoder, [2, 50]), engine.embed(encoder, [3]))
     assert (slow.rows[:, 0].tolist(), quick.rows[:, 0].tolist()) == ([2, 50], [3])
     encoder.threads.clear()
@@ -230,9 +250,10 @@ async def test_an_image_that_is_not_light_goes_to_a_lane_and_what_follows_it_too
     await engine.close()
 
 
+@pytest.mark.usefixtures("all_is_light")
 async def test_a_bad_image_among_light_ones_fails_its_request_alone(metrics: Metrics) -> None:
     engine, encoder = Engine(8, 1, metrics), Light()
-    await engine.embed(encoder, [1])
+    await known(engine, encoder)
     bad, good = await asyncio.gather(
         engine.embed(encoder, [2, "bad"]), engine.embed(encoder, [3]), return_exceptions=True
     )

@@ -34,8 +34,8 @@ def run(*arguments: str) -> Result:
 def replicas(settings: Callable[..., Settings]) -> Iterator[list[tuple[str, Server, torch.Tensor]]]:
     """Two replicas of one encoder that have embedded different images, and their rows."""
     with (
-        running(settings(port=free_port(), api_key=KEY)) as (first, one),
-        running(settings(port=free_port(), api_key=KEY)) as (second, other),
+        running(settings(api_key=KEY)) as (first, one),
+        running(settings(api_key=KEY)) as (second, other),
     ):
         found = []
         for seed, (url, server) in enumerate([(first, one), (second, other)]):
@@ -46,7 +46,7 @@ def replicas(settings: Callable[..., Settings]) -> Iterator[list[tuple[str, Serv
             assert answer.status_code == 200, answer.text
             assert server.service.current.monitor is not None
             server.service.observer.join()
-            assert server.service.current.monitor.flush(30)
+            assert server.service.current.monitor.flush(120)
             found.append((url, server, torch.tensor(answer.json()["embeddings"])))
         yield found
 

@@ -17,7 +17,7 @@ from models.embedder import Embedder, normalize
 from service.core import Service
 from service.settings import Settings
 from tests.service.conftest import DIMENSION, SIZE, Start, encoded, held, pictures
-from tests.service.test_service_process import free_port, running
+from tests.service.test_service_process import running
 
 SMALL, LARGE = pictures(3, seed=8), pictures(3, seed=9, size=50)
 LENGTH = "inference-header-content-length"
@@ -25,7 +25,7 @@ LENGTH = "inference-header-content-length"
 
 @pytest.fixture(scope="module")
 def url(settings: Callable[..., Settings]) -> Iterator[str]:
-    with running(settings(port=free_port(), max_images_per_request=4)) as (address, _):
+    with running(settings(max_images_per_request=4)) as (address, _):
         yield address.removeprefix("http://")
 
 

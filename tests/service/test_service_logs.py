@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +37,7 @@ async def test_a_sane_request_id_is_kept_and_another_replaced(start: Start) -> N
 @pytest.mark.anyio
 async def test_one_access_line_for_each_request(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "fullrank.access")
+    started = time.monotonic()
     async with start(access_log=True) as (client, _):
         await client.post("/embed", files=as_files(IMAGES))
         await client.post("/embed", files=as_files([b"bad"]))
@@ -46,7 +48,7 @@ async def test_one_access_line_for_each_request(start: Start, caplog: pytest.Log
         ("POST", "/embed", 422, 1),
         ("GET", "other", 404, 0),
     ]
-    assert all(0 < it["seconds"] < 10 for it in fields)
+    assert 0 < sum(it["seconds"] for it in fields) < time.monotonic() - started
     caplog.clear()
     async with start() as (client, _):
         await client.get("/healthz")
@@ -118,7 +120,7 @@ def test_a_process_logs_json_and_reads_its_encoder_again(encoders: Path, tmp_pat
         """Change the folder, send SIGHUP, wait for a line, and tell who serves then."""
 
         def embed(**headers: str) -> httpx.Response:
-            return httpx.post(it.url + "/embed", files=as_files(IMAGES), headers=headers, timeout=60)
+            return httpx.post(it.url + "/embed", files=as_files(IMAGES), headers=headers, timeout=120)
 
         def said() -> bool:
             assert embed().status_code == 200
@@ -139,7 +141,7 @@ def test_a_process_logs_json_and_reads_its_encoder_again(encoders: Path, tmp_pat
         assert replace(it, lambda it: (it / "encoder.safetensors").write_bytes(b"x"), "encoder.safetensors") == "alpha"
         assert replace(it, copy("beta"), "swapped alpha@") == "beta"
         it.process.send_signal(signal.SIGTERM)
-        it.process.wait(60)
+        it.process.wait(120)
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert {"uvicorn.error", "fullrank.service", "fullrank.access"} <= {line["logger"] for line in lines}
     (last,) = [line for line in lines if line.get("request_id") == "after-swapped-alpha-"]

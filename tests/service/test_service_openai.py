@@ -14,7 +14,7 @@ from openai import OpenAI
 from service.core import Service
 from service.settings import Settings
 from tests.service.conftest import DIMENSION, Start, as_json, encoded, held, pictures
-from tests.service.test_service_process import free_port, running
+from tests.service.test_service_process import running
 
 pytestmark = pytest.mark.anyio
 IMAGES = [encoded(picture) for picture in pictures(3)]
@@ -77,12 +77,8 @@ async def test_a_key_is_asked_for_in_openais_shape(start: Start) -> None:
 
 
 def test_the_official_client_works(settings: Callable[..., Settings]) -> None:
-    with running(
-        settings(port=free_port(), api_key="correct horse", max_pending_images=4, max_images_per_request=4)
-    ) as (
-        url,
-        server,
-    ):
+    limits = {"max_pending_images": 4, "max_images_per_request": 4}
+    with running(settings(api_key="correct horse", **limits)) as (url, server):
         headers = {"authorization": "Bearer correct horse"}
         rows = httpx.post(url + "/embed", json=as_json(IMAGES), headers=headers).json()["embeddings"]
         client = OpenAI(base_url=url + "/v1", api_key="correct horse", max_retries=0)
@@ -109,10 +105,10 @@ def test_the_official_client_works(settings: Callable[..., Settings]) -> None:
                 target=client.embeddings.create, kwargs={"model": "alpha", "input": [TEXTS[0]] * 4}
             )
             filling.start()
-            assert hold.entered.wait(10)
+            assert hold.entered.wait(120)
             with pytest.raises(openai.RateLimitError, match="4 images are pending"):
                 client.embeddings.create(model="alpha", input=TEXTS)
             threading.Timer(0.2, hold.release.set).start()
-            patient = client.with_options(max_retries=5)  # it honours Retry-After
+            patient = client.with_options(max_retries=100)  # it honours Retry-After
             assert len(patient.embeddings.create(model="alpha", input=TEXTS).data) == 3
             filling.join()

@@ -58,7 +58,7 @@ async def send(client: httpx.AsyncClient, service: Service, count: int, seed: in
     await service.engine.call(int)  # the batch is handed over once its answers are on their way
     await asyncio.to_thread(service.observer.join)
     assert service.current.monitor is not None
-    assert await asyncio.to_thread(service.current.monitor.flush, 60)
+    assert await asyncio.to_thread(service.current.monitor.flush, 120)
 
 
 async def test_metrics_parse_and_hold_the_names_of_the_design(start: Start) -> None:
@@ -86,7 +86,7 @@ async def test_metrics_parse_and_hold_the_names_of_the_design(start: Start) -> N
 
 async def test_traffic_shows_on_metrics_and_in_the_spectrum(start: Start) -> None:
     async with start(block_rows=64) as (client, service):
-        assert await asyncio.to_thread(service.current.monitor.flush, 60)  # type: ignore[union-attr]
+        assert await asyncio.to_thread(service.current.monitor.flush, 120)  # type: ignore[union-attr]
         before = (await client.get("/spectrum")).json()
         assert before["verdict"]["state"] == "insufficient_data"
         assert before["canary"]["cosine_min"] == pytest.approx(1.0, abs=1e-5)
@@ -118,7 +118,7 @@ async def test_the_canary_is_embedded_again_and_again(start: Start) -> None:
         assert (await client.get("/spectrum")).json()["verdict"]["state"] == "insufficient_data"
         honest = service.current.embed
         service.current.embed = lambda pixels: honest(255 - pixels)  # type: ignore[method-assign]
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while (await client.get("/spectrum")).json()["verdict"]["state"] != "model_fault":
                 await asyncio.sleep(0.02)
         assert service.metrics.registry.get_sample_value("fullrank_images_total") == 0

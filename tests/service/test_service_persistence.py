@@ -18,7 +18,7 @@ from service.metrics import Metrics
 from service.persistence import WindowStore
 from service.settings import Settings
 from tests.service.conftest import as_files, encoded, pictures
-from tests.service.test_service_process import free_port, get, replica, running, until
+from tests.service.test_service_process import get, replica, running, until
 
 Rows = np.ndarray
 
@@ -36,7 +36,7 @@ def monitor_of(count: int, **options: Any) -> SpectrumMonitor:
     monitor = SpectrumMonitor(8, block_rows=32, **options)
     if count:
         monitor.observe(rows(count))
-    assert monitor.flush(10)
+    assert monitor.flush(120)
     return monitor
 
 
@@ -121,7 +121,7 @@ def test_a_file_that_cannot_be_believed_is_refused_in_words(
         store.save("m", "r", before)
         damage(tmp_path / "m@r.safetensors")
         assert not store.restore("m", "r", after)
-        assert after.flush(10)
+        assert after.flush(120)
         assert after.snapshot().windows[300.0].rows == 100
         assert reason in caplog.text
         store.save("m", "r", after)
@@ -182,9 +182,9 @@ def test_a_restart_and_a_kill_do_not_blind_the_monitor(
     observed = {"model": "theirs", "rows": rows(64).tolist()}
     kept: dict[str, Any] = {"state_dir": tmp_path / "state", "state_period": 0.2, "block_rows": 32}
     caplog.set_level("INFO")
-    with running(settings(port=free_port(), **kept)) as (url, _):
+    with running(settings(**kept)) as (url, _):
         assert seen(url) == 0
-        assert httpx.post(url + "/embed", files=as_files(images), timeout=60).status_code == 200
+        assert httpx.post(url + "/embed", files=as_files(images), timeout=120).status_code == 200
         assert httpx.post(url + "/observe", json=observed).status_code == 202
     log = tmp_path / "log"
     with replica(log, encoder=settings().encoder, **kept) as it:
@@ -192,7 +192,7 @@ def test_a_restart_and_a_kill_do_not_blind_the_monitor(
         assert httpx.post(it.url + "/observe", json=observed).status_code == 202
         until(lambda: taken(it.url, "theirs") == 64)
         more = [encoded(picture) for picture in pictures(64, 8)]
-        assert httpx.post(it.url + "/embed", files=as_files(more), timeout=60).status_code == 200
+        assert httpx.post(it.url + "/embed", files=as_files(more), timeout=120).status_code == 200
         until(lambda: taken(it.url, "alpha") == 64)
         saved = 'fullrank_persisted_windows_total{result="saved"}'
         before = it.metric(saved)
@@ -200,6 +200,6 @@ def test_a_restart_and_a_kill_do_not_blind_the_monitor(
         until(lambda: it.metric(saved) >= before + 4)
         it.process.kill()
     assert re.findall(r"resumed the windows of (\w+)@", log.read_text()) == ["alpha", "theirs"]
-    with running(settings(port=free_port(), **kept)) as (url, _):
+    with running(settings(**kept)) as (url, _):
         assert seen(url) == 192
     assert caplog.text.count("resumed the windows of alpha@") == 1

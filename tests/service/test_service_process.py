@@ -20,6 +20,7 @@ from service.settings import Settings
 from tests.service.conftest import as_files, encoded, held, pictures
 
 IMAGES = [encoded(picture) for picture in pictures(4)]
+RESERVED: list[socket.socket] = []
 PROGRAM = (
     "from service.app import Server, build_server, serve; from service.settings import Settings; serve(Settings())"
 )
@@ -30,12 +31,12 @@ def until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
-        time.sleep(0.1)
+        time.sleep(0.05)
 
 
 def get(url: str, **params: str) -> httpx.Response:
     """For polling: without reading the machine's certificates each time, which takes longer than the request."""
-    return httpx.get(url, params=params, verify=False, timeout=60)
+    return httpx.get(url, params=params, verify=False, timeout=120)
 
 
 def ready(url: str) -> bool:
@@ -46,25 +47,28 @@ def ready(url: str) -> bool:
 
 
 def free_port() -> int:
-    with socket.socket() as it:
-        it.bind(("127.0.0.1", 0))
-        port: int = it.getsockname()[1]
-        return port
+    """A port that is nobody's, and that the kernel gives to nobody who does not ask for it by number."""
+    RESERVED.append(it := socket.socket())
+    it.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: one may listen where another only binds
+    it.bind(("127.0.0.1", 0))
+    port: int = it.getsockname()[1]
+    return port
 
 
 @contextmanager
 def running(settings: Settings) -> Iterator[tuple[str, Server]]:
     """A real uvicorn on loopback, on a thread of this process."""
-    server = build_server(settings)
+    server = build_server(settings.model_copy(update={"port": 0}))
     thread = threading.Thread(target=server.run)
     thread.start()
-    url = f"http://127.0.0.1:{settings.port}"
     try:
+        until(lambda: server.started)
+        url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
         until(lambda: ready(url))
         yield url, server
     finally:
         server.should_exit = True
-        thread.join(60)
+        thread.join(120)
 
 
 @dataclass
@@ -99,12 +103,12 @@ def replica(log: Path | None = None, **settings: object) -> Iterator[Replica]:
 
 
 def test_draining_turns_readiness_off_and_loses_no_request(settings: Callable[..., Settings]) -> None:
-    with running(settings(port=free_port(), drain_seconds=600)) as (url, server):
+    with running(settings(drain_seconds=600)) as (url, server):
         statuses: list[int] = []
         unready = threading.Event()
 
         def ask() -> None:
-            with httpx.Client(timeout=30) as client:
+            with httpx.Client(timeout=120) as client:
                 # A balanced client: it leaves when readiness says so, and not before.
                 while not unready.is_set():
                     statuses.append(client.post(url + "/embed", files=as_files(IMAGES)).status_code)
@@ -119,7 +123,7 @@ def test_draining_turns_readiness_off_and_loses_no_request(settings: Callable[..
         until(lambda: len(statuses) >= answered + 4)  # still served while draining
         unready.set()
         for thread in threads:
-            thread.join(60)
+            thread.join(120)
         assert set(statuses) == {200}
 
 
@@ -150,7 +154,7 @@ def misbehave(url: str, server: Server) -> None:
     with held(server.service.current) as hold:
         with socket.create_connection(address) as it:  # a whole request, then gone: its images are dropped
             it.sendall(head + b"Content-Length: %d\r\n\r\n" % (len(body) + 7) + body + b"--b--\r\n")
-            assert hold.entered.wait(60)
+            assert hold.entered.wait(120)
         until(lambda: dropped in get(url + "/metrics").text)
     metrics = httpx.get(url + "/metrics").text
     assert "fullrank_pending_images 0.0" in metrics
@@ -159,19 +163,19 @@ def misbehave(url: str, server: Server) -> None:
 
 
 def test_sockets_that_misbehave(settings: Callable[..., Settings]) -> None:
-    with running(settings(port=free_port(), max_batch=1, max_body_bytes=200_000)) as both:
+    with running(settings(max_batch=1, max_body_bytes=200_000)) as both:
         misbehave(*both)
 
 
 def test_sigterm_answers_what_was_accepted(settings: Callable[..., Settings]) -> None:
-    with running(settings(port=free_port(), max_batch=1)) as (url, server):
+    with running(settings(max_batch=1, request_timeout=600)) as (url, server):
         statuses: list[int] = []
         with held(server.service.current):
             many = [IMAGES[i % 4] for i in range(64)]
             threads = [
                 threading.Thread(
                     target=lambda: statuses.append(
-                        httpx.post(url + "/embed", files=as_files(many), timeout=60).status_code
+                        httpx.post(url + "/embed", files=as_files(many), timeout=120).status_code
                     )
                 )
                 for _ in range(3)
@@ -181,7 +185,7 @@ def test_sigterm_answers_what_was_accepted(settings: Callable[..., Settings]) ->
             until(lambda: server.service.admission.pending == 192)
             server.handle_exit(signal.SIGTERM, None)
         for thread in threads:
-            thread.join(60)
+            thread.join(120)
         assert statuses == [200] * 3
         until(lambda: server.service.phase == "stopped")
 

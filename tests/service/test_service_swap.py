@@ -66,7 +66,7 @@ async def test_with_warn_the_incumbents_reference_stays_the_comparison_until_a_c
         await service.engine.call(int)
         await asyncio.to_thread(service.observer.join)
         assert service.current.monitor is not None
-        assert await asyncio.to_thread(service.current.monitor.flush, 10)
+        assert await asyncio.to_thread(service.current.monitor.flush, 120)
         assert (await client.get("/spectrum")).json()["verdict"]["state"] == "complete_collapse"
         back = (await client.post("/admin/encoders", json={"name": "alpha"})).json()
         assert back["compared_with"]["model"] == "alpha"
@@ -89,24 +89,29 @@ async def test_requests_during_swaps_are_answered_by_one_encoder_each(
         loaded = artifact.load(settings().encoders_dir / name)
         wanted[loaded.card.revision] = normalize(Embedder(loaded).embed(pixels)).numpy()
     async with start(max_batch=4) as (client, _):
-        swapping = True
+        swapping, seen = True, list[str]()
 
-        async def ask() -> list[str]:
-            seen = []
+        async def ask() -> None:
             while swapping:
                 response = await client.post("/embed", files=as_files(IMAGES))
                 assert response.status_code == 200, response.text
                 body = response.json()
                 np.testing.assert_allclose(body["embeddings"], wanted[body["revision"]], atol=1e-5)
                 seen.append(body["model"])
-            return seen
+
+        async def answered_by(name: str) -> None:
+            async with asyncio.timeout(120):
+                while name not in seen:
+                    await asyncio.sleep(0.001)
 
         clients = [asyncio.create_task(ask()) for _ in range(4)]
+        await answered_by("alpha")
         for name in ("beta", "alpha"):
             assert (await client.post("/admin/encoders", json={"name": name})).status_code == 200
-            await asyncio.sleep(0.02)
+            seen.clear()
+            await answered_by(name)
         swapping = False
-        assert {name for seen in await asyncio.gather(*clients) for name in seen} == {"alpha", "beta"}
+        await asyncio.gather(*clients)
 
 
 async def test_requests_admitted_for_the_old_encoder_are_answered_after_the_swap(start: Start) -> None:

@@ -1,7 +1,12 @@
 """Every method at a size that a test can afford."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -20,6 +25,23 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "barlow-twins": {"projection": 16, "hidden": 16},
     "vicreg": {"projection": 16, "hidden": 16},
 }
+
+
+def torchrun_script(out: Path, how: str) -> subprocess.CompletedProcess[str]:
+    """test_torchrun.py by two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(Path(__file__).with_name("test_torchrun.py")), str(out), how]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.run(command, env=environment, timeout=1200, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="session")
+def torchrun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what two processes left: `two`, a run, and `steps.safetensors`, for test_distributed."""
+    folder = tmp_path_factory.mktemp("torchrun")
+    result = torchrun_script(folder / "two", "whole")
+    assert result.returncode == 0, result.stderr[-4000:]
+    return folder
 
 
 def small_encoder() -> ResNet:

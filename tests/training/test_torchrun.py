@@ -1,13 +1,12 @@
-"""Two processes under torchrun, on the CPU over gloo: one run, one artifact, the gradients of the joint batch.
+"""Two processes under torchrun, on the CPU over gloo: one run, one artifact.
 
-This file is also the script that torchrun runs.
+This file is also the script that torchrun runs. A whole run first does what test_distributed compares.
 """
 
 import io
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,21 +21,15 @@ from rich.console import Console
 from torch import Tensor
 
 from models.artifact import load
-from tests.training.conftest import TINY
+from tests.training import test_distributed
+from tests.training.conftest import TINY, torchrun_script
 from training import checkpoint
 from training.data import SAMPLE
 from training.loop import Run, Trainer, train
 from training.recipes import recipe
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 SMALL = replace(recipe("fashion-simclr"), architecture=TINY, options={"hidden": 16}, epochs=1)
 INTERRUPTED = 3
-
-
-def run(command: list[str], out: Path, how: str = "whole") -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [*command, __file__, str(out), how]
-    return subprocess.run(command, env=environment, timeout=400, capture_output=True, text=True)
 
 
 def interrupt_the_launcher() -> None:
@@ -54,7 +47,7 @@ def interrupt_the_launcher() -> None:
         if trainer.step == INTERRUPTED:
             if os.environ["RANK"] == "0":
                 os.kill(os.getppid(), signal.SIGINT)
-            assert stops[0].wait(60)
+            assert stops[0].wait(600)
         return loss
 
     checkpoint.stop_requests = remembered
@@ -68,6 +61,8 @@ def refuse(*_: Any) -> None:
 def main(out: Path, how: str) -> None:
     torch.set_num_threads(1)
     second = os.environ.get("RANK") == "1"
+    if how == "whole":
+        test_distributed.write(out.parent / "steps.safetensors")
     if how == "interrupted":
         interrupt_the_launcher()
     if second:
@@ -78,11 +73,8 @@ def main(out: Path, how: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("torchrun") / "two"
-    result = run(TORCHRUN, out)
-    assert result.returncode == 0, result.stderr[-4000:]
-    return out
+def two(torchrun: Path) -> Path:
+    return torchrun / "two"
 
 
 def test_two_processes_make_one_artifact(two: Path, tmp_path: Path) -> None:
@@ -97,19 +89,19 @@ def test_two_processes_make_one_artifact(two: Path, tmp_path: Path) -> None:
 @pytest.mark.soak
 def test_ctrl_c_leaves_a_checkpoint_that_every_process_goes_on_from(two: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    broken = run(TORCHRUN, out, "interrupted")
+    broken = torchrun_script(out, "interrupted")
     assert broken.returncode != 0
     assert f"stopped after step {INTERRUPTED} and saved; --resume goes on from there" in broken.stderr
     assert [path.name for path in out.iterdir()] == ["checkpoint.pt"]
     assert torch.load(out / "checkpoint.pt", weights_only=True)["step"] == INTERRUPTED
-    resumed = run(TORCHRUN, out, "resumed")
+    resumed = torchrun_script(out, "resumed")
     assert resumed.returncode == 0, resumed.stderr[-4000:]
     assert load(out / "encoder").card.revision == load(two / "encoder").card.revision
 
 
 @pytest.mark.soak
 def test_a_checkpoint_that_only_some_processes_see_is_refused(two: Path) -> None:
-    apart = run(TORCHRUN, two, "apart")
+    apart = torchrun_script(two, "apart")
     assert apart.returncode != 0
     assert apart.stderr.count("TrainingError: not every machine sees") == 2
 

@@ -72,11 +72,12 @@ def test_an_epochs_line_has_what_matters() -> None:
 
 def test_prometheus_serves_the_agreed_names(tmp_path: Path) -> None:
     with socket.socket() as free:
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: it may listen while this binds
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    watcher = watch.prometheus(port, "my-run", epochs=7)
+        watcher = watch.prometheus(port, "my-run", epochs=7)
     watcher(record(3, 21.0))
-    text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
+    text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=120).read().decode()
     found = {
         (sample.name, sample.labels.get("part", "")): sample.value
         for family in text_string_to_metric_families(text)

@@ -95,7 +95,7 @@ def test_noncontrastive_sees_a_stop_gradient_that_is_still_there(monkeypatch: Pa
     assert noncontrastive_dynamics.gradient_errors(noncontrastive_dynamics.Parameters())[1] > 1e-3
 
 
-@pytest.mark.parametrize(("encoder", "predictor"), [(0.5, 1.0), (1.0, 0.5)])
+@pytest.mark.parametrize(("encoder", "predictor"), [pytest.param(0.5, 1.0, marks=pytest.mark.soak), (1.0, 0.5)])
 def test_eigenspace_sees_a_flow_at_half_speed(encoder: float, predictor: float, monkeypatch: Patch) -> None:
     real = eigenspace_alignment.symmetric_flow
 
