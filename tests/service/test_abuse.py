@@ -87,7 +87,7 @@ def overload(encoders: Path, seconds: float) -> None:
         pending: list[float] = []
 
         async def watched(connections: int, seconds: float, statuses: set[int]) -> Load:
-            """Load for some seconds, until it has been seen and several requests were answered in each of these ways."""
+            """Load for some seconds, until it was seen and several requests were answered in each of these ways."""
             load, end = Load(), time.monotonic() + seconds
             pending.clear()
 
