@@ -2,18 +2,21 @@
 
     python -m benchmarks.detection --write docs/detection.md
     python -m benchmarks.detection --unseen --write docs/detection.md
+    python -m benchmarks.detection --fresh --write docs/detection.md
     python -m benchmarks.detection.blocks --blocks 1000000
 
 Traffic is the Fashion-MNIST test set, which neither the encoder nor its reference and calibration have seen. With
 --unseen it is training images, which gave the encoder its gradient but no rule, no reference and no calibration
-anything, and the faults are those of `benchmarks.detection.unseen`: what the rules have not been made on. Each case
-runs on each law of healthy traffic (independent, sessions of 32 of one class, a class mix that turns in a day) and
-starts after a full healthy window at 20 rows a second; monitors with the default block, their clocks advanced by hand,
-are read every 256 rows at first, then every 1024. "Found" is the first reading with a state of the right kind, in rows
-since the case began. The rivals see the same window and alarm beyond their most extreme value on 15 healthy windows.
+anything, and the faults are those of `benchmarks.detection.unseen`; with --fresh further images and the faults of
+`benchmarks.detection.fresh`. Each case runs on each law of healthy traffic (independent, sessions of 32 of one class, a
+class mix that turns in a day) and starts after a full healthy window at 20 rows a second; monitors with the default
+block, their clocks advanced by hand, are read every 256 rows at first, then every 1024. "Found" is the first reading
+with a state of the right kind, in rows since the case began. What a model's fault costs: `benchmarks.detection.harm`.
+The rivals see the same window and alarm beyond their most extreme value on 15 healthy windows.
 """
 
 import argparse
+import math
 import statistics
 import time
 from collections import Counter
@@ -28,6 +31,8 @@ from torch import Tensor
 
 from benchmarks._page import write_between
 from benchmarks.detection.cases import MODEL, TRAFFIC, Bench, Case
+from benchmarks.detection.fresh import fresh
+from benchmarks.detection.harm import BANK, QUERIES, Harm, by_harm
 from benchmarks.detection.rivals import rivals
 from benchmarks.detection.unseen import unseen
 from fullrank import SpectrumMonitor
@@ -103,14 +108,25 @@ def watch(bench: Bench, case: Case, law: int, n: int) -> Outcome:
     return Outcome(case, LAWS[law], states, found)
 
 
-def table(outcomes: list[Outcome], alarms: dict[str, list[str]]) -> Iterator[str]:
+def table(outcomes: list[Outcome], alarms: dict[str, list[str]], lost: dict[str, float]) -> Iterator[str]:
     """Rows of Markdown, one a case, over the laws it ran on."""
-    heads = ("case", "kind", "canary off", "found after rows", "no inputs", "found", "canary on", "rivals that alarm")
+    heads = (
+        "case",
+        "kind",
+        "points lost",
+        "canary off",
+        "found after rows",
+        "no inputs",
+        "found",
+        "canary on",
+        "rivals that alarm",
+    )
     yield "| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|"
     for name in dict.fromkeys(outcome.case.name for outcome in outcomes):
         mine = [outcome for outcome in outcomes if outcome.case.name == name]
         case = mine[0].case
         cells = [f"{name}{'' if case.strong or case.kind == 'none' else ' (weak)'}", case.kind]
+        cells.append("" if math.isnan(lost[name]) else f"{lost[name]:.1f}")
         for mode in (MODES[1], MODES[2], MODES[0]):
             states = Counter(outcome.states[mode] for outcome in mine)
             cells.append(", ".join(s if len(states) == 1 else f"{s} {c}x" for s, c in states.items()))
@@ -150,13 +166,17 @@ def confusion(outcomes: list[Outcome]) -> Iterator[str]:
             yield line + "."
 
 
-def images_of(artifact: Artifact, unseen: bool) -> ImageSet:
-    """Labelled images: test images, or training images that the reference was not made of."""
+def images_of(artifact: Artifact, which: str) -> ImageSet:
+    """Labelled images: "test" images, or of the training images that the reference was not made of those of the
+    "unseen" cases, of the "fresh" cases or of the "bank"; these share none."""
     card = artifact.card.training
-    if unseen:
+    if which != "test":
         fit = load_split(card["data"], None, card["held_out"], None, card["seed"]).fit
         assert isinstance(fit, ImageSet)
-        return fit.take(slice(BASIS_ROWS, None))
+        rest = fit.take(slice(BASIS_ROWS, None))
+        third = len(rest) // 3
+        start = third * ("unseen", "fresh", "bank").index(which)
+        return rest.take(slice(start, start + third))
     source = SOURCES[card["data"]]
     test = source.read(source.default, "test")
     assert isinstance(test, ImageSet)
@@ -173,7 +193,12 @@ def main() -> None:
         default=Path("models/pretrained/fashion-collapsed"),
         help="the encoder served by mistake: a collapsed one, or any of the same shape",
     )
-    parser.add_argument("--unseen", action="store_true", help="faults and images that the rules were not made on")
+    lists = parser.add_mutually_exclusive_group()
+    for name, meaning in (
+        ("unseen", "faults and images that the first rules were not made on"),
+        ("fresh", "further ones"),
+    ):
+        lists.add_argument(f"--{name}", dest="cases", action="store_const", const=name, default="test", help=meaning)
     parser.add_argument("--rows", type=int, default=6000, help="rows of a case: 6000 are 5 minutes at 20 a second")
     parser.add_argument("--images", type=int, default=10000, help="images to embed")
     parser.add_argument("--laws", type=int, default=3, help="laws of traffic to run each case on")
@@ -181,16 +206,21 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="put the tables between the encoder's marks in this file")
     options = parser.parse_args()
     artifact, other = load(options.encoder), load(options.other)
-    images = images_of(artifact, options.unseen).take(slice(0, options.images))
+    images = images_of(artifact, options.cases).take(slice(0, options.images))
     bench = Bench(artifact, images.images, images.labels)
+    harm = Harm(
+        bench,
+        images_of(artifact, "bank").take(slice(0, BANK)),
+        images_of(artifact, "test").take(slice(-QUERIES, None)),
+    )
     draws = bench.traffic.laws()
     scores = [rivals(bench, bench.clean[law(options.rows, i * DAY // 5)]) for i in range(5) for law in draws]
     worst = {name: max(score[name] for score in scores) for name in scores[0]}
     outcomes: list[Outcome] = []
     alarms: dict[str, list[str]] = {}
-    for case in unseen(bench, other) if options.unseen else bench.cases(other):
-        if options.only not in case.name:
-            continue
+    written = {"test": Bench.cases, "unseen": unseen, "fresh": fresh}[options.cases](bench, other)
+    cases = [case for case in written if options.only in case.name]
+    for case in cases:
         started = time.monotonic()
         rows = case.pool[(case.draw or bench.traffic.independent)(options.rows)]
         alarms[case.name] = [name for name, score in rivals(bench, rows).items() if score > worst[name]]
@@ -205,10 +235,13 @@ def main() -> None:
                 f"{time.monotonic() - started:.0f} s",
                 flush=True,
             )
-    text = "\n".join([*table(outcomes, alarms), *confusion(outcomes)])
+    # Last, because a fault that draws at random draws again.
+    lost = {case.name: harm.points(case) for case in cases}
+    hits = [(o.case.name, o.found[MODES[1]] is not None) for o in outcomes if o.case.kind == "model"]
+    text = "\n".join([*table(outcomes, alarms, lost), *confusion(outcomes), *by_harm(lost, hits, harm.healthy)])
     print("\n" + text)
     if options.write:
-        name = f"{artifact.card.name}{', unseen' if options.unseen else ''}"
+        name = artifact.card.name + ("" if options.cases == "test" else f", {options.cases}")
         write_between(options.write, f"<!-- {name}: start -->", f"<!-- {name}: end -->", text)
 
 

@@ -26,7 +26,7 @@ class Case:
     """What goes wrong: `kind` is model, traffic or none; rows are pool[draw(n)], their thumbnails inputs[draw(n)].
 
     strong: an effect that must be found; canary: the canary's embeddings now; keyed: indices whose repetitions carry
-    one content key each, as the service sends it.
+    one content key each, as the service sends it; served: what a broken model makes of images.
     """
 
     name: str
@@ -37,6 +37,7 @@ class Case:
     draw: Draw | None = None
     strong: bool = True
     keyed: frozenset[int] = frozenset()
+    served: Change | None = None
 
 
 class Bench:
@@ -62,12 +63,21 @@ class Bench:
 
     def changed(self, name: str, change: Change, strong: bool = True) -> Case:
         """A fault in the representation itself, in the canary's too."""
-        return Case(name, "model", unit(change(self.clean)), self.inputs, unit(change(self.canary)), strong=strong)
+        rows, canary = unit(change(self.clean)), unit(change(self.canary))
+
+        def served(images: Tensor) -> Tensor:
+            return unit(change(self.embed(images)))
+
+        return Case(name, "model", rows, self.inputs, canary, strong=strong, served=served)
 
     def forwarded(self, name: str, embedder: Embedder, strong: bool = True) -> Case:
         """Another model, for the canary too."""
         rows, canary = (self.embed(images, embedder) for images in (self.images, self.canary_images))
-        return Case(name, "model", rows, self.inputs, canary, strong=strong)
+
+        def served(images: Tensor) -> Tensor:
+            return self.embed(images, embedder)
+
+        return Case(name, "model", rows, self.inputs, canary, strong=strong, served=served)
 
     def pixels(self, name: str, change: Change) -> tuple[Case, Case]:
         """Pixels changed within the service, after the thumbnails are made: the model's fault, the canary's too. And by
@@ -75,8 +85,12 @@ class Bench:
         images = change(self.images)
         rows, canary = self.embed(images), self.embed(change(self.canary_images))
         seen = torch.from_numpy(thumbnails(images.numpy()))
+
+        def served(images: Tensor) -> Tensor:
+            return self.embed(change(images))
+
         return (
-            Case(f"{name}, in the service", "model", rows, self.inputs, canary),
+            Case(f"{name}, in the service", "model", rows, self.inputs, canary, served=served),
             Case(f"{name}, by the client", "traffic", rows, seen, self.canary),
         )
 
