@@ -195,6 +195,7 @@ class _Reading:
         usual = Range() if reference.calibration is None else reference.calibration.range("input_distance", window.rows)
         self.inputs_alike = inputs.distance <= (usual.low + 3 * usual.high) / 4
         self.inputs_differ = inputs.distance > usual.high
+        self.usual = usual
 
     def below(self, interval: Interval, signal: str) -> bool:
         return (interval.estimate if self.changed else interval.upper) < self.limit[signal]
@@ -203,9 +204,11 @@ class _Reading:
         return (interval.estimate if self.changed else interval.lower) > self.limit[signal]
 
     def verdict(self) -> Verdict:
-        """Collapse first, for it needs no doubt about the inputs; then what only the inputs can settle."""
+        """Collapse first, unless nothing healthy was ever fed such inputs; then what only the inputs can settle."""
+        collapse = self._collapse()
         return (
-            self._collapse()
+            (collapse and self._alien(collapse))
+            or collapse
             or self._deviation()
             or Verdict("healthy", f"variance, participation ratio and band profile are near the reference {self.n}")
         )
@@ -245,6 +248,18 @@ class _Reading:
                 if self.below(window.head, "head_energy_ratio_low")
                 else "a subspace is gone"
             ),
+        )
+
+    def _alien(self, collapse: Verdict) -> Verdict | None:
+        """A healthy encoder puts images of no kind it knows into few directions or one place. One kind of healthy input
+        alone is no such excuse, so inputs must be beyond all of these."""
+        distance, narrow = self.inputs.distance, self.usual.narrow_high
+        if not distance > NARROW_MARGIN * narrow:
+            return None
+        return Verdict(
+            "traffic_shifted",
+            f"{collapse.reason}; but the inputs are {distance:.1f} from the reference's, where one kind of healthy "
+            f"input alone reaches {narrow:.1f}: images of another kind altogether, on which no model can be judged",
         )
 
     def _deviation(self) -> Verdict | None:
