@@ -1,5 +1,6 @@
 """Every knob of the service, in one place: FULLRANK_* environment variables or keyword arguments."""
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,9 +16,18 @@ PRETRAINED = Path(models.__file__).parent / "pretrained"
 Gate = Literal["enforce", "warn", "off"]
 
 
+CGROUP = Path("/sys/fs/cgroup")
+
+
 def available_cpus() -> int:
-    """CPUs this process may use: its affinity, not the machine's count."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPUs this process may use: its affinity, or the whole ones of its container's quota if those are fewer."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # cgroups v2 and v1
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = map(int, " ".join((CGROUP / name).read_text() for name in files).split())
+            if quota > 0:
+                allowed = min(allowed, max(1, quota // period))
+    return allowed
 
 
 class Settings(BaseSettings):

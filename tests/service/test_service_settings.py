@@ -1,11 +1,13 @@
 """Every setting is a flag of `fullrank serve` and a variable, and a wrong one is named."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from cli import app
+from service import settings
 from service.settings import Settings
 
 
@@ -69,3 +71,27 @@ def test_a_wrong_flag_is_named(monkeypatch: pytest.MonkeyPatch, flags: list[str]
     assert words in result.output
     assert "Traceback" not in result.output
     assert "short" not in result.output.replace("--api-key short", "")
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus"),
+    [
+        ({}, 8),
+        ({"cpu.max": "max 100000"}, 8),
+        ({"cpu.max": "250000 100000"}, 2),
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu.max": "1600000 100000"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        ({"cpu.max": "", "cpu/cpu.cfs_quota_us": "300000"}, 8),
+    ],
+)
+def test_a_containers_quota_counts_as_its_cpus(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: dict[str, str], cpus: int
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    monkeypatch.setattr(settings, "CGROUP", tmp_path)
+    monkeypatch.setattr(settings.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert settings.available_cpus() == cpus
