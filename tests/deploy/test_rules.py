@@ -48,8 +48,13 @@ def test_rules_fire_when_they_should_and_only_then(tool: Tool, deploy: Path) -> 
     ("alert", "old", "new"),
     [
         ("EmbeddingRankCollapse", 'bound="upper"', 'bound="lower"'),
-        ("EmbeddingDirectionsDied", "> on (job, instance, model, revision) 2 *", "> on (job, instance, model) 0 *"),
-        ("EmbeddingCompleteCollapse", ">= 256", ">= 0"),
+        pytest.param(
+            "EmbeddingDirectionsDied",
+            "> on (job, instance, model, revision) 2 *",
+            "> on (job, instance, model) 0 *",
+            marks=pytest.mark.soak,
+        ),
+        pytest.param("EmbeddingCompleteCollapse", ">= 256", ">= 0", marks=pytest.mark.soak),
     ],
 )
 def test_the_rule_tests_can_fail(tool: Tool, deploy: Path, tmp_path: Path, alert: str, old: str, new: str) -> None:
