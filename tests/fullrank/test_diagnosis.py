@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from fullrank import Reference, SpectrumMonitor
-from fullrank.diagnosis import SIGNALS, STATES, thresholds
+from fullrank.diagnosis import SIGNALS, STATES, diagnose, thresholds
+from fullrank.healthy import calibrated
+from fullrank.inputs import InputReading
 
 D, CLASSES = 64, 10
 
@@ -123,6 +125,22 @@ def test_too_few_rows_say_nothing(world, reference, n):
     result = verdict(reference, world.rows(n, 22) * 0)
     assert result.state == "insufficient_data"
     assert f"{n} rows" in result.reason
+
+
+def test_a_collapse_is_blamed_on_inputs_beyond_any_one_kind_of_healthy_ones(world, reference):
+    inputs = world.rows(4000, 2)[:, :8]
+    known = calibrated(reference, world.rows(4000, 2), inputs=inputs, windows=4, blocks=20)
+    narrow = known.calibration.range("input_distance", 3000).narrow_high
+    with SpectrumMonitor(D, known, (300.0,), clock=lambda: 0.0) as monitor:
+        monitor.observe(project(world.rows(3000, 24), 8, seed=8))
+        assert monitor.flush(120)
+        windows = monitor.snapshot().windows
+
+    def state(distance):
+        return diagnose(windows, known, None, {300.0: InputReading(distance, 1.0)}).state
+
+    assert [state(d) for d in (0.0, narrow, math.nan)] == ["dimensional_collapse"] * 3
+    assert state(1.3 * narrow) == "traffic_shifted"
 
 
 def test_a_collapse_too_small_to_matter_is_no_alarm(world, reference):
