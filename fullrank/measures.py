@@ -236,11 +236,9 @@ def entropy_correction(eigenvalues: ArrayLike, rows: float, kurtosis: float = 1.
     pairs, panel = 0.0, 64  # rows that stay in the cache: twice as fast at d = 2048
     for start in range(0, len(p), panel):
         part, rest = slice(start, start + panel), slice(start, None)
-        a, b = p[part, None], p[rest]
-        gap, total = a - b, a + b
+        b, step = p[rest], log[part, None] - log[rest]
         # (ln a - ln b) / (a - b) is 1 / a at a = b; near it the quotient of differences loses every digit.
-        close = gap.abs() < 1e-9 * total
-        quotient = torch.where(close, 2 / total, (log[part, None] - log[rest]) / gap.masked_fill_(close, 1.0))
+        quotient = torch.where(step.abs() < 2e-9, 1 / b, step / (p[part, None] - b))
         # Symmetric: right of the diagonal block an entry stands for two.
         pairs += float(p[part] @ (2 * (quotient @ b) - quotient[:, :panel] @ p[part]))
     pairs = (pairs - float(p.sum())) / 2

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fullrank.measures import effective_rank, numerical_rank, rankme, stable_rank
-from fullrank.moments import Moments, merge
+from fullrank.moments import Moments, Pool, pool
 from fullrank.reference import Reference, band_sums
 
 NAN = math.nan
@@ -105,21 +105,19 @@ def measure(seconds: float, groups: Sequence[Group], reference: Reference | None
     groups = [group for group in groups if group.moments.count]
     if not groups:
         return WindowStatistics(seconds, bands=bands)
-    total = merge(group.moments for group in groups)
-    n, mean = total.count, total.mean()
+    n = sum(group.moments.count for group in groups)
     norms = norm_quantiles(torch.stack([group.norms for group in groups]).sum(0))
     if n < 2:
         return WindowStatistics(seconds, n, len(groups), bands=bands, norms=norms)
-    eigenvalues = torch.linalg.eigvalsh(total.covariance()).flip(0).clamp(min=0)
-    assert total.shift is not None
-    squares = float(total.scatter.trace() + 2 * total.shift @ total.sum + n * total.shift @ total.shift)
+    pooled = pool([group.moments for group in groups])
+    mean, eigenvalues = pooled.mean, pooled.eigenvalues
+    # A block of one row has no variance of its own and adds none.
+    weights = torch.tensor([float(group.moments.count) for group in groups], dtype=torch.float64)
     variance = float(eigenvalues.sum())
     shift = basis_rank = NAN
     head = Interval()
     if reference is not None:
         shift = (float((mean - reference.mean).square().sum()) - variance / n) / reference.total_variance
-        # A block of one row has no variance of its own and adds none.
-        weights = torch.tensor([float(group.moments.count) for group in groups], dtype=torch.float64)
         energies = torch.stack([group.energies for group in groups])
         basis_rank = effective_rank(energies.sum(0))
         sums = torch.stack([band_sums(row, reference.bands) for row in energies])
@@ -133,14 +131,14 @@ def measure(seconds: float, groups: Sequence[Group], reference: Reference | None
         seconds,
         n,
         len(groups),
-        total.effective_rank(eigenvalues),
+        pooled.traces.effective_rank(eigenvalues),
         rankme(eigenvalues.sqrt()),
-        _participation_ratio(total, groups, eigenvalues),
+        _participation_ratio(pooled, weights),
         stable_rank(eigenvalues),
         numerical_rank(eigenvalues, 0.0 if reference is None else reference.noise_floor),
         eigenvalues,
         variance,
-        (n * n * float(mean @ mean) - squares) / (n * (n - 1)),
+        float(mean @ mean) - variance / n,
         shift,
         bands,
         head,
@@ -182,14 +180,13 @@ def norm_quantiles(histogram: Tensor) -> dict[float, float]:
     return quantiles
 
 
-def _participation_ratio(total: Moments, groups: Sequence[Group], eigenvalues: Tensor) -> Interval:
-    estimate = total.traces(eigenvalues).participation_ratio
-    if not estimate > 0 or len(groups) < MINIMUM_GROUPS:
+def _participation_ratio(pooled: Pool, weights: Tensor) -> Interval:
+    estimate = pooled.traces.participation_ratio
+    if not estimate > 0 or len(weights) < MINIMUM_GROUPS:
         return Interval(estimate if estimate == 0 else NAN, estimate, estimate if estimate == 0 else NAN)
-    left_out = [traces.participation_ratio for traces in total.traces_without([group.moments for group in groups])]
+    left_out = [traces.participation_ratio for traces in pooled.without]
     if not all(value > 0 for value in left_out):
         return Interval(NAN, estimate, NAN)
-    weights = torch.tensor([float(group.moments.count) for group in groups], dtype=torch.float64)
     # On the logarithm, where its law is near normal and the lower bound stays positive.
     half = jackknife(math.log(estimate), [math.log(value) for value in left_out], weights)
     return Interval(estimate * math.exp(-half), estimate, estimate * math.exp(half))

@@ -10,6 +10,7 @@ from safetensors.torch import load, save
 
 from fullrank import Moments, merge
 from fullrank.measures import effective_rank, minimum_rows, numerical_rank
+from fullrank.moments import pool
 
 
 def rows_of(n, d, seed=0):
@@ -172,13 +173,13 @@ def test_nonfinite_and_overflowing_rows_are_counted_and_left_out():
 @pytest.mark.parametrize("d", [4, 150])
 def test_leaving_a_part_out_is_never_having_added_it(d):
     parts = [Moments(d).add(rows_of(50 + i, d, i) + i) for i in range(3)]
-    for left, traces in enumerate(merge(parts).traces_without(parts)):
+    for left, traces in enumerate(pool(parts).without):
         rest = merge(part for i, part in enumerate(parts) if i != left)
         assert traces.count == rest.count
         assert traces.participation_ratio == pytest.approx(rest.participation_ratio(), rel=1e-9)
         assert traces.kurtosis == pytest.approx(rest.traces().kurtosis, rel=1e-9)
     alone = Moments(d).add(rows_of(50, d))
-    assert math.isnan(alone.traces_without([alone])[0].participation_ratio)
+    assert math.isnan(pool([alone]).without[0].participation_ratio)
 
 
 def test_constant_rows_have_no_rank_whatever_they_are_shifted_by():

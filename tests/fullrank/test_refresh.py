@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import math
 
@@ -5,10 +6,11 @@ import pytest
 import torch
 
 from fullrank import Moments, Reference
+from fullrank.measures import mean_cosine
 from fullrank.refresh import Refresher
 from fullrank.sequential import LEVEL, Evidence
 from fullrank.snapshot import Counters
-from fullrank.statistics import NORM_BINS, measure
+from fullrank.statistics import NORM_BINS, jackknife, measure
 from fullrank.window import Block, Ring
 
 D, WINDOWS = 16, (300.0, 3600.0)
@@ -143,3 +145,36 @@ def test_the_rows_since_a_change_take_turns_with_the_windows(bench):
     assert sorted(bench.measured[1:]) == [192, 320]
     bench.refresh()
     assert list(bench.windows) == list(WINDOWS)
+
+
+def test_after_many_changes_of_the_ring_a_window_says_what_its_rows_say():
+    d, now, rows = 70, 0.0, []
+    generator = torch.Generator().manual_seed(3)
+    ring, refresher = Ring(WINDOWS), Refresher(d, None, WINDOWS, lambda: now)
+    for step in range(241):
+        now += 40.0 * float(torch.rand((), generator=generator))
+        n = int(torch.randint(2, 90, (), generator=generator))
+        x = torch.randn(n, d, generator=generator) * torch.arange(1, d + 1) ** -0.5 + step / 80
+        rows.append(torch.nn.functional.normalize(x.double()))
+        # As after a restart, not all blocks are summed about the same shift.
+        moments = Moments(d, torch.full((d,), step // 100 / 20)).add(rows[-1])
+        ring.add(Block(now, now, moments, torch.ones(d).double(), torch.ones(NORM_BINS)))
+        if step % 8 == 0:
+            windows = refresher.refresh(ring, Evidence(), Counters(), step % 80 == 0).windows
+        if step and step % 80 == 0:
+            for seconds, measured in windows.items():
+                counts = [block.moments.count for block in ring.within(seconds, now)]
+                held = torch.cat(rows)[-sum(counts) :]
+                whole, groups = Moments(d).add(held), held.split(counts)
+                rest = [torch.cat([*groups[:i], *groups[i + 1 :]]) for i in range(len(groups))]
+                left_out = [math.log(Moments(d).add(it).participation_ratio()) for it in rest]
+                estimate = whole.participation_ratio()
+                half = jackknife(math.log(estimate), left_out, torch.tensor(counts).double())
+                bounds = [estimate * math.exp(-half), estimate, estimate * math.exp(half)]
+                assert dataclasses.astuple(measured.participation_ratio) == pytest.approx(bounds, rel=1e-9)
+                eigenvalues = torch.linalg.eigvalsh(held.T.cov()).flip(0)
+                torch.testing.assert_close(measured.eigenvalues, eigenvalues, rtol=1e-9, atol=1e-15)
+                assert measured.effective_rank == pytest.approx(whole.effective_rank(), rel=1e-9)
+                assert measured.mean_cosine == pytest.approx(mean_cosine(held), rel=1e-9)
+                assert measured.rows == len(held)
+                assert 3 <= measured.groups <= 20
