@@ -248,6 +248,17 @@ async def test_rows_that_cannot_be_observed_are_refused(shared: tuple[httpx.Asyn
     assert list(service.sidecar) == []
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+async def test_rows_beyond_float32_count_as_not_finite_without_a_warning(start: Start) -> None:
+    rows = [[1.0, 2.0], [1e300, 1.0]]
+    async with start() as (client, service):
+        assert (await client.post("/observe", json={"model": "m", "rows": rows})).status_code == 202
+        assert (await client.post("/observe?model=m", content=npy(np.array(rows)), headers=NPY)).status_code == 202
+        monitor = service.sidecar.get("m")
+        assert await asyncio.to_thread(monitor.flush, 120)
+        assert (monitor.counters.rows["sampled"], monitor.counters.rows["nonfinite"]) == (2, 2)
+
+
 async def test_models_and_widths_are_bounded(start: Start) -> None:
     async with start(max_observed_models=1) as (client, _):
         assert (await client.post("/observe", json={"model": "m", "rows": [[1, 2]]})).status_code == 202
