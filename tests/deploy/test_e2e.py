@@ -1,4 +1,4 @@
-"""The end-to-end play: its parts here, the whole of it under soak; and an encoder without a reference."""
+"""The end-to-end play: its parts here, the whole of it under soak, and an encoder without a reference."""
 
 import json
 import os
@@ -54,6 +54,7 @@ def test_the_webhook_remembers_when_an_alert_first_came() -> None:
         assert [it.alert for it in webhook.since(0)] == ["X", "X", "Z"]
 
 
+@pytest.mark.soak  # test_sidecar shows a model without a reference under the shipped rules
 def test_an_encoder_without_a_reference_serves_and_pages_nobody(
     tool: Tool, deploy: Path, small_artifact: Path, tmp_path: Path
 ) -> None:
