@@ -254,7 +254,7 @@ class _Reading:
         """A healthy encoder puts images of no kind it knows into few directions or one place. One kind of healthy input
         alone is no such excuse, so inputs must be beyond all of these."""
         distance, narrow = self.inputs.distance, self.usual.narrow_high
-        if not distance > NARROW_MARGIN * narrow:
+        if collapse.state == "traffic_narrowed" or not distance > NARROW_MARGIN * narrow:
             return None
         return Verdict(
             "traffic_shifted",
