@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 RULES = Path(__file__).resolve().parent.parent / "prometheus" / "rules"
+_RESERVED: list[socket.socket] = []
+START = 300  # seconds, of which a loaded machine may take many
 SERVE = "from service.app import serve; from service.settings import Settings; serve(Settings())"
 
 
@@ -26,7 +28,7 @@ class StackError(RuntimeError):
 
 
 def call(
-    url: str, body: Any = None, *, accept: str = "application/json", timeout: float = 10.0, key: str = ""
+    url: str, body: Any = None, *, accept: str = "application/json", timeout: float = 60.0, key: str = ""
 ) -> bytes:
     """GET, or POST `body` as JSON. Raises OSError when there is no answer and StackError when it is an error."""
     data = None if body is None else json.dumps(body).encode()
@@ -130,11 +132,13 @@ def wait(condition: Callable[[], bool], seconds: float, period: float = 0.2) -> 
 
 
 def free_port() -> int:
-    """A TCP port of loopback that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port of loopback that nobody listens on now, kept from all but servers while this process lives."""
+    probe = socket.socket()
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    probe.bind(("127.0.0.1", 0))
+    _RESERVED.append(probe)  # closed, any connection that somebody opens could take it before its server starts
+    port: int = probe.getsockname()[1]
+    return port
 
 
 @contextmanager
@@ -143,9 +147,9 @@ def process(command: list[str], log: Path, ready: str, environment: dict[str, st
     with log.open("wb") as output:
         child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
     try:
-        if not wait(lambda: child.poll() is not None or _answers(ready), 90) or child.poll() is not None:
+        if not wait(lambda: child.poll() is not None or _answers(ready), START) or child.poll() is not None:
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-            raise StackError(f"{Path(command[0]).name} did not come up within 90 s; the end of {log}:\n{tail}")
+            raise StackError(f"{Path(command[0]).name} did not come up within {START} s; the end of {log}:\n{tail}")
         yield
     finally:
         child.terminate()
