@@ -31,7 +31,7 @@ def by_harm(lost: Mapping[str, float], found: Sequence[tuple[str, bool]], health
     """A table of how many runs of model faults were found, by the points they cost; `found`: a name and whether, one a
     run."""
     yield (
-        f"\n**Found within the case's rows, by what the fault costs**: canary off, runs by all laws. {NEIGHBOURS} "
+        f"\n**Found within the case's rows, by what the fault costs**: canary off. {NEIGHBOURS} "
         f"nearest of {BANK:,} training images embedded by the healthy encoder name {healthy:.1%} of {QUERIES:,} test "
         "images correctly\n"
     )
