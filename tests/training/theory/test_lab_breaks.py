@@ -111,7 +111,6 @@ def test_eigenspace_sees_a_flow_at_half_speed(encoder: float, predictor: float, 
     assert ("decay rate of a small commutator" in failed) is (predictor != 1)
 
 
-@pytest.mark.soak
 def test_directpred_sees_a_predictor_that_is_too_large(monkeypatch: Patch) -> None:
     monkeypatch.setattr(directpred, "direct_pred", lambda eps: directpred.spectral(lambda s: 1.1 * s.sqrt()))
     failed = failing(directpred.run(directpred.Parameters(dimension=4, step=0.3)))
@@ -119,7 +118,6 @@ def test_directpred_sees_a_predictor_that_is_too_large(monkeypatch: Patch) -> No
     assert "DirectCopy, ε = 0.1" not in failed
 
 
-@pytest.mark.soak
 def test_frustration_sees_a_missing_stop_gradient(monkeypatch: Patch) -> None:
     real = frustration.loss
 

@@ -7,7 +7,7 @@ import torch
 
 from training.theory.lab import NAMES, find
 
-QUICK = ("measurement",)
+QUICK = ("measurement", "eigenspace-alignment")
 ELSEWHERE: dict[str, list[dict[str, Any]]] = {
     "measurement": [
         {"dimension": 40, "samples": 30, "shift": 1.0, "loud": 12.0, "dead": 5, "decay": 1.0},
