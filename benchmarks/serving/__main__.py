@@ -31,7 +31,8 @@ def levels(server: str, model: Model, servers: list[str]) -> list[Level]:
     """The loads a server gets. What monitoring costs is asked with images that all differ: it skips duplicates."""
     both = model == "resnet18" and {"fullrank", "fullrank, monitor off"} <= set(servers)
     unlike = [UNLIKE] if both and server.startswith("fullrank") else []
-    return unlike if server == "fullrank, monitor off" else [*LEVELS, *unlike]
+    # First, so that both servers come to it alike: just woken, and warmed up.
+    return unlike if server == "fullrank, monitor off" else [*unlike, *LEVELS]
 
 
 def start(model: Model, names: list[str], folder: Path) -> list[Running]:
