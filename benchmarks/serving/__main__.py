@@ -122,7 +122,12 @@ def main() -> None:
     results = Results(options.folder / "results.jsonl", options.fresh)
     plan = [level for m in options.models for s in options.servers for level in levels(s, m, options.servers)]
     loops = len(LOOPS) * len(options.servers) * len(options.models)
-    left = options.rounds * (len(plan) + loops) - len(results.records)
+    servers = set(options.servers)
+    had = sum(
+        it["model"] in options.models and it["round"] < options.rounds and not servers.isdisjoint(it.values())
+        for it in results.records
+    )
+    left = options.rounds * (len(plan) + loops) - had
     each = (sum(level.seconds for level in plan) + loops * LOOP_SECONDS) / (len(plan) + loops) + OVERHEAD
     started, done = time.monotonic(), 0
     # Starting each server once for each model, and waking it in each round.
