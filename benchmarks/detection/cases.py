@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fullrank import Reference
 from fullrank.healthy import Traffic
 from fullrank.inputs import thumbnails
 from models.artifact import Artifact
+from models.backbones import ResNet
 from models.embedder import Embedder
 from models.embedder import normalize as unit
 
@@ -56,6 +57,7 @@ class Bench:
         self.inputs = torch.from_numpy(thumbnails(images.numpy()))
         self.dimension = self.clean.shape[1]
         self.traffic = Traffic(labels)
+        self.usual = Case("healthy", "none", self.clean, self.inputs, self.canary)
 
     def embed(self, images: Tensor, embedder: Embedder | None = None) -> Tensor:
         """(n, d) unit rows."""
@@ -94,23 +96,36 @@ class Bench:
             Case(f"{name}, by the client", "traffic", rows, seen, self.canary),
         )
 
-    def damaged(self, share: float) -> Embedder:
-        """A share of all convolution weights set to zero."""
+    def broken(self, name: str, change: Callable[[ResNet], None], strong: bool = True) -> Case:
+        """The model with something done to its weights, for the canary too."""
         artifact = copy.deepcopy(self.artifact)
-        for parameter in artifact.encoder.parameters():
-            if parameter.ndim == 4:
-                lost = torch.rand(parameter.shape, generator=self.generator) < share
-                parameter.data[lost] = 0
-        return Embedder(artifact)
+        with torch.no_grad():
+            change(artifact.encoder)
+        return self.forwarded(name, Embedder(artifact), strong)
 
-    def quantised(self, bits: int) -> Embedder:
-        """Convolution weights rounded to a symmetric grid per output channel."""
-        artifact = copy.deepcopy(self.artifact)
-        for parameter in artifact.encoder.parameters():
-            if parameter.ndim == 4:
-                step = parameter.data.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12) / (2 ** (bits - 1) - 1)
-                parameter.data = (parameter.data / step).round() * step
-        return Embedder(artifact)
+    def among(self, name: str, images: Tensor, share: float = 1.0) -> Case:
+        """Traffic of which this share are other images, (n, c, s, s) uint8, one for each of the usual ones."""
+        rows, seen = self.embed(images), torch.from_numpy(thumbnails(images.numpy()))
+
+        def draw(m: int) -> Tensor:
+            index = self.traffic.independent(m)
+            return torch.where(torch.rand(m, generator=self.generator) < share, index, index + len(images))
+
+        pool, inputs = torch.cat((rows, self.clean)), torch.cat((seen, self.inputs))
+        return replace(self.usual, name=name, kind="traffic", pool=pool, inputs=inputs, draw=draw, strong=share > 0.1)
+
+    def some(self, rows: Tensor) -> Draw:
+        """These rows alone, drawn alike and independently."""
+        return lambda m: rows[torch.randint(len(rows), (m,), generator=self.generator)]
+
+    def damage(self, share: float) -> Callable[[ResNet], None]:
+        """A share of all convolution weights set to zero."""
+
+        def change(encoder: ResNet) -> None:
+            for parameter in kernels(encoder):
+                parameter[torch.rand(parameter.shape, generator=self.generator) < share] = 0
+
+        return change
 
     def model_faults(self, collapsed: Artifact) -> list[Case]:
         """What breaks a model, at several strengths."""
@@ -146,11 +161,11 @@ class Bench:
             *(self.changed(f"spread shrunk to 1/{f}", shrunk(f), f > 2) for f in (2, 5, 20)),
             *(self.changed(f"mean shifted by {by}", shifted(by), by > 0.5) for by in (0.5, 1, 2)),
             *(
-                self.forwarded(f"{share:.0%} of weights zeroed", self.damaged(share), share > 0.03)
+                self.broken(f"{share:.0%} of weights zeroed", self.damage(share), share > 0.03)
                 for share in (0.03, 0.1, 0.4)
             ),
             self.forwarded("normalisation forgotten", Embedder(forgotten)),
-            *(self.forwarded(f"{bits}-bit weights", self.quantised(bits), bits < 4) for bits in (3, 4)),
+            *(self.broken(f"{bits}-bit weights", quantised(bits), bits < 4) for bits in (3, 4)),
             self.forwarded("collapsed encoder", Embedder(collapsed)),
         ]
 
@@ -161,7 +176,7 @@ class Bench:
         fields = torch.nn.functional.interpolate(noise, self.images.shape[-2:], mode="bicubic").clamp(0, 1)
         fields = (fields * 255).to(torch.uint8)
         foreign, seen = self.embed(fields), torch.from_numpy(thumbnails(fields.numpy()))
-        base = Case("", "traffic", self.clean, self.inputs, self.canary)
+        base = replace(self.usual, kind="traffic")
         both = replace(base, pool=torch.cat((foreign, self.clean)), inputs=torch.cat((seen, self.inputs)))
         n = len(self.clean)
 
@@ -182,9 +197,6 @@ class Bench:
         jitter = 0.005 / math.sqrt(self.dimension) * torch.randn(len(copies), self.dimension, generator=self.generator)
         near = replace(base, pool=self.clean[copies] + jitter, inputs=self.inputs[copies], strong=False)
 
-        def any_of(count: int, m: int) -> Tensor:
-            return torch.randint(count, (m,), generator=self.generator)
-
         def only(c: int) -> Draw:
             return lambda m: self.traffic.narrow(m, c)
 
@@ -195,19 +207,35 @@ class Bench:
             replace(both, name="10 % foreign", draw=mixed(0.1), strong=False),
             replace(base, name="10 % one hot image, no keys", draw=hot, strong=False),
             replace(base, name="10 % one hot image", draw=hot, strong=False, keyed=frozenset((0,))),
-            replace(base, name="200 images, repeated, no keys", draw=lambda m: few[any_of(len(few), m)], strong=False),
-            replace(near, name="200 images, near-duplicates", draw=lambda m: any_of(len(copies), m)),
+            replace(base, name="200 images, repeated, no keys", draw=self.some(few), strong=False),
+            replace(near, name="200 images, near-duplicates", draw=self.some(torch.arange(len(copies)))),
         ]
 
     def cases(self, collapsed: Artifact) -> list[Case]:
         """Every fault and every harmless change."""
         harmless = [
-            Case("healthy", "none", self.clean, self.inputs, self.canary),
+            self.usual,
             self.forwarded("bfloat16", Embedder(self.artifact, dtype=torch.bfloat16)),
-            self.forwarded("8-bit weights", self.quantised(8)),
+            self.broken("8-bit weights", quantised(8)),
         ]
         inverted = self.pixels("pixels inverted", lambda images: 255 - images)
         tenth = self.pixels("pixels a tenth", lambda images: images // 10)
         model = [*self.model_faults(collapsed), inverted[0], tenth[0]]
         traffic = [*self.traffic_faults(), inverted[1], tenth[1]]
         return [*model, *traffic, *(replace(case, kind="none") for case in harmless)]
+
+
+def kernels(module: nn.Module) -> list[nn.Parameter]:
+    """The weights of its convolutions."""
+    return [p for p in module.parameters() if p.ndim == 4]
+
+
+def quantised(bits: int) -> Callable[[ResNet], None]:
+    """Convolution weights rounded to a symmetric grid per output channel."""
+
+    def change(encoder: ResNet) -> None:
+        for p in kernels(encoder):
+            step = p.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12) / (2 ** (bits - 1) - 1)
+            p.copy_((p / step).round() * step)
+
+    return change

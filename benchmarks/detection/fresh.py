@@ -1,7 +1,6 @@
 """A second list of faults and traffic, of other kinds than those in `cases` and `unseen`: written down before any was
 run, to judge the rule that followed from `unseen`."""
 
-import copy
 import io
 import math
 from collections.abc import Callable
@@ -12,19 +11,16 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.detection.cases import Bench, Case
-from fullrank.inputs import thumbnails
+from benchmarks.detection.cases import Bench, Case, kernels
 from models.artifact import Artifact
 from models.backbones import ResNet
-from models.embedder import Embedder
 
 LIGHT_SHARE = 0.2
 
 
 def fresh(bench: Bench, other: Artifact) -> list[Case]:
     """All of them; `other` is another encoder of the same shape, a part of whose weights is served by mistake."""
-    healthy = Case("healthy", "none", bench.clean, bench.inputs, bench.canary)
-    return [*_answers(bench), *_weights(bench, other), *_pixels(bench), *_traffic(bench), healthy]
+    return [*_answers(bench), *_weights(bench, other), *_pixels(bench), *_traffic(bench), bench.usual]
 
 
 def _answers(bench: Bench) -> list[Case]:
@@ -60,12 +56,6 @@ def _answers(bench: Bench) -> list[Case]:
 
 
 def _weights(bench: Bench, other: Artifact) -> list[Case]:
-    def broken(name: str, change: Callable[[ResNet], None], strong: bool = True) -> Case:
-        artifact = copy.deepcopy(bench.artifact)
-        with torch.no_grad():
-            change(artifact.encoder)
-        return bench.forwarded(name, Embedder(artifact), strong)
-
     def partly(part: str) -> Callable[[ResNet], None]:
         def change(encoder: ResNet) -> None:
             encoder.get_submodule(part).load_state_dict(other.encoder.get_submodule(part).state_dict())
@@ -90,22 +80,20 @@ def _weights(bench: Bench, other: Artifact) -> list[Case]:
                 module.bias.zero_()
 
     def mirrored(encoder: ResNet) -> None:
-        for p in encoder.parameters():
-            if p.ndim == 4:
-                p.copy_(p.transpose(-1, -2).contiguous())
+        for p in kernels(encoder):
+            p.copy_(p.transpose(-1, -2).contiguous())
 
     def pruned(encoder: ResNet) -> None:
-        for p in encoder.parameters():
-            if p.ndim == 4:
-                p[p.abs() < p.abs().median()] = 0
+        for p in kernels(encoder):
+            p[p.abs() < p.abs().median()] = 0
 
     return [
-        broken("the second layer another encoder's", partly("layer2")),
-        broken("weights averaged with another encoder's", averaged(0.3)),
-        broken("the third layer's scales half as large again", louder),
-        broken("biases lost", unbiased),
-        broken("kernels transposed", mirrored),
-        broken("the smaller half of the weights pruned", pruned),
+        bench.broken("the second layer another encoder's", partly("layer2")),
+        bench.broken("weights averaged with another encoder's", averaged(0.3)),
+        bench.broken("the third layer's scales half as large again", louder),
+        bench.broken("biases lost", unbiased),
+        bench.broken("kernels transposed", mirrored),
+        bench.broken("the smaller half of the weights pruned", pruned),
     ]
 
 
@@ -153,7 +141,7 @@ def _pixels(bench: Bench) -> list[Case]:
 
 def _traffic(bench: Bench) -> list[Case]:
     n, size = len(bench.images), bench.images.shape[-1]
-    base = Case("", "traffic", bench.clean, bench.inputs, bench.canary)
+    base = replace(bench.usual, kind="traffic")
     across = torch.arange(size) / size
 
     def uniform(low: float, high: float) -> Tensor:
@@ -176,27 +164,14 @@ def _traffic(bench: Bench) -> list[Case]:
     light = bench.images.float().mean((1, 2, 3)).argsort(descending=True)[: int(LIGHT_SHARE * n)]
     dark = bench.images.float().mean((1, 2, 3)).argsort()[: int(LIGHT_SHARE * n)]
 
-    def among(name: str, images: Tensor, share: float = 1.0) -> Case:
-        rows, seen = bench.embed(images), torch.from_numpy(thumbnails(images.numpy()))
-
-        def draw(m: int) -> Tensor:
-            index = bench.traffic.independent(m)
-            return torch.where(torch.rand(m, generator=bench.generator) < share, index, index + n)
-
-        pool, inputs = torch.cat((rows, bench.clean)), torch.cat((seen, bench.inputs))
-        return replace(base, name=name, pool=pool, inputs=inputs, draw=draw, strong=share > 0.1)
-
-    def some(rows: Tensor) -> Callable[[int], Tensor]:
-        return lambda m: rows[torch.randint(len(rows), (m,), generator=bench.generator)]
-
     return [
-        among("gratings", gratings),
-        among("a third gratings", gratings, 1 / 3),
-        among("slopes of grey", slopes),
-        among("discs", discs),
-        among("two images in one", doubled),
-        among("sheets of four images", sheets),
-        among("a white caption", captioned),
-        replace(base, name="the lightest fifth", draw=some(light)),
-        replace(base, name="the darkest fifth", draw=some(dark)),
+        bench.among("gratings", gratings),
+        bench.among("a third gratings", gratings, 1 / 3),
+        bench.among("slopes of grey", slopes),
+        bench.among("discs", discs),
+        bench.among("two images in one", doubled),
+        bench.among("sheets of four images", sheets),
+        bench.among("a white caption", captioned),
+        replace(base, name="the lightest fifth", draw=bench.some(light)),
+        replace(base, name="the darkest fifth", draw=bench.some(dark)),
     ]

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from benchmarks.detection.cases import Bench, Case
-from models.embedder import normalize
 from training.data import ImageSet
 from training.evaluate import NEIGHBOURS, knn_accuracy
 
@@ -15,7 +14,7 @@ class Harm:
     """An index made by the healthy encoder, as one is that was filled before the fault, and queries not in it."""
 
     def __init__(self, bench: Bench, bank: ImageSet, queries: ImageSet) -> None:
-        self.bank, self.labels = normalize(bench.embed(bank.images)), bank.labels
+        self.bank, self.labels = bench.embed(bank.images), bank.labels
         self.queries, self.truth = queries.images, queries.labels
         self.healthy = knn_accuracy(self.bank, self.labels, bench.embed(self.queries), self.truth, NEIGHBOURS)
 

@@ -4,7 +4,6 @@ Most are again of the representation, of the weights, of the pixels (within the 
 mix of images, but none is in `cases`.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -13,8 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.detection.cases import Bench, Case, Draw
-from fullrank.inputs import thumbnails
+from benchmarks.detection.cases import Bench, Case, Draw, kernels
 from models.artifact import Artifact
 from models.backbones import ResNet
 from models.embedder import Embedder
@@ -24,8 +22,7 @@ TOPS, SHOES = (0, 2, 3, 4, 6), (5, 7, 9)
 
 def unseen(bench: Bench, other: Artifact) -> list[Case]:
     """All of them; `other` is another encoder of the same shape, whose weights are served by mistake."""
-    healthy = Case("healthy", "none", bench.clean, bench.inputs, bench.canary)
-    return [*_representation(bench), *_weights(bench, other), *_pixels(bench), *_mixes(bench), healthy]
+    return [*_representation(bench), *_weights(bench, other), *_pixels(bench), *_mixes(bench), bench.usual]
 
 
 def _representation(bench: Bench) -> list[Case]:
@@ -60,29 +57,23 @@ def _like(rows: Tensor, bench: Bench) -> Tensor:
 
 
 def _weights(bench: Bench, other: Artifact) -> list[Case]:
-    def broken(name: str, change: Callable[[ResNet], None], strong: bool = True) -> Case:
-        artifact = copy.deepcopy(bench.artifact)
-        with torch.no_grad():
-            change(artifact.encoder)
-        return bench.forwarded(name, Embedder(artifact), strong)
-
     def noisy(share: float) -> Callable[[ResNet], None]:
         def change(encoder: ResNet) -> None:
-            for p in _kernels(encoder):
+            for p in kernels(encoder):
                 p.add_(share * p.std() * torch.randn(p.shape, generator=bench.generator))
 
         return change
 
     def negated(share: float) -> Callable[[ResNet], None]:
         def change(encoder: ResNet) -> None:
-            for p in _kernels(encoder):
+            for p in kernels(encoder):
                 p.mul_(1 - 2.0 * (torch.rand(p.shape, generator=bench.generator) < share))
 
         return change
 
     def fresh(part: str) -> Callable[[ResNet], None]:
         def change(encoder: ResNet) -> None:
-            for p in _kernels(encoder.get_submodule(part)):
+            for p in kernels(encoder.get_submodule(part)):
                 p.copy_(p.std() * torch.randn(p.shape, generator=bench.generator))
 
         return change
@@ -93,7 +84,7 @@ def _weights(bench: Bench, other: Artifact) -> list[Case]:
                 module.reset_running_stats()
 
     def bypassed(encoder: ResNet) -> None:
-        for p in _kernels(encoder.get_submodule("layer4.1")):
+        for p in kernels(encoder.get_submodule("layer4.1")):
             p.zero_()
 
     def swapped(encoder: ResNet) -> None:
@@ -104,18 +95,14 @@ def _weights(bench: Bench, other: Artifact) -> list[Case]:
 
     return [
         bench.forwarded("another encoder's weights", Embedder(other)),
-        broken("running statistics lost", unscaled),
-        broken("first layer at random", fresh("conv1")),
-        broken("last block at random", fresh("layer4.1")),
-        broken("last block bypassed", bypassed),
-        broken("two layers swapped", swapped),
-        *(broken(f"weights with {share:.0%} noise", noisy(share), share > 0.1) for share in (0.1, 0.3, 1.0)),
-        *(broken(f"{share:.0%} of signs flipped", negated(share), share > 0.01) for share in (0.01, 0.1)),
+        bench.broken("running statistics lost", unscaled),
+        bench.broken("first layer at random", fresh("conv1")),
+        bench.broken("last block at random", fresh("layer4.1")),
+        bench.broken("last block bypassed", bypassed),
+        bench.broken("two layers swapped", swapped),
+        *(bench.broken(f"weights with {share:.0%} noise", noisy(share), share > 0.1) for share in (0.1, 0.3, 1.0)),
+        *(bench.broken(f"{share:.0%} of signs flipped", negated(share), share > 0.01) for share in (0.01, 0.1)),
     ]
-
-
-def _kernels(module: nn.Module) -> list[nn.Parameter]:
-    return [p for p in module.parameters() if p.ndim == 4]
 
 
 def _pixels(bench: Bench) -> list[Case]:
@@ -146,41 +133,27 @@ def _pixels(bench: Bench) -> list[Case]:
 
 def _mixes(bench: Bench) -> list[Case]:
     n, shape = len(bench.images), bench.images.shape[1:]
-    base = Case("", "traffic", bench.clean, bench.inputs, bench.canary)
+    base = replace(bench.usual, kind="traffic")
     random = torch.randint(256, (n, *shape), generator=bench.generator, dtype=torch.uint8)
     blank = torch.randint(256, (n, 1, 1, 1), generator=bench.generator, dtype=torch.uint8).expand(n, *shape)
     written = _letters(n, shape[-1], bench.generator)
 
     def of(*classes: int) -> Draw:
-        rows = torch.isin(bench.traffic.labels, torch.tensor(classes)).nonzero().flatten()
-        return lambda m: rows[torch.randint(len(rows), (m,), generator=bench.generator)]
-
-    def among(name: str, images: Tensor, share: float = 1.0) -> Case:
-        rows, seen = bench.embed(images), torch.from_numpy(thumbnails(images.numpy()))
-        pool, inputs = torch.cat((rows, bench.clean)), torch.cat((seen, bench.inputs))
-
-        def draw(m: int) -> Tensor:
-            index = bench.traffic.independent(m)
-            return torch.where(torch.rand(m, generator=bench.generator) < share, index, index + n)
-
-        return replace(base, name=name, pool=pool, inputs=inputs, draw=draw, strong=share > 0.1)
+        return bench.some(torch.isin(bench.traffic.labels, torch.tensor(classes)).nonzero().flatten())
 
     few = torch.randperm(n, generator=bench.generator)[:200]
-
-    def again(m: int) -> Tensor:
-        return few[torch.randint(len(few), (m,), generator=bench.generator)]
 
     return [
         replace(base, name="tops only", draw=of(*TOPS)),
         replace(base, name="shoes only", draw=of(*SHOES)),
         *(replace(base, name=f"classes {a} and {b} only", draw=of(a, b)) for a, b in ((0, 1), (2, 9), (3, 8))),
         replace(base, name="no class 8", draw=of(0, 1, 2, 3, 4, 5, 6, 7, 9), strong=False),
-        among("letters", written),
-        among("a third letters", written, 1 / 3),
-        among("5 % letters", written, 0.05),
-        among("blank images", blank.contiguous()),
-        among("white noise", random),
-        replace(base, name="200 images with keys", draw=again, strong=False, keyed=frozenset(few.tolist())),
+        bench.among("letters", written),
+        bench.among("a third letters", written, 1 / 3),
+        bench.among("5 % letters", written, 0.05),
+        bench.among("blank images", blank.contiguous()),
+        bench.among("white noise", random),
+        replace(base, name="200 images with keys", draw=bench.some(few), strong=False, keyed=frozenset(few.tolist())),
     ]
 
 
