@@ -204,10 +204,10 @@ class _Reading:
         return (interval.estimate if self.changed else interval.lower) > self.limit[signal]
 
     def verdict(self) -> Verdict:
-        """Collapse first, unless nothing healthy was ever fed such inputs; then what only the inputs can settle."""
+        """Collapse first, unless the inputs excuse it; then what only the inputs can settle."""
         collapse = self._collapse()
         return (
-            (collapse and self._alien(collapse))
+            (collapse and self._excuse(collapse))
             or collapse
             or self._deviation()
             or Verdict("healthy", f"variance, participation ratio and band profile are near the reference {self.n}")
@@ -216,8 +216,6 @@ class _Reading:
     def _collapse(self) -> Verdict | None:
         window, limit = self.window, self.limit
         if window.total_variance < limit["total_variance"]:
-            if self.inputs.variance_ratio < VARIANCE_SHARE:
-                return Verdict("traffic_narrowed", f"the inputs are all but one and the same {self.n}")
             return Verdict(
                 "complete_collapse",
                 f"total variance {window.total_variance:.3g} is below {limit['total_variance']:.3g} {self.n}: "
@@ -250,11 +248,13 @@ class _Reading:
             ),
         )
 
-    def _alien(self, collapse: Verdict) -> Verdict | None:
-        """A healthy encoder puts images of no kind it knows into few directions or one place. One kind of healthy input
-        alone is no such excuse, so inputs must be beyond all of these."""
+    def _excuse(self, collapse: Verdict) -> Verdict | None:
+        """Inputs that a healthy encoder too puts in one place or into few directions: all but one picture, or images of
+        no kind it knows. One kind of healthy input alone is no such excuse, so they must be beyond all of these."""
+        if collapse.state == "complete_collapse" and self.inputs.variance_ratio < VARIANCE_SHARE:
+            return Verdict("traffic_narrowed", f"the inputs are all but one and the same {self.n}")
         distance, narrow = self.inputs.distance, self.usual.narrow_high
-        if collapse.state == "traffic_narrowed" or not distance > NARROW_MARGIN * narrow:
+        if not distance > NARROW_MARGIN * narrow:
             return None
         return Verdict(
             "traffic_shifted",
