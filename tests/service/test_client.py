@@ -16,13 +16,14 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import app as cli
+from deploy.demo.stack import free_port
 from models import artifact
 from models.embedder import Embedder, normalize
 from service.app import Server
 from service.client import AsyncClient, Client, EmbeddingError
 from service.settings import Settings
 from tests.service.conftest import encoded, held, pictures
-from tests.service.test_service_process import free_port, running
+from tests.service.test_service_process import running
 
 ROOT = Path(__file__).parents[2]
 

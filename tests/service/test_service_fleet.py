@@ -14,12 +14,13 @@ from safetensors.torch import save
 from typer.testing import CliRunner, Result
 
 from cli import app
+from deploy.demo.stack import free_port
 from fullrank import Moments
 from fullrank.fleet import FleetError, Replica, combine, read
 from service.app import Server
 from service.settings import Settings
 from tests.service.conftest import as_files, encoded, pictures
-from tests.service.test_service_process import free_port, running
+from tests.service.test_service_process import running
 
 KEY = "a long secret"
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from deploy.demo.stack import free_port
 from service.app import Server, build_server, serve
 from service.settings import Settings
 from tests.service.conftest import as_files, encoded, held, pictures
 
 IMAGES = [encoded(picture) for picture in pictures(4)]
-RESERVED: list[socket.socket] = []
 PROGRAM = (
     "from service.app import Server, build_server, serve; from service.settings import Settings; serve(Settings())"
 )
@@ -44,15 +44,6 @@ def ready(url: str) -> bool:
         return get(url + "/readyz").status_code == 200
     except httpx.TransportError:
         return False
-
-
-def free_port() -> int:
-    """A port that is nobody's, and that the kernel gives to nobody who does not ask for it by number."""
-    RESERVED.append(it := socket.socket())
-    it.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: one may listen where another only binds
-    it.bind(("127.0.0.1", 0))
-    port: int = it.getsockname()[1]
-    return port
 
 
 @contextmanager
