@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torch.nn import functional as F
 
 from models.artifact import Artifact, Preprocessing
 from models.inference import Graphs, buckets, folded
@@ -109,7 +108,8 @@ def _flatten(image: Image.Image) -> Image.Image:
 
 def normalize(rows: Tensor) -> Tensor:
     """(n, d) -> rows of unit L2 norm; an all-zero row stays zero."""
-    return F.normalize(rows, dim=1)
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows / lengths.clamp_min(1e-12)
 
 
 def prepare_arrays(images: Tensor, preprocessing: Preprocessing) -> Pixels:

@@ -12,8 +12,8 @@ from service.errors import Problem
 
 
 def service_of(request: Request) -> Service:
-    """The app's service."""
-    service: Service = request.app.state.service
+    """The service that a request came to; middleware.Edge says."""
+    service: Service = request.scope["service"]
     return service
 
 

@@ -34,6 +34,7 @@ class Edge:
             await self.app(scope, receive, send)
             return
         started, status = time.monotonic(), CLIENT_CLOSED_REQUEST
+        scope["service"] = self.service
         headers = dict(scope["headers"])
         identity = headers.get(b"x-request-id", b"")
         if not identity or not SANE_ID.fullmatch(identity):
@@ -73,9 +74,11 @@ def bounded(headers: dict[bytes, bytes], receive: Receive, limit: int) -> Receiv
 
     A packed body is refused rather than unpacked: a few kilobytes can hold gigabytes, and images are packed already.
     """
-    declared = headers.get(b"content-length", b"0")
+    declared = headers.get(b"content-length", b"")
     length = int(declared) if declared.isdigit() else 0
     packed = headers.get(b"content-encoding", b"identity").lower()
+    if declared.isdigit() and length <= limit and packed == b"identity" and b"transfer-encoding" not in headers:
+        return receive  # the server holds a body to the length it declares
     received = 0
 
     async def bounded_receive() -> Message:

@@ -191,27 +191,32 @@ def encode(answer: Answer, payload: Payload, form: Form) -> Response:
     """The answer as JSON, .npy or bare little-endian float32 with its shape in X-Shape."""
     rows = rows_of(answer, normalized=payload.normalize)
     served = answer.served
-    headers = {
-        "X-Model": served.name,
-        "X-Revision": served.revision,
-        "Server-Timing": timing(answer),
-    }
+    headers = [*served.headers, (b"server-timing", timing(answer).encode())]
     if form == "json":
         embeddings: Any = [base64.b64encode(row).decode() for row in rows] if payload.base64 else rows
         body = {"model": served.name, "revision": served.revision, "dimension": rows.shape[1], "embeddings": embeddings}
-        return Response(orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), headers=headers, media_type=JSON)
-    headers["X-Shape"] = ",".join(map(str, rows.shape))
+        return _Encoded(orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), JSON, headers)
+    headers.append((b"x-shape", b"%d,%d" % rows.shape))
     if form == "raw":
-        return Response(rows.tobytes(), headers=headers, media_type=RAW)
+        return _Encoded(rows.tobytes(), RAW, headers)
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, rows)
-    return Response(buffer.getvalue(), headers=headers, media_type=NPY)
+    return _Encoded(buffer.getvalue(), NPY, headers)
+
+
+class _Encoded(Response):
+    """A Response of bytes, headers included: strings would be encoded anew for each answer."""
+
+    def __init__(self, body: bytes, media_type: str, headers: list[tuple[bytes, bytes]]) -> None:
+        self.status_code, self.background, self.body = 200, None, body
+        own = [(b"content-length", b"%d" % len(body)), (b"content-type", media_type.encode())]
+        self.raw_headers = [*headers, *own]
 
 
 def timing(answer: Answer) -> str:
     """A Server-Timing header (https://www.w3.org/TR/server-timing/): milliseconds of each phase."""
-    phases = {"decode": answer.decode_seconds, "queue": answer.queue_seconds, "forward": answer.forward_seconds}
-    return ", ".join(f"{name};dur={seconds * 1e3:.2f}" for name, seconds in phases.items())
+    decode, queue, forward = answer.decode_seconds * 1e3, answer.queue_seconds * 1e3, answer.forward_seconds * 1e3
+    return f"decode;dur={decode:.2f}, queue;dur={queue:.2f}, forward;dur={forward:.2f}"
 
 
 def rows_of(answer: Answer, *, normalized: bool) -> Rows:

@@ -9,6 +9,9 @@ from service.errors import Problem, respond
 from service.metrics import Metrics
 
 HEAD_BYTES = 64 * 2**10  # of headers beyond the first read, which is at most 256 KiB
+# What a request's scope says beyond ASGI, so that nobody needs a task or a timer to find it out: a future that is done
+# when the client has left, and, once the whole body is here, that it is.
+GONE, WHOLE = "gone", "whole"
 
 
 def _refusal(status: HTTPStatus, code: str, message: str) -> Problem:
@@ -42,10 +45,12 @@ def bounded(seconds: float, metrics: Metrics) -> type[HttpToolsProtocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
+            self._gone: asyncio.Future[None] = self.loop.create_future()
             self._timer = self.loop.call_later(seconds, self._refuse, late)
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._used()
+            self._gone.set_result(None)
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
@@ -62,11 +67,16 @@ def bounded(seconds: float, metrics: Metrics) -> type[HttpToolsProtocol]:
 
         def on_headers_complete(self) -> None:
             self._used()
+            self.scope[GONE] = self._gone  # type: ignore[literal-required]
             super().on_headers_complete()
 
         def on_body(self, body: bytes) -> None:
             self._used()
             super().on_body(body)
+
+        def on_message_complete(self) -> None:
+            self.scope[WHOLE] = True  # type: ignore[literal-required]
+            super().on_message_complete()
 
         def _used(self) -> None:
             self._unused = 0

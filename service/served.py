@@ -56,6 +56,7 @@ class Served:
 
     def __post_init__(self) -> None:
         self.images = self.observer.metrics.encoder_images.labels(self.name, self.revision)
+        self.headers = ((b"x-model", self.name.encode()), (b"x-revision", self.revision.encode()))
 
     @property
     def name(self) -> str:

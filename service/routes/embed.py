@@ -3,15 +3,14 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
-from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Sequence
+from typing import TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from starlette.requests import ClientDisconnect
 
-from service import payload
+from service import payload, protocol
 from service.access import Key, service_of
 from service.errors import CLIENT_CLOSED_REQUEST, Problem
 from service.routes.schemas import EMBED_BODY, EMBED_RESPONSES
@@ -19,7 +18,6 @@ from service.served import Answer, Source
 
 router = APIRouter(tags=["embeddings"])
 T = TypeVar("T")
-PATIENCE = 0.1  # seconds
 
 
 @router.post("/embed", dependencies=[Key], openapi_extra=EMBED_BODY, responses=EMBED_RESPONSES, response_class=Response)
@@ -33,7 +31,7 @@ async def embed(request: Request) -> Response:
     service = service_of(request)
     deadline = deadline_of(request, service.settings.request_timeout)
     form = payload.accepted(request.headers.get("accept", ""))
-    asked = await read_by(deadline, payload.read(request, service.settings))
+    asked = await read_by(request, deadline, payload.read(request, service.settings))
     answer = await embedded(request, asked.sources, deadline, asked.model)
     started = time.monotonic()
     response = payload.encode(answer, asked, form)
@@ -42,22 +40,45 @@ async def embed(request: Request) -> Response:
 
 
 async def embedded(request: Request, sources: Sequence[Source], deadline: float, model: str | None = None) -> Answer:
-    """Embed what a request sent, dropped if its client leaves; noted for the request's log line and trace."""
+    """Embed what a request sent, dropped if its client leaves; noted for the request's log line and trace.
+
+    Only our protocol says when a client leaves; behind another server the work is done all the same.
+    """
     request.scope["images"] = len(sources)
-    started = time.monotonic()
-    async with until_disconnected(request):
+    started, work, waiting, left = time.monotonic(), asyncio.current_task(), True, False
+    assert work is not None
+
+    def leave(_: object) -> None:
+        nonlocal left
+        if waiting:
+            left = work.cancel()
+
+    gone: asyncio.Future[None] | None = request.scope.get(protocol.GONE)
+    if gone is not None:
+        gone.add_done_callback(leave)
+    try:
         answer = await service_of(request).embed(sources, deadline, model)
+    except asyncio.CancelledError:
+        if left and not work.uncancel():
+            raise client_closed() from None
+        raise
+    finally:
+        waiting = False
+        if gone is not None:
+            gone.remove_done_callback(leave)
     request.scope["work"] = (started, answer)
     return answer
 
 
-async def read_by(deadline: float, reading: Awaitable[T]) -> T:
+async def read_by(request: Request, deadline: float, reading: Awaitable[T]) -> T:
     """What a client sends before the deadline; Problem 408 if it is too slow to, 499 if it leaves."""
     try:
+        if protocol.WHOLE in request.scope:
+            return await reading  # nothing to wait for
         async with asyncio.timeout(deadline - time.monotonic()):
             return await reading
     except ClientDisconnect:
-        raise gone() from None
+        raise client_closed() from None
     except TimeoutError:
         message, headers = "the body did not arrive before the deadline", {"Connection": "close"}
         raise Problem(408, "body_timeout", message, field="body", headers=headers) from None
@@ -81,36 +102,6 @@ def deadline_of(request: Request, longest: float) -> float:
     return time.monotonic() + min(seconds, longest)
 
 
-def gone() -> Problem:
+def client_closed() -> Problem:
     """What nobody reads: the client left. Its status shows in fullrank_requests_total."""
     return Problem(CLIENT_CLOSED_REQUEST, "client_closed_request", "the client left before its answer")
-
-
-@asynccontextmanager
-async def until_disconnected(request: Request) -> AsyncIterator[None]:
-    """Cancel the work inside as soon as the client is gone. The body must have been read."""
-    work = asyncio.current_task()
-    assert work is not None
-    left = False
-
-    async def watch() -> None:
-        nonlocal left
-        message: Any = {}
-        while message.get("type") != "http.disconnect":
-            message = await request.receive()
-        left = True
-        work.cancel()
-
-    # Most requests are answered before it is worth a task each to see whether their client left.
-    watchers: list[asyncio.Task[None]] = []
-    timer = asyncio.get_running_loop().call_later(PATIENCE, lambda: watchers.append(asyncio.create_task(watch())))
-    try:
-        yield
-    except asyncio.CancelledError:
-        if left and not work.uncancel():
-            raise gone() from None
-        raise
-    finally:
-        timer.cancel()
-        for watcher in watchers:
-            watcher.cancel()

@@ -195,7 +195,7 @@ async def infer(request: Request) -> Response:
     service = service_of(request)
     started, deadline = time.monotonic(), deadline_of(request, service.settings.request_timeout)
     service.served(model := model_of(request))  # a stranger's body is not read
-    body = await read_by(deadline, request.body())
+    body = await read_by(request, deadline, request.body())
     asked, tail = split(body, request.headers.get(LENGTH))
     if asked.parameters.timeout:
         deadline = min(deadline, started + asked.parameters.timeout / 1e6)

@@ -27,7 +27,7 @@ async def embeddings(request: Request) -> Response:
     """Embed `input`, one image or a list, L2-normalised. `model` names the served encoder; errors are OpenAI's."""
     service = service_of(request)
     deadline = deadline_of(request, service.settings.request_timeout)
-    body = payload.json_object(await read_by(deadline, request.body()))
+    body = payload.json_object(await read_by(request, deadline, request.body()))
     if not isinstance(model := body.get("model"), str):
         there = ", ".join(it.name for it in service.in_service())
         raise Problem(422, "invalid_field", f"model must name an encoder in service: {there}", field="model")
