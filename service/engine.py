@@ -101,9 +101,10 @@ class Engine:
         # Seconds of one image's work lately, by encoder.
         self._costs: weakref.WeakKeyDictionary[Encoder, float] = weakref.WeakKeyDictionary()
         self._put_off: deque[list[Part]] = deque()  # taken by the loop's thread, but not quick enough for it
-        # Two conditions of one lock, so that a lane is woken only for what it waits for: images, or the device.
-        lock = threading.Lock()
-        self._came, self._freed = threading.Condition(lock), threading.Condition(lock)
+        # Conditions of one lock, so that a lane is woken only for what it waits for: images, or the device.
+        self._lock = threading.Lock()
+        self._freed = threading.Condition(self._lock)
+        self._idle: list[threading.Condition] = []  # of lanes that wait for images, who worked last at the end
         self._closing = False
         self._turns: deque[object] = deque()  # whose turn on the device it is, and who comes next
         self._filling = False  # a lane that waits for its turn has room for more images
@@ -157,9 +158,10 @@ class Engine:
 
     async def close(self) -> None:
         """Finish what is queued and end the threads."""
-        with self._came:
+        with self._lock:
             self._closing = True
-            self._came.notify_all()
+            while self._idle:
+                self._wake()
         for lane in self._lanes:
             await asyncio.to_thread(lane.join)
         await asyncio.to_thread(self._caller.shutdown)
@@ -177,11 +179,16 @@ class Engine:
             if self.queue:
                 self._notify_soon()  # after what else came in the meantime
             return
-        with self._came:
+        with self._lock:
             if self._filling:
                 self._freed.notify_all()
             else:
-                self._came.notify()
+                self._wake()
+
+    def _wake(self) -> None:
+        """Let one idle lane look for work, with the lock held: the one that worked last, whose caches are warm."""
+        if self._idle:
+            self._idle.pop().notify()
 
     def _serve_here(self) -> bool:
         """Serve some of what waits on the loop's own thread, if that is cheaper than waking a lane; False if not."""
@@ -203,7 +210,8 @@ class Engine:
 
     def _lane(self, threads: int) -> None:
         torch.set_num_threads(threads)
-        while taken := self._next():
+        came = threading.Condition(self._lock)
+        while taken := self._next(came):
             with self._failing(taken):
                 self._serve(taken)
 
@@ -234,15 +242,16 @@ class Engine:
         else:
             self._loop.call_soon_threadsafe(function, *arguments)
 
-    def _next(self) -> list[Part]:
+    def _next(self, came: threading.Condition) -> list[Part]:
         """What waits, as soon as something does; empty to end."""
-        with self._came:
+        with came:
             while not (parts := self._put_off.popleft() if self._put_off else self.queue.take()):
                 if self._closing:
                     break
-                self._came.wait()
+                self._idle.append(came)
+                came.wait()
             if self.queue or self._put_off:
-                self._came.notify()
+                self._wake()
         return parts
 
     def _queue_for_device(self, ticket: object, batch: Batch | None = None) -> list[Part]:

@@ -224,7 +224,24 @@ async def known(engine: Engine, encoder: Light) -> None:
     await engine.embed(encoder, [1])
     assert encoder.threads <= {"engine_0", "engine_1"}
     encoder.threads.clear()
-    await until(lambda: len(engine._came._waiters) == service.engine.LANES)  # type: ignore[attr-defined]
+    await asleep(engine)
+
+
+async def asleep(engine: Engine) -> None:
+    """Wait until no lane works."""
+    await until(lambda: len(engine._idle) == service.engine.LANES)
+
+
+async def test_requests_one_after_another_stay_with_one_lane_whose_caches_are_warm(
+    metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.engine, "HANDOVER", -1.0)  # nothing is light
+    engine, encoder = Engine(8, 1, metrics), Light()
+    for value in range(10):
+        await asleep(engine)
+        await engine.embed(encoder, [value])
+    assert len(encoder.threads) == 1
+    await engine.close()
 
 
 @pytest.mark.usefixtures("all_is_light")
