@@ -2,17 +2,19 @@
 
     python -m benchmarks.serving [--rounds 10] [--servers fullrank mosec ...] [--models null resnet18]
 
-Every round measures each server once at each level, and the loop just before and just after its fullest: the speed of a
-shared machine drifts within minutes. Ratios are taken within rounds and their intervals bootstrapped over rounds.
-Servers not being measured are paused. Each measurement is appended to FOLDER/results.jsonl at once: started again, the
-command goes on where it stopped (--fresh begins anew).
+Every round measures each server at each level, and the loop just before and after its fullest and its lightest: the
+speed of a shared machine drifts within seconds, so what our goals compare is measured in slices, in turns. Ratios are
+taken within rounds and their intervals bootstrapped over rounds. Servers not being measured are paused. Each
+measurement is appended to FOLDER/results.jsonl at once: started again, the command goes on where it stopped (--fresh
+begins anew).
 """
 
 import argparse
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.serving import report
@@ -20,19 +22,34 @@ from benchmarks.serving.load import OPEN_SHARE, Level, Offline, Results, bodies,
 from benchmarks.serving.processes import KINDS, ROOT, Running
 from benchmarks.serving.workload import MODELS, Model, Workload, prepare
 
-LEVELS = [Level("64", 64, 6), Level("open", 64, 3, open=True), Level("32", 32, 5), Level("8", 8), Level("1", 1)]
-LOOPS = {("64", "before"): 32, ("64", "after"): 32, ("1", "after"): 1}  # batches of the loop beside a level
-UNLIKE = Level("unlike", 64, 8, unlike=True)
+FULL, ONE = Level("64", 64, 6, loop=32), Level("1", 1, loop=1)
+OTHERS = [Level("open", 64, 3, open=True), Level("32", 32, 5), Level("8", 8)]
+UNLIKE = Level("unlike", 64, 4, unlike=True, slices=4)
+FINE = 3  # slices of what our goals are about
+ONE_SERVER = ("fullrank", "fullrank, monitor off")
 LOOP_SECONDS = 1.0
 OVERHEAD = 0.35  # seconds of each measurement that are not the measurement: starting wrk, reading CPU times
 
 
-def levels(server: str, model: Model, servers: list[str]) -> list[Level]:
-    """The loads a server gets. What monitoring costs is asked with images that all differ: it skips duplicates."""
-    both = model == "resnet18" and {"fullrank", "fullrank, monitor off"} <= set(servers)
-    unlike = [UNLIKE] if both and server.startswith("fullrank") else []
-    # First, so that both servers come to it alike: just woken, and warmed up.
-    return unlike if server == "fullrank, monitor off" else [*unlike, *LEVELS]
+def levels(server: str, model: Model) -> list[Level]:
+    """The loads that a server gets beside the loop, the fullest first."""
+    if server == ONE_SERVER[1]:
+        return []
+    slices = FINE if server == ONE_SERVER[0] and model == "resnet18" else 1
+    return [replace(FULL, slices=slices), *OTHERS, replace(ONE, slices=slices)]
+
+
+def watched(model: Model, servers: Sequence[str]) -> list[str]:
+    """Who is asked what monitoring costs, with images that all differ: it skips duplicates."""
+    return list(ONE_SERVER) if model == "resnet18" and set(ONE_SERVER) <= set(servers) else []
+
+
+def plan(model: Model, servers: Sequence[str]) -> list[float]:
+    """Seconds of each measurement of a round."""
+    loads = [level for server in servers for level in levels(server, model)]
+    loads += [UNLIKE for _ in watched(model, servers)]
+    loops = [LOOP_SECONDS for level in loads if level.loop for _ in range(level.slices + 1)]
+    return [float(level.seconds) for level in loads for _ in range(level.slices)] + loops
 
 
 def start(model: Model, names: list[str], folder: Path) -> list[Running]:
@@ -62,43 +79,57 @@ def start(model: Model, names: list[str], folder: Path) -> list[Running]:
 
 def measure_all(results: Results, model: Model, options: argparse.Namespace, tick: Callable[[str], None]) -> None:
     """All rounds of one model."""
-    names = [name for name in options.servers if levels(name, model, options.servers)]
-    wanted = [(name, level.name) for name in names for level in levels(name, model, options.servers)]
-    rounds = range(options.rounds)
-    if all(results.find(model=model, round=it, server=name, level=level) for it in rounds for name, level in wanted):
+    pair = watched(model, options.servers)
+    names = [name for name in options.servers if levels(name, model) or name in pair]
+    rounds = [it for it in range(options.rounds) if not results.find(model=model, round=it, whole=names)]
+    if not rounds:
         return
     running, offline = start(model, names, options.folder), Offline(model, options.folder)
+    ours = [server for server in running if server.name in pair]
+    ours = ours if len(ours) == len(ONE_SERVER) else []
 
-    def loop(server: Running, level: Level, when: str) -> None:
-        here = key | {"server": "offline", "level": level.name, "beside": server.name, "when": when}
-        if (batch := LOOPS.get((level.name, when))) is not None and not results.find(**here):
+    def wake(server: Running, form: str) -> None:
+        server.resume()
+        # Whatever learns from timing must first forget its pause.
+        drive(server, bodies(options.folder, server, model, form), Level("", 64, 1))
+
+    def load(number: int, server: Running, level: Level, part: int) -> None:
+        here = {"model": model, "round": number, "server": server.name, "level": level.name}
+        if not results.find(**here, slice=part):
+            tick(f"{model} round {number + 1}: {server.name}, {level.name}")
+            full = results.find(**here | {"level": FULL.name}) if level.open else None
+            rate = OPEN_SHARE * full["requests"] / full["seconds"] if full else 0.0
+            images = bodies(options.folder, server, model, "bmp" if level.unlike else "jpeg")
+            results.add(here | {"slice": part} | drive(server, images, level, rate))
+
+    def loop(number: int, server: Running, level: Level, part: int) -> None:
+        here = {"model": model, "round": number, "server": "offline", "level": level.name, "beside": server.name}
+        if level.loop and not results.find(**here, slice=part):
             tick(f"{model} round {number + 1}: offline, beside {server.name}")
             server.pause()
-            results.add(here | offline.measure(batch, LOOP_SECONDS))
+            results.add(here | {"slice": part} | offline.measure(level.loop, LOOP_SECONDS))
             server.resume()
 
     try:
         for number in rounds:
-            key = {"model": model, "round": number}
             # Another order each round: whoever follows a heavy neighbour is not always the same.
             for server in running[number % len(running) :] + running[: number % len(running)]:
-                server.resume()
-                jpegs = bodies(options.folder, server, model, "jpeg")
-                own = levels(server.name, model, options.servers)
-                if not results.find(**key, server=server.name, level=own[-1].name):
-                    # Whatever learns from timing must first forget its pause.
-                    drive(server, jpegs, Level("", 64, 1))
-                for level in own:
-                    loop(server, level, "before")
-                    here = key | {"server": server.name, "level": level.name}
-                    if not results.find(**here):
-                        tick(f"{model} round {number + 1}: {server.name}, {level.name}")
-                        full = results.find(**key, server=server.name, level="64") if level.open else None
-                        rate = OPEN_SHARE * full["requests"] / full["seconds"] if full else 0.0
-                        images = bodies(options.folder, server, model, "bmp") if level.unlike else jpegs
-                        results.add(here | drive(server, images, level, rate))
-                    loop(server, level, "after")
+                wake(server, "jpeg")
+                for level in levels(server.name, model):
+                    for part in range(level.slices):
+                        loop(number, server, level, part)
+                        load(number, server, level, part)
+                    loop(number, server, level, level.slices)
                 server.pause()
+            for server in ours:
+                wake(server, "bmp")
+                server.pause()
+            for part in range(UNLIKE.slices if ours else 0):
+                for server in ours if (number + part) % 2 else reversed(ours):
+                    server.resume()
+                    load(number, server, UNLIKE, part)
+                    server.pause()
+            results.add({"model": model, "round": number, "whole": names})
     finally:
         offline.stop()
         for server in running:
@@ -120,27 +151,22 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     prepare(options.folder)
     results = Results(options.folder / "results.jsonl", options.fresh)
-    plan = [level for m in options.models for s in options.servers for level in levels(s, m, options.servers)]
-    loops = len(LOOPS) * len(options.servers) * len(options.models)
-    servers = set(options.servers)
-    had = sum(
-        it["model"] in options.models and it["round"] < options.rounds and not servers.isdisjoint(it.values())
-        for it in results.records
-    )
-    left = options.rounds * (len(plan) + loops) - had
-    each = (sum(level.seconds for level in plan) + loops * LOOP_SECONDS) / (len(plan) + loops) + OVERHEAD
+    each = [seconds + OVERHEAD for model in options.models for seconds in plan(model, options.servers)]
+    had = sum(it["model"] in options.models and it["round"] < options.rounds for it in results.records)
+    left = max(0, options.rounds * len(each) - had)
+    mean = sum(each) / len(each)
     started, done = time.monotonic(), 0
     # Starting each server once for each model, and waking it in each round.
     starts = (12 + options.rounds * (1 + OVERHEAD)) * len(options.servers) * len(options.models)
     print(
-        f"{left} measurements of {each - OVERHEAD:.1f} s: about {(left * each + starts) / 60:.0f} minutes", flush=True
+        f"{left} measurements of {mean - OVERHEAD:.1f} s: about {(left * mean + starts) / 60:.0f} minutes", flush=True
     )
 
     def tick(what: str) -> None:
         nonlocal done
         done += 1
         spent = time.monotonic() - started
-        print(f"[{done}/{left}, {spent / 60:.1f} min, {(left - done) * each / 60:.0f} left] {what}", flush=True)
+        print(f"[{done}/{left}, {spent / 60:.1f} min, {(left - done) * mean / 60:.0f} left] {what}", flush=True)
 
     try:
         for model in options.models:

@@ -23,7 +23,8 @@ BMP_PIXELS = 54  # where the pixels of a 24-bit BMP begin
 class Level:
     """A load: so many connections for so many seconds.
 
-    open: arrivals do not wait for answers; unlike: no two images agree.
+    open: arrivals do not wait for answers; unlike: no two images agree; loop: also measure the offline loop, in
+    batches of so many; slices: times that this is measured in a round, in turns with what it is compared with.
     """
 
     name: str
@@ -31,6 +32,8 @@ class Level:
     seconds: int = 2  # wrk takes whole ones
     open: bool = False
     unlike: bool = False
+    loop: int = 0
+    slices: int = 1
 
 
 def bodies(folder: Path, server: Running, model: Model, form: str) -> Path:
