@@ -70,7 +70,6 @@ def test_ten_thousand_corrupted_images(encoders: Path) -> None:
             assert found.keys() <= {200, 422}, found
             resident.append(it.metric("process_resident_memory_bytes"))
         print([round(each / 1e6) for each in resident], "MB after each thousand")
-        # Each thread's allocator keeps what its largest image took, whenever that came: some 15 MB a thread.
-        assert resident[-1] < resident[0] + 50e6
+        assert resident[-1] < 1.1 * resident[0]
         assert it.metric('fullrank_requests_total{code="500",route="/embed"}') == 0
         assert httpx.post(it.url + "/embed", content=WHOLE[0]).status_code == 200
