@@ -114,8 +114,10 @@ def measure_all(results: Results, model: Model, options: argparse.Namespace, tic
         for number in rounds:
             # Another order each round: whoever follows a heavy neighbour is not always the same.
             for server in running[number % len(running) :] + running[: number % len(running)]:
+                if not (own := levels(server.name, model)):
+                    continue
                 wake(server, "jpeg")
-                for level in levels(server.name, model):
+                for level in own:
                     for part in range(level.slices):
                         loop(number, server, level, part)
                         load(number, server, level, part)
