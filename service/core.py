@@ -57,7 +57,7 @@ class Service:
         self.loop = asyncio.get_running_loop()
         settings, pinned = self.settings, torch.device(self.settings.device).type == "cuda"
         self.engine = Engine(settings.max_batch, settings.threads, self.metrics, settings.decode_threads, pinned=pinned)
-        self.observer = Observer(self.metrics)
+        self.observer = Observer(self.metrics, settings.monitor_rate)
         self.store = WindowStore(self.settings.state_dir, self.metrics)
         self.sidecar = Sidecar(self.settings, self.store)
 

@@ -65,6 +65,11 @@ class Metrics:
             "Embedded images that never reached the monitor: its queue was full, or it refused them.",
             registry=r,
         )
+        self.unsampled = Counter(
+            "fullrank_unsampled_images",
+            "Embedded images left out at random, so that the monitor sees no more a second than monitor_rate.",
+            registry=r,
+        )
         Info("fullrank_build", "Versions that made these figures.", registry=r).info(
             {"version": version, "torch": torch_version, "device": device}
         )

@@ -3,10 +3,11 @@
 import contextlib
 import itertools
 import logging
+import math
 import os
 import queue
 import threading
-import time
+import weakref
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -16,28 +17,45 @@ from fullrank import SpectrumMonitor
 from fullrank.inputs import thumbnails
 from service.batching import Pixels, Rows
 from service.metrics import Metrics
+from service.sampling import Sample
 
 log = logging.getLogger("fullrank.service")
-PAUSE = 0.1  # seconds
+PAUSE = 0.5  # seconds
 TOGETHER = 64  # images
+BURST = 256  # images that a monitor sees at once after a quiet time: a block of its statistics
 BACKLOG = 256 * 2**20  # bytes of pixels: 1,700 images of 224 x 224
 Item = tuple[SpectrumMonitor, Pixels, Rows]
 
 
 class Observer:
-    """Feeds monitors from a bounded backlog; what it cannot take is counted in fullrank_unobserved_images_total."""
+    """Feeds monitors from a bounded backlog; what it cannot take is counted in fullrank_unobserved_images_total.
 
-    def __init__(self, metrics: Metrics) -> None:
-        self.metrics = metrics
+    rate: images a second that each monitor is to see, at most; the others are counted in
+    fullrank_unsampled_images_total.
+    """
+
+    def __init__(self, metrics: Metrics, rate: float = math.inf) -> None:
+        self.metrics, self._rate = metrics, rate
+        self._samples: weakref.WeakKeyDictionary[SpectrumMonitor, Sample] = weakref.WeakKeyDictionary()
         self._backlog: queue.Queue[Item | None] = queue.Queue()
         self._lock, self._waiting = threading.Lock(), 0  # bytes
         # Secrets of the process, by length: nobody can craft images that the monitor takes for duplicates.
         self._secrets: dict[int, NDArray[np.uint64]] = {}
+        self._awaited = threading.Event()  # somebody waits for the backlog to be handed over
         self._thread = threading.Thread(target=self._run, name="observer", daemon=True)
         self._thread.start()
 
     def put(self, monitor: SpectrumMonitor, pixels: Pixels, rows: Rows) -> None:
         """Never blocks."""
+        with self._lock:
+            if (sample := self._samples.get(monitor)) is None:
+                sample = self._samples[monitor] = Sample(self._rate, BURST)
+        # Before hashes and thumbnails are made: what is not looked at is to cost nothing.
+        if (which := sample.choose(len(rows))) is not None:
+            self.metrics.unsampled.inc(len(rows) - len(which))
+            if not len(which):
+                return
+            pixels, rows = pixels[which], rows[which]
         with self._lock:
             if room := self._waiting + pixels.nbytes <= BACKLOG:
                 self._waiting += pixels.nbytes
@@ -66,19 +84,22 @@ class Observer:
 
     def close(self) -> None:
         """Hand over the backlog and end the thread."""
+        self._awaited.set()
         self._backlog.put(None)
         self._thread.join()
 
     def join(self) -> None:
         """Wait until everything put so far has been handed over."""
+        self._awaited.set()
         self._backlog.join()
+        self._awaited.clear()
 
     def _run(self) -> None:
         items: list[Item | None] = []
         while None not in items:
             items = [self._backlog.get()]
             # What gathers meanwhile is observed at once: waking for each batch would take the GIL from requests.
-            time.sleep(PAUSE)
+            self._awaited.wait(PAUSE)
             with contextlib.suppress(queue.Empty):
                 while True:
                     items.append(self._backlog.get_nowait())

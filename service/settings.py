@@ -121,6 +121,12 @@ class Settings(BaseSettings):
     )
     block_rows: int = Field(256, ge=2, description="Rows in one block of the monitor's statistics.")
     monitor: bool = Field(True, description="Watch the embeddings at all.")
+    monitor_rate: float = Field(
+        50.0,
+        gt=0,
+        description="Images a second that each encoder's monitor looks at, at most; of more, so many at random. It is "
+        "what bounds the monitor's cost. inf looks at all.",
+    )
     state_dir: Path | None = Field(
         None,
         description="Folder where the monitors' windows are kept, so that a restart does not blind them. One replica's "

@@ -24,7 +24,8 @@ from benchmarks.serving.workload import MODELS, Model, Workload, prepare
 
 FULL, ONE = Level("64", 64, 6, loop=32), Level("1", 1, loop=1)
 OTHERS = [Level("open", 64, 3, open=True), Level("32", 32, 5), Level("8", 8)]
-UNLIKE = Level("unlike", 64, 4, unlike=True, slices=4)
+# What a pause has earned for the monitor's sample must be spent before it is steady.
+UNLIKE = Level("unlike", 64, 7, unlike=True, lead=2.5, slices=8)
 FINE = 3  # slices of what our goals are about
 ONE_SERVER = ("fullrank", "fullrank, monitor off")
 LOOP_SECONDS = 1.0

@@ -15,7 +15,7 @@ from benchmarks.serving.processes import ACCEPT, ROOT, Running
 from benchmarks.serving.workload import IMAGES, Model, Rows
 
 OPEN_SHARE = 0.7
-LEAD, TAIL = 0.5, 0.2  # seconds of a load before it is steady, and before it ends
+TAIL = 0.2  # seconds of a load before it ends
 BMP_PIXELS = 54  # where the pixels of a 24-bit BMP begin
 
 
@@ -24,7 +24,8 @@ class Level:
     """A load: so many connections for so many seconds.
 
     open: arrivals do not wait for answers; unlike: no two images agree; loop: also measure the offline loop, in
-    batches of so many; slices: times that this is measured in a round, in turns with what it is compared with.
+    batches of so many; slices: times that this is measured in a round, in turns with what it is compared with; lead:
+    seconds before it is steady.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Level:
     unlike: bool = False
     loop: int = 0
     slices: int = 1
+    lead: float = 0.5
 
 
 def bodies(folder: Path, server: Running, model: Model, form: str) -> Path:
@@ -48,8 +50,8 @@ def bodies(folder: Path, server: Running, model: Model, form: str) -> Path:
 def drive(server: Running, images: Path, level: Level, rate: float = 0.0) -> dict[str, float]:
     """One measurement by wrk: its figures (see post.lua), the server's answers and CPU seconds while it is steady."""
     stamp = BMP_PIXELS if level.unlike else 0
-    start = time.monotonic() + LEAD
-    end = start + level.seconds - LEAD - TAIL
+    start = time.monotonic() + level.lead
+    end = start + level.seconds - level.lead - TAIL
     lua = [str(images), str(IMAGES), server.kind.content_type, ACCEPT, *map(str, (stamp, rate, start, end))]
     options = ["-t1", f"-c{level.connections}", f"-d{level.seconds}s", "--timeout", "30s"]
     command = ["wrk", *options, "-s", str(Path(__file__).with_name("post.lua")), server.url, "--", *lua]

@@ -169,7 +169,7 @@ def fleet() -> Dashboard:
         ),
         lines(
             "Rows behind the figures",
-            "Different images in five minutes; 256 are needed for a verdict.",
+            "Different images in five minutes, by default of 50 a second at most; 256 are needed for a verdict.",
             query(f"max {PER} (fullrank_window_rows{{{RECENT}}})", EACH),
             width=12,
         ),

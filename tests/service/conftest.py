@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import math
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
@@ -106,7 +107,9 @@ def settings(encoders: Path) -> Callable[..., Settings]:
     """Settings around alpha, with changes."""
 
     def make(**changes: Any) -> Settings:
-        defaults: dict[str, Any] = {"encoder": encoders / "alpha", "encoders_dir": encoders, "threads": 1}
+        # Each image watched, so that tests can count them.
+        always: dict[str, Any] = {"threads": 1, "monitor_rate": math.inf}
+        defaults: dict[str, Any] = {"encoder": encoders / "alpha", "encoders_dir": encoders, **always}
         return Settings(**(defaults | changes))
 
     return make

@@ -61,7 +61,10 @@ def test_some_corrupted_images(settings: Callable[..., Settings]) -> None:
 
 
 @pytest.mark.soak
-def test_ten_thousand_corrupted_images(encoders: Path) -> None:
+def test_ten_thousand_corrupted_images(encoders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Each large image that is freed would raise the size from which glibc maps memory, and gives back what is freed:
+    # 17 to 33 MB more stay then, in steps, which would hide a leak.
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(256 * 1024))
     # Headers that lie make images of any size: without the limit, what the allocator keeps of them would hide a leak.
     with replica(encoder=encoders / "alpha", max_pixels=1_000_000) as it:
         resident = []
@@ -70,6 +73,6 @@ def test_ten_thousand_corrupted_images(encoders: Path) -> None:
             assert found.keys() <= {200, 422}, found
             resident.append(it.metric("process_resident_memory_bytes"))
         print([round(each / 1e6) for each in resident], "MB after each thousand")
-        assert resident[-1] < 1.1 * resident[0]
+        assert resident[-1] < 1.05 * resident[0]
         assert it.metric('fullrank_requests_total{code="500",route="/embed"}') == 0
         assert httpx.post(it.url + "/embed", content=WHOLE[0]).status_code == 200

@@ -10,7 +10,8 @@ from PIL import Image
 from fullrank.inputs import thumbnails
 from service.batching import Rows
 from service.metrics import Metrics
-from service.observer import Observer, _joined
+from service.observer import BURST, Observer, _joined
+from service.sampling import Sample
 from tests.service.conftest import Start, pictures
 
 pytestmark = pytest.mark.anyio
@@ -73,8 +74,8 @@ def test_what_the_backlog_cannot_take_is_counted(metrics: Metrics, monkeypatch: 
 
     monkeypatch.setattr("service.observer.BACKLOG", 3 * 64)
     gate = threading.Event()
-    monkeypatch.setattr("service.observer.time.sleep", lambda _: gate.wait())
     observer = Observer(metrics)
+    monkeypatch.setattr(observer._awaited, "wait", lambda _: gate.wait())
     for count in (2, 2, 1):
         observer.put(Monitor(), np.zeros((count, 1, 8, 8), np.uint8), np.full((count, 2), count, np.float32))  # type: ignore[arg-type]
     gate.set()
@@ -83,6 +84,35 @@ def test_what_the_backlog_cannot_take_is_counted(metrics: Metrics, monkeypatch: 
     observer.close()
     assert seen == [2, 2, 1, 3, 3, 3]
     assert metrics.registry.get_sample_value("fullrank_unobserved_images_total") == 2
+
+
+def test_of_more_images_than_the_rate_so_many_are_observed_at_random(
+    metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[float, float]] = []
+
+    class Monitor:
+        def observe(self, rows: Rows, keys: object, inputs: np.ndarray) -> None:
+            seen.extend(zip(rows[:, 0], inputs[:, 0], strict=True))
+
+    now = 0.0
+    monkeypatch.setattr("service.observer.Sample", lambda rate, burst: Sample(rate, burst, lambda: now))
+    observer, busy, quiet = Observer(metrics, rate=40.0), Monitor(), Monitor()
+    for step in range(200):  # 256 images a second; times without rounding
+        now = step / 8
+        images = np.arange(step * 32, step * 32 + 32)
+        pixels = np.broadcast_to((images % 251)[:, None, None, None], (32, 1, 8, 8)).astype(np.uint8)
+        observer.put(busy, pixels, images[:, None].astype(np.float32))  # type: ignore[arg-type]
+    observer.join()
+    assert len(seen) == len(set(seen)) == BURST + 5 * 199
+    assert all(abs(pixel * 255 - image % 251) < 0.01 for image, pixel in seen)  # each row with its own image
+    in_batch = np.bincount([int(image) % 32 for image, _ in seen if image >= 2048], minlength=32)  # after the burst
+    assert in_batch.min() > 5  # 136 batches choose 5 of 32: 21 of each place, give or take 4
+    assert metrics.registry.get_sample_value("fullrank_unsampled_images_total") == 200 * 32 - len(seen)
+    del seen[:]
+    observer.put(quiet, np.zeros((128, 1, 8, 8), np.uint8), np.zeros((128, 1), np.float32))  # type: ignore[arg-type]
+    observer.close()
+    assert len(seen) == 128  # a monitor's sample is its own
 
 
 def test_a_monitor_that_refuses_rows_does_not_end_the_observer(metrics: Metrics) -> None:
