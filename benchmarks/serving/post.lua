@@ -1,11 +1,12 @@
 -- wrk's script: posts prepared bodies in turn and prints one line of JSON.
---   wrk ... -s post.lua URL -- FOLDER COUNT CONTENT_TYPE ACCEPT STAMP RATE FROM TO
+--   wrk ... -s post.lua URL -- FOLDER COUNT CONTENT_TYPE ACCEPT STAMP RATE FROM TO [HEAD]
 -- STAMP > 0 writes a counter at that offset of each body: no two images are alike (for BMP, whose pixels lie bare).
 -- RATE > 0 makes it an open loop: arrivals are a Poisson process fixed in advance, and the next free connection takes
 -- the next arrival. wrk's latency starts when a request is sent; where all connections were busy at its arrival the
 -- wait before that is not in it, so `late` counts those and `lag` is the longest wait (ms). Timers tick in whole ms.
 -- FROM, TO: `answered` counts the good answers between these times of the monotonic clock, when the load is steady: wrk's
 -- own count leaves out what the server worked on at the end.
+-- HEAD: bytes of each body before its binary tail, for the Open Inference Protocol.
 local ffi = require("ffi")
 ffi.cdef("typedef struct { long s, ns; } when; int clock_gettime(int, when *);")
 local time = ffi.new("when")
@@ -25,6 +26,7 @@ end
 function init(args)
   local folder, count, stamp, rate = args[1], tonumber(args[2]), tonumber(args[5]), tonumber(args[6])
   local headers = { ["Content-Type"] = args[3], ["Accept"] = args[4] }
+  headers["Inference-Header-Content-Length"] = args[9]
   for i = 1, count do
     local file = assert(io.open(string.format("%s/%04d", folder, i - 1), "rb"))
     bodies[i] = file:read("*a")

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from service.app import create_app
 from service.core import Service
+from service.observer import BURST
 from service.settings import Settings
 from tests.service.conftest import DIMENSION, Start, as_files, encoded, error_of, pictures
 
@@ -111,6 +112,15 @@ async def test_traffic_shows_on_metrics_and_in_the_spectrum(start: Start) -> Non
             await send(client, service, 64, seed)
         rows = service.current.monitor.counters.rows  # type: ignore[union-attr]
         assert (rows["sampled"], rows["duplicate"]) == (704, 64)
+
+
+async def test_beyond_its_rate_the_monitor_sees_a_sample(start: Start) -> None:
+    async with start(monitor_rate=1e-6) as (client, service):  # what may come at once, and no more
+        for seed in range(3):
+            await send(client, service, 128, seed)
+        rows = service.current.monitor.counters.rows  # type: ignore[union-attr]
+        assert rows == {"sampled": BURST, "duplicate": 0, "dropped": 0, "nonfinite": 0}
+        assert f"fullrank_unsampled_images_total {3 * 128 - BURST}.0" in (await client.get("/metrics")).text
 
 
 async def test_the_canary_is_embedded_again_and_again(start: Start) -> None:
