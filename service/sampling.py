@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 class Sample:
     """Chooses among images so that watching them costs no more than so many a second, however many come.
 
-    rate: images a second in the long run, infinite for all; burst: images at once after a quiet time. Below the rate
-    everything is chosen; above it, of images that come together each has the same chance. Thread-safe.
+    rate: images a second in the long run, infinite for all; burst: images at once after a quiet time. While no more
+    come, all are chosen; of more that come together, each has the same chance. Thread-safe.
     """
 
     def __init__(self, rate: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
