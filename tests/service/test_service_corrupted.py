@@ -63,7 +63,7 @@ def test_some_corrupted_images(settings: Callable[..., Settings]) -> None:
 @pytest.mark.soak
 def test_ten_thousand_corrupted_images(encoders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Each large image that is freed would raise the size from which glibc maps memory, and gives back what is freed:
-    # 17 to 33 MB stay then instead of 8 to 11, in steps, which would hide a leak.
+    # 14 to 33 MB stay then instead of 8 to 11, in steps, which would hide a leak.
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(256 * 1024))
     # Headers that lie make images of any size: without the limit, what the allocator keeps of them would hide a leak.
     with replica(encoder=encoders / "alpha", max_pixels=1_000_000) as it:
