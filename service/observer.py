@@ -50,8 +50,9 @@ class Observer:
         with self._lock:
             if (sample := self._samples.get(monitor)) is None:
                 sample = self._samples[monitor] = Sample(self._rate, BURST)
+            which = sample.choose(len(rows))
         # Before hashes and thumbnails are made: what is not looked at is to cost nothing.
-        if (which := sample.choose(len(rows))) is not None:
+        if which is not None:
             self.metrics.unsampled.inc(len(rows) - len(which))
             if not len(which):
                 return
