@@ -5,21 +5,16 @@
 Requests are those of the Open Inference Protocol: uint8 pixels as they go into the encoder, one or 64 images each, from
 wrk. The limit is the same encoder in a loop over 64 images that already lie on the device. Each round measures the
 loop before and after each load, with the service halted; ratios are taken within rounds, their intervals bootstrapped
-over rounds. The monitor is on, as it is by default, and no two requests of a load's 16 bodies are alike.
+over rounds. The monitor is on, as it is by default; bodies repeat after 16, and it skips what it has seen.
 """
 
 import argparse
 import json
-import os
 import shutil
-import signal
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -27,90 +22,28 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.serving.load import Level, check, drive
+from benchmarks.serving.processes import KINDS, Running
 from benchmarks.serving.report import bootstrap
-from models.artifact import Architecture, Artifact, EncoderCard, Preprocessing, save
+from benchmarks.serving.workload import random_encoder
+from models.artifact import Architecture, save
 from models.backbones import Name
 from models.embedder import Embedder
 
-ROOT = Path(__file__).parents[1]
 BATCH, BODIES = 64, 16
 CONNECTIONS = {1: 128, BATCH: 4}  # by images a request
-LEAD, TAIL = 1.0, 0.2  # seconds of a load before it is steady, and before it ends
-CONTENT = "application/octet-stream"
+HEAD = 256  # bytes
 Pixels = NDArray[np.uint8]
 
 
-def make(name: Name, size: int, folder: Path) -> Artifact:
-    """An encoder with random weights: only its cost matters here."""
-    torch.manual_seed(0)
-    architecture = Architecture(name=name)
-    encoder = architecture.build().eval()
-    preprocessing = Preprocessing(size=size, mean=(0.5,) * 3, std=(0.25,) * 3)
-    card = EncoderCard(name=name, architecture=architecture, preprocessing=preprocessing, dimension=encoder.dimension)
-    return save(Artifact(card, encoder), folder)
-
-
-def request_body(pixels: Pixels) -> tuple[bytes, int]:
-    """An inference request with a binary tail, and the length of what comes before the tail."""
+def request_body(pixels: Pixels) -> bytes:
+    """An inference request with a binary tail, after HEAD bytes of JSON."""
     tensor = {"name": "pixels", "datatype": "UINT8", "shape": pixels.shape}
-    head = json.dumps(
-        {
-            "inputs": [tensor | {"parameters": {"binary_data_size": pixels.nbytes}}],
-            "parameters": {"binary_data_output": True},
-        }
-    ).encode()
-    return head + pixels.tobytes(), len(head)
-
-
-class Server:
-    """`fullrank serve` in a process of its own."""
-
-    def __init__(self, encoder: Path, options: argparse.Namespace) -> None:
-        with socket.socket() as it:
-            it.bind(("127.0.0.1", 0))
-            port = it.getsockname()[1]
-        self.base = f"http://127.0.0.1:{port}"
-        self.url = f"{self.base}/v2/models/{encoder.name}/infer"
-        flags = {"encoder": encoder, "port": port, "max_batch": BATCH}
-        flags |= {name: getattr(options, name) for name in ("device", "dtype", "threads")}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "cli", "serve"],
-            env=os.environ | {f"FULLRANK_{name.upper()}": str(value) for name, value in flags.items()},
-            cwd=ROOT,
-        )
-        while True:
-            try:
-                urllib.request.urlopen(f"{self.base}/readyz", timeout=10).close()
-                return
-            except OSError as error:
-                if self.process.poll() is not None:
-                    raise SystemExit(f"the service ended with {self.process.returncode}") from error
-                time.sleep(0.2)
-
-    def check(self, pixels: Pixels, wanted: torch.Tensor) -> float:
-        """The least cosine between its answers and the bare encoder's rows. SystemExit below 0.999."""
-        body, head = request_body(pixels)
-        headers = {"Content-Type": CONTENT, "Inference-Header-Content-Length": str(head)}
-        with urllib.request.urlopen(urllib.request.Request(self.url, body, headers), timeout=120) as answer:
-            tail = answer.read()[int(answer.headers["Inference-Header-Content-Length"]) :]
-        rows = torch.frombuffer(bytearray(tail), dtype=torch.float32).view(wanted.shape)
-        cosine = float(torch.nn.functional.cosine_similarity(rows, wanted).min())
-        if not cosine > 0.999:
-            raise SystemExit(f"the service answers something else: cosine {cosine:.5f}")
-        return cosine
-
-    def images_a_second(self, bodies: Path, images: int, head: int, seconds: int) -> float:
-        """Under load, while it is steady. SystemExit if a request fails."""
-        start = time.monotonic() + LEAD
-        end = start + seconds - LEAD - TAIL
-        script = str(ROOT / "benchmarks/serving/post.lua")
-        lua = [str(bodies), str(BODIES), CONTENT, CONTENT, "0", "0", str(start), str(end), str(head)]
-        options = ["-t1", f"-c{CONNECTIONS[images]}", f"-d{seconds}s", "--timeout", "60s", "-s", script]
-        done = subprocess.run(["wrk", *options, self.url, "--", *lua], capture_output=True, text=True, check=True)
-        result = json.loads(done.stdout.partition("JSON ")[2])
-        if result["bad"] or result["broken"]:
-            raise SystemExit(f"{result['bad']} requests refused, {result['broken']} broken")
-        return float(result["answered"] * images / (end - start))
+    head = {
+        "inputs": [tensor | {"parameters": {"binary_data_size": pixels.nbytes}}],
+        "parameters": {"binary_data_output": True},
+    }
+    return json.dumps(head).encode().ljust(HEAD) + pixels.tobytes()
 
 
 def bare(embedder: Embedder, pixels: torch.Tensor, seconds: float) -> float:
@@ -144,36 +77,45 @@ def main() -> None:
 
 def measure(name: Name, folder: Path, options: argparse.Namespace) -> None:
     """Print the lines of one encoder."""
-    embedder = Embedder(
-        make(name, options.size, folder / name), options.device, getattr(torch, options.dtype), max_batch=BATCH
-    )
+    artifact = save(random_encoder(name, Architecture(name=name), options.size), folder / name)
+    embedder = Embedder(artifact, options.device, getattr(torch, options.dtype), max_batch=BATCH)
     embedder.warm_up((BATCH,))
     shape = (BODIES, BATCH, 3, options.size, options.size)
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    heads = {}
     for images in CONNECTIONS:
         (place := folder / str(images)).mkdir()
         for i in range(BODIES):
-            body, heads[images] = request_body(pixels[i, :images])
-            (place / f"{i:04}").write_bytes(body)
+            (place / f"{i:04}").write_bytes(request_body(pixels[i, :images]))
     there = torch.from_numpy(pixels[0]).to(options.device)
-    server = Server(folder / name, options)
+    flags = {"max_batch": BATCH} | {flag: getattr(options, flag) for flag in ("device", "dtype", "threads")}
+    kind = replace(
+        KINDS["fullrank"],
+        path=f"/v2/models/{name}/infer",
+        content_type="application/octet-stream",
+        rows=lambda answer: np.frombuffer(answer[-4 * embedder.dimension :], "<f4")[None],
+        environment={f"FULLRANK_{flag.upper()}": str(value) for flag, value in flags.items()},
+        head=HEAD,
+    )
+    server = Running("fullrank", name, folder, kind)
     try:
-        server.check(pixels[0], embedder.embed(there))
+        ones = [(folder / "1" / f"{i:04}").read_bytes() for i in range(BODIES)]
+        server.wait(ones[0])
+        check(server, ones, embedder.embed(pixels[:, 0]).numpy())
+        server.pause()
         found: dict[int, list[tuple[float, float]]] = {images: [] for images in CONNECTIONS}
         for _ in range(options.rounds):
             for images, figures in found.items():
-                server.process.send_signal(signal.SIGSTOP)
+                level = Level(str(images), CONNECTIONS[images], options.seconds, lead=1.0)
                 before = bare(embedder, there, options.seconds / 8)
-                server.process.send_signal(signal.SIGCONT)
-                served = server.images_a_second(folder / str(images), images, heads[images], options.seconds)
-                server.process.send_signal(signal.SIGSTOP)
+                server.resume()
+                load = drive(server, folder / str(images), level)
+                server.pause()
                 after = bare(embedder, there, options.seconds / 8)
-                server.process.send_signal(signal.SIGCONT)
-                figures.append(((before + after) / 2, served))
+                if load["bad"] or load["broken"]:
+                    raise SystemExit(f"{load['bad']:.0f} requests refused, {load['broken']:.0f} broken")
+                figures.append(((before + after) / 2, images * load["requests"] / load["seconds"]))
     finally:
-        server.process.kill()
-        server.process.wait()
+        server.stop()
     for images, figures in found.items():
         limit, served = (statistics.median(each) for each in zip(*figures, strict=True))
         middle, low, high = bootstrap([ours / limit for limit, ours in figures])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.serving.processes import ACCEPT, ROOT, Running
-from benchmarks.serving.workload import IMAGES, Model, Rows
+from benchmarks.serving.workload import Model, Rows
 
 OPEN_SHARE = 0.7
 TAIL = 0.2  # seconds of a load before it ends
@@ -52,7 +52,8 @@ def drive(server: Running, images: Path, level: Level, rate: float = 0.0) -> dic
     stamp = BMP_PIXELS if level.unlike else 0
     start = time.monotonic() + level.lead
     end = start + level.seconds - level.lead - TAIL
-    lua = [str(images), str(IMAGES), server.kind.content_type, ACCEPT, *map(str, (stamp, rate, start, end))]
+    count, head = sum(1 for _ in images.iterdir()), [str(server.kind.head)] if server.kind.head else []
+    lua = [str(images), str(count), server.kind.content_type, ACCEPT, *map(str, (stamp, rate, start, end)), *head]
     options = ["-t1", f"-c{level.connections}", f"-d{level.seconds}s", "--timeout", "30s"]
     command = ["wrk", *options, "-s", str(Path(__file__).with_name("post.lua")), server.url, "--", *lua]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as wrk:

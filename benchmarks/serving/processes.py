@@ -36,6 +36,7 @@ class Kind:
     body: Callable[[bytes], bytes] = bytes
     rows: Callable[[bytes], Rows] = lambda answer: np.frombuffer(answer, "<f4")[None]
     environment: dict[str, str] = field(default_factory=dict)
+    head: int = 0  # bytes of a body before its binary tail, in the Open Inference Protocol
 
 
 def _json(make: Callable[[str], Any]) -> Callable[[bytes], bytes]:
@@ -46,13 +47,16 @@ def _script(name: str) -> tuple[str, ...]:
     return ("{bin}/python", "-m", f"benchmarks.serving.servers.{name}")
 
 
+OURS = {"FULLRANK_THREADS": "1", "FULLRANK_MAX_BATCH": str(MAX_BATCH)}
+
+
 def _floats(values: Any) -> Rows:
     return np.array(values, np.float32).reshape(1, -1)
 
 
 KINDS = {
-    "fullrank": Kind(None, _script("fullrank_service")),
-    "fullrank, monitor off": Kind(None, _script("fullrank_service"), environment={"FULLRANK_MONITOR": "false"}),
+    "fullrank": Kind(None, _script("fullrank_service"), environment=OURS),
+    "fullrank, monitor off": Kind(None, _script("fullrank_service"), environment=OURS | {"FULLRANK_MONITOR": "false"}),
     "thread batcher": Kind(None, _script("threads")),
     "mosec": Kind("mosec==0.9.8", (*_script("mosec_server"), "--port", "{port}", "--timeout", "60000"), "/inference"),
     "litserve": Kind(
@@ -118,10 +122,13 @@ def install(name: str, folder: Path) -> Path:
 
 
 class Running:
-    """One server's processes, recognised by a mark in their environment wherever they hang in the tree."""
+    """One server's processes, recognised by a mark in their environment wherever they hang in the tree.
 
-    def __init__(self, name: str, model: str, folder: Path) -> None:
-        self.name, self.kind = name, KINDS[name]
+    kind: in place of the one that the name has in KINDS.
+    """
+
+    def __init__(self, name: str, model: str, folder: Path, kind: Kind | None = None) -> None:
+        self.name, self.kind = name, kind or KINDS[name]
         with socket.socket() as it:
             it.bind(("127.0.0.1", 0))
             self.port = it.getsockname()[1]
@@ -157,6 +164,8 @@ class Running:
     def ask(self, image: bytes) -> Rows:
         """The embedding (1, d) of one image."""
         headers = {"Content-Type": self.kind.content_type, "Accept": ACCEPT}
+        if self.kind.head:
+            headers["Inference-Header-Content-Length"] = str(self.kind.head)
         request = urllib.request.Request(self.url, self.kind.body(image), headers)
         with urllib.request.urlopen(request, timeout=10) as answer:
             return self.kind.rows(answer.read())

@@ -5,6 +5,7 @@
 
 import io
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -60,6 +61,15 @@ class Workload:
         return self.forward([self.decode(it) for it in data])
 
 
+def random_encoder(name: str, architecture: Architecture, size: int) -> Artifact:
+    """An encoder of images of `size` pixels a side with random weights: only its cost matters."""
+    torch.manual_seed(0)
+    encoder = architecture.build().eval()
+    preprocessing = Preprocessing(size=size, mean=(0.5,) * 3, std=(0.25,) * 3)
+    card = EncoderCard(name=name, architecture=architecture, preprocessing=preprocessing, dimension=encoder.dimension)
+    return Artifact(card, encoder)
+
+
 def picture(side: int, seed: int) -> Image.Image:
     """Coloured noise with detail at every scale."""
     small = np.random.default_rng(seed).integers(0, 256, (24, 24, 3), dtype=np.uint8)
@@ -70,18 +80,11 @@ def prepare(folder: Path) -> None:
     """Write the encoders and the images: JPEG of 16 KB for resnet18, of 1 KB for null, and BMP to be stamped."""
     for model, size, side in (("null", 32, 32), ("resnet18", 64, 256)):
         if not (folder / model).is_dir():
-            torch.manual_seed(0)
-            architecture = Architecture(name="resnet18", width=4 if model == "null" else 64)
-            preprocessing = Preprocessing(size=size, mean=(0.5,) * 3, std=(0.25,) * 3)
-            encoder = architecture.build().eval()
-            card = EncoderCard(
-                name=model, architecture=architecture, preprocessing=preprocessing, dimension=encoder.dimension
-            )
-            artifact = Artifact(card, encoder)
+            artifact = random_encoder(model, Architecture(name="resnet18", width=4 if model == "null" else 64), size)
             embedder = (NullEmbedder if model == "null" else Embedder)(artifact)
             seen = torch.from_numpy(np.stack([np.asarray(picture(size, i)).transpose(2, 0, 1) for i in range(1200)]))
             rows = normalize(embedder.embed(seen))
-            save(Artifact(card, encoder, Reference.build(rows[::2], rows[1::2])), folder / model)
+            save(replace(artifact, reference=Reference.build(rows[::2], rows[1::2])), folder / model)
         for form, options in (("JPEG", {"quality": 85}), ("BMP", {})):
             images = folder / f"{model}-{form.lower()}"
             images.mkdir(exist_ok=True)

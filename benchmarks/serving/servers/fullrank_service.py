@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import service.core
-from benchmarks.serving.workload import MAX_BATCH, NullEmbedder
+from benchmarks.serving.workload import NullEmbedder
 from service.app import serve
 from service.settings import Settings
 
@@ -14,7 +14,5 @@ if os.environ["BENCH_MODEL"] == "null":
 values: dict[str, Any] = {
     "encoder": Path(os.environ["BENCH_FOLDER"], os.environ["BENCH_MODEL"]),
     "port": int(os.environ["BENCH_PORT"]),
-    "threads": 1,
-    "max_batch": MAX_BATCH,
 }
 serve(Settings(**values))
