@@ -24,7 +24,6 @@ RUN useradd --system --uid 10001 --user-group --no-create-home --shell /usr/sbin
  && install -d -o fullrank -g fullrank /state
 COPY --from=build /venv /venv
 COPY --from=build /app /app
-COPY deploy/demo /app/deploy/demo
 ENV PATH=/venv/bin:/app/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     FULLRANK_HOST=0.0.0.0 FULLRANK_PORT=8000
 USER 10001

@@ -26,22 +26,22 @@ lint: .venv/dev
 	$(BIN)/lint-imports
 
 openapi: .venv/serve
-	$(BIN)/python -m service.openapi
+	$(BIN)/python -m service.http.openapi
 
 demo: .venv/serve
-	$(BIN)/python -m deploy.demo
+	$(BIN)/python -m tools.demo
 
 e2e: .venv/dev
-	$(BIN)/python -m deploy.e2e
+	$(BIN)/python -m tests.e2e
 
 compose-test: .venv/serve
-	$(BIN)/python -m deploy.compose_test
+	$(BIN)/python -m tests.compose
 
 grafana-test: .venv/dev
-	$(BIN)/python -m deploy.grafana_test
+	$(BIN)/python -m tests.compose.grafana
 
 dashboards: .venv/dev
-	$(BIN)/python -m deploy.grafana
+	$(BIN)/python -m tools.grafana
 
 bench: .venv/dev
 	$(BIN)/python -m benchmarks

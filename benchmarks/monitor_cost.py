@@ -18,9 +18,9 @@ from functools import partial
 import torch
 
 from fullrank import Reference, SpectrumMonitor
-from fullrank.intake import Batch
+from fullrank.monitor.blocks import Batch
 from fullrank.statistics import measure
-from models.backbones import ResNet
+from models.backbones.resnet import ResNet
 
 WINDOWS = (300.0, 3600.0)
 

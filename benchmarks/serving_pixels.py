@@ -27,7 +27,7 @@ from benchmarks.serving.processes import KINDS, Running
 from benchmarks.serving.report import bootstrap
 from benchmarks.serving.workload import random_encoder
 from models.artifact import Architecture, save
-from models.backbones import Name
+from models.backbones.resnet import Name
 from models.embedder import Embedder
 
 BATCH, BODIES = 64, 16

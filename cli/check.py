@@ -24,11 +24,11 @@ def check(
     """
     from dataclasses import asdict
 
-    from fullrank.snapshot import to_json
+    from fullrank.monitor.snapshot import to_json
     from models.artifact import ArtifactError, load
     from models.embedder import Embedder
-    from service.gate import Judgement, judge
-    from service.junit import junit as report_of
+    from models.gate import Judgement, judge
+    from models.junit import junit as report_of
 
     try:
         candidate, incumbent = load(encoder), load(against) if against else None

@@ -42,7 +42,7 @@ def embed(
 
 def _embed_there(files: list[Path], url: str, key: str | None) -> Any:
     try:
-        from service.client import Client, EmbeddingError
+        from fullrank.client import Client, EmbeddingError
     except ImportError as error:
         fail(error)
     try:

@@ -24,7 +24,7 @@ def fleet(
     from dataclasses import asdict
 
     from fullrank.fleet import FleetError, combine, read_all
-    from fullrank.snapshot import to_json
+    from fullrank.monitor.snapshot import to_json
 
     try:
         found = combine(read_all(urls, window=window, model=model, key=key))

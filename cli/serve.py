@@ -10,7 +10,7 @@ def serve(context: typer.Context) -> None:
     from pydantic import ValidationError
     from pydantic_settings import CliApp
 
-    from service.app import serve as run_service
+    from service.http.app import serve as run_service
     from service.settings import Settings
 
     try:

@@ -7,9 +7,9 @@ from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from fullrank.diagnosis import STATES
-from fullrank.monitor import SpectrumMonitor
-from fullrank.snapshot import FATES, Snapshot
+from fullrank.monitor.monitor import SpectrumMonitor
+from fullrank.monitor.snapshot import FATES, Snapshot
+from fullrank.verdict import STATES
 
 Source = Callable[[], Iterable[tuple[str, str, SpectrumMonitor]]]
 

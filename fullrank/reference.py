@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fullrank.bands import band_sums, log_bands, merged_bands
-from fullrank.calibration import Calibration
-from fullrank.inputs import InputReference
+from fullrank.calibration.inputs import InputReference
+from fullrank.calibration.ranges import Calibration
 from fullrank.measures import noise_floor, numerical_rank
 from fullrank.moments import Moments
 from fullrank.rows import ArrayLike, as_rows, unit

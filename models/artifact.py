@@ -22,7 +22,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from fullrank.reference import Reference
-from models.backbones import Name, ResNet, Stem
+from models.backbones.resnet import Name, ResNet, Stem
 
 CARD, WEIGHTS, REFERENCE = "encoder.json", "encoder.safetensors", "reference.safetensors"
 CANARY_IMAGES = "canary.images"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format, fuse_conv_bn_eval
 
-from models.backbones import ResNet
+from models.backbones.resnet import ResNet
 
 
 def folded(encoder: ResNet) -> ResNet:

@@ -10,7 +10,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 import models
-from fullrank.diagnosis import CANARY_COSINE
+from fullrank.verdict import CANARY_COSINE
 
 PRETRAINED = Path(models.__file__).parent / "pretrained"
 Gate = Literal["enforce", "warn", "off"]

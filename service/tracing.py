@@ -4,8 +4,8 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from service.served import Answer
-from service.version import VERSION
+from fullrank import __version__ as VERSION
+from service.encoders.served import Answer
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter

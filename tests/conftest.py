@@ -1,5 +1,7 @@
 """A small, healthy-looking encoder that every room's tests may use."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx._config
@@ -8,6 +10,9 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = {"promtool": "prometheus", "prometheus": "prometheus"}
 
 # No test is about how fast a machine is: what it waits for may come late, and must come.
 for what in ("connect", "read", "write", "pool"):
@@ -42,3 +47,22 @@ def small_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("encoders") / "small"
     save(artifact, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tool() -> Callable[[str], str]:
+    """tool("promtool") is its path; the test is skipped where it is not installed."""
+
+    def find(name: str) -> str:
+        path = shutil.which(name)
+        if path is None:
+            pytest.skip(f"{name} is not on the PATH (Debian package {PACKAGES.get(name, 'prometheus-alertmanager')})")
+        return path
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def deploy() -> Path:
+    """The folder deploy/."""
+    return ROOT / "deploy"

@@ -14,8 +14,8 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from fullrank import Reference
-from fullrank.healthy import MINIMUM_ROWS, calibrated
-from fullrank.inputs import thumbnails
+from fullrank.calibration.inputs import thumbnails
+from fullrank.calibration.resample import MINIMUM_ROWS, calibrated
 from models.artifact import Artifact, Canary, Preprocessing, load, save
 from models.embedder import Embedder, normalize, prepare_arrays
 from training.data import SOURCES, Images, ImageSet, load_split

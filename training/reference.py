@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from fullrank import Reference
-from fullrank.healthy import MINIMUM_ROWS, calibrated
-from fullrank.inputs import thumbnails
+from fullrank.calibration.inputs import thumbnails
+from fullrank.calibration.resample import MINIMUM_ROWS, calibrated
 from models.artifact import Artifact, Canary, Preprocessing
 from models.embedder import Embedder, ImageError, Pixels, decode, normalize, prepare_arrays
 from training.data import DataError, Images

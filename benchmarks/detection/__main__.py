@@ -36,7 +36,7 @@ from benchmarks.detection.harm import BANK, QUERIES, Harm, by_harm
 from benchmarks.detection.rivals import rivals
 from benchmarks.detection.unseen import unseen
 from fullrank import SpectrumMonitor
-from fullrank.healthy import DAY
+from fullrank.calibration.resample import DAY
 from models.artifact import Artifact, load
 from training.data import SOURCES, ImageSet, load_split
 from training.export import BASIS_ROWS

@@ -25,14 +25,14 @@ from torch import Tensor
 from benchmarks._page import write_between
 from fullrank import Reference
 from fullrank.bands import band_sums
-from fullrank.calibration import BLOCK_ROWS
-from fullrank.diagnosis import BAND_GONE, diagnose, thresholds
-from fullrank.healthy import Traffic, columns
+from fullrank.calibration.ranges import BLOCK_ROWS
+from fullrank.calibration.resample import Traffic, columns
+from fullrank.calibration.sequential import LEVEL, Detector
 from fullrank.measures import numerical_rank
 from fullrank.moments import Moments
-from fullrank.sequential import LEVEL, Detector
+from fullrank.monitor.window import Block
 from fullrank.statistics import measure, norm_histogram
-from fullrank.window import Block
+from fullrank.verdict import BAND_GONE, diagnose, thresholds
 from models.artifact import load
 from models.embedder import Embedder, normalize
 from training.data import SOURCES, ImageSet

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from fullrank import Reference
-from fullrank.healthy import Traffic
-from fullrank.inputs import thumbnails
+from fullrank.calibration.inputs import thumbnails
+from fullrank.calibration.resample import Traffic
 from models.artifact import Artifact
-from models.backbones import ResNet
+from models.backbones.resnet import ResNet
 from models.embedder import Embedder
 from models.embedder import normalize as unit
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from benchmarks.detection.cases import Bench, Case, kernels
 from models.artifact import Artifact
-from models.backbones import ResNet
+from models.backbones.resnet import ResNet
 
 LIGHT_SHARE = 0.2
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from benchmarks.detection.cases import Bench, Case, Draw, kernels
 from models.artifact import Artifact
-from models.backbones import ResNet
+from models.backbones.resnet import ResNet
 from models.embedder import Embedder
 
 TOPS, SHOES = (0, 2, 3, 4, 6), (5, 7, 9)

@@ -21,7 +21,7 @@ Alert = tuple[str, dict[str, str]]
 @contextmanager
 def alertmanager(tool: Callable[[str], str], configuration: Path, folder: Path) -> Iterator[str]:
     """Its address."""
-    from deploy.demo.stack import free_port, process
+    from tools.stack import free_port, process
 
     binary = shutil.which("prometheus-alertmanager") or tool("alertmanager")  # Debian's name, upstream's name
     url = f"http://127.0.0.1:{free_port()}"
@@ -32,7 +32,7 @@ def alertmanager(tool: Callable[[str], str], configuration: Path, folder: Path) 
 
 
 def post(url: str, *alerts: Alert) -> None:
-    from deploy.demo.stack import call
+    from tools.stack import call
 
     call(f"{url}/api/v2/alerts", [{"labels": IDENTITY | labels | {"alertname": name}} for name, labels in alerts])
 
@@ -40,7 +40,7 @@ def post(url: str, *alerts: Alert) -> None:
 @pytest.fixture
 def active(tool: Callable[[str], str], deploy: Path, tmp_path: Path) -> Iterator[Callable[..., set[tuple[str, str]]]]:
     """active(("EmbeddingX", {"severity": "ticket"}), ...) are name and severity of those alerts that are not muted."""
-    from deploy.demo.stack import call, wait
+    from tools.stack import call, wait
 
     with alertmanager(tool, deploy / "alertmanager" / "alertmanager.yml", tmp_path) as url:
 
@@ -102,7 +102,7 @@ def test_one_replica_or_revision_mutes_no_other(active: Active, other: dict[str,
 
 
 def test_an_incident_on_two_replicas_is_one_call(tool: Callable[[str], str], deploy: Path, tmp_path: Path) -> None:
-    from deploy.demo.stack import wait
+    from tools.stack import wait
 
     calls: list[dict[str, Any]] = []
 

@@ -22,7 +22,7 @@ def provisioning(deploy: Path, kind: str) -> Any:
 
 
 def test_the_committed_files_are_what_their_program_writes() -> None:
-    from deploy.grafana.__main__ import HERE, files
+    from tools.grafana.__main__ import HERE, files
 
     written = files()
     assert {path: path.read_text() for path in written} == written
@@ -33,7 +33,7 @@ def test_the_committed_files_are_what_their_program_writes() -> None:
 def test_dashboards_survive_the_sdks_models(board: dict[str, Any]) -> None:
     from grafana_foundation_sdk.models.dashboard import Dashboard
 
-    from deploy.grafana.__main__ import plain
+    from tools.grafana.__main__ import plain
 
     assert plain(Dashboard.from_json(board)) == board
 
@@ -41,7 +41,7 @@ def test_dashboards_survive_the_sdks_models(board: dict[str, Any]) -> None:
 def test_alert_rules_survive_the_sdks_models(deploy: Path) -> None:
     from grafana_foundation_sdk.models.alerting import ContactPoint, NotificationPolicy, Rule
 
-    from deploy.grafana.__main__ import plain
+    from tools.grafana.__main__ import plain
 
     for group in provisioning(deploy, "alerting/rules.yml")["groups"]:
         for rule in group["rules"]:

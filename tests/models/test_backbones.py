@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.backbones import ResNet
+from models.backbones.resnet import ResNet
 
 # torchvision's published parameter counts, less the classifier's (512 or 2048) * 1000 + 1000.
 PUBLISHED = {

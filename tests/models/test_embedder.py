@@ -12,7 +12,7 @@ from PIL import Image
 
 from models import embedder as embedder_module
 from models.artifact import Preprocessing, load
-from models.backbones import Name, ResNet
+from models.backbones.resnet import Name, ResNet
 from models.embedder import Embedder, ImageError, decode, normalize, prepare
 from models.inference import buckets, folded, smallest
 

@@ -18,11 +18,11 @@ from PIL import Image
 
 from fullrank import Reference
 from models.artifact import Architecture, Artifact, Canary, EncoderCard, Preprocessing, save
-from models.backbones import ResNet
+from models.backbones.resnet import ResNet
 from models.embedder import Embedder, normalize
-from service.app import create_app
-from service.core import Service
-from service.served import Served
+from service.encoders.registry import Service
+from service.encoders.served import Served
+from service.http.app import create_app
 from service.settings import Settings
 
 SIZE, DIMENSION = 28, 32

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from models.artifact import Architecture
-from models.backbones import ResNet
+from models.backbones.resnet import ResNet
 from training.methods import METHODS, Method
 
 TINY = Architecture(name="resnet18", width=4, in_channels=1, stem="3x3/2")

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fullrank.diagnosis import thresholds
+from fullrank.verdict import thresholds
 from models.artifact import Artifact, load
 from training.data import SAMPLE, ImageSet, read_fashion_mnist
 from training.export import recalibrated, with_reference

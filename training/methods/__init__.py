@@ -5,7 +5,7 @@ from typing import Any, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import nn
 
-from models.backbones import ResNet
+from models.backbones.resnet import ResNet
 from training.methods.barlow_twins import BarlowTwins
 from training.methods.base import Method, ParameterGroup
 from training.methods.byol import BYOL

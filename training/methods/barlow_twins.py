@@ -5,7 +5,7 @@ L = sum_i (1 - C_ii)^2 + lambda sum_{i != j} C_ij^2,   C_ij = E_b[z^A_bi z^B_bj]
 
 from torch import Tensor
 
-from models.backbones import ResNet
+from models.backbones.resnet import ResNet
 from models.heads import mlp
 from training.distributed import all_reduce
 from training.methods.base import Method, within

@@ -7,7 +7,7 @@ from typing import NotRequired, TypedDict
 import torch
 from torch import Tensor, nn
 
-from models.backbones import ResNet
+from models.backbones.resnet import ResNet
 
 
 class ParameterGroup(TypedDict):

@@ -8,7 +8,7 @@ from typing import Unpack
 
 from torch import nn
 
-from models.backbones import ResNet
+from models.backbones.resnet import ResNet
 from models.heads import mlp
 from training.methods.predictive import Predictive, Switches
 from training.methods.predictor import LinearPredictor

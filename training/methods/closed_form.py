@@ -6,7 +6,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from models.backbones import ResNet
+from models.backbones.resnet import ResNet
 from models.heads import mlp
 from training.methods.base import within
 from training.methods.predictive import Predictive, Switches

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.backbones import ResNet
+from models.backbones.resnet import ResNet
 from training.distributed import gather
 from training.methods.base import Method, within
 

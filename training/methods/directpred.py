@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from models.backbones import ResNet
+from models.backbones.resnet import ResNet
 from training.methods.closed_form import ClosedForm
 
 Variant = Literal["paper", "released", "optimal"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from models.backbones import ResNet
+from models.backbones.resnet import ResNet
 from training.methods.base import Method, ParameterGroup, trainable, within
 from training.methods.predictor import LinearPredictor
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.backbones import ResNet
+from models.backbones.resnet import ResNet
 from models.heads import Diagonal, Fixed, low_rank, mlp, orthogonal
 from training.distributed import gather
 from training.methods.base import Method, within

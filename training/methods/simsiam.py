@@ -8,7 +8,7 @@ from typing import Unpack
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.backbones import ResNet
+from models.backbones.resnet import ResNet
 from models.heads import mlp
 from training.methods.base import within
 from training.methods.predictive import Predictive, Switches

@@ -7,7 +7,7 @@ s = mean (z - z')^2,   v = mean_j max(0, 1 - sqrt(Var(z_j) + 1e-4)),   c = 1/d s
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.backbones import ResNet
+from models.backbones.resnet import ResNet
 from models.heads import mlp
 from training.distributed import all_reduce
 from training.methods.base import Method, within

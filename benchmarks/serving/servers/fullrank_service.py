@@ -4,13 +4,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-import service.core
+import service.encoders.registry
 from benchmarks.serving.workload import NullEmbedder
-from service.app import serve
+from service.http.app import serve
 from service.settings import Settings
 
 if os.environ["BENCH_MODEL"] == "null":
-    service.core.Embedder = NullEmbedder  # type: ignore[attr-defined]
+    service.encoders.registry.Embedder = NullEmbedder  # type: ignore[attr-defined]
 values: dict[str, Any] = {
     "encoder": Path(os.environ["BENCH_FOLDER"], os.environ["BENCH_MODEL"]),
     "port": int(os.environ["BENCH_PORT"]),

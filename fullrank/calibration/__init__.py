@@ -1,0 +1,1 @@
+"""Calibration: what statistics do on healthy traffic, and hence where a fault begins."""

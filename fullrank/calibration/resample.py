@@ -1,0 +1,195 @@
+"""Healthy traffic, resampled from healthy rows, and the calibration of a reference on it."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Generator, Tensor
+
+from fullrank.bands import band_sums
+from fullrank.calibration.inputs import InputReference
+from fullrank.calibration.ranges import BLOCK_ROWS, NAMED, Calibration
+from fullrank.measures import numerical_rank
+from fullrank.moments import Moments
+from fullrank.reference import Reference
+from fullrank.rows import ArrayLike, as_rows, unit
+
+MINIMUM_ROWS = 1024
+SESSION = 32
+# A day at 20 rows a second.
+DAY = 86_400 * 20
+_FLOOR = 1e-3
+WINDOWS = (1024, 6144)
+
+
+class Traffic:
+    """Indices into labelled rows, drawn with replacement as healthy traffic draws them; deterministic in the seed."""
+
+    def __init__(self, labels: Tensor, seed: int = 0) -> None:
+        self.labels = labels
+        self.generator = Generator().manual_seed(seed)
+        self._order = labels.argsort(stable=True)
+        self.classes, self._counts = torch.unique(labels, return_counts=True)
+        self._starts = self._counts.cumsum(0) - self._counts
+
+    def independent(self, n: int, at: int = 0) -> Tensor:
+        """(n,) rows drawn alike and independently."""
+        return torch.randint(len(self.labels), (n,), generator=self.generator)
+
+    def sessions(self, n: int, at: int = 0) -> Tensor:
+        """(n,) rows in runs of 32 of one class."""
+        runs = torch.randint(len(self.classes), (math.ceil(n / SESSION),), generator=self.generator)
+        return self._of(runs.repeat_interleave(SESSION)[:n])
+
+    def drifting(self, n: int, at: int = 0) -> Tensor:
+        """(n,) rows from position `at` on of a class mix that turns once a day: each class swells and shrinks by half
+        of its share, one after the other."""
+        kept: list[Tensor] = []
+        phase = 2 * math.pi * at / DAY
+        share = 1 + 0.5 * torch.sin(phase + torch.arange(len(self.classes)) * (2 * math.pi / len(self.classes)))
+        position = torch.searchsorted(self.classes, self.labels)
+        while sum(map(len, kept)) < n:
+            rows = self.independent(2 * n)
+            kept.append(rows[torch.rand(2 * n, generator=self.generator) * 1.5 < share[position[rows]]])
+        return torch.cat(kept)[:n]
+
+    def narrow(self, n: int, which: int) -> Tensor:
+        """(n,) rows of one class only, the one at index `which` of `classes`."""
+        return self._of(torch.full((n,), which))
+
+    def laws(self) -> tuple[Callable[[int, int], Tensor], ...]:
+        """The three kinds of healthy traffic, each (n, at) -> (n,) indices."""
+        return self.independent, self.sessions, self.drifting
+
+    def _of(self, classes: Tensor) -> Tensor:
+        offset = (torch.rand(len(classes), generator=self.generator) * self._counts[classes]).long()
+        return self._order[self._starts[classes] + offset]
+
+
+def calibrated(
+    reference: Reference,
+    rows: ArrayLike,
+    labels: Tensor | None = None,
+    inputs: ArrayLike | None = None,
+    *,
+    windows: int = 24,
+    blocks: int = 200,
+    seed: int = 0,
+) -> Reference:
+    """The reference with the thresholds of its own healthy traffic, resampled in blocks from the rows (n, d) that gave
+    its band energies.
+
+    labels (n,): what sessions and drift are of; without them, or with one only, the octants of the leading directions.
+    inputs (n, k): the descriptors of the same rows' inputs, which make the reference know its inputs too. ValueError
+    names an argument of the wrong shape, and fewer than 1024 rows: too few to know how far healthy statistics stray.
+    """
+    z = unit(as_rows(rows, reference.dimension)).float()
+    if len(z) < MINIMUM_ROWS:
+        raise ValueError(f"rows: expected at least {MINIMUM_ROWS} to calibrate on, got {len(z)}")
+    if labels is None or (len(labels) == len(z) and bool((labels == labels[0]).all())):
+        leading = z @ reference.basis[:, :3].float()
+        labels = (leading > leading.median(0).values).long() @ torch.tensor([1, 2, 4])[: leading.shape[1]]
+    if labels.shape != (len(z),):
+        raise ValueError(f"labels: expected shape ({len(z)},), got {tuple(labels.shape)}")
+    descriptors = None if inputs is None else as_rows(inputs, name="inputs").float()
+    if descriptors is not None and len(descriptors) != len(z):
+        raise ValueError(f"inputs: expected {len(z)} rows, got {len(descriptors)}")
+    if descriptors is not None:
+        reference = replace(reference, inputs=InputReference.build(descriptors))
+    traffic = Traffic(labels, seed)
+    position = Generator().manual_seed(seed)
+
+    def drawn(law: Callable[[int, int], Tensor], n: int, count: int) -> Tensor:
+        values = []
+        for _ in range(count):
+            index = law(n, int(torch.randint(DAY, (1,), generator=position)))
+            described = None if descriptors is None else descriptors[index]
+            values.append(window_statistics(reference, z[index], described))
+        return torch.stack(values)
+
+    tables: list[tuple[Tensor, ...]] = []
+    for n in (BLOCK_ROWS, *WINDOWS):
+        if n == BLOCK_ROWS:
+            laws = [torch.stack(list(_blocks(reference, z, law, blocks, position))) for law in traffic.laws()]
+        else:
+            laws = [drawn(law, n, windows) for law in traffic.laws()]
+        means = torch.stack([law.mean(0) for law in laws])
+        centre = means.mean(0)
+        # The reference was measured on rows that are themselves a sample.
+        own = laws[0].var(0) * n / len(z)
+        spread = (torch.stack([law.var(0) for law in laws]).amax(0) + (means - centre).square().amax(0) + own).sqrt()
+        kinds = range(len(traffic.classes))
+        if n == BLOCK_ROWS:
+            extremes = torch.full((2, len(centre)), math.nan, dtype=torch.float64)
+        else:
+            narrow = torch.cat([drawn(lambda m, _, c=c: traffic.narrow(m, c), n, 1) for c in kinds])  # type: ignore[misc]
+            extremes = torch.stack((narrow.amin(0), narrow.amax(0)))
+        tables.append((centre, spread, *extremes))
+    centre, spread, low, high = (torch.stack(columns) for columns in zip(*tables, strict=True))
+    return replace(reference, calibration=Calibration((BLOCK_ROWS, *WINDOWS), centre, spread, low, high))
+
+
+def window_statistics(reference: Reference, rows: Tensor, inputs: Tensor | None) -> Tensor:
+    """The statistics of a `Calibration`'s columns for a window of unit rows (n, d) and their descriptors (n, k)."""
+    basis = reference.basis.float()
+    moments = Moments(reference.dimension, reference.mean).add(rows)
+    energies = sum(_energies(block, basis) for block in torch.split(rows, BLOCK_ROWS) if len(block) > 1)
+    eigenvalues = torch.linalg.eigvalsh(moments.covariance()).flip(0).clamp(min=0)
+    rank = numerical_rank(eigenvalues, reference.noise_floor)
+    assert isinstance(energies, Tensor)
+    named = {
+        "participation_ratio": _log(moments.participation_ratio() / reference.participation_ratio),
+        "effective_rank": _log(moments.effective_rank(eigenvalues) / reference.effective_rank),
+        "numerical_rank": rank / min(reference.numerical_rank, len(rows) - 1),
+    }
+    if inputs is not None and reference.inputs is not None:
+        described = Moments(reference.inputs.width).add(inputs)
+        named["input_distance"] = reference.inputs.read(described).distance
+    return columns(reference, energies / len(rows), moments.mean(), len(rows), named)
+
+
+def columns(
+    reference: Reference, energies: Tensor, mean: Tensor, n: int, named: dict[str, float] | None = None
+) -> Tensor:
+    """The statistics of `Calibration`'s columns from n rows' variances along the reference's directions (d,) and their
+    mean (d,); what is not `named` and does not follow from these is NaN."""
+    sums = band_sums(energies, reference.bands)
+    half = (len(reference.bands) + 1) // 2
+    variance = float(energies.sum())
+    shift = (float((mean - reference.mean).square().sum()) - variance / n) / reference.total_variance
+    values = {
+        "head": _log(float(sums[:half].sum() / reference.band_energy[:half].sum())),
+        "total_variance": _log(variance / reference.total_variance),
+        "mean_shift": math.sqrt(max(0.0, shift)),
+    } | (named or {})
+    ratios = (sums / reference.band_energy).clamp(min=_FLOOR).log()
+    return torch.cat((ratios, torch.tensor([values.get(name, math.nan) for name in NAMED], dtype=torch.float64)))
+
+
+def _log(ratio: float) -> float:
+    return math.log(max(ratio, _FLOOR)) if math.isfinite(ratio) else math.nan
+
+
+def _energies(block: Tensor, basis: Tensor) -> Tensor:
+    """(d,) variance of a block of rows along the basis, times its rows."""
+    n = len(block)
+    return ((block - block.mean(0)) @ basis).double().square().sum(0) * (n / (n - 1))
+
+
+def _blocks(
+    reference: Reference, rows: Tensor, law: Callable[[int, int], Tensor], count: int, position: Generator
+) -> Iterator[Tensor]:
+    """Statistics of single blocks, as the sequential test sees them: the participation ratio from products of pairs."""
+    basis, previous = reference.basis.float(), None
+    for _ in range(count + 1):
+        block = rows[law(BLOCK_ROWS, int(torch.randint(DAY, (1,), generator=position)))]
+        centred = (block - block.mean(0)) / math.sqrt(BLOCK_ROWS - 1)
+        if previous is not None:
+            product = float(centred.double().square().sum() * previous.double().square().sum())
+            frobenius = float((centred @ previous.T).double().square().sum())
+            ratio = product / frobenius / reference.participation_ratio
+            energies = _energies(block, basis) / BLOCK_ROWS
+            named = {"participation_ratio": _log(ratio)}
+            yield columns(reference, energies, block.double().mean(0), BLOCK_ROWS, named)
+        previous = centred

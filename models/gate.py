@@ -1,0 +1,189 @@
+"""Is an encoder collapsed? Judged on canary images before it serves, against the incumbent or against floors.
+
+An encoder's own reference describes whatever it is, so a collapsed encoder looks normal to itself; hence the incumbent.
+The service's swap and `fullrank check` share this judgement.
+"""
+
+import math
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from fullrank import Moments, Reference, measures
+from fullrank.bands import log_bands
+from fullrank.moments import MINIMUM_ROWS_PARTICIPATION
+from fullrank.verdict import (
+    CANARY_COSINE,
+    NUMERICAL_RANK_SHARE,
+    PARTICIPATION_COLLAPSE_SHARE,
+    TAIL_LOW,
+    VARIANCE_FLOOR,
+    VARIANCE_SHARE,
+)
+from models.artifact import Artifact
+from models.embedder import Embedder, normalize
+
+FLOOR_PARTICIPATION_RATIO = 3.0
+MAX_DEAD_FRACTION = 0.5
+SAME = 0.9  # of a figure, from which on it counts as not lower
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The geometry of one encoder's L2-normalised embeddings of the canary images."""
+
+    rows: int  # finite ones
+    dimension: int
+    participation_ratio: float  # unbiased; NaN below 32 rows
+    effective_rank: float  # plug-in: compared only between encoders on the same images
+    total_variance: float
+    dead_fraction: float  # of the coordinates, those that vary less than the serving precision rounds
+    alive_fraction: float  # of the directions that so many rows can span, those above that
+    leading: int  # directions that hold 90 % of the variance
+    eigenvalues: tuple[float, ...] = field(repr=False)  # falling, of as many directions as the rows can span
+
+    @classmethod
+    def of(cls, rows: Tensor, dtype: torch.dtype = torch.float32) -> "Figures":
+        """rows (m, d), normalised or not, embedded with `dtype`; rows that are not finite are left out."""
+        rows = normalize(rows[rows.isfinite().all(dim=1)].double())
+        m, d = rows.shape
+        if m < 2:
+            return cls(m, d, math.nan, math.nan, math.nan, 1.0, 0.0, 0, ())
+        moments = Moments(d).add(rows)
+        floor = measures.noise_floor(dtype, d)
+        variances, span = rows.var(dim=0), min(d, m - 1)
+        eigenvalues = torch.linalg.eigvalsh(moments.covariance()).flip(0).clamp(min=0)
+        shares = eigenvalues.cumsum(0) / eigenvalues.sum()
+        return cls(
+            rows=m,
+            dimension=d,
+            participation_ratio=moments.participation_ratio(),
+            effective_rank=measures.effective_rank(eigenvalues),
+            total_variance=float(variances.sum()),
+            dead_fraction=float((variances <= floor).double().mean()),
+            alive_fraction=min(1.0, measures.numerical_rank(eigenvalues, floor) / span),
+            leading=int((shares < 0.9).sum()) + 1,
+            eigenvalues=tuple(eigenvalues[:span].tolist()),
+        )
+
+
+@dataclass(frozen=True)
+class Check:
+    """One criterion: what was measured, the least it may be (`most`: the most), and whether it holds."""
+
+    name: str
+    words: str
+    value: float
+    limit: float
+    passed: bool
+    most: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.words} {self.value:.3g}, {'at most' if self.most else 'at least'} {self.limit:.3g}"
+
+
+@dataclass(frozen=True)
+class Directions:
+    """Directions `first` to `last` (1-based, by falling variance) that hold `share` of the variance they should."""
+
+    first: int
+    last: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """`passed` with its reason in words, and what is behind it; incumbent is None when floors were used."""
+
+    passed: bool
+    reason: str
+    checks: tuple[Check, ...] = ()
+    dead: tuple[Directions, ...] = ()
+    candidate: Figures | None = None
+    incumbent: Figures | None = None
+
+
+def judge(embedder: Embedder, candidate: Artifact, against: Artifact | None = None) -> Judgement:
+    """Judge `candidate`, ready to run as `embedder`, on the incumbent's canary images, else on its own."""
+    incumbent = against if against is not None and against.canary is not None else None
+    canary = incumbent.canary if incumbent is not None else candidate.canary
+    if canary is None:
+        remedy = "build a reference with `fullrank reference ENCODER --data DIR`"
+        return Judgement(False, f"there are no canary images to judge by; {remedy}")
+    rows = embedder.embed_arrays(canary.images)
+    figures, stored = Figures.of(rows, embedder.dtype), Figures.of(canary.embeddings, embedder.dtype)
+    baseline = stored if incumbent is not None else None
+    finite = figures.rows / len(rows)
+    checks = [Check("finite", "share of canary images with finite embeddings", finite, 1.0, finite == 1)]
+    if candidate.canary is not None:
+        own = rows if incumbent is None else embedder.embed_arrays(candidate.canary.images)
+        checks.append(_intact(own, candidate.canary.embeddings))
+    checks += _varied(figures, baseline)
+    faults = [str(check) for check in checks if not check.passed]
+    if not faults:
+        return Judgement(True, "as varied as it should be", tuple(checks), (), figures, baseline)
+    dead, whose = _dead(figures, stored), "the incumbent's" if baseline else "the stored"
+    faults += [f"directions {it.first} to {it.last} hold {it.share:.2g} of {whose} variance" for it in dead]
+    faults.append(f"{figures.leading} of {figures.dimension} directions hold 90 % of its variance")
+    return Judgement(False, "; ".join(faults), tuple(checks), dead, figures, baseline)
+
+
+def _intact(rows: Tensor, stored: Tensor) -> Check:
+    cosines = (normalize(rows.double()) * normalize(stored.double())).sum(1)
+    least = float(cosines.nan_to_num(nan=-1.0).min())
+    words = "least cosine of its canary images' embeddings to the stored ones"
+    return Check("canary", words, least, CANARY_COSINE, least >= CANARY_COSINE)
+
+
+def _varied(figures: Figures, incumbent: Figures | None) -> list[Check]:
+    """The criteria of collapse. Floors hold with an incumbent too, unless it lies below them itself."""
+    criteria = (
+        ("total_variance", "total variance", VARIANCE_FLOOR, VARIANCE_SHARE),
+        ("participation_ratio", "participation ratio", FLOOR_PARTICIPATION_RATIO, PARTICIPATION_COLLAPSE_SHARE),
+        ("effective_rank", "effective rank", 0.0, PARTICIPATION_COLLAPSE_SHARE),
+        ("alive_fraction", "share of its directions that are alive", 1 - MAX_DEAD_FRACTION, NUMERICAL_RANK_SHARE),
+    )
+    checks = []
+    for name, words, floor, share in criteria:
+        value, limit = getattr(figures, name), floor
+        if incumbent is not None:
+            theirs = getattr(incumbent, name)
+            limit = max(share * theirs, min(floor, SAME * theirs))
+        # Fewer than 32 rows leave some of them unknown; from so many on NaN is a fault.
+        passed = not value < limit if figures.rows < MINIMUM_ROWS_PARTICIPATION else value >= limit
+        checks.append(Check(name, words, value, limit, passed))
+    most = max(MAX_DEAD_FRACTION, incumbent.dead_fraction if incumbent else 0.0)
+    dead = figures.dead_fraction
+    return [*checks, Check("dead_fraction", "share of its dimensions that are dead", dead, most, dead <= most, True)]
+
+
+def _dead(figures: Figures, stored: Figures) -> tuple[Directions, ...]:
+    """Ranges of log bands of the spectrum that hold less than half of the stored spectrum's variance."""
+    span = min(len(figures.eigenvalues), len(stored.eigenvalues))
+    ranges: list[Directions] = []
+    first = 1
+    for last in log_bands(span) if span else ():
+        mine, theirs = (sum(it.eigenvalues[first - 1 : last]) for it in (figures, stored))
+        if mine < TAIL_LOW * theirs:
+            start = ranges.pop().first if ranges and ranges[-1].last == first - 1 else first
+            mine, theirs = (sum(it.eigenvalues[start - 1 : last]) for it in (figures, stored))
+            ranges.append(Directions(start, last, mine / theirs))
+        first = last + 1
+    return tuple(ranges)
+
+
+def comparison(artifact: Artifact, baseline: Artifact) -> Reference | None:
+    """What the monitor of `artifact` compares recent traffic with: the baseline's reference if it fits, else its own.
+
+    The canary stays the artifact's own: it asks whether this model is intact, not whether it is that other one.
+    """
+    if baseline.reference is None or baseline.reference.dimension != artifact.card.dimension:
+        return artifact.reference
+    if baseline is artifact or artifact.reference is None:
+        return baseline.reference
+    return replace(
+        baseline.reference,
+        canary=artifact.reference.canary,
+        canary_participation_ratio=artifact.reference.canary_participation_ratio,
+    )

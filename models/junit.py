@@ -1,0 +1,25 @@
+"""A judgement as JUnit XML, which every CI shows: one test case a criterion."""
+
+from xml.etree import ElementTree
+
+from models.gate import Check, Judgement
+
+SUITE = "fullrank check"
+
+
+def junit(encoder: str, judgement: Judgement) -> bytes:
+    """The report, UTF-8. A judgement without criteria, such as of a file that cannot be read, is one case, `load`."""
+    checks = judgement.checks or (Check("load", judgement.reason, float("nan"), float("nan"), judgement.passed),)
+    failures = sum(not check.passed for check in checks)
+    suite = ElementTree.Element(
+        "testsuite", name=SUITE, tests=str(len(checks)), failures=str(failures), errors="0", skipped="0"
+    )
+    for check in checks:
+        case = ElementTree.SubElement(suite, "testcase", classname=f"{SUITE}.{encoder}", name=check.name, time="0")
+        if not check.passed:
+            ElementTree.SubElement(case, "failure", message=str(check)).text = judgement.reason
+    suites = ElementTree.Element("testsuites")
+    suites.append(suite)
+    ElementTree.indent(suites)
+    report: bytes = ElementTree.tostring(suites, encoding="utf-8", xml_declaration=True)
+    return report

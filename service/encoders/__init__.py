@@ -1,0 +1,1 @@
+"""The encoders in service: loaded, judged, swapped and retired."""

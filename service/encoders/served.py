@@ -1,0 +1,111 @@
+"""An encoder in service: from an image as it came to a row, and what watches the rows."""
+
+import asyncio
+import base64
+from dataclasses import dataclass
+
+import numpy as np
+
+from fullrank import SpectrumMonitor
+from models.artifact import Artifact
+from models.embedder import Embedder, ImageError, decode, resize
+from service.engine.queue import Pixels, Rows
+from service.http.errors import Problem
+from service.watching.canary import CanaryWatch
+from service.watching.observer import Observer
+
+QUICK_PIXELS, QUICK_BYTES = 256 * 256, 64 * 1024  # of an image that decodes in about a millisecond at most
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image as it came and the field of the request to blame for it.
+
+    bytes are an encoded file, text is base64 of one, an array is (1 or 3, h, w) uint8 pixels.
+    """
+
+    data: bytes | str | Pixels
+    field: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Rows (n, d) as the encoder made them, the same with unit L2 norm, and the seconds they took."""
+
+    served: "Served"
+    rows: Rows
+    unit: Rows
+    decode_seconds: float
+    queue_seconds: float
+    forward_seconds: float
+
+
+@dataclass(eq=False)
+class Served:
+    """An encoder in service, its monitor, and the artifact whose health it is compared with (itself, as a rule)."""
+
+    artifact: Artifact
+    embedder: Embedder
+    baseline: Artifact
+    observer: Observer
+    max_pixels: int
+    monitor: SpectrumMonitor | None = None
+    watch: CanaryWatch | None = None
+    trickle: asyncio.Task[None] | None = None
+    in_flight: int = 0
+
+    def __post_init__(self) -> None:
+        self.images = self.observer.metrics.encoder_images.labels(self.name, self.revision)
+        self.headers = ((b"x-model", self.name.encode()), (b"x-revision", self.revision.encode()))
+
+    @property
+    def name(self) -> str:
+        return self.artifact.card.name
+
+    @property
+    def revision(self) -> str:
+        return self.artifact.card.revision
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.revision}"
+
+    def decode(self, image: Source, *, quick: bool = False) -> Pixels | None:
+        """(c, s, s) uint8. Raises Problem 422 naming the field. If it is to be quick, None for any but small images."""
+        preprocessing = self.artifact.card.preprocessing
+        limit = min(self.max_pixels, QUICK_PIXELS) if quick else self.max_pixels
+        if quick and not isinstance(image.data, np.ndarray) and len(image.data) > QUICK_BYTES:
+            return None
+        try:
+            if isinstance(image.data, np.ndarray):
+                return resize(image.data, preprocessing, max_pixels=limit)
+            return decode(to_bytes(image.data, image.field), preprocessing, max_pixels=limit)
+        except ImageError as error:
+            if quick:
+                return None
+            raise Problem(422, error.code, str(error), field=image.field) from error
+
+    def embed(self, pixels: Pixels) -> Rows:
+        rows: Rows = self.embedder.embed(pixels).numpy()
+        return rows
+
+    def answered(self, pixels: Pixels, rows: Rows) -> None:
+        if self.monitor is not None:
+            self.observer.put(self.monitor, pixels, rows)
+
+
+def to_bytes(data: bytes | str, field: str) -> bytes:
+    """The image's bytes, decoded from base64 or a data URI where they came as text. Raises Problem 422."""
+    if isinstance(data, bytes):
+        return data
+    text = data
+    if text[:5].lower() == "data:":
+        header, comma, text = text.partition(",")
+        if not comma or not header.lower().endswith(";base64"):
+            raise Problem(422, "bad_base64", "a data URI must read data:<type>;base64,<data>", field=field)
+    elif text[:8].lower().startswith(("http://", "https://")):
+        raise Problem(422, "no_urls", "this service fetches no URLs; send the image's bytes as base64", field=field)
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        message = f"not base64 ({error}); encode the image's bytes with the standard alphabet"
+        raise Problem(422, "bad_base64", message, field=field) from error

@@ -1,0 +1,1 @@
+"""From a queue of images to rows: batches, threads and the device."""

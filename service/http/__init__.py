@@ -1,0 +1,1 @@
+"""HTTP: requests in, answers out. The only part that knows Starlette and FastAPI."""

@@ -1,0 +1,163 @@
+"""The app factory, and the process around it."""
+
+import asyncio
+import functools
+import gc
+import logging
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from types import FrameType
+
+import torch
+import uvicorn
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from fullrank import __version__ as VERSION
+from fullrank.exposition import SpectrumCollector
+from service import logs
+from service.encoders.registry import Service
+from service.http import errors, limits, openapi
+from service.http.direct import DirectAPI
+from service.http.middleware import Edge
+from service.http.routes import admin, embed, inference, openai, operations, statistics
+from service.metrics import Metrics
+from service.settings import Settings
+from service.tracing import Tracing
+
+log = logging.getLogger("fullrank.service")
+
+
+EXPOSED = ("Retry-After", "Server-Timing", "X-Model", "X-Request-ID", "X-Revision", "X-Shape")
+
+
+def create_app(
+    settings: Settings,
+    on_failure: Callable[[], None] = lambda: None,
+    tracing: Tracing | None = None,
+    on_ready: Callable[[], object] = lambda: None,
+) -> FastAPI:
+    """The ASGI app of one replica, on a metrics registry of its own.
+
+    It answers /healthz at once and loads its encoder meanwhile; `on_ready` is called after that, or `on_failure` if it
+    fails, the reason being in the log, on /readyz and in `app.state.service.failure`. Raises RuntimeError if tracing is
+    on but not installed.
+    """
+    tracing = Tracing() if settings.tracing and tracing is None else tracing
+    metrics = Metrics(VERSION, torch.__version__, settings.device)
+    service = Service(settings, metrics)
+    metrics.registry.register(SpectrumCollector(service.monitors))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.open()
+        loading = asyncio.create_task(service.load())
+
+        def report(task: asyncio.Task[None]) -> None:
+            if task.cancelled():
+                return
+            if (error := task.exception()) is not None:
+                log.error("cannot serve: %s", error)
+                on_failure()
+            else:
+                on_ready()
+
+        loading.add_done_callback(report)
+        yield
+        loading.cancel()
+        await asyncio.gather(loading, return_exceptions=True)
+        await service.close()
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
+
+    app = DirectAPI(
+        title="fullrank",
+        version=VERSION,
+        summary="Image embeddings that say when they collapse.",
+        lifespan=lifespan,
+        docs_url=None,  # operations.docs needs no CDN
+        redoc_url=None,
+        generate_unique_id_function=openapi.operation_id,
+    )
+    app.state.service = service
+    app.add_middleware(Edge, service=service, tracing=tracing)
+    if settings.cors_origins:  # outermost, so that a browser may read every refusal too
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED,
+        )
+    app.answer_directly([*embed.router.routes, *openai.router.routes])
+    errors.install(app)
+    for module in (embed, openai, inference, statistics, operations, admin):
+        app.include_router(module.router)
+    app.openapi = functools.partial(openapi.document, app)  # type: ignore[method-assign]
+    return app
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but SIGTERM first turns readiness off and, after `drain_seconds`, ends listening.
+
+    SIGHUP reads the configured encoders again and swaps to what is new, if it loads and passes the gate.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self.service = service
+        self._reloading: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        # As uvicorn does with its own signals: only a main thread may have handlers, and Windows has no SIGHUP.
+        if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGHUP"):
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload)
+
+    def reload(self) -> None:
+        """Start reading the configured encoders again, unless that is going on or the service is not ready."""
+        if self.service.phase != "ready" or (self._reloading is not None and not self._reloading.done()):
+            log.warning("SIGHUP is ignored: the service is %s, or still busy with the last one", self.service.phase)
+            return
+        self._reloading = asyncio.create_task(self.service.reload())
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        grace, first = self.service.settings.drain_seconds, self.service.phase not in ("draining", "stopped")
+        self.service.drain()
+        stop = functools.partial(super().handle_exit, sig, frame)
+        if grace and first:
+            self.service.loop.call_soon_threadsafe(self.service.loop.call_later, grace, stop)
+        else:
+            stop()
+
+
+def build_server(settings: Settings) -> Server:
+    """The server of one replica, not yet running; it ends by itself if its encoder cannot be loaded."""
+    # What is there by then stays. Walking it for garbage would halt requests for a tenth of a second, over and over.
+    app = create_app(settings, on_failure=lambda: setattr(server, "should_exit", True), on_ready=gc.freeze)
+    config = uvicorn.Config(
+        app,
+        http=limits.bounded(settings.request_timeout, app.state.service.metrics),
+        timeout_keep_alive=75,  # longer than clients and balancers keep them: they, not we, end idle connections
+        host=settings.host,
+        port=settings.port,
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(settings.request_timeout) + 5,
+    )
+    server = Server(config, app.state.service)
+    return server
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, every accepted request answered. Raises RuntimeError if it cannot start."""
+    logs.configure(settings.log_format)
+    server = build_server(settings)
+    server.run()
+    if server.service.failure is not None:
+        raise RuntimeError(server.service.failure)

@@ -1,0 +1,107 @@
+"""POST /embed: images in, embeddings out."""
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Sequence
+from typing import TypeVar
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from starlette.requests import ClientDisconnect
+
+from service.encoders.served import Answer, Source
+from service.http import limits, payload
+from service.http.access import Key, service_of
+from service.http.errors import CLIENT_CLOSED_REQUEST, Problem
+from service.http.routes.schemas import EMBED_BODY, EMBED_RESPONSES
+
+router = APIRouter(tags=["embeddings"])
+T = TypeVar("T")
+
+
+@router.post("/embed", dependencies=[Key], openapi_extra=EMBED_BODY, responses=EMBED_RESPONSES, response_class=Response)
+async def embed(request: Request) -> Response:
+    """Embed one image (the body) or many (multipart `images`, JSON with base64), L2-normalised unless asked otherwise.
+
+    Answers JSON, or by `Accept` a .npy file or bare little-endian float32 with its shape in `X-Shape`. All rows come
+    from one revision of one encoder, which the answer names. `X-Request-Timeout` (seconds) shortens the deadline after
+    which the work is dropped.
+    """
+    service = service_of(request)
+    deadline = deadline_of(request, service.settings.request_timeout)
+    form = payload.accepted(request.headers.get("accept", ""))
+    asked = await read_by(request, deadline, payload.read(request, service.settings))
+    answer = await embedded(request, asked.sources, deadline, asked.model)
+    started = time.monotonic()
+    response = payload.encode(answer, asked, form)
+    service.metrics.phase["encode"].observe(time.monotonic() - started)
+    return response
+
+
+async def embedded(request: Request, sources: Sequence[Source], deadline: float, model: str | None = None) -> Answer:
+    """Embed what a request sent, dropped if its client leaves; noted for the request's log line and trace.
+
+    Only our protocol says when a client leaves; behind another server the work is done all the same.
+    """
+    request.scope["images"] = len(sources)
+    started, work, waiting, left = time.monotonic(), asyncio.current_task(), True, False
+    assert work is not None
+
+    def leave(_: object) -> None:
+        nonlocal left
+        if waiting:
+            left = work.cancel()
+
+    gone: asyncio.Future[None] | None = request.scope.get(limits.GONE)
+    if gone is not None:
+        gone.add_done_callback(leave)
+    try:
+        answer = await service_of(request).embed(sources, deadline, model)
+    except asyncio.CancelledError:
+        if left and not work.uncancel():
+            raise client_closed() from None
+        raise
+    finally:
+        waiting = False
+        if gone is not None:
+            gone.remove_done_callback(leave)
+    request.scope["work"] = (started, answer)
+    return answer
+
+
+async def read_by(request: Request, deadline: float, reading: Awaitable[T]) -> T:
+    """What a client sends before the deadline; Problem 408 if it is too slow to, 499 if it leaves."""
+    try:
+        if limits.WHOLE in request.scope:
+            return await reading  # nothing to wait for
+        async with asyncio.timeout(deadline - time.monotonic()):
+            return await reading
+    except ClientDisconnect:
+        raise client_closed() from None
+    except TimeoutError:
+        message, headers = "the body did not arrive before the deadline", {"Connection": "close"}
+        raise Problem(408, "body_timeout", message, field="body", headers=headers) from None
+
+
+def deadline_of(request: Request, longest: float) -> float:
+    """In time.monotonic() seconds, from X-Request-Timeout, at most `longest` seconds from now. Raises Problem 422."""
+    seconds = longest
+    if (text := request.headers.get("x-request-timeout")) is not None:
+        try:
+            seconds = float(text)
+        except ValueError:
+            seconds = math.nan
+        if not seconds > 0:
+            raise Problem(
+                422,
+                "invalid_field",
+                f"X-Request-Timeout must be seconds above 0, not {text!r}",
+                field="X-Request-Timeout",
+            )
+    return time.monotonic() + min(seconds, longest)
+
+
+def client_closed() -> Problem:
+    """What nobody reads: the client left. Its status shows in fullrank_requests_total."""
+    return Problem(CLIENT_CLOSED_REQUEST, "client_closed_request", "the client left before its answer")

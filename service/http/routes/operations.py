@@ -1,0 +1,116 @@
+"""Health, metrics, limits, the spectrum, the page: what operators and their tools read."""
+
+import platform
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+import torch
+from fastapi import APIRouter, Request
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import FileResponse, HTMLResponse, Response
+from prometheus_client.exposition import choose_encoder
+
+import service.http.page
+from fullrank import __version__ as VERSION
+from service.encoders.served import Served
+from service.http.access import service_of
+from service.http.errors import Problem, retry
+from service.http.routes import schemas
+
+router = APIRouter(tags=["operations"])
+PAGE = (Path(service.http.page.__file__).parent / "index.html").read_text()
+SWAGGER = Path(str(files("fastapi_offline"))) / "static"
+# The pages ask this server only; nothing they show can make them ask another.
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self' 'unsafe-inline'; "
+    "style-src 'self' 'unsafe-inline'; connect-src 'self'; img-src data:; frame-ancestors 'self'",
+    "Cache-Control": "no-cache",
+}
+
+
+def as_json(value: Any) -> Response:
+    """JSON; NaN becomes null, which here means "not known"."""
+    return Response(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
+
+
+@router.get("/healthz", responses=schemas.example({"status": "alive"}))
+async def healthz() -> dict[str, str]:
+    """Alive: the event loop answers."""
+    return {"status": "alive"}
+
+
+@router.get("/readyz", responses=schemas.example({"status": "ready"} | schemas.ENCODER) | schemas.failures(503))
+async def readyz(request: Request) -> dict[str, str]:
+    """Ready: weights loaded, warmed, canary passed, not draining. 503 with the reason otherwise."""
+    current = service_of(request)
+    if current.phase != "ready":
+        reason = current.failure or f"the service is {current.phase}"
+        raise Problem(503, "failed" if current.failure else current.phase, reason, headers=retry(1))
+    return {"status": "ready", "model": current.current.name, "revision": current.current.revision}
+
+
+@router.get("/metrics", response_class=Response, responses=schemas.METRICS_RESPONSES)
+def metrics(request: Request) -> Response:
+    """Prometheus or OpenMetrics text, as Accept asks. On a worker thread: writing text must not delay requests."""
+    encoder, media = choose_encoder(request.headers.get("accept", ""))
+    return Response(encoder(service_of(request).metrics.registry), headers={"Content-Type": media})
+
+
+@router.get("/info", response_class=Response, responses=schemas.INFO_RESPONSES)
+async def info(request: Request) -> Response:
+    """The encoder in service, the limits that hold and the versions that run."""
+    current = service_of(request)
+    settings, served = current.settings, current.current
+    card = served.artifact.card
+    limits = (
+        "max_batch",
+        "max_pending_images",
+        "max_images_per_request",
+        "max_body_bytes",
+        "max_pixels",
+        "request_timeout",
+    )
+    return as_json(
+        {
+            "version": VERSION,
+            "encoder": card.model_dump(mode="json", exclude={"files"}) | {"revision": card.revision},
+            "encoders": [{"model": it.name, "revision": it.revision} for it in current.in_service()],
+            "compared_with": named(served),
+            "limits": {name: getattr(settings, name) for name in limits},
+            "engine": {"device": settings.device, "dtype": settings.dtype, "threads": settings.threads},
+            "monitor": {"enabled": settings.monitor, "windows": settings.windows, "block_rows": settings.block_rows},
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        }
+    )
+
+
+@router.get("/", response_class=HTMLResponse, include_in_schema=False)
+async def page() -> HTMLResponse:
+    """The live spectrum."""
+    return HTMLResponse(PAGE, headers=PAGE_HEADERS)
+
+
+@router.get("/docs", response_class=HTMLResponse, include_in_schema=False)
+async def docs() -> HTMLResponse:
+    """Swagger UI out of the installed package: where this service is wanted, there may be no way to a CDN."""
+    html = get_swagger_ui_html(
+        title="fullrank",
+        openapi_url="openapi.json",
+        swagger_js_url="docs/swagger-ui-bundle.js",
+        swagger_css_url="docs/swagger-ui.css",
+        swagger_favicon_url="data:,",
+    )
+    return HTMLResponse(html.body, headers=PAGE_HEADERS)
+
+
+@router.get("/docs/{name}", response_class=FileResponse, include_in_schema=False)
+async def docs_asset(name: Literal["swagger-ui-bundle.js", "swagger-ui.css"]) -> FileResponse:
+    """What that page loads."""
+    return FileResponse(SWAGGER / name, headers={"Cache-Control": "max-age=86400"})
+
+
+def named(served: Served) -> dict[str, str]:
+    """Whose health this encoder's is compared with."""
+    return {"model": served.baseline.card.name, "revision": served.baseline.card.revision}

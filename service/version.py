@@ -1,5 +1,0 @@
-"""The distribution's version."""
-
-from importlib.metadata import version
-
-VERSION = version("fullrank")

@@ -1,0 +1,149 @@
+"""The monitors' windows on disk, so that a restart does not blind them.
+
+One safetensors file for each model and revision, replaced whole; its header says whose it is and what its bytes hash
+to. A file that is damaged, of another encoder or older than the windows is refused in words, never a crash.
+"""
+
+import asyncio
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import IO
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from fullrank import SpectrumMonitor
+from fullrank import __version__ as VERSION
+from service.metrics import Metrics
+
+log = logging.getLogger("fullrank.service")
+Watched = tuple[str, str, SpectrumMonitor]  # model, revision, monitor
+
+
+class WindowStore:
+    """Windows in `folder`, which this process owns while it holds the lock there; None keeps nothing.
+
+    A second process on the same folder saves nothing and restores nothing, which it logs: each would resume the
+    other's traffic.
+    """
+
+    def __init__(self, folder: Path | None, metrics: Metrics) -> None:
+        self._folder, self._metrics = folder, metrics
+        self._lock: IO[bytes] | None = None
+        if folder is None:
+            return
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (folder / "lock").open("wb")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            log.error("state_dir %s cannot be used, a restart will start blind: %s", folder, error)
+            metrics.windows["refused"].inc()
+            self.close()
+
+    def restore(self, model: str, revision: str, monitor: SpectrumMonitor) -> bool:
+        """Whether the monitor resumed the windows of this model and revision. Blocks; raises nothing."""
+        if self._folder is None or not (path := self._path(model, revision)).exists():
+            return False
+        try:
+            tensors = _read(path, model, revision)
+            age = max(0.0, time.time() - float(tensors["saved"]))
+            if age > monitor.windows[-1]:
+                raise ValueError(f"it was saved {age:.0f} s ago, the longest window is {monitor.windows[-1]:g} s")
+            monitor.restore(tensors)
+        # Whatever a file holds: a replica that does not start is worse than one that starts blind.
+        except Exception as error:
+            self._metrics.windows["refused"].inc()
+            log.warning("%s is not resumed: %s", path, error)
+            return False
+        self._metrics.windows["restored"].inc()
+        log.info("resumed the windows of %s@%s, saved %.0f s ago", model, revision, age)
+        return True
+
+    def save(self, model: str, revision: str, monitor: SpectrumMonitor) -> None:
+        """Replace the file of this model and revision. Blocks; raises nothing."""
+        if self._folder is None:
+            return
+        try:
+            tensors = monitor.state()
+            header = _identity(model, revision) | {"sha256": _digest(tensors)}
+            _replace(self._path(model, revision), save(tensors, header))
+        except Exception as error:
+            self._metrics.windows["unsaved"].inc()
+            log.error("the windows of %s@%s could not be saved: %s", model, revision, error)
+        else:
+            self._metrics.windows["saved"].inc()
+
+    def save_all(self, monitors: Iterable[Watched]) -> None:
+        """Replace the files of these. Blocks; raises nothing."""
+        for model, revision, monitor in monitors:
+            self.save(model, revision, monitor)
+
+    async def keep(self, monitors: Callable[[], Iterable[Watched]], period: float) -> None:
+        """For ever: save them every `period` seconds, or so rarely that it takes a twentieth of the time."""
+        took = 0.0
+        while True:
+            await asyncio.sleep(max(period, 20 * took))
+            started = time.monotonic()
+            await asyncio.to_thread(self.save_all, monitors())
+            took = time.monotonic() - started
+
+    def close(self) -> None:
+        """Let another process have the folder."""
+        if self._lock is not None:
+            self._lock.close()
+        self._lock = self._folder = None
+
+    def _path(self, model: str, revision: str) -> Path:
+        assert self._folder is not None
+        return self._folder / f"{model}@{revision}.safetensors"
+
+
+def _read(path: Path, model: str, revision: str) -> dict[str, Tensor]:
+    data = path.read_bytes()
+    try:
+        tensors = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"it is damaged: {error}") from error
+    expected = _identity(model, revision)
+    if (found := {name: header.get(name) for name in expected}) != expected:
+        raise ValueError(f"it says it is {found}, not {expected}")
+    if header.get("sha256") != _digest(tensors):
+        raise ValueError("it is damaged: its hash is not the one in its header")
+    return tensors
+
+
+def _identity(model: str, revision: str) -> dict[str, str]:
+    return {"content": "fullrank windows", "version": VERSION, "model": model, "revision": revision}
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().data if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """The old file or the new one, whole, whenever the process or the machine stops."""
+    descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=".saving-")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(scratch).replace(path)
+    except BaseException:
+        Path(scratch).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,98 @@
+"""The front door: what it prints, what it exits with, and what it says to a slip of the finger."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from cli import app
+from models.artifact import load
+from models.embedder import Embedder, normalize
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "ankle-boot.png"
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+HELP = """
+import contextlib, runpy, sys
+with contextlib.suppress(SystemExit):
+    runpy.run_module("cli", run_name="__main__")
+print({"torch", "numpy", "pydantic", "fullrank", "models", "service", "training"} & sys.modules.keys())
+"""
+
+
+def test_help_names_every_command_and_imports_no_room() -> None:
+    command = [sys.executable, "-c", HELP, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    commands = {file.stem for file in (ROOT / "cli").glob("[!_]*.py")} - {"common"}
+    assert {name for name in commands if f"│ {name} " not in done.stdout} == set()
+    assert done.stdout.endswith("set()\n")
+
+
+def test_train_lists_recipes() -> None:
+    lines = run("train", "--list").stdout.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["fashion-simclr", "fashion-directclr", "fashion-byol"]
+    assert len(lines) == 40
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("train", "fashion-byoll"), 2, "did you mean fashion-byol"),
+        (("train", "fashion-byol", "--option", "momentum"), 2, "write NAME=VALUE"),
+        (("train", "fashion-byol", "--data", "nowhere"), 1, "dataset-fashion-mnist"),
+        (("evaluate", "nowhere"), 1, "is not a folder"),
+        (("check", "nowhere"), 1, "is not a folder"),
+        (("embed", "x.png", "--encoder", "nowhere"), 1, "is not a folder"),
+        (("check", "nowhere", "--junit", "nowhere/report.xml"), 2, "--junit"),
+        (("check", "nowhere", "--device", "cudaa"), 2, "cannot be used here"),
+    ],
+)
+def test_mistakes_are_named(arguments: tuple[str, ...], code: int, message: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == code
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_embed_prints_what_the_embedder_makes(small_artifact: Path, tmp_path: Path) -> None:
+    expected = normalize(Embedder(load(small_artifact)).embed_files([EXAMPLE]))[0]
+    result = run("embed", EXAMPLE, "--encoder", small_artifact)
+    assert result.exit_code == 0
+    torch.testing.assert_close(torch.tensor(json.loads(result.stdout)["embedding"]), expected)
+    run("embed", EXAMPLE, EXAMPLE, "--encoder", small_artifact, "--out", tmp_path / "rows.npy")
+    assert np.load(tmp_path / "rows.npy").shape == (2, 32)
+
+
+def test_embed_names_the_bad_file(small_artifact: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"x")
+    result = run("embed", EXAMPLE, bad, "--encoder", small_artifact)
+    assert result.exit_code == 1
+    assert "bad.png" in result.stderr
+
+
+def test_check_passes_the_healthy_and_fails_the_squashed(small_artifact: Path, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from models.artifact import save
+
+    assert run("check", small_artifact, "--against", small_artifact).exit_code == 0
+    squashed = load(small_artifact)
+    with torch.no_grad():  # every feature one constant plus a thousandth of what it was: all directions, no variance
+        last = squashed.encoder.get_submodule("layer4.1.bn2")
+        last.weight.mul_(1e-3)  # type: ignore[operator, union-attr]
+        last.bias.fill_(50.0)  # type: ignore[operator, union-attr]
+    save(replace(squashed, card=squashed.card.model_copy(update={"name": "squashed"})), tmp_path / "squashed")
+    result = run("check", tmp_path / "squashed", "--against", small_artifact, "--json")
+    assert result.exit_code == 1
+    assert "total variance" in json.loads(result.stdout)["reason"]

@@ -1,0 +1,79 @@
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fullrank import Moments, merge
+from fullrank.monitor.window import Block, RecentKeys, Ring
+
+
+def block(start, end, value=0.0):
+    rows = torch.full((2, 1), float(value))
+    return Block(start, end, Moments(1, [0.0]).add(rows), torch.ones(1).double(), torch.ones(3).long())
+
+
+@given(st.lists(st.floats(0.1, 40), min_size=1, max_size=120))
+@settings(max_examples=25)
+def test_every_window_holds_only_its_rows_and_few_groups(gaps):
+    ring, now, blocks = Ring((300.0, 3600.0), groups=6), 0.0, []
+    for gap in gaps:
+        blocks.append((now, now + gap / 2))
+        ring.add(block(*blocks[-1]))
+        now += gap
+    ring.expire(now)
+    assert len(ring.blocks) <= 12
+    for seconds in (300.0, 3600.0):
+        held = ring.within(seconds, now)
+        assert all(now - b.start <= seconds for b in held)
+        if now > seconds:
+            # What is missing of the window is one group, and no group outgrows its stretch.
+            assert sum(b.moments.count for b in held) / 2 <= sum(now - start <= seconds for start, _ in blocks)
+
+
+def test_steady_traffic_keeps_most_of_the_window_in_many_groups():
+    ring = Ring((300.0, 3600.0))
+    counts, groups = [], []
+    for i in range(450):
+        ring.add(block(13.0 * i, 13.0 * i + 12))
+        if i > 150:
+            held = ring.within(300.0, 13.0 * i + 12)
+            counts.append(sum(b.moments.count for b in held) / 2)
+            groups.append(len(held))
+    assert min(groups) >= 5
+    assert min(counts) >= 16  # of 23 blocks
+    assert sum(counts) / len(counts) >= 19
+
+
+def test_blocks_at_one_instant_stay_apart_up_to_the_limit():
+    ring = Ring((300.0,), groups=4)
+    for i in range(9):
+        ring.add(block(0.0, 0.0, i))
+    assert len(ring.blocks) == 4
+    assert merge(b.moments for b in ring.blocks).mean() == 4.0
+
+
+def test_old_rows_leave_by_the_clock_alone():
+    ring = Ring((300.0, 3600.0))
+    ring.add(block(0.0, 10.0))
+    ring.expire(301.0)
+    assert ring.within(300.0, 301.0) == []
+    assert len(ring.within(3600.0, 301.0)) == 1
+    ring.expire(3601.0)
+    assert ring.blocks == []
+
+
+def test_a_key_enters_once_a_horizon():
+    keys = RecentKeys(10.0)
+    assert keys.enter("a", 0.0)
+    assert not keys.enter("a", 5.0)
+    assert not keys.enter("a", 9.9)
+    assert keys.enter("a", 10.0)
+    assert len(keys) == 1
+
+
+def test_keys_are_bounded_oldest_first():
+    keys = RecentKeys(10.0, limit=3)
+    for key in range(5):
+        assert keys.enter(key, 0.0)
+    assert len(keys) == 3
+    assert keys.enter(0, 1.0)
+    assert not keys.enter(4, 1.0)

@@ -1,0 +1,161 @@
+"""Verdicts on simulated encoders: a class mixture mapped into d dimensions, its faults and its traffic."""
+
+import math
+
+import pytest
+import torch
+
+from fullrank import Reference, SpectrumMonitor
+from fullrank.calibration.inputs import InputReading
+from fullrank.calibration.resample import calibrated
+from fullrank.verdict import SIGNALS, STATES, diagnose, thresholds
+
+D, CLASSES = 64, 10
+
+
+class World:
+    """Rows of a healthy encoder: ten classes along the leading directions, detail along all."""
+
+    def __init__(self):
+        generator = torch.Generator().manual_seed(5)
+        self.basis = torch.linalg.qr(torch.randn(D, D, generator=generator)).Q
+        self.centres = torch.zeros(CLASSES, D)
+        self.centres[:, :9] = 1.5 * torch.randn(CLASSES, 9, generator=generator)
+        self.scale = torch.arange(1, D + 1).float() ** -0.5
+
+    def rows(self, n, seed, classes=range(CLASSES)):
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.tensor(list(classes))[torch.randint(len(classes), (n,), generator=generator)]
+        return (self.centres[labels] + torch.randn(n, D, generator=generator) * self.scale + 0.5) @ self.basis
+
+
+@pytest.fixture(scope="module")
+def world():
+    return World()
+
+
+@pytest.fixture(scope="module")
+def reference(world):
+    return Reference.build(world.rows(8000, 1), world.rows(8000, 2), canary=world.rows(48, 3))
+
+
+def verdict(reference, rows, canary=None):
+    with SpectrumMonitor(D, reference, clock=lambda: 0.0) as monitor:
+        monitor.observe(rows)
+        if canary is not None:
+            monitor.record_canary(canary)
+        assert monitor.flush(20)
+        return monitor.snapshot().verdict
+
+
+def project(rows, k, seed=None, basis=None):
+    if basis is None:
+        basis = torch.linalg.qr(torch.randn(D, D, generator=torch.Generator().manual_seed(seed))).Q
+    frame = basis[:, :k].float()
+    return rows @ frame @ frame.T
+
+
+def test_healthy(world, reference):
+    assert verdict(reference, world.rows(3000, 10)).state == "healthy"
+
+
+@pytest.mark.parametrize("n", [520, 1000])
+def test_few_rows_do_not_alarm(world, reference, n):
+    assert verdict(reference, world.rows(n, 11)).state == "healthy"
+
+
+@pytest.mark.parametrize("classes", [[0], [1], [7]])
+def test_one_class_only_is_narrow_traffic(world, reference, classes):
+    assert verdict(reference, world.rows(3000, 12, classes)).state == "traffic_narrowed"
+
+
+@pytest.mark.parametrize("k", [8, 16, 32])
+def test_a_principal_projection_is_dimensional_collapse(world, reference, k):
+    assert verdict(reference, project(world.rows(3000, 13), k, basis=reference.basis)).state == "dimensional_collapse"
+
+
+@pytest.mark.parametrize("k", [8, 16, 32])
+def test_a_random_projection_is_dimensional_collapse_though_it_lifts_the_tail(world, reference, k):
+    assert verdict(reference, project(world.rows(3000, 14), k, seed=k)).state == "dimensional_collapse"
+
+
+def test_half_of_the_units_dead_is_dimensional_collapse(world, reference):
+    rows = world.rows(3000, 15)
+    rows[:, ::2] = 0
+    result = verdict(reference, rows)
+    assert result.state == "dimensional_collapse"
+    assert "32" in result.reason
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_collapse_shows_through_the_rounding_of_a_short_dtype(world, dtype):
+    name = str(dtype).removeprefix("torch.")
+    served = [world.rows(8000, seed).to(dtype).float() for seed in (1, 2)]
+    reference = Reference.build(*served, dtype=name)
+    rows = project(world.rows(3000, 16), 16, seed=9).to(dtype).float()
+    assert verdict(reference, rows).state == "dimensional_collapse"
+    assert verdict(reference, world.rows(3000, 17).to(dtype).float()).state == "healthy"
+
+
+def test_drowned_in_the_mean_is_complete_collapse(world, reference):
+    rows = world.rows(3000, 18)
+    assert verdict(reference, rows * 0.02 + 3 * world.basis[0]).state == "complete_collapse"
+    assert verdict(reference, torch.ones(3000, D)).state == "complete_collapse"
+
+
+def test_a_lifted_tail_is_shifted_traffic(world, reference):
+    generator = torch.Generator().manual_seed(4)
+    foreign = (world.rows(3000, 19) @ world.basis.T + torch.randn(3000, D, generator=generator) * 0.5) @ world.basis
+    assert verdict(reference, foreign).state == "traffic_shifted"
+
+
+def test_a_canary_that_moved_is_a_model_fault_whatever_the_traffic(world, reference):
+    bad = world.rows(48, 77)
+    assert verdict(reference, world.rows(3000, 20), bad).state == "model_fault"
+    assert verdict(reference, world.rows(10, 20), bad).state == "model_fault"
+    assert verdict(reference, world.rows(3000, 20), world.rows(48, 3)).state == "healthy"
+
+
+def test_a_canary_in_bfloat16_is_no_fault(world, reference):
+    assert verdict(reference, world.rows(3000, 21), world.rows(48, 3).bfloat16()).state == "healthy"
+
+
+@pytest.mark.parametrize("n", [0, 1, 100, 512])
+def test_too_few_rows_say_nothing(world, reference, n):
+    result = verdict(reference, world.rows(n, 22) * 0)
+    assert result.state == "insufficient_data"
+    assert f"{n} rows" in result.reason
+
+
+def test_a_collapse_is_blamed_on_inputs_beyond_any_one_kind_of_healthy_ones(world, reference):
+    inputs = world.rows(4000, 2)[:, :8]
+    known = calibrated(reference, world.rows(4000, 2), inputs=inputs, windows=4, blocks=20)
+    narrow = known.calibration.range("input_distance", 3000).narrow_high
+    with SpectrumMonitor(D, known, (300.0,), clock=lambda: 0.0) as monitor:
+        monitor.observe(project(world.rows(3000, 24), 8, seed=8))
+        assert monitor.flush(120)
+        windows = monitor.snapshot().windows
+
+    def state(distance):
+        return diagnose(windows, known, None, {300.0: InputReading(distance, 1.0)}).state
+
+    assert [state(d) for d in (0.0, narrow, math.nan)] == ["dimensional_collapse"] * 3
+    assert state(1.3 * narrow) == "traffic_shifted"
+
+
+def test_a_collapse_too_small_to_matter_is_no_alarm(world, reference):
+    # One direction of 64 gone: significant at any n, and not an effect to page on.
+    assert verdict(reference, project(world.rows(5000, 23), 63, basis=reference.basis)).state == "healthy"
+
+
+def test_thresholds_are_in_the_gauges_unit(reference):
+    limit = thresholds(reference)
+    assert tuple(limit) == SIGNALS
+    assert limit["participation_ratio"] == pytest.approx(0.7 * reference.participation_ratio)
+    assert limit["total_variance"] == pytest.approx(0.1 * reference.total_variance)
+    unknown = {"mean_shift_ratio", "input_distance", "evidence"}  # without a calibration
+    assert {signal for signal, value in limit.items() if math.isnan(value)} == unknown
+    bare = thresholds(None)
+    assert set(bare) == set(SIGNALS)
+    assert math.isnan(bare["participation_ratio"])
+    assert len(set(STATES)) == 7

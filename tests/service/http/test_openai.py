@@ -1,0 +1,114 @@
+"""POST /v1/embeddings in OpenAI's shape, errors included."""
+
+import base64
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from openai import OpenAI
+
+from service.encoders.registry import Service
+from service.settings import Settings
+from tests.service.conftest import DIMENSION, Start, as_json, encoded, held, pictures
+from tests.service.http.test_process import running
+
+pytestmark = pytest.mark.anyio
+IMAGES = [encoded(picture) for picture in pictures(3)]
+TEXTS = ["data:image/png;base64," + base64.b64encode(image).decode() for image in IMAGES]
+
+
+async def test_it_gives_what_embed_gives_in_both_encodings(start: Start) -> None:
+    async with start() as (client, service):
+        expected = (await client.post("/embed", json=as_json(IMAGES))).json()["embeddings"]
+        body = {"model": "alpha", "input": TEXTS, "user": "u", "dimensions": DIMENSION}
+        floats = (await client.post("/v1/embeddings", json=body)).json()
+        assert (floats["object"], floats["model"], set(floats["usage"])) == (
+            "list",
+            "alpha",
+            {"prompt_tokens", "total_tokens"},
+        )
+        assert [item["index"] for item in floats["data"]] == [0, 1, 2]
+        assert {item["object"] for item in floats["data"]} == {"embedding"}
+        np.testing.assert_allclose([item["embedding"] for item in floats["data"]], expected, atol=1e-6)
+        packed = (await client.post("/v1/embeddings", json=body | {"encoding_format": "base64"})).json()["data"]
+        rows = [np.frombuffer(base64.b64decode(item["embedding"]), "<f4") for item in packed]
+        np.testing.assert_allclose(rows, expected, atol=1e-6)
+        one = {"model": f"alpha@{service.current.revision}", "input": TEXTS[0], "encoding_format": None}
+        single = (await client.post("/v1/embeddings", json=one)).json()["data"]
+        np.testing.assert_allclose(single[0]["embedding"], expected[0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "param"),
+    [
+        ({"model": "gpt"}, 404, "model"),
+        ({"model": None}, 422, "model"),
+        ({"input": []}, 422, "input"),
+        ({"input": [1, 2]}, 422, "input[0]"),
+        ({"input": {"a": 1}}, 422, "input"),
+        ({"input": ["hello"]}, 422, "input[0]"),
+        ({"input": TEXTS * 50}, 422, "input"),
+        ({"dimensions": 7}, 422, "dimensions"),
+        ({"encoding_format": "int8"}, 422, "encoding_format"),
+    ],
+)
+async def test_errors_have_openais_shape(
+    shared: tuple[httpx.AsyncClient, Service], change: dict[str, Any], status: int, param: str
+) -> None:
+    response = await shared[0].post("/v1/embeddings", json={"model": "alpha", "input": TEXTS} | change)
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["type"], error["param"]) == ("invalid_request_error", param)
+
+
+async def test_a_key_is_asked_for_in_openais_shape(start: Start) -> None:
+    async with start(api_key="correct horse") as (client, _):
+        body = {"model": "alpha", "input": TEXTS}
+        refused = await client.post("/v1/embeddings", json=body)
+        assert refused.status_code == 401
+        assert refused.json()["error"]["type"] == "invalid_request_error"
+        headers = {"authorization": "Bearer correct horse"}
+        assert (await client.post("/v1/embeddings", json=body, headers=headers)).status_code == 200
+
+
+def test_the_official_client_works(settings: Callable[..., Settings]) -> None:
+    limits = {"max_pending_images": 4, "max_images_per_request": 4}
+    with running(settings(api_key="correct horse", **limits)) as (url, server):
+        headers = {"authorization": "Bearer correct horse"}
+        rows = httpx.post(url + "/embed", json=as_json(IMAGES), headers=headers).json()["embeddings"]
+        client = OpenAI(base_url=url + "/v1", api_key="correct horse", max_retries=0)
+        for encoding in ({}, {"encoding_format": "float"}, {"encoding_format": "base64"}):
+            answer = client.embeddings.create(model="alpha", input=TEXTS, **encoding)  # type: ignore[call-overload]
+            assert [item.index for item in answer.data] == [0, 1, 2]
+            values = [item.embedding for item in answer.data]
+            if encoding.get("encoding_format") == "base64":  # asked for by name, it is handed on as it came
+                values = [np.frombuffer(base64.b64decode(value), "<f4") for value in values]
+            np.testing.assert_allclose(values, rows, atol=1e-6)
+        one = client.embeddings.create(model="alpha", input=TEXTS[0], dimensions=DIMENSION, user="me")
+        np.testing.assert_allclose(one.data[0].embedding, rows[0], atol=1e-6)
+
+        with pytest.raises(openai.NotFoundError, match="no encoder 'gpt'") as unknown:
+            client.embeddings.create(model="gpt", input=TEXTS)
+        assert (unknown.value.code, unknown.value.param) == ("model_not_found", "model")
+        with pytest.raises(openai.UnprocessableEntityError, match="at most 4 images"):
+            client.embeddings.create(model="alpha", input=TEXTS * 2)
+        with pytest.raises(openai.AuthenticationError, match="needs the service's key"):
+            client.with_options(api_key="wrong").embeddings.create(model="alpha", input=TEXTS)
+
+        with held(server.service.current) as hold:
+            filling = threading.Thread(
+                target=client.embeddings.create, kwargs={"model": "alpha", "input": [TEXTS[0]] * 4}
+            )
+            filling.start()
+            assert hold.entered.wait(120)
+            with pytest.raises(openai.RateLimitError, match="4 images are pending"):
+                client.embeddings.create(model="alpha", input=TEXTS)
+            threading.Timer(0.2, hold.release.set).start()
+            patient = client.with_options(max_retries=100)  # it honours Retry-After
+            assert len(patient.embeddings.create(model="alpha", input=TEXTS).data) == 3
+            filling.join()

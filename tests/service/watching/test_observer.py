@@ -1,0 +1,131 @@
+"""What the observer makes of answered images before a monitor gets them."""
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fullrank.calibration.inputs import thumbnails
+from service.engine.queue import Rows
+from service.metrics import Metrics
+from service.watching.observer import BURST, Observer, _joined
+from service.watching.sampling import Sample
+from tests.service.conftest import Start, pictures
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics("0", "0", "cpu")
+
+
+def test_thumbnails_are_area_means() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 2, 32, 32), np.uint8)
+    expected = np.array([[Image.fromarray(c).reduce(4) for c in image] for image in pixels]) / 255
+    np.testing.assert_allclose(thumbnails(pixels), expected.reshape(3, -1), atol=0.51 / 255)
+    flat = np.full((1, 1, 29, 29), 51, np.uint8)  # a side that 8 does not divide
+    np.testing.assert_allclose(thumbnails(flat), 0.2, rtol=1e-6)
+
+
+async def test_keys_are_of_pixels_and_secret(start: Start) -> None:
+    pixels = pictures(2)[:, None]
+    async with start() as (_, service):
+        keys = service.observer.keys(np.concatenate([pixels, pixels[:1]]))
+        assert keys[0] == keys[2] != keys[1]
+        other = Observer(service.metrics)
+        assert set(other.keys(pixels)).isdisjoint(keys)
+        other.close()
+
+
+def test_keys_are_multilinear_hashes(metrics: Metrics) -> None:
+    observer = Observer(metrics)
+    pixels = np.random.default_rng(1).integers(0, 256, (5, 1, 9, 9), np.uint8)  # 81 bytes, padded to 88
+    got = observer.keys(pixels)
+    ((count, secret),) = observer._secrets.items()
+    assert count == 22
+    for image, key in zip(pixels, got, strict=True):
+        words = [int.from_bytes(image.tobytes().ljust(88, b"\0")[i : i + 4], "little") for i in range(0, 88, 4)]
+        pairs = zip(words[::2], words[1::2], secret[:11].tolist(), secret[11:].tolist(), strict=True)
+        assert int(key) == sum((a + first) * (b + second) for a, b, first, second in pairs) % 2**64
+    observer.close()
+
+
+def test_small_batches_of_a_monitor_are_observed_together() -> None:
+    one, other = object(), object()
+    sizes = [(one, 1)] * 70 + [(other, 2), (one, 100), (one, 3)]
+    items: Any = [
+        (monitor, np.full((n, 1, 8, 8), i, np.uint8), np.full((n, 4), i)) for i, (monitor, n) in enumerate(sizes)
+    ]
+    got = list(_joined(items))
+    assert [(monitor, len(rows)) for monitor, _, rows in got] == [(one, 63), (one, 7), (other, 2), (one, 103)]
+    assert all(np.array_equal(pixels[:, 0, 0, 0], rows[:, 0]) for _, pixels, rows in got)
+    assert [row for _, _, rows in got for row in rows[:, 0]] == [i for i, (_, n) in enumerate(sizes) for _ in range(n)]
+
+
+def test_what_the_backlog_cannot_take_is_counted(metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    class Monitor:
+        def observe(self, rows: Rows, keys: object, inputs: object) -> None:
+            seen.extend(rows[:, 0])
+
+    monkeypatch.setattr("service.watching.observer.BACKLOG", 3 * 64)
+    gate = threading.Event()
+    observer = Observer(metrics)
+    monkeypatch.setattr(observer._awaited, "wait", lambda _: gate.wait())
+    for count in (2, 2, 1):
+        observer.put(Monitor(), np.zeros((count, 1, 8, 8), np.uint8), np.full((count, 2), count, np.float32))  # type: ignore[arg-type]
+    gate.set()
+    observer.join()
+    observer.put(Monitor(), np.zeros((3, 1, 8, 8), np.uint8), np.full((3, 2), 3, np.float32))  # type: ignore[arg-type]
+    observer.close()
+    assert seen == [2, 2, 1, 3, 3, 3]
+    assert metrics.registry.get_sample_value("fullrank_unobserved_images_total") == 2
+
+
+def test_of_more_images_than_the_rate_so_many_are_observed_at_random(
+    metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[float, float]] = []
+
+    class Monitor:
+        def observe(self, rows: Rows, keys: object, inputs: np.ndarray) -> None:
+            seen.extend(zip(rows[:, 0], inputs[:, 0], strict=True))
+
+    now = 0.0
+    monkeypatch.setattr("service.watching.observer.Sample", lambda rate, burst: Sample(rate, burst, lambda: now))
+    observer, busy, quiet = Observer(metrics, rate=40.0), Monitor(), Monitor()
+    for step in range(200):  # 256 images a second; times without rounding
+        now = step / 8
+        images = np.arange(step * 32, step * 32 + 32)
+        pixels = np.broadcast_to((images % 251)[:, None, None, None], (32, 1, 8, 8)).astype(np.uint8)
+        observer.put(busy, pixels, images[:, None].astype(np.float32))  # type: ignore[arg-type]
+    observer.join()
+    assert len(seen) == len(set(seen)) == BURST + 5 * 199
+    assert all(abs(pixel * 255 - image % 251) < 0.01 for image, pixel in seen)  # each row with its own image
+    in_batch = np.bincount([int(image) % 32 for image, _ in seen if image >= 2048], minlength=32)  # after the burst
+    assert in_batch.min() > 5  # 136 batches choose 5 of 32: 21 of each place, give or take 4
+    assert metrics.registry.get_sample_value("fullrank_unsampled_images_total") == 200 * 32 - len(seen)
+    del seen[:]
+    observer.put(quiet, np.zeros((128, 1, 8, 8), np.uint8), np.zeros((128, 1), np.float32))  # type: ignore[arg-type]
+    observer.close()
+    assert len(seen) == 128  # a monitor's sample is its own
+
+
+def test_a_monitor_that_refuses_rows_does_not_end_the_observer(metrics: Metrics) -> None:
+    observer, seen = Observer(metrics), []
+
+    class Monitor:
+        def observe(self, rows: Rows, keys: object, inputs: object) -> None:
+            if rows[0, 0] < 0:
+                raise ValueError("negative")
+            seen.append(rows[0, 0])
+
+    for value in (-1, 5):
+        observer.put(Monitor(), np.zeros((1, 1, 8, 8), np.uint8), np.full((1, 2), value, np.float32))  # type: ignore[arg-type]
+    observer.close()
+    assert seen == [5]
+    assert metrics.registry.get_sample_value("fullrank_unobserved_images_total") == 1

@@ -1,0 +1,233 @@
+r"""Redundancy reduction: Barlow Twins beside InfoNCE in the same toys.
+
+Barlow Twins has no negatives. It standardises every output over the batch, forms the cross-correlation C between the
+outputs of two views and asks it to be the identity:
+
+    L = Σ_i (1 − C_ii)² + λ Σ_{i≠j} C_ij² .
+
+The second term punishes redundant outputs directly, so one expects more rank. Depth: yes. Where InfoNCE loses
+dimensions layer by layer (implicit-regularization), Barlow Twins keeps most of them.
+
+Strong augmentation: it depends on λ, and one can say how. Let m of d inputs carry noise of variance k in both views
+and the rest be clean, data N(0, σ²I). A linear encoder has two extreme choices.
+
+- Use the d − m clean directions only. All C_ii = 1, but d outputs in d − m dimensions cannot be uncorrelated: for
+  unit vectors Σ_ij C_ij² ≥ d²/(d − m) (Welch), so the loss is at least λ(d²/(d − m) − d) = λ d m/(d − m).
+- Use all directions, one an output. No redundancy, but the noisy outputs correlate only σ²/(σ² + k) between the views:
+  the loss is m(k/(σ² + k))².
+
+Full rank is the better of the two if
+
+    λ > λ_c = ((d − m)/d) (k/(σ² + k))² .
+
+The published λ = 0.0051 belongs to 8192 outputs. Redundancy has d(d − 1) terms and invariance d, so the balance of the
+two goes with λd: the same balance at d outputs is λ = 0.0051·8192/d ≈ 42/d. In a small toy λ = 0.0051 is far below
+λ_c and Barlow Twins collapses like InfoNCE; with 42/d it does not. Between the two the rank rises smoothly, since
+encoders in between mix both choices; λ_c is the middle of a slope, not a cliff. The slope is shallow: at a fortieth of
+λ_c some 7 % of the noisy directions' rank is still there. Far above λ_c a little rank is lost again, to the noise of
+the batch.
+
+The rescaled λ has a price. From a batch of B rows even independent outputs show Σ C_ij² ≈ d(d − 1)/B, so redundancy
+adds a noise of λd(d − 1)/B that does not carry information. With several layers this noise costs rank again (the
+picture's third curve): what cures strong augmentation does not cure depth at the same step size and batch.
+
+## What it means for someone serving embeddings
+
+A hyperparameter copied from a paper with another embedding dimension can silently halve the rank. When you shrink the
+projector of a redundancy-reduction method, scale λ with 1/d, and check the effective rank rather than the loss.
+
+## Source
+
+Zbontar, Jing, Misra, LeCun, Deny, *Barlow Twins*, ICML 2021, arXiv:2103.03230. The toys are those of Jing et al.,
+arXiv:2110.09348. λ_c and the scaling are derived here.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from theory.implicit_regularization import descend, forward, mean_infonce, stack
+from theory.lab import Line, Panel, ParameterError, Result, Settings, about, above, below, parameter
+from theory.toys import F64, batches, normal, rank_of
+
+EXAMPLE = "--penalty 0.5 --amplitude 2"
+PUBLISHED, PUBLISHED_OUTPUTS = 0.0051, 8192
+THRESHOLD = 2.0  # InfoNCE gives a direction up from k = 2 sigma^2 on; see strong-augmentation
+FAR = 40.0  # the slope is shallow below lambda_c: at a tenth of it 15 % of the lost directions are still there
+
+
+@dataclass(frozen=True)
+class Parameters(Settings):
+    dimension: int = parameter(16, "width d of every layer", low=4, high=128)
+    depth: int = parameter(4, "deepest network", low=2, high=6)
+    penalty: float = parameter(1.0, "a λ of your own for the strong-augmentation sweep", low=0, open_low=True, high=20)
+    amplitude: float = parameter(4.0, "variance k of the strong augmentation noise", low=0.1, high=20)
+    noisy: int = parameter(8, "how many coordinates carry it", low=1)
+    batch: int = parameter(128, "batch size, at least 4 per dimension", low=32, high=1024)
+    rate: float = parameter(0.1, "learning rate", low=0, open_low=True)
+    steps: int = parameter(1500, "steps of gradient descent", low=100, high=100_000)
+
+    def check(self) -> None:
+        if self.noisy >= self.dimension:
+            raise ParameterError(f"noisy must be below dimension ({self.dimension}), not {self.noisy}")
+        if self.batch < 4 * self.dimension:
+            raise ParameterError(f"batch must be at least 4 per dimension ({4 * self.dimension}), not {self.batch}")
+
+
+def correlation(first: Tensor, second: Tensor) -> Tensor:
+    """C (..., d, d) between the outputs of two views (..., n, d), each standardised over its rows."""
+
+    def standard(z: Tensor) -> Tensor:
+        centred = z - z.mean(-2, keepdim=True)
+        scaled: Tensor = centred / centred.norm(dim=-2, keepdim=True)
+        return scaled
+
+    return standard(first).mT @ standard(second)
+
+
+def barlow(first: Tensor, second: Tensor, penalty: Tensor | float) -> Tensor:
+    """The loss, one value per leading index; penalty is λ, a number or (k,)."""
+    c = correlation(first, second)
+    diagonal = c.diagonal(dim1=-2, dim2=-1)
+    redundancy = c.square().sum((-2, -1)) - diagonal.square().sum(-1)
+    return (1 - diagonal).square().sum(-1) + penalty * redundancy
+
+
+def noised_views(given: Parameters, scale: Tensor, generator: torch.Generator) -> Callable[[], tuple[Tensor, Tensor]]:
+    """Batches of N(0, I) without replacement, noise of standard deviation scale (d,) on both views."""
+    stream = batches(normal(generator, 10_000, given.dimension), given.batch, generator)
+
+    def draw() -> tuple[Tensor, Tensor]:
+        x = next(stream)
+        return x + scale * normal(generator, *x.shape), x + scale * normal(generator, *x.shape)
+
+    return draw
+
+
+def ranks_of(weights: Tensor, rectified: Tensor, x: Tensor) -> list[float]:
+    """Effective rank of each network's standardised outputs."""
+    z = forward(weights, x, rectified)
+    return [rank_of(each) for each in correlation(z, z)]
+
+
+def by_depth(given: Parameters, penalties: list[float]) -> tuple[list[float], list[list[float]]]:
+    """Effective ranks for depths 1, 2, …: InfoNCE's, and Barlow Twins' for every λ; same data law, same start law."""
+    d, generator, depths = given.dimension, given.generator(), list(range(1, given.depth + 1))
+    weak, test = torch.full((d,), 0.1, dtype=F64), normal(generator, 4000, d)
+    found = []
+    for loss, lam in ((None, penalties[:1]), (barlow, penalties)):
+        copies = depths * len(lam)
+        start, trained, rectified = stack(copies, [False] * len(copies), d, generator)
+        spread = torch.tensor(lam, dtype=F64).repeat_interleave(len(depths))
+        views = noised_views(given, weak, generator)
+        chosen = mean_infonce if loss is None else lambda a, b, spread=spread: barlow(a, b, spread)
+        final = descend(chosen, start, trained, rectified, views, given.rate, given.steps)
+        ranks = ranks_of(final, rectified, test)
+        found.append([ranks[i : i + len(depths)] for i in range(0, len(ranks), len(depths))])
+    return found[0][0], found[1]
+
+
+def under_strong_augmentation(given: Parameters, penalties: list[float]) -> tuple[list[float], list[float], float]:
+    """One linear layer: effective rank and mean loss for each λ, and InfoNCE's effective rank."""
+    d, generator = given.dimension, given.generator()
+    scale, test = torch.zeros(d, dtype=F64), normal(generator, 4000, d)
+    scale[-given.noisy :] = given.amplitude**0.5
+    lam, views = torch.tensor(penalties, dtype=F64), noised_views(given, scale, generator)
+    test = test + scale * normal(generator, 4000, d)
+    start, trained, rectified = stack([1] * len(penalties), [False] * len(penalties), d, generator)
+    final = descend(lambda a, b: barlow(a, b, lam), start, trained, rectified, views, given.rate, given.steps)
+    losses = torch.zeros_like(lam)
+    for _ in range(50):
+        first, second = views()
+        losses += barlow(forward(final, first, rectified), forward(final, second, rectified), lam) / 50
+    contrasted = descend(mean_infonce, start[:1], trained[:1], rectified[:1], views, given.rate, given.steps)
+    return ranks_of(final, rectified, test), losses.tolist(), ranks_of(contrasted, rectified[:1], test)[0]
+
+
+def run(given: Parameters) -> Result:
+    d, m, k, deepest = given.dimension, given.noisy, given.amplitude, given.depth
+    scaled = PUBLISHED * PUBLISHED_OUTPUTS / d
+    infonce, (published, rescaled) = by_depth(given, [PUBLISHED, scaled])
+    edge = (d - m) / d * (k / (1 + k)) ** 2
+    penalties = sorted({PUBLISHED, edge / 4, edge, 3 * edge, scaled, given.penalty})
+    ranks, losses, contrasted = under_strong_augmentation(given, penalties)
+    at = dict(zip(penalties, zip(ranks, losses, strict=True), strict=True))
+    sampling = d * (d - 1) / given.batch  # what independent outputs still show in a batch, times λ
+    clean, whole = d * m / (d - m), m * (k / (1 + k)) ** 2
+    excess = max(
+        loss / (min(lam * clean, whole) + lam * sampling)
+        for lam, loss in zip(penalties, losses, strict=True)
+        if lam > 0
+    )
+    claims = [
+        below(f"InfoNCE: effective rank at {deepest} layers over d", "lost", 0.65, infonce[-1] / d),
+        below(
+            f"{deepest} layers: rank that Barlow Twins, λ = 0.0051, loses, over what InfoNCE loses",
+            "redundancy reduction keeps rank",
+            2 / 3,
+            (d - published[-1]) / (d - infonce[-1]),
+        ),
+        about(
+            "λ = 42/d: the loss it ends with",
+            "m(k/(1+k))² + λd(d−1)/batch",
+            whole + scaled * sampling,
+            at[scaled][1],
+            0.1,
+        ),
+        below(
+            "loss over that of the better extreme, worst λ of the sweep",
+            "min(λdm/(d−m), m(k/(1+k))²) + λd(d−1)/batch",
+            1.15,
+            excess,
+        ),
+        above(
+            "effective rank as λ grows to λ_c: smallest step",
+            "rises",
+            0,
+            min(at[high][0] - at[low][0] for low, high in itertools.pairwise(penalties) if high <= edge),
+        ),
+    ]
+    if k >= 1.5 * THRESHOLD:
+        claims.append(
+            about("strong augmentation, InfoNCE: effective rank", "d − m, if k > 2σ²", d - m, contrasted, 0.1)
+        )
+    for name, lam in (("λ = 0.0051", PUBLISHED), ("λ = 42/d", scaled), (f"your λ = {given.penalty:g}", given.penalty)):
+        if lam < edge / FAR:
+            law, rank = "d − m, if λ ≪ λ_c", d - m
+        elif lam > 6 * edge:
+            law, rank = "d, if λ ≫ λ_c", d
+        else:
+            continue
+        claims.append(about(f"strong augmentation, {name}: effective rank", law, rank, at[lam][0], 0.1))
+    depths = list(range(1, deepest + 1))
+    return Result(
+        claims,
+        [
+            Panel(
+                "Weak augmentation: rank against depth",
+                "layers",
+                "effective rank",
+                [
+                    Line("InfoNCE", depths, infonce),
+                    Line("Barlow Twins, λ = 0.0051", depths, published),
+                    Line("Barlow Twins, λ = 42/d", depths, rescaled),
+                ],
+            ),
+            Panel(
+                f"Strong augmentation, k = {k:g}, one layer",
+                "λ",
+                "effective rank",
+                [
+                    Line("Barlow Twins", penalties, ranks),
+                    Line("λ_c", [edge, edge], [d - m, d], dashed=True),
+                    Line("InfoNCE", [penalties[0], penalties[-1]], [contrasted] * 2),
+                ],
+                log_x=True,
+            ),
+        ],
+    )

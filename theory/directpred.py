@@ -1,0 +1,223 @@
+r"""DirectPred: setting the predictor instead of training it.
+
+In the linear model of BYOL a trained predictor ends with the eigenvectors of the correlation matrix F = WXWᵀ of the
+representation, and with p_j = √s_j for F's eigenvalues s_j (at equal learning rates). So why train it? DirectPred sets
+
+    F̂ = U diag(s) Uᵀ  (a moving average: F̂ ← ρF̂ + (1 − ρ)F),
+    W_p = U diag(p) Uᵀ,   p_j = √s_j + ε·max s         every `frequency` steps,
+
+and DirectCopy skips even the eigenvectors: W_p = F̂ + εI, that is p_j = s_j + ε. F is the correlation, not the centred
+covariance. With ṡ = 2ps[1 − (1 + σ²)p] − 2ηs every fixed point has p = p₊ (see noncontrastive-dynamics), hence
+
+    DirectPred   √s + ε s = p₊   ⇒   s = ((√(1 + 4εp₊) − 1) / 2ε)²,   s = p₊² for ε = 0
+    DirectCopy   s = p₊ − ε .
+
+**ε revives dead directions.** A direction with s → 0 has p → ε·max s (DirectPred) or p = ε (DirectCopy), and grows
+again if p(1 − (1 + σ²)p) > η. Without ε the closed forms are subject to the same threshold as the trained predictor:
+modes with 1 + σ_j² > 1/(4η) die.
+
+A variant in circulation normalises first, p_j = √(s_j / max s) + ε. The two differ by more than scale. In this model,
+which does not normalise its outputs, equal modes get p = 1 + ε whatever s is, and then s decays at the rate
+2(η − p(1 − (1 + σ²)p)) to nothing; networks that normalise their outputs do not feel the scale of p.
+
+## What it means for someone serving embeddings
+
+The predictor's job is to keep directions alive, and ε is a floor under that job. A model trained with ε = 0, or with
+DirectCopy and strong weight decay, has had its weak directions removed deliberately: a low rank is then a choice of the
+recipe, to be recorded with the encoder, not an accident to be paged for.
+
+## Source
+
+Tian, Chen, Ganguli, ICML 2021, arXiv:2102.06810, section 4 (DirectPred). Wang, Chen, Du, Tian, *Towards Demystifying
+Representation Learning with Non-contrastive Self-supervision*, arXiv:2110.04947 (DirectCopy). The fixed points with ε
+and the revival condition are derived here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from theory.lab import Claim, Line, Panel, ParameterError, Result, Settings, about, exactly, finite, parameter
+from theory.noncontrastive_dynamics import ALIVE, Model, farthest, fixed_points, integrate, velocity
+from theory.toys import F64, orthogonal, runge_kutta
+
+EXAMPLE = "--epsilon 0.3 --frequency 20"
+Rule = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Parameters(Settings):
+    dimension: int = parameter(16, "input and embedding dimension d", low=2, high=128)
+    augmentation: float = parameter(0.25, "variance σ² of the augmentation", low=0)
+    weight_decay: float = parameter(0.04, "weight decay η, below 1/(4(1 + σ²))", low=0, open_low=True)
+    epsilon: float = parameter(0.1, "boost ε of the closed forms", low=0, open_low=True, high=1)
+    memory: float = parameter(0.3, "weight ρ of the past in the moving average of F", low=0, high=0.999)
+    frequency: int = parameter(1, "steps between two settings of the predictor", low=1, high=200)
+    strongest: float = parameter(3.0, "largest σ_j² of the anisotropic augmentation", low=0)
+    step: float = parameter(0.1, "time step of the integration", low=0, open_low=True, high=0.5)
+
+    def check(self) -> None:
+        threshold = 1 / (4 * (1 + self.augmentation))
+        if self.weight_decay >= threshold:
+            raise ParameterError(
+                f"weight_decay must be below 1/(4(1 + σ²)) = {threshold:.4g}, not {self.weight_decay:g}: all modes die"
+            )
+
+
+def spectral(of: Callable[[Tensor], Tensor]) -> Rule:
+    """The rule F -> U diag(of(s)) Uᵀ; s (..., d) ascending."""
+
+    def rule(f: Tensor) -> Tensor:
+        u: Tensor
+        s, u = torch.linalg.eigh(f)
+        return (u * of(s.clamp(min=0)).unsqueeze(-2)) @ u.mT
+
+    return rule
+
+
+def direct_pred(epsilon: float) -> Rule:
+    return spectral(lambda s: s.sqrt() + epsilon * s[..., -1:])
+
+
+def normalised(epsilon: float) -> Rule:
+    return spectral(lambda s: (s / s[..., -1:]).sqrt() + epsilon)
+
+
+def direct_copy(epsilon: float) -> Rule:
+    return lambda f: f + epsilon * torch.eye(f.shape[-1], dtype=F64)
+
+
+def follow(
+    given: Parameters, model: Model, rule: Rule, start: Tensor, until: float, frequency: int
+) -> tuple[Tensor, Tensor]:
+    """(W, W_p) at `until` under the rule: W flows with W_p held, W_p is set from F̂ every `frequency` steps."""
+    w, f = start, start @ start.mT
+    p = rule(f)
+    for index in range(round(until / given.step)):
+        if index % frequency == 0:
+            f = given.memory * f + (1 - given.memory) * w @ w.mT
+            p = rule(f)
+        held = p
+        w = runge_kutta(lambda state: [velocity(model, state[0], held, state[0])[0]], [w], given.step)[0]  # noqa: B023
+        if index % 200 == 0:
+            finite(w, "W", index * given.step)
+    return finite(w, "W", until), p
+
+
+def fixed_size(p: float, epsilon: float) -> float:
+    """s with √s + εs = p."""
+    return p**2 if epsilon == 0 else ((math.sqrt(1 + 4 * epsilon * p) - 1) / (2 * epsilon)) ** 2
+
+
+def alignment(w: Tensor, p: Tensor) -> float:
+    """The smallest |cos(u, W_p u)| over the eigenvectors u of WWᵀ."""
+    u = torch.linalg.eigh(w @ w.mT)[1]
+    moved = p @ u
+    return float(((u * moved).sum(0).abs() / moved.norm(dim=0).clamp(min=1e-300)).min())
+
+
+def run(given: Parameters) -> Result:
+    d, eta, noise, eps = given.dimension, given.weight_decay, given.augmentation, given.epsilon
+    generator = given.generator()
+    model = Model(torch.full((d,), noise, dtype=F64), eta)
+    low, high = fixed_points(noise, eta)
+    left, right = orthogonal(generator, d), orthogonal(generator, d)
+    start = left * torch.linspace(max(0.3, 1.5 * low), 1.0, d, dtype=F64) @ right
+    until = 100.0
+
+    def sizes(rule: Rule, frequency: int = given.frequency) -> Tensor:
+        w, _ = follow(given, model, rule, start, until, frequency)
+        found: Tensor = torch.linalg.eigvalsh(w @ w.mT)
+        return found
+
+    def farthest_size(what: str, formula: str, rule: Rule, expected: float) -> Claim:
+        return about(what, formula, expected, farthest(sizes(rule), expected), 2e-3)
+
+    claims = [
+        farthest_size("DirectPred, ε = 0: eigenvalue of F farthest from", "p₊²", direct_pred(0), high**2),
+        farthest_size(f"DirectPred, ε = {eps:g}", "((√(1 + 4εp₊) − 1)/2ε)²", direct_pred(eps), fixed_size(high, eps)),
+    ]
+    if eps < high:
+        claims.append(farthest_size(f"DirectCopy, ε = {eps:g}", "p₊ − ε", direct_copy(eps), high - eps))
+    trained, predictor = integrate(model, start, 0.5 * torch.eye(d, dtype=F64), max(until, 5 / eta), given.step)
+    norm = farthest(torch.linalg.eigvalsh(trained @ trained.mT), high**2)
+    claims.append(about("trained predictor, the same as DirectPred with ε = 0", "p₊²", high**2, norm, 5e-3))
+    closed = direct_pred(0)(trained @ trained.mT)
+    gap = float((closed - predictor).norm() / predictor.norm())
+    claims.append(Claim("trained W_p against √F: relative distance", "0", "<", 5e-3, gap))
+    for frequency in (5, 20):
+        seen = farthest(sizes(direct_pred(0), frequency), high**2)
+        claims.append(about(f"DirectPred set every {frequency} steps", "p₊²", high**2, seen, 2e-3))
+
+    divided = torch.where(torch.arange(d) < d // 2, 0.8 * low, 1.25 * low)  # on both sides of the basin's edge
+    w, _ = follow(given, model, direct_pred(0), left * divided @ right, 3 * until, given.frequency)
+    alive = int((torch.linalg.eigvalsh(w @ w.mT) > ALIVE).sum())
+    claims.append(
+        exactly("DirectPred, ε = 0: directions that survive their start", "#{j: √s_j > p₋}", d - d // 2, alive)
+    )
+
+    p = 1 + eps
+    decay = 2 * (eta - p * (1 - (1 + noise) * p))
+    same = 0.9 * orthogonal(generator, d)  # equal modes: p is 1 + ε for all of them
+    w, _ = follow(given, model, normalised(eps), same, 4.0, given.frequency)
+    seen = -float((w.square().sum() / same.square().sum()).log()) / 4
+    claims.append(
+        about("√(s/max s) + ε, equal modes: decay rate of s", "2(η − p(1 − (1+σ²)p)), p = 1 + ε", decay, seen, 1e-4)
+    )
+
+    spread = torch.linspace(0, given.strongest, d, dtype=F64)
+    tough = Model(spread, 0.1)
+    expected = int((1 + spread < 2.5).sum())
+    for name, rule in (("DirectPred", direct_pred(0)), ("DirectCopy", direct_copy(0))):
+        w, _ = follow(given, tough, rule, 1.2 * orthogonal(generator, d), 300.0, 1)
+        alive = int((torch.linalg.eigvalsh(w @ w.mT) > ALIVE).sum())
+        claims.append(
+            exactly(f"{name}, ε = 0, η = 0.1: surviving dimensions", "#{j: 1 + σ_j² < 1/(4η)}", expected, alive)
+        )
+
+    # one mode nearly dead, DirectCopy: it grows at 2(ε(1 − (1+σ²)ε) − η), so it revives above a computable ε
+    tiny = torch.eye(d, dtype=F64) * 1e-4
+    w, _ = follow(given, model, direct_copy(eps), tiny, 2.0, 1)
+    growth, seen = 2 * (eps * (1 - (1 + noise) * eps) - eta), float((w.square().sum() / tiny.square().sum()).log()) / 2
+    claims.append(about("DirectCopy: growth rate of a nearly dead mode", "2(ε(1 − (1+σ²)ε) − η)", growth, seen, 1e-3))
+
+    grid = [0.02, 0.05, 0.1, 0.2, 0.3, 0.4]
+    pred = [float(sizes(direct_pred(each)).median()) for each in grid]
+    copy = [float(sizes(direct_copy(each)).median()) for each in grid]
+    fine = torch.linspace(0.01, 0.4, 40).tolist()
+    rates = torch.linspace(0, 0.6, 61).tolist()
+    return Result(
+        claims,
+        [
+            Panel(
+                "Fixed points against ε",
+                "ε",
+                "eigenvalue s of F",
+                [
+                    Line("DirectPred", grid, pred, marks=True),
+                    Line("DirectCopy", grid, copy, marks=True),
+                    Line("((√(1 + 4εp₊) − 1)/2ε)²", fine, [fixed_size(high, each) for each in fine], dashed=True),
+                    Line("p₊ − ε", fine, [high - each for each in fine], dashed=True),
+                ],
+            ),
+            Panel(
+                "DirectCopy: growth of a nearly dead direction",
+                "ε",
+                "rate",
+                [
+                    Line(
+                        "2(ε(1 − (1+σ²)ε) − η)",
+                        rates,
+                        [2 * (e * (1 - (1 + noise) * e) - eta) for e in rates],
+                        dashed=True,
+                    ),
+                    Line("integrated", [eps], [seen], marks=True),
+                ],
+            ),
+        ],
+    )

@@ -1,0 +1,308 @@
+r"""Frustrated samples collapse classes slowly; a shared head with stop-gradient keeps them apart.
+
+After Yao, Li and Liu's minimal model, from its abstract: what follows is our derivation, not a reproduction of their
+text. The smallest model of representation learning has no network at all. Sample embeddings x_i and label embeddings
+y_c are free vectors, a row-stochastic matrix A says which sample has which label, and the loss is
+
+    L = ½ Σ_ic A_ic |x_i − y_c|² .
+
+A **frustrated** sample has two labels that cannot both be satisfied (A_ic = ½ twice; or 1/C on all). With
+B = Aᵀ normalised to rows that sum to 1, and learning rates 1 for samples and 1/n_c for labels, gradient descent is heat
+flow on the graph of samples and labels, ẋ = −(x − AY), ẏ = −(y − BX). Its modes decay at 1 − √ν_k, ν_k the
+eigenvalues of BA. The number of modes that never decay is the number of connected components:
+
+- no frustrated sample: C components, every class keeps its place, **no collapse**;
+- a single frustrated sample per pair of classes: one component, and only the common mean survives. The fast alignment
+  of samples with labels looks like success for a while; then everything contracts at the rate 1 − √ν₂, which is
+  **1 − √(1 − φ) ≈ φ/2** if a fraction φ of the samples carries all labels.
+
+A linear head W shared by both sides and trained at rate α_p/2N does not help by itself: the full gradient of
+½|Wx − y|² + ½|Wy − x|² still collapses. Stop-gradient does not help by itself either: without a head it is the plain
+flow, and with a twin head, ½|Wx − Wy|², its gradient is the same with and without it. (A fast twin head moves the
+collapse into itself: W dies along the contested directions, the outputs Wx collapse, and x contracts more slowly.)
+**Both together** give
+
+    ẋ = −Wᵀ(Wx − AY),   ẏ = −Wᵀ(Wy − BX),   Ẇ = −(α_p/2N)[Σ_i(Wx_i − (AY)_i)x_iᵀ + Σ_c n_c(Wy_c − (BX)_c)y_cᵀ],
+
+where a mode a_k stands still as soon as W a_k = √ν_k a_k, *at any amplitude*: the head absorbs the contraction that
+the embeddings would have to make. F − WᵀW/α_p with F = (Σxxᵀ + Σn_c yyᵀ)/2N is conserved. It needs room for
+independent modes, so dimension ≥ classes + 2 here.
+
+The same happens if the samples are x = Uξ, a linear student of inputs ξ whose classes a teacher drew.
+
+## What it means for someone serving embeddings
+
+Contradictory labels (duplicates with different tags, near-duplicates across classes) do not show in the training curve:
+separation first rises, as if all were well, and the contraction comes later at a rate you can compute from the
+fraction. Judge an encoder by the trend of its separation or effective rank over the last epochs, not by its peak.
+
+## Source
+
+After Yao, Li, Liu, *A Minimal Model of Representation Collapse: Frustration, Stop-Gradient, and Dynamics*,
+arXiv:2604.09979. Loss, head placement, rates and parameters are ours.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from theory.lab import (
+    Claim,
+    Line,
+    Panel,
+    ParameterError,
+    Result,
+    Settings,
+    about,
+    above,
+    below,
+    finite,
+    parameter,
+)
+from theory.toys import F64, normal, orthogonal, squared_distances
+
+EXAMPLE = "--frustrated 0.2 --classes 4"
+Variant = Literal["plain", "head", "head + stop-gradient", "twin head", "twin head + stop-gradient"]
+EARLY, LATE = 8.0, 200.0
+
+
+@dataclass(frozen=True)
+class Parameters(Settings):
+    samples: int = parameter(200, "samples N", low=10, high=5000)
+    classes: int = parameter(5, "classes C", low=2, high=50)
+    dimension: int = parameter(16, "embedding dimension d, at least classes + 2", low=4, high=256)
+    frustrated: float = parameter(0.1, "fraction φ of frustrated samples", low=0, high=1)
+    head_rate: float = parameter(10.0, "learning rate α_p of the head", low=0, open_low=True, high=15)
+    step: float = parameter(0.1, "time step of gradient descent", low=0, open_low=True, high=0.2)
+
+    def check(self) -> None:
+        if self.dimension < self.classes + 2:
+            raise ParameterError(f"dimension must be at least classes + 2 = {self.classes + 2}, not {self.dimension}")
+        if self.samples < 4 * self.classes:
+            raise ParameterError(f"samples must be at least 4 per class ({4 * self.classes}), not {self.samples}")
+
+
+def assignment(given: Parameters, fraction: float, kind: Literal["pair", "all"]) -> Tensor:
+    """A (N, C): sample i has label i mod C; of each class the first `fraction` share a second label, or all."""
+    n, c = given.samples, given.classes
+    a = torch.zeros(n, c, dtype=F64)
+    labels = torch.arange(n) % c
+    a[torch.arange(n), labels] = 1
+    count = round(fraction * n)
+    for i in range(count):
+        if kind == "all":
+            a[i] = 1 / c
+        else:
+            other = (int(labels[i]) + 1 + (i // c) % (c - 1)) % c
+            a[i] = 0
+            a[i, labels[i]] = a[i, other] = 0.5
+    return a
+
+
+def spectrum(a: Tensor) -> Tensor:
+    """Eigenvalues ν of BA, descending: those of the symmetric n^(-1/2) AᵀA n^(-1/2)."""
+    root = a.sum(0).rsqrt()
+    values: Tensor = torch.linalg.eigvalsh(root[:, None] * (a.T @ a) * root)
+    return values.flip(0)
+
+
+def loss(variant: Variant, a: Tensor, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
+    """The training loss of a variant; x (N, d), y (C, d), w (d, d)."""
+
+    def cost(left: Tensor, right: Tensor) -> Tensor:
+        return 0.5 * (a * squared_distances(left, right)).sum()
+
+    match variant:
+        case "plain":
+            return cost(x, y)
+        case "head":
+            return cost(x @ w.T, y) + cost(x, y @ w.T)
+        case "head + stop-gradient":
+            return cost(x @ w.T, y.detach()) + cost(x.detach(), y @ w.T)
+        case "twin head":
+            return cost(x @ w.T, y @ w.T)
+        case "twin head + stop-gradient":
+            return cost(x @ w.T, (y @ w.T).detach()) + cost((x @ w.T).detach(), y @ w.T)
+
+
+def gradients(variant: Variant, a: Tensor, x: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the loss for x, y and w; zero for a w that the variant does not use."""
+    leaves = [value.detach().requires_grad_() for value in (x, y, w)]
+    found = torch.autograd.grad(loss(variant, a, *leaves), leaves, materialize_grads=True)
+    return found[0], found[1], found[2]
+
+
+@dataclass(frozen=True)
+class Path:
+    """Smallest distance between two class means over time, and the state at the end."""
+
+    times: list[float]
+    separations: list[float]
+    x: Tensor
+    y: Tensor
+    w: Tensor
+
+    def at(self, time: float) -> float:
+        return self.separations[min(range(len(self.times)), key=lambda i: abs(self.times[i] - time))]
+
+    @property
+    def kept(self) -> float:
+        """Separation at the end over that when the samples have just aligned."""
+        return self.separations[-1] / self.at(EARLY)
+
+    def rate(self, start: float, end: float) -> float:
+        return math.log(self.at(start) / self.at(end)) / (end - start)
+
+
+def separation(a: Tensor, x: Tensor) -> float:
+    """Smallest distance between the means of the samples that carry one label only."""
+    sure = (a > 0.99).to(F64)
+    sure = sure if bool((sure.sum(0) > 0).all()) else a
+    means = (sure.T @ x) / sure.sum(0)[:, None]
+    return float(torch.pdist(means).min())
+
+
+def descend(
+    given: Parameters,
+    variant: Variant,
+    a: Tensor,
+    generator: torch.Generator,
+    until: float = LATE,
+    inputs: Tensor | None = None,
+) -> Path:
+    """Gradient descent on free embeddings, or on a linear student x = inputs Uᵀ if `inputs` (N, p) is given."""
+    d, counts = given.dimension, a.sum(0)
+    y = normal(generator, given.classes, d) / d**0.5
+    w = torch.eye(d, dtype=F64)
+    if inputs is None:
+        x, student = normal(generator, given.samples, d) / d**0.5, None
+    else:
+        student = 0.05 * normal(generator, d, inputs.shape[1]) / inputs.shape[1] ** 0.5
+        x = inputs @ student.T
+    times, seen = [0.0], [separation(a, x)]
+    every = max(1, round(0.5 / given.step))
+    for index in range(1, round(until / given.step) + 1):
+        gx, gy, gw = gradients(variant, a, x, y, w)
+        y = y - given.step * gy / counts[:, None]
+        w = w - given.step * given.head_rate / (2 * given.samples) * gw
+        if student is None or inputs is None:
+            x = x - given.step * gx
+        else:
+            student = student - given.step * gx.T @ inputs / given.samples
+            x = inputs @ student.T
+        if index % every == 0:
+            times.append(index * given.step)
+            seen.append(separation(a, finite(x, "x", index * given.step)))
+    return Path(times, seen, x, y, finite(w, "W", until))
+
+
+def identities(given: Parameters) -> list[Claim]:
+    """Autograd against the formulas of the page, at a random state."""
+    generator, d, n = given.generator(), given.dimension, given.samples
+    a = assignment(given, given.frustrated, "pair")
+    x, y, w = normal(generator, n, d), normal(generator, given.classes, d), normal(generator, d, d) / d**0.5
+    counts = a.sum(0)[:, None]
+    left, right = x @ w.T - a @ y, y @ w.T - (a.T @ x) / counts
+    formulas = (left @ w, counts * right @ w, left.T @ x + (counts * right).T @ y)
+    found = gradients("head + stop-gradient", a, x, y, w)
+    error = max(float((f - g).norm() / g.norm()) for f, g in zip(formulas, found, strict=True))
+    gx, gy, gw = found
+    grown = x.T @ gx + y.T @ gy
+    turned = w.T @ gw
+    conserved = float((grown + grown.T - turned - turned.T).norm() / grown.norm())
+    once, twice = gradients("twin head", a, x, y, w), gradients("twin head + stop-gradient", a, x, y, w)
+    same = max(float((f - g).norm() / g.norm()) for f, g in zip(once, twice, strict=True))
+    return [
+        below("head + stop-gradient: the loss' gradients are the flow", "relative error", 1e-10, error),
+        below("its invariant F − WᵀW/α_p does not move", "relative rate", 1e-10, conserved),
+        below("twin head: stop-gradient changes no gradient", "relative difference", 1e-10, same),
+    ]
+
+
+def teacher_inputs(given: Parameters, a: Tensor, generator: torch.Generator) -> Tensor:
+    """ξ (N, 64): three times the teacher's class direction, half-way between two for frustrated samples, plus noise."""
+    p = max(64, 2 * given.classes)
+    basis = orthogonal(generator, p)
+    noise = 0.5 * normal(generator, given.samples, p - given.classes)
+    return 3 * a @ basis[: given.classes] + noise @ basis[given.classes :]
+
+
+def run(given: Parameters) -> Result:
+    phi = given.frustrated
+    calm, mixed, spread = assignment(given, 0, "pair"), assignment(given, phi, "pair"), assignment(given, phi, "all")
+    nu = spectrum(mixed)
+    slow = 1 - math.sqrt(float(nu[1].clamp(max=1)))
+    connected = slow * (LATE - EARLY) > 4  # enough time to see it collapse
+
+    def go(variant: Variant, a: Tensor, until: float = LATE) -> Path:
+        return descend(given, variant, a, given.generator(), until)
+
+    free, plain, head, held = (
+        go("plain", calm),
+        go("plain", mixed),
+        go("head", mixed),
+        go("head + stop-gradient", mixed),
+    )
+    twin = go("twin head", mixed)
+    claims = [
+        *identities(given),
+        about("no frustration: separation kept from t = 8 to 200", "1 (C components)", 1.0, free.kept, 0.01),
+    ]
+    if connected:
+        peak = max(plain.separations) / plain.separations[0]
+        start, bound = min(100.0, 4 / slow), 5 * math.exp(-slow * (LATE - EARLY))
+        rate = plain.rate(start, min(LATE, start + 60))
+        law, out = "5 exp(−(1 − √ν₂)·192)", separation(mixed, twin.x @ twin.w.T) / twin.at(EARLY)
+        claims += [
+            above("plain: separation grows first, peak over start", "fast alignment comes first", 1.5, peak),
+            below("plain: separation at t = 200 over t = 8", law, bound, plain.kept),
+            about("plain: late contraction rate", "1 − √ν₂ of the label graph", slow, rate, 0.1),
+            below("head without stop-gradient: the same ratio", law, bound, head.kept),
+            below("twin head: separation of Wx at t = 200 over x at t = 8", "the outputs collapse", 0.1, out),
+        ]
+    if 0.02 <= phi < 0.9:
+        law_all, start = 1 - math.sqrt(1 - phi), min(40.0, 2 / (1 - math.sqrt(1 - phi)))
+        end = start + min(40.0, 6 / law_all)
+        rate = go("plain", spread, end).rate(start, end)
+        claims.append(about("frustrated samples on all labels: contraction rate", "1 − √(1 − φ)", law_all, rate, 0.05))
+    w = torch.linalg.eigvals(held.w).real.sort(descending=True).values[: given.classes]
+    gap = float((w - nu.clamp(min=0).sqrt()).abs().max())
+    claims += [
+        above("head + stop-gradient: separation at t = 200 over t = 8", "kept", 0.9, held.kept),
+        below("head + stop-gradient: W's top eigenvalues against √ν_k", "largest difference 0", 1e-2, gap),
+        *student(given, calm, mixed, slow if connected else 0.0),
+    ]
+    named = {"no frustration": free, "plain": plain, "head": head, "twin head": twin, "head + stop-gradient": held}
+    lines = [Line(name, path.times, path.separations) for name, path in named.items()]
+    early = [Line(name, path.times[:40], path.separations[:40]) for name, path in named.items()]
+    y = "smallest distance of class means"
+    return Result(
+        claims,
+        [
+            Panel(f"The first epochs look alike, φ = {phi:g}", "time", y, early),
+            Panel("What comes later", "time", y, lines, log_y=True),
+        ],
+    )
+
+
+def student(given: Parameters, calm: Tensor, mixed: Tensor, slow: float) -> list[Claim]:
+    """The same with x = Uξ; `slow` is the contraction rate, 0 if nothing need collapse."""
+
+    def kept(variant: Variant, a: Tensor) -> float:
+        generator = given.generator()
+        path = descend(given, variant, a, generator, 120.0, teacher_inputs(given, a, generator))
+        return path.separations[-1] / path.at(4.0)
+
+    claims = [
+        about("linear student, no frustration: separation kept from t = 4 to 120", "1", 1.0, kept("plain", calm), 0.03)
+    ]
+    if slow > 0:
+        law, bound = "5 exp(−(1 − √ν₂)·116)", 5 * math.exp(-slow * 116)
+        claims.append(below("linear student, plain: the same ratio", law, bound, kept("plain", mixed)))
+    seen = kept("head + stop-gradient", mixed)
+    return [*claims, above("linear student, head + stop-gradient: the same ratio", "kept", 0.85, seen)]

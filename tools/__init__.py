@@ -1,0 +1,1 @@
+"""Generators whose output is committed, and the stack that the demonstration runs."""

@@ -1,0 +1,56 @@
+"""Real images, sent to POST /embed at a steady rate by a thread."""
+
+import base64
+import io
+import threading
+import time
+from collections.abc import Sequence
+
+from PIL import Image
+from torch import Tensor
+
+from tools.stack import StackError, call
+
+
+def encoded(images: Tensor) -> list[str]:
+    """(n, 1, s, s) uint8 -> n PNG files as base64."""
+    return [base64.b64encode(_png(image[0])).decode() for image in images]
+
+
+class Traffic(threading.Thread):
+    """Sends `pictures` (base64) over and over, `rate` a second in requests of `batch`, until closed."""
+
+    def __init__(self, url: str, pictures: Sequence[str], rate: float, batch: int = 16, key: str = "") -> None:
+        super().__init__(name="traffic", daemon=True)
+        self.answered = self.failed = 0
+        self._url, self._pictures, self._batch, self._key = url, pictures, batch, key
+        self._period = batch / rate
+        self._stop_asked = threading.Event()
+
+    def __enter__(self) -> "Traffic":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop_asked.set()
+        self.join()
+
+    def run(self) -> None:
+        """Send until closed. An image that is not answered is counted, and the next one is sent."""
+        position, due = 0, time.monotonic()
+        while not self._stop_asked.wait(max(0.0, due - time.monotonic())):
+            chosen = [self._pictures[(position + i) % len(self._pictures)] for i in range(self._batch)]
+            try:
+                body, form = {"images": chosen}, "application/octet-stream"
+                call(f"{self._url}/embed", body, accept=form, timeout=30, key=self._key)
+                self.answered += self._batch
+            except (OSError, StackError):
+                self.failed += self._batch
+            position = (position + self._batch) % len(self._pictures)
+            due = max(due + self._period, time.monotonic() - 1)
+
+
+def _png(image: Tensor) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image.numpy()).save(buffer, "PNG")
+    return buffer.getvalue()

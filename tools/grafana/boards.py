@@ -1,0 +1,334 @@
+"""The dashboards: every panel is one call, with its PromQL. `python -m tools.grafana` writes them as JSON."""
+
+from grafana_foundation_sdk.models.dashboard import Dashboard
+
+from tools.grafana.panels import bars_by_rank, board, by_rank, lines, query, states, variable
+
+AT = 'instance=~"$instance"'
+OF = f'{AT},model=~"$model"'
+RECENT = f'{OF},window="5m"'
+PER = "by (instance, model)"
+EACH = "{{instance}} {{model}}"
+
+
+def threshold(signal: str, name: str = "threshold") -> tuple[str, str]:
+    return f'max by (model) (fullrank_threshold{{{OF},signal="{signal}"}})', f"{name} {{{{model}}}}"
+
+
+def rate(metric: str, by: str, matchers: str = AT) -> str:
+    return f"sum by ({by}) (rate({metric}{{{matchers}}}[$__rate_interval]))"
+
+
+def fleet() -> Dashboard:
+    duplicates = rate("fullrank_rows_total", "instance, model", f'{OF},fate="duplicate"')
+    return board(
+        "fullrank-fleet",
+        "fullrank: fleet overview",
+        variable("instance", "Replica", "label_values(fullrank_verdict, instance)"),
+        variable("model", "Encoder", 'label_values(fullrank_verdict{instance=~"$instance"}, model)'),
+        "Is it well?",
+        states(
+            "Verdict",
+            "One row for each verdict that a replica had. Exactly one holds at a time.",
+            query(f"sum by (instance, model, state) (fullrank_verdict{{{OF}}}) == 1", f"{EACH}: {{{{state}}}}"),
+        ),
+        "Rank of recent traffic, five minutes",
+        lines(
+            "Effective rank",
+            "exp(entropy) of the covariance's eigenvalues. Dashed: reference and threshold. No line: too few rows.",
+            query(f"max {PER} (fullrank_effective_rank{{{RECENT}}})", EACH),
+            query(f"max by (model) (fullrank_reference_effective_rank{{{OF}}})", "reference {{model}}"),
+            query(*threshold("effective_rank")),
+        ),
+        lines(
+            "Participation ratio",
+            "(tr C)² / tr C², unbiased at any number of rows, with 95 % bounds. A page asks the upper one.",
+            query(
+                f"max by (instance, model, bound) (fullrank_participation_ratio{{{RECENT}}})", f"{EACH} {{{{bound}}}}"
+            ),
+            query(f"max by (model) (fullrank_reference_participation_ratio{{{OF}}})", "reference {{model}}"),
+            query(*threshold("participation_ratio")),
+        ),
+        lines(
+            "Total variance of normalised embeddings",
+            "Near 0 everything lies at one point, which ranks do not show.",
+            query(f"max {PER} (fullrank_total_variance{{{RECENT}}})", EACH),
+            query(*threshold("total_variance")),
+        ),
+        by_rank(
+            "Energy in the reference's directions: $instance",
+            "Rows: bands of directions up to a rank, the strongest first; colour: variance over the reference's. All "
+            "near 1 is healthy. A low head (ranks 1, 2, 4) with the tail near 1 is narrow traffic; a tail at 0 is a "
+            "collapsed subspace; a tail far above 1 is foreign images or changed preprocessing. Choose one encoder.",
+            f'max by (rank) (fullrank_band_energy_ratio{{{RECENT},bound="estimate"}})',
+            repeat="instance",
+            width=16,
+        ),
+        bars_by_rank(
+            "Spectrum now",
+            "Eigenvalues of the covariance at ranks 1, 2, 4, 8, ...",
+            f"max by (rank) (fullrank_eigenvalue{{{RECENT}}})",
+            width=8,
+        ),
+        "Over the fleet, from counters",
+        lines(
+            "Participation ratio of each replica",
+            "From counters, so it survives a restart and the service's windows: five minutes and an hour.",
+            query(f"instance:fullrank_participation_ratio:rate5m{{{OF}}}", f"{EACH} 5m"),
+            query(f"instance:fullrank_participation_ratio:rate1h{{{OF}}}", f"{EACH} 1h"),
+        ),
+        lines(
+            "Within-replica participation ratio, weighted by variance",
+            "The sum over replicas: what it says about most hides one that collapsed. The exact figure of the fleet "
+            "comes from GET /moments of each replica, merged.",
+            query(
+                'model:fullrank_variance_weighted_within_replica_participation_ratio:rate5m{model=~"$model"}',
+                "{{model}} 5m",
+            ),
+            query(
+                'model:fullrank_variance_weighted_within_replica_participation_ratio:rate1h{model=~"$model"}',
+                "{{model}} 1h",
+            ),
+        ),
+        lines(
+            "Weakest band",
+            "The least of the bands' energies over the reference's, an hour: of each replica, and weighted by rows.",
+            query(f"min {PER} (instance_rank:fullrank_band_energy_ratio:rate1h{{{OF}}})", EACH),
+            query(
+                'min by (model) (model_rank:fullrank_row_weighted_band_energy_ratio:rate1h{model=~"$model"})',
+                "all of {{model}}",
+            ),
+        ),
+        "Model or traffic?",
+        lines(
+            "Canary: least cosine to the stored embeddings",
+            "Fixed images through the path of requests. Below the threshold the model itself has changed.",
+            query(f"min {PER} (fullrank_canary_cosine_min{{{OF}}})", EACH),
+            query(*threshold("canary_cosine")),
+            minimum=None,
+            width=6,
+        ),
+        lines(
+            "Canary: participation ratio",
+            "The variety of the canary images' embeddings now.",
+            query(f"min {PER} (fullrank_canary_participation_ratio{{{OF}}})", EACH),
+            query(*threshold("canary_participation_ratio")),
+            width=6,
+        ),
+        lines(
+            "Shift of the mean",
+            "Squared, in units of the reference's variance: a new kind of image moves it before the bands show it.",
+            query(f"max {PER} (fullrank_mean_shift_ratio{{{OF}}})", EACH),
+            query(*threshold("mean_shift_ratio")),
+            width=6,
+        ),
+        lines(
+            "Evidence against healthy traffic",
+            "log10 of a sequential test's, which needs no full window. An alarm from the threshold on.",
+            query(f"max {PER} (fullrank_evidence{{{OF}}})", EACH),
+            query(*threshold("evidence")),
+            minimum=None,
+            width=6,
+        ),
+        lines(
+            "Variety of the images themselves",
+            "Participation ratio of 8x8 thumbnails. If it falls with the embeddings', it is the traffic.",
+            query(f"max {PER} (fullrank_input_participation_ratio{{{OF}}})", EACH),
+            width=12,
+        ),
+        lines(
+            "Distance of the images from the reference's",
+            "Between thumbnails, 0 where alike. Above the threshold the traffic itself is different.",
+            query(f"max {PER} (fullrank_input_distance{{{OF}}})", EACH),
+            query(*threshold("input_distance")),
+            width=12,
+        ),
+        "Can it be trusted?",
+        lines(
+            "Rows by fate",
+            "Duplicates enter once; dropped rows found the monitor's buffer full; non-finite ones are left out.",
+            query(rate("fullrank_rows_total", "fate", OF), "{{fate}}"),
+            unit="cps",
+        ),
+        lines(
+            "Share of duplicates",
+            "One hot image at a tenth of the rows would halve the rank, if it counted each time.",
+            query(
+                f"{duplicates} / {rate('fullrank_rows_total', 'instance, model', OF)}",
+                EACH,
+            ),
+            unit="percentunit",
+        ),
+        lines(
+            "Norms before normalising",
+            "Quantiles over five minutes. Scale is invisible afterwards.",
+            query(
+                f"max by (instance, model, quantile) (fullrank_embedding_norm{{{RECENT}}})",
+                f"{EACH} {{{{quantile}}}}",
+            ),
+        ),
+        lines(
+            "Rows behind the figures",
+            "Different images in five minutes, by default of 50 a second at most; 256 are needed for a verdict.",
+            query(f"max {PER} (fullrank_window_rows{{{RECENT}}})", EACH),
+            width=12,
+        ),
+        lines(
+            "The monitor itself",
+            "CPU seconds a second, and the age of the statistics.",
+            query(rate("fullrank_monitor_seconds_total", "instance", OF), "CPU {{instance}}"),
+            query(f"max by (instance) (time() - fullrank_snapshot_timestamp_seconds{{{OF}}})", "age {{instance}}"),
+            unit="s",
+            width=12,
+        ),
+    )
+
+
+def quantile(q: float) -> tuple[str, str]:
+    return f"histogram_quantile({q}, {rate('fullrank_request_seconds_bucket', 'le')})", f"p{q * 100:g}"
+
+
+def serving() -> Dashboard:
+    images, requests = rate("fullrank_images_total", "instance"), rate("fullrank_requests_total", "instance")
+    failed = rate("fullrank_requests_total", "instance", f'{AT},code=~"5.."')
+    phases = f"{rate('fullrank_phase_seconds_sum', 'phase')} / {rate('fullrank_phase_seconds_count', 'phase')}"
+    return board(
+        "fullrank-serving",
+        "fullrank: serving",
+        variable("instance", "Replica", "label_values(fullrank_pending_images, instance)"),
+        "Rate, errors, duration",
+        lines(
+            "Requests",
+            "By route and status.",
+            query(rate("fullrank_requests_total", "route, code"), "{{route}} {{code}}"),
+            unit="reqps",
+        ),
+        lines(
+            "Errors",
+            "Share of requests answered 5xx.",
+            query(f"({failed} or 0 * {requests}) / {requests}", "5xx {{instance}}"),
+            unit="percentunit",
+        ),
+        lines(
+            "Duration",
+            "From a request's first byte to its answer's last.",
+            *(query(*quantile(q)) for q in (0.5, 0.95, 0.99)),
+            unit="s",
+        ),
+        "Objectives",
+        lines(
+            "Failures of requests to embed",
+            "Dashed: what the objective allows over 30 days. A page at 14.4 times that over 5 m and 1 h, or 6 times "
+            "over 30 m and 6 h.",
+            *(query(f"job:fullrank_errors_per_request:ratio_rate{w}", f"{{{{job}}}} {w}") for w in ("5m", "1h", "6h")),
+            query("1 - fullrank:availability_objective:ratio", "objective"),
+            unit="percentunit",
+            width=12,
+        ),
+        lines(
+            "Requests to embed that take over a second",
+            "Dashed: what the objective allows over 30 days.",
+            *(query(f"job:fullrank_slow_per_request:ratio_rate{w}", f"{{{{job}}}} {w}") for w in ("5m", "1h", "6h")),
+            query("1 - fullrank:latency_objective:ratio", "objective"),
+            unit="percentunit",
+            width=12,
+        ),
+        "Where the time goes",
+        lines(
+            "Mean time by phase",
+            "Queue: more arrives than is embedded. Forward: the model or its device. Decode: large images.",
+            query(phases, "{{phase}}"),
+            unit="s",
+        ),
+        lines(
+            "Images a second",
+            "Embedded and answered.",
+            query(images, "{{instance}}"),
+        ),
+        lines(
+            "Batch size",
+            "Images in a forward pass: mean, median and 95th percentile.",
+            query(f"{images} / {rate('fullrank_batches_total', 'instance')}", "mean {{instance}}"),
+            *(
+                query(f"histogram_quantile({q}, {rate('fullrank_batch_size_bucket', 'le')})", f"p{q * 100:g}")
+                for q in (0.5, 0.95)
+            ),
+        ),
+        "Saturation",
+        lines(
+            "Pending images",
+            "Admitted and not yet answered, and the limit beyond which requests get 429.",
+            query(f"sum by (instance) (fullrank_pending_images{{{AT}}})", "pending {{instance}}"),
+            query(f"max by (instance) (fullrank_pending_images_limit{{{AT}}})", "limit {{instance}}"),
+        ),
+        lines(
+            "Images not embedded",
+            "A second, by reason.",
+            query(rate("fullrank_rejected_images_total", "reason"), "{{reason}}"),
+        ),
+        lines(
+            "CPU and memory",
+            "Cores busy, and resident GiB.",
+            query(f'rate(process_cpu_seconds_total{{job="fullrank",{AT}}}[$__rate_interval])', "cores {{instance}}"),
+            query(f'process_resident_memory_bytes{{job="fullrank",{AT}}} / 2^30', "GiB {{instance}}"),
+        ),
+    )
+
+
+def training() -> Dashboard:
+    run = 'run=~"$run"'
+    parts = "{{run}} {{part}}"
+    return board(
+        "fullrank-training",
+        "fullrank: training runs",
+        variable("run", "Run", "label_values(fullrank_training_epoch, run)"),
+        "Does it learn?",
+        lines("Loss", "Mean of the last epoch.", query(f"fullrank_training_loss{{{run}}}", "{{run}}"), minimum=None),
+        lines(
+            "kNN accuracy",
+            "On training images that the gradient has not seen.",
+            query(f"fullrank_training_knn_accuracy_ratio{{{run}}}", "{{run}}"),
+            unit="percentunit",
+        ),
+        lines(
+            "Progress",
+            "Epochs finished, over the recipe's.",
+            query(f"fullrank_training_epoch{{{run}}} / fullrank_training_epochs{{{run}}}", "{{run}}"),
+            unit="percentunit",
+        ),
+        "Does it collapse?",
+        lines(
+            "Effective rank",
+            "Of the representation, which is served, and of the projection, which the loss sees. A loss that falls "
+            "with them is a collapse.",
+            query(f"fullrank_training_effective_rank{{{run}}}", parts),
+        ),
+        lines(
+            "Participation ratio",
+            "(tr C)² / tr C²: dominated by the strongest directions.",
+            query(f"fullrank_training_participation_ratio{{{run}}}", parts),
+        ),
+        lines(
+            "Total variance of normalised rows",
+            "Near 0 is complete collapse, which ranks do not show.",
+            query(f"fullrank_training_total_variance{{{run}}}", parts),
+        ),
+        "How fast?",
+        lines(
+            "Learning rate", "At the last epoch's end.", query(f"fullrank_training_learning_rate{{{run}}}", "{{run}}")
+        ),
+        lines(
+            "Views a second",
+            "Augmented images trained on, over the last epoch.",
+            query(f"fullrank_training_views_per_second{{{run}}}", "{{run}}"),
+        ),
+        lines(
+            "Time since the last epoch",
+            "A run that has stopped keeps growing here.",
+            query(f"time() - fullrank_training_timestamp_seconds{{{run}}}", "{{run}}"),
+            unit="s",
+        ),
+    )
+
+
+DASHBOARDS = {"fleet": fleet, "serving": serving, "training": training}
