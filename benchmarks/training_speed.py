@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.augmentation import random_images
-from models.embedder import to_image
+from models.preprocess import to_image
 from training.augment import Augmentation
 from training.data import SOURCES, ImageSet, Split
 from training.loop import Trainer

@@ -54,7 +54,8 @@ def _embed_there(files: list[Path], url: str, key: str | None) -> Any:
 
 def _embed_here(files: list[Path], encoder: Path, device: str) -> Any:
     from models.artifact import ArtifactError, load
-    from models.embedder import Embedder, ImageError, normalize
+    from models.decode import ImageError
+    from models.embedder import Embedder, normalize
 
     try:
         return normalize(Embedder(load(encoder), device).embed_files(files)).numpy()

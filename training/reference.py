@@ -14,7 +14,9 @@ from fullrank import Reference
 from fullrank.calibration.inputs import thumbnails
 from fullrank.calibration.resample import MINIMUM_ROWS, calibrated
 from models.artifact import Artifact, Canary, Preprocessing
-from models.embedder import Embedder, ImageError, Pixels, decode, normalize, prepare_arrays
+from models.decode import ImageError
+from models.embedder import Embedder, normalize
+from models.preprocess import Pixels, decode, prepare_arrays
 from training.data import DataError, Images
 from training.export import BASIS_ROWS, CANARY_ROWS, synthetic_canary
 

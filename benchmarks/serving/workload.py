@@ -16,7 +16,8 @@ from PIL import Image
 
 from fullrank import Reference
 from models.artifact import Architecture, Artifact, EncoderCard, Preprocessing, load, save
-from models.embedder import Embedder, decode, normalize
+from models.embedder import Embedder, normalize
+from models.preprocess import decode
 
 Model = Literal["null", "resnet18"]
 MODELS: tuple[Model, ...] = get_args(Model)

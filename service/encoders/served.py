@@ -8,7 +8,9 @@ import numpy as np
 
 from fullrank import SpectrumMonitor
 from models.artifact import Artifact
-from models.embedder import Embedder, ImageError, decode, resize
+from models.decode import ImageError
+from models.embedder import Embedder
+from models.preprocess import decode, resize
 from service.engine.queue import Pixels, Rows
 from service.http.errors import Problem
 from service.watching.canary import CanaryWatch

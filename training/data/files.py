@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from models.artifact import Preprocessing
-from models.embedder import ImageError, Pixels, decode
+from models.decode import ImageError
+from models.preprocess import Pixels, decode
 from training.data.dataset import DataError, ImageSet
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from models import artifact
-from models.embedder import Embedder, decode, normalize
+from models.embedder import Embedder, normalize
+from models.preprocess import decode
 from service.encoders.registry import Service
 from service.settings import Settings
 from tests.service.conftest import DIMENSION, Start, as_files, as_json, encoded, pictures
