@@ -12,7 +12,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train encoders that do not collapse, serve them, and be paged the moment their embeddings do.",
 )
-# For commands whose arguments, --help among them, are read by the room they run in.
+# For a command whose arguments, --help among them, are read by the room it runs in.
 FORWARDED = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 COMMANDS: tuple[Callable[..., None], ...] = (
     train.train,
@@ -23,10 +23,10 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     serve.serve,
     fleet.fleet,
     embed.embed,
-    lab.lab,
 )
 for command in COMMANDS:
-    app.command(context_settings=FORWARDED if command in (serve.serve, lab.lab) else None)(command)
+    app.command(context_settings=FORWARDED if command is serve.serve else None)(command)
+app.add_typer(lab.app, name="lab")
 
 
 def main() -> None:

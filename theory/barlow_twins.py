@@ -46,7 +46,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -61,7 +60,6 @@ THRESHOLD = 2.0  # InfoNCE gives a direction up from k = 2 sigma^2 on; see stron
 FAR = 40.0  # the slope is shallow below lambda_c: at a tenth of it 15 % of the lost directions are still there
 
 
-@dataclass(frozen=True)
 class Parameters(Settings):
     dimension: int = parameter(16, "width d of every layer", low=4, high=128)
     depth: int = parameter(4, "deepest network", low=2, high=6)

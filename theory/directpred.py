@@ -37,7 +37,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -50,7 +49,6 @@ EXAMPLE = "--epsilon 0.3 --frequency 20"
 Rule = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
 class Parameters(Settings):
     dimension: int = parameter(16, "input and embedding dimension d", low=2, high=128)
     augmentation: float = parameter(0.25, "variance σ² of the augmentation", low=0)

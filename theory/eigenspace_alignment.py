@@ -42,7 +42,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -55,7 +54,6 @@ from theory.toys import F64, normal, runge_kutta
 EXAMPLE = "--weight-decay 0.02 --predictor-rate 3"
 
 
-@dataclass(frozen=True)
 class Parameters(Settings):
     dimension: int = parameter(16, "input and embedding dimension d", low=2, high=128)
     augmentation: float = parameter(0.25, "variance σ² of the augmentation", low=0)

@@ -71,7 +71,6 @@ Variant = Literal["plain", "head", "head + stop-gradient", "twin head", "twin he
 EARLY, LATE = 8.0, 200.0
 
 
-@dataclass(frozen=True)
 class Parameters(Settings):
     samples: int = parameter(200, "samples N", low=10, high=5000)
     classes: int = parameter(5, "classes C", low=2, high=50)

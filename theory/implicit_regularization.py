@@ -41,7 +41,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -54,7 +53,6 @@ DEAD = 1e-2  # of the largest covariance eigenvalue
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
 class Parameters(Settings):
     depth: int = parameter(4, "deepest network", low=1, high=6)
     dimension: int = parameter(16, "width of every layer d", low=4, high=128)

@@ -4,32 +4,25 @@ A lab is one module of this package with
 
 - a docstring: its page (title, equations, reading, what it means for someone serving embeddings, source);
 - ``EXAMPLE``: flags that show something else than the defaults;
-- ``Parameters``: a frozen dataclass derived from `Settings`, every field made by `parameter`;
+- ``Parameters``: a model derived from `Settings`, every field made by `parameter`;
 - ``run(parameters) -> Result``: float64, a generator of its own, no other state.
+
+A claim states its domain. Outside it the lab still shows what was seen, but asserts nothing, and says why.
 """
 
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_type_hints
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 from torch import Tensor
 
-NAMES = (
-    "measurement",
-    "strong-augmentation",
-    "implicit-regularization",
-    "projector",
-    "noncontrastive-dynamics",
-    "eigenspace-alignment",
-    "directpred",
-    "frustration",
-    "barlow-twins",
-)
+from theory import NAMES
 
 
 class ParameterError(ValueError):
@@ -41,35 +34,29 @@ class Diverged(ArithmeticError):  # noqa: N818 - it is what happened, and reads 
 
 
 def parameter(
-    default: Any, text: str, *, low: float = -math.inf, high: float = math.inf, open_low: bool = False
+    default: Any, text: str, *, low: float | None = None, high: float | None = None, open_low: bool = False
 ) -> Any:
-    """A dataclass field with its help text and its domain [low, high], or (low, high] with `open_low`."""
-    return field(default=default, metadata={"text": text, "low": low, "high": high, "open_low": open_low})
+    """A field with its help text and its domain [low, high], or (low, high] with `open_low`."""
+    least, above_ = (None, low) if open_low else (low, None)
+    finite_only = None if isinstance(default, str) else False
+    return Field(default, description=text, ge=least, gt=above_, le=high, allow_inf_nan=finite_only)
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(BaseModel):
     """Base of every lab's parameters: checks types and domains before anything runs.
 
     Raises `ParameterError` naming the first parameter outside its domain.
     """
 
-    seed: int = parameter(0, "seed of the lab's own random generator", low=0)
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
-    def __post_init__(self) -> None:
-        kinds = get_type_hints(type(self))
-        for entry in fields(self):
-            value, kind, domain = getattr(self, entry.name), kinds[entry.name], entry.metadata
-            if kind is str:
-                continue
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if not whole and (kind is int or not isinstance(value, float)):
-                raise ParameterError(
-                    f"{entry.name} must be {'an integer' if kind is int else 'a number'}, not {value!r}"
-                )
-            below = value <= domain["low"] if domain["open_low"] else value < domain["low"]
-            if not math.isfinite(value) or below or value > domain["high"]:
-                raise ParameterError(f"{entry.name} must be {describe_domain(domain)}, not {value!r}")
+    seed: int = parameter(0, "seed of the lab's own random generator", low=0, high=2**32)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ParameterError(_explained(type(self), error)) from error
         self.check()
 
     def check(self) -> None:
@@ -79,12 +66,30 @@ class Settings:
         return torch.Generator().manual_seed(self.seed)
 
 
-def describe_domain(domain: Any) -> str:
+def _explained(parameters: type[Settings], error: ValidationError) -> str:
+    """The first thing wrong, in words: which parameter, what it must be, what it is."""
+    first = error.errors()[0]
+    name, value = str(first["loc"][0]), first["input"]
+    entry = parameters.model_fields.get(name)
+    if entry is None:
+        return f"there is no parameter {name!r}; there are {', '.join(parameters.model_fields)}"
+    if first["type"] in ("int_type", "int_from_float"):
+        return f"{name} must be an integer, not {value!r}"
+    if first["type"] in ("float_type", "string_type"):
+        return f"{name} must be a {'number' if first['type'] == 'float_type' else 'string'}, not {value!r}"
+    return f"{name} must be {describe_domain(entry)}, not {value!r}"
+
+
+def describe_domain(entry: FieldInfo) -> str:
     """The words for a field's domain, as in its help and in the error."""
-    low, high = domain["low"], domain["high"]
-    lower = f"{'above' if domain['open_low'] else 'at least'} {low:g}" if math.isfinite(low) else ""
-    upper = f"at most {high:g}" if math.isfinite(high) else ""
-    return " and ".join(part for part in (lower, upper) if part) or "finite"
+    words = {"gt": "above", "ge": "at least", "le": "at most"}
+    bounds = [
+        f"{word} {getattr(bound, name):g}"
+        for name, word in words.items()
+        for bound in entry.metadata
+        if getattr(bound, name, None) is not None
+    ]
+    return " and ".join(bounds) or "finite"
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,8 @@ class Claim:
     """One thing that must be seen. It holds if `observed` stands in `relation` to `predicted`; NaN never does.
 
     `predicted` comes from `formula`; `observed` from integration, sampling or autograd, never from the formula.
-    `tolerance` is the absolute deviation that "≈" allows.
+    `tolerance` is the absolute deviation that "≈" allows. `outside` says why the parameters lie outside the claim's
+    domain, where it asserts nothing; it is empty inside.
     """
 
     statement: str
@@ -101,9 +107,18 @@ class Claim:
     predicted: float
     observed: float
     tolerance: float = 0.0
+    outside: str = ""
+
+    @property
+    def verdict(self) -> Literal["holds", "fails", "outside"]:
+        """Whether the claim holds, fails, or asserts nothing here."""
+        if self.outside:
+            return "outside"
+        return "holds" if self.holds else "fails"
 
     @property
     def holds(self) -> bool:
+        """Whether the relation holds between what was seen and what was predicted."""
         match self.relation:
             case "≈":
                 return abs(self.observed - self.predicted) <= self.tolerance
@@ -138,6 +153,11 @@ def above(statement: str, formula: str, bound: float, observed: float) -> Claim:
     return Claim(statement, formula, ">", float(bound), float(observed))
 
 
+def where(inside: bool, reason: str, claim: Claim) -> Claim:
+    """`claim` itself inside its domain; else the same claim, which asserts nothing and gives the `reason`."""
+    return claim if inside else replace(claim, outside=reason)
+
+
 @dataclass(frozen=True)
 class Line:
     """One curve; `dashed` for what a formula predicts, `marks` for points measured apart."""
@@ -168,7 +188,16 @@ class Result:
 
     @property
     def holds(self) -> bool:
-        return all(claim.holds for claim in self.claims)
+        """Whether no claim fails."""
+        return all(claim.verdict != "fails" for claim in self.claims)
+
+    @property
+    def counts(self) -> str:
+        """How many claims hold, and how many assert nothing at these parameters."""
+        verdicts = [claim.verdict for claim in self.claims]
+        outside = verdicts.count("outside")
+        beside = f", {outside} outside their domain" if outside else ""
+        return f"{verdicts.count('holds')} of {len(verdicts) - outside} claims hold{beside}"
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,6 @@ isotropic entropy is Page's, Phys. Rev. Lett. 71, 1291 (1993). The first-order l
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -56,7 +55,6 @@ from theory.toys import F64, covariance, normal, rank_of
 EXAMPLE = "--samples 40 --loud 30"
 
 
-@dataclass(frozen=True)
 class Parameters(Settings):
     dimension: int = parameter(64, "embedding dimension d", low=8, high=512)
     samples: int = parameter(256, "rows n for the small-sample claim", low=8, high=100_000)

@@ -62,7 +62,6 @@ EXAMPLE = "--weight-decay 0.1 --augmentation 0.5"
 ALIVE = 1e-3
 
 
-@dataclass(frozen=True)
 class Parameters(Settings):
     dimension: int = parameter(16, "input and embedding dimension d", low=2, high=128)
     augmentation: float = parameter(0.25, "variance σ² of the augmentation", low=0)

@@ -52,7 +52,6 @@ from theory.toys import batches, covariance, infonce, normal, rank_of
 EXAMPLE = "--kept 4 --dimension 24"
 
 
-@dataclass(frozen=True)
 class Parameters(Settings):
     dimension: int = parameter(32, "width d of the representation", low=4, high=128)
     kept: int = parameter(8, "coordinates d₀ that the loss sees, below d", low=2)

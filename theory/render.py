@@ -12,6 +12,7 @@ from rich.table import Table
 
 from theory.lab import Lab, Result, Settings
 
+MARKS = {"holds": "[green]holds[/]", "fails": "[bold red]FAILS[/]", "outside": "[yellow]outside[/]"}
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 
 
@@ -24,10 +25,10 @@ def document(lab: Lab, parameters: Settings, result: Result, seconds: float, *, 
     found: dict[str, Any] = {
         "lab": lab.name,
         "title": lab.title,
-        "parameters": asdict(parameters),
+        "parameters": parameters.model_dump(),
         "holds": result.holds,
         "seconds": round(seconds, 3),
-        "claims": [{**asdict(claim), "holds": claim.holds} for claim in result.claims],
+        "claims": [{**asdict(claim), "holds": claim.holds, "verdict": claim.verdict} for claim in result.claims],
     }
     if series:
         found["panels"] = [asdict(panel) for panel in result.panels]
@@ -55,9 +56,10 @@ def table(title: str, rows: list[tuple[str, Result]]) -> Table:
     grid.add_column("", justify="center")
     for name, result in rows:
         for index, claim in enumerate(result.claims):
-            verdict = "[green]holds[/]" if claim.holds else "[bold red]FAILS[/]"
+            verdict = MARKS[claim.verdict]
             lead = [name if index == 0 else ""] if several else []
-            cells = [*lead, claim.statement, claim.formula, claim.expectation, f"{claim.observed:.6g}"]
+            statement = f"{claim.statement} ({claim.outside})" if claim.outside else claim.statement
+            cells = [*lead, statement, claim.formula, claim.expectation, f"{claim.observed:.6g}"]
             grid.add_row(*[cell.replace("[", r"\[") for cell in cells], verdict)
         grid.add_section()
     return grid
@@ -73,7 +75,7 @@ def picture(lab: Lab, result: Result, path: Path) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise PictureError("the picture needs matplotlib: pip install 'fullrank[lab]'") from error
+        raise PictureError("the picture needs matplotlib: pip install 'fullrank-server[lab]'") from error
 
     count = len(result.panels)
     figure = Figure(figsize=(4.2 * count, 3.5), layout="constrained")

@@ -42,7 +42,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -67,7 +66,6 @@ DEAD = 1e-3  # of the largest singular value
 RECORDS = 50
 
 
-@dataclass(frozen=True)
 class Parameters(Settings):
     amplitude: float = parameter(4.0, "variance k of the augmentation noise", low=0)
     dimension: int = parameter(16, "input and embedding dimension d", low=2, high=256)

@@ -3,95 +3,113 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.testing
 
-from theory import measurement
-from theory.command import main
-from theory.lab import NAMES, ParameterError, find
-from theory.pages import body, claims, page
+from cli import app
+from theory import NAMES, measurement
+from theory.lab import ParameterError, find
+from tools.lab_pages import body, claims, page
 
 DOCS = Path(__file__).parents[2] / "docs" / "theory"
 
 
-def test_list_names_every_lab(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--list"]) == 0
-    printed = capsys.readouterr().out
-    assert all(name in printed for name in NAMES)
+def lab(*argv: str) -> Any:
+    """`fullrank lab ARGV` in a wide terminal."""
+    return typer.testing.CliRunner().invoke(app, ["lab", *argv], env={"COLUMNS": "300", "TERM": "dumb"})
+
+
+def test_list_names_every_lab() -> None:
+    result = lab("--list")
+    assert result.exit_code == 0
+    assert all(name in result.stdout for name in NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_help_shows_every_parameter_and_one_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([name, "--help"]) == 0
-    printed = " ".join(capsys.readouterr().out.split())
-    lab = find(name)
-    assert f"example: fullrank lab {name} {lab.example}" in printed
-    assert "--seed" in printed
+def test_help_shows_every_parameter_and_one_example(name: str) -> None:
+    result = lab(name, "--help")
+    assert result.exit_code == 0
+    printed = " ".join(result.stdout.split())
+    assert f"Example: fullrank lab {name} {find(name).example}" in printed
+    for parameter in find(name).parameters.model_fields:
+        assert f"--{parameter.replace('_', '-')} " in printed
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_example_is_accepted(name: str) -> None:
-    lab = find(name)
-    words = lab.example.split()
+    found = find(name)
+    words = found.example.split()
     values = {
         flag[2:].replace("-", "_"): json.loads(value) for flag, value in zip(words[::2], words[1::2], strict=True)
     }
-    assert lab.parameters(**values) != lab.parameters()
+    assert found.parameters(**values) != found.parameters()
 
 
-def test_a_lab_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["measurement", "--samples", "300", "--json", "--out", str(tmp_path)]) == 0
-    printed = json.loads(capsys.readouterr().out)
+def test_a_lab_prints_and_writes(tmp_path: Path) -> None:
+    result = lab("measurement", "--samples", "300", "--json", "--out", str(tmp_path))
+    assert result.exit_code == 0
+    printed = json.loads(result.stdout)
     assert printed["lab"] == "measurement"
     assert printed["holds"] is True
     assert printed["parameters"]["samples"] == 300
-    assert {"statement", "formula", "relation", "predicted", "observed", "tolerance", "holds"} == set(
-        printed["claims"][0]
-    )
+    assert {
+        "statement",
+        "formula",
+        "relation",
+        "predicted",
+        "observed",
+        "tolerance",
+        "outside",
+        "holds",
+        "verdict",
+    } == set(printed["claims"][0])
     stored = json.loads((tmp_path / "measurement.json").read_text())
     assert stored["claims"] == printed["claims"]
     assert stored["panels"][0]["lines"][0]["x"]
     assert (tmp_path / "measurement.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_table_shows_predicted_beside_observed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["measurement", "--out", str(tmp_path)]) == 0
-    printed = capsys.readouterr().out
-    assert "predicted" in printed
-    assert "holds" in printed
+def test_the_table_shows_predicted_beside_observed(tmp_path: Path) -> None:
+    result = lab("measurement", "--out", str(tmp_path))
+    assert result.exit_code == 0
+    assert "predicted" in result.stdout
+    assert "holds" in result.stdout
 
 
-def test_a_failing_claim_is_exit_1(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_failing_claim_is_exit_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measurement, "covariance", lambda z: z.mT @ z / z.shape[-2])
-    assert main(["measurement", "--out", str(tmp_path)]) == 1
-    assert "FAILS" in capsys.readouterr().out
+    result = lab("measurement", "--out", str(tmp_path))
+    assert result.exit_code == 1
+    assert "FAILS" in result.stdout
 
 
-def test_divergence_is_exit_1_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_divergence_is_exit_1_and_named(tmp_path: Path) -> None:
     flags = ["--dimension", "8", "--kept", "2", "--batch", "16", "--rate", "1e9", "--json", "--out", str(tmp_path)]
-    assert main(["projector", *flags]) == 1
-    assert "no longer finite" in json.loads(capsys.readouterr().out)["diverged"]
+    result = lab("projector", *flags)
+    assert result.exit_code == 1
+    assert "no longer finite" in json.loads(result.stdout)["diverged"]
 
 
 def test_without_matplotlib_the_claims_are_there_and_the_message_is_clear(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert main(["measurement", "--out", str(tmp_path)]) == 0
-    assert "pip install 'fullrank[lab]'" in capsys.readouterr().out
+    result = lab("measurement", "--out", str(tmp_path))
+    assert result.exit_code == 0
+    assert "pip install 'fullrank-server[lab]'" in result.stdout
     assert (tmp_path / "measurement.json").exists()
 
 
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["no-such-lab"], "there is no lab"),
+        (["no-such-lab"], "No such command"),
         (["strong-augmentation", "--amplitude", "-1"], "amplitude must be at least 0"),
         (["strong-augmentation", "--noisy", "16"], "noisy must be below dimension"),
         (["implicit-regularization", "--depth", "0"], "depth must be at least 1"),
-        (["implicit-regularization", "--depth", "2.5"], "invalid int value"),
+        (["implicit-regularization", "--depth", "2.5"], "valid integer"),
         (["frustration", "--frustrated", "1.5"], "frustrated must be at least 0 and at most 1"),
         (["frustration", "--dimension", "5"], "dimension must be at least classes + 2"),
         (["noncontrastive-dynamics", "--dimension", "1"], "dimension must be at least 2"),
@@ -101,16 +119,15 @@ def test_without_matplotlib_the_claims_are_there_and_the_message_is_clear(
         (["barlow-twins", "--batch", "40"], "at least 4 per dimension"),
         (["projector", "--kept", "32"], "kept must be below dimension"),
         (["measurement", "--rows", "200"], "rows must be at least 16 times dimension"),
-        (["measurement", "--no-such-flag", "1"], "unrecognized arguments"),
+        (["measurement", "--no-such-flag", "1"], "No such option"),
         (["eigenspace-alignment", "--run", "no-such-file"], "cannot be read"),
         (["all", "--seed", "-1"], "seed must be at least 0"),
     ],
 )
-def test_bad_parameters_are_exit_2_before_anything_runs(
-    argv: list[str], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(argv) == 2
-    assert says in capsys.readouterr().err
+def test_bad_parameters_are_exit_2_before_anything_runs(argv: list[str], says: str) -> None:
+    result = lab(*argv)
+    assert result.exit_code == 2
+    assert says in " ".join(result.stderr.split())
 
 
 def test_a_number_of_the_wrong_kind_is_refused() -> None:
@@ -118,14 +135,16 @@ def test_a_number_of_the_wrong_kind_is_refused() -> None:
         measurement.Parameters(dimension=True)
 
 
-def test_a_run_log_is_read_and_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_log_is_read_and_judged(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     log.write_text('{"epoch": 1, "loss": 2.0}\n')
-    assert main(["eigenspace-alignment", "--run", str(log)]) == 2
-    assert "predictor_alignment" in capsys.readouterr().err
+    result = lab("eigenspace-alignment", "--run", str(log))
+    assert result.exit_code == 2
+    assert "predictor_alignment" in result.stderr
     log.write_text('{"epoch": 1, "predictor_alignment": [0.2, 0.3]}\n{"epoch": 2, "predictor_alignment": [0.5, 0.4]}\n')
-    assert main(["eigenspace-alignment", "--run", str(log), "--dimension", "4", "--json", "--out", str(tmp_path)]) == 1
-    found = json.loads(capsys.readouterr().out)["claims"][-1]
+    result = lab("eigenspace-alignment", "--run", str(log), "--dimension", "4", "--json", "--out", str(tmp_path))
+    assert result.exit_code == 1
+    found = json.loads(result.stdout)["claims"][-1]
     assert found["observed"] == pytest.approx(0.45)
     assert found["holds"] is False
 
@@ -145,8 +164,8 @@ def test_a_committed_page_is_its_labs_own(name: str) -> None:
 
 
 def test_a_page_has_the_claim_table() -> None:
-    lab = find("measurement")
-    result = lab.run(lab.parameters())
-    text = page(lab, result)
+    found = find("measurement")
+    result = found.run(found.parameters())
+    text = page(found, result)
     assert claims(result) in text
     assert text.count("\n| ") > len(result.claims)

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from theory.lab import NAMES, find
+from theory import NAMES
+from theory.lab import find
 
 QUICK = ("measurement", "eigenspace-alignment")
 ELSEWHERE: dict[str, list[dict[str, Any]]] = {
@@ -41,7 +42,7 @@ def failures(name: str, **values: Any) -> list[str]:
     lab = find(name)
     found = lab.run(lab.parameters(**values))
     assert found.panels
-    return [f"{c.statement}: {c.expectation}, seen {c.observed:.6g}" for c in found.claims if not c.holds]
+    return [f"{c.statement}: {c.expectation}, seen {c.observed:.6g}" for c in found.claims if c.verdict == "fails"]
 
 
 @pytest.mark.parametrize("name", QUICK)

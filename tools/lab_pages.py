@@ -1,24 +1,25 @@
 """Write docs/theory: one page a lab, with its picture and its claims as measured at the default parameters.
 
-python -m theory.pages [FOLDER] [NAME ...]
+python -m tools.lab_pages [FOLDER] [NAME ...]
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import torch
 
-from theory.lab import NAMES, Lab, Result, Settings, describe_domain, find
+from theory import NAMES
+from theory.lab import Lab, Result, Settings, describe_domain, find
 from theory.render import picture
 
+MARKS = {"holds": "holds", "fails": "**fails**", "outside": "outside its domain"}
 INTRODUCTION = """# Theory: why encoders collapse, and what prevents it
 
 Every page is an experiment that runs in seconds on a laptop: `fullrank lab NAME` prints what the theory predicts beside
 what integration, sampling or autograd gives, and takes its parameters as flags, so that a prediction can be checked at
-values nobody chose beforehand. The pages are written by `python -m theory.pages`, at the default parameters.
+values nobody chose beforehand. The pages are written by `python -m tools.lab_pages`, at the default parameters.
 """
 
 
@@ -32,19 +33,20 @@ def body(lab: Lab) -> tuple[str, str]:
 def claims(result: Result) -> str:
     rows = ["| what must be seen | formula | predicted | observed | |", "|---|---|---:|---:|---|"]
     for claim in result.claims:
-        cells = [claim.statement, claim.formula, claim.expectation, f"{claim.observed:.6g}"]
+        statement = f"{claim.statement} ({claim.outside})" if claim.outside else claim.statement
+        cells = [statement, claim.formula, claim.expectation, f"{claim.observed:.6g}"]
         escaped = [cell.replace("|", r"\|").replace("<", "&lt;") for cell in cells]
-        rows.append(f"| {' | '.join(escaped)} | {'holds' if claim.holds else '**fails**'} |")
+        rows.append(f"| {' | '.join(escaped)} | {MARKS[claim.verdict]} |")
     return "\n".join(rows)
 
 
 def parameters(lab: Lab) -> str:
     rows = ["| flag | default | domain | |", "|---|---:|---|---|"]
-    for entry in fields(lab.parameters):
-        numeric = not isinstance(entry.default, str)
-        domain = describe_domain(entry.metadata) if numeric else ""
-        name, default = entry.name.replace("_", "-"), entry.default if numeric else ""
-        rows.append(f"| `--{name}` | {default} | {domain} | {entry.metadata['text']} |")
+    for name, entry in lab.parameters.model_fields.items():
+        numeric = entry.annotation is not str
+        domain = describe_domain(entry) if numeric else ""
+        default = entry.default if numeric else ""
+        rows.append(f"| `--{name.replace('_', '-')}` | {default} | {domain} | {entry.description} |")
     return "\n".join(rows)
 
 
@@ -77,7 +79,7 @@ def write(folder: Path, names: list[str]) -> None:
         result = lab.run(settings)
         (folder / f"{name}.md").write_text(page(lab, result))
         picture(lab, result, folder / f"{name}.png")
-        print(f"{name}: {sum(claim.holds for claim in result.claims)} of {len(result.claims)} claims hold", flush=True)
+        print(f"{name}: {result.counts}", flush=True)
     written = [name for name in NAMES if (folder / f"{name}.md").exists()]
     index = "\n".join(f"- [{find(name).title}]({name}.md) (`fullrank lab {name}`)" for name in written)
     (folder / "README.md").write_text(f"{INTRODUCTION}\n{index}\n")
