@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from tests.compose import ROOT, Steps, compose, stack
+from tests.compose.engine import ROOT, Steps, compose, stack
 from tools.stack import StackError, call
 
 GRAFANA = "http://127.0.0.1:3000"

@@ -25,8 +25,10 @@ from torch import Tensor
 
 import models
 from models.artifact import WEIGHTS, load, save
-from tests.e2e.parts import Replica, Webhook, alertmanager, hurried_rules
+from tests.e2e.replica import Replica
 from tests.e2e.scenarios import SCENARIOS, Seen, World
+from tests.support.alertmanager import Webhook, alertmanager
+from tests.support.hurry import hurried_rules
 from tools.demo.traffic import encoded
 from tools.stack import StackError, prometheus, prometheus_binary
 from training.data import SAMPLE, read_fashion_mnist

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from tests.e2e.parts import Notice, Replica, Webhook
+from tests.e2e.replica import Replica
+from tests.support.alertmanager import Notice, Webhook
 from tools.demo.traffic import Traffic
 from tools.stack import Prometheus, StackError, call, wait
 

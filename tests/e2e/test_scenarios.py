@@ -19,7 +19,7 @@ Tool = Callable[[str], str]
 
 
 def test_hurried_rules_are_the_shipped_ones_but_for_time(tool: Tool, deploy: Path, tmp_path: Path) -> None:
-    from tests.e2e.parts import hurried, hurried_rules
+    from tests.support.hurry import hurried, hurried_rules
 
     assert [hurried(it) for it in ("15s", "1m", "5m", "1h", "1d")] == ["1s", "4s", "20s", "240s", "5760s"]
     folder = hurried_rules(tmp_path / "rules")
@@ -39,7 +39,7 @@ def test_hurried_rules_are_the_shipped_ones_but_for_time(tool: Tool, deploy: Pat
 
 
 def test_the_webhook_remembers_when_an_alert_first_came() -> None:
-    from tests.e2e.parts import Webhook
+    from tests.support.alertmanager import Webhook
     from tools.stack import call
 
     def alert(name: str, status: str = "firing", since: str = "t0") -> dict[str, object]:
@@ -59,7 +59,7 @@ def test_an_encoder_without_a_reference_serves_and_pages_nobody(
     tool: Tool, deploy: Path, small_artifact: Path, tmp_path: Path
 ) -> None:
     from models.artifact import load, save
-    from tests.e2e.parts import hurried_rules
+    from tests.support.hurry import hurried_rules
     from tools.demo.traffic import Traffic, encoded
     from tools.stack import call, prometheus, service, wait
     from training.data import SAMPLE, read_fashion_mnist

@@ -14,8 +14,9 @@ import httpx
 import pytest
 
 from service.logs import JsonFormatter, TextFormatter, request_id
-from tests.service.conftest import Start, as_files, encoded, error_of, pictures
-from tests.service.http.test_process import Replica, replica, until
+from tests.support.app import Start, error_of
+from tests.support.images import as_files, encoded, pictures
+from tests.support.process import Replica, replica, until
 
 IMAGES = [encoded(picture) for picture in pictures(3)]
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from service.http.app import create_app
 from service.settings import Settings
 from service.tracing import Tracing
-from tests.service.conftest import as_files, encoded, pictures
+from tests.support.images import as_files, encoded, pictures
 
 IMAGES = [encoded(picture) for picture in pictures(3)]
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"

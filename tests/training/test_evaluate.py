@@ -10,7 +10,7 @@ import torch
 from models.artifact import Artifact, EncoderCard, Preprocessing
 from models.embedder import Embedder
 from models.preprocess import decode, to_image
-from tests.training.conftest import TINY
+from tests.support.training import TINY
 from training.data import SAMPLE, read_fashion_mnist
 from training.evaluate import Spectrum, evaluate_pixels, knn_accuracy
 

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from models.artifact import load
 from models.embedder import Embedder, normalize
-from tests.training.conftest import OPTIONS, TINY
+from tests.support.training import OPTIONS, TINY
 from training import checkpoint
 from training.data import SAMPLE, DataError, Split, read_fashion_mnist
 from training.loop import Run, Trainer, TrainingError, train

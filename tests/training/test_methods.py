@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training.conftest import OPTIONS, small, small_encoder, train, views
+from tests.support.training import OPTIONS, small, small_encoder, train, views
 from training.methods import METHODS, DirectCLR, SimCLR, build, options_of
 from training.methods.directclr import info_nce
 from training.methods.simclr import nt_xent

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from tests.training.conftest import TINY
+from tests.support.training import TINY
 from training.methods import METHODS
 from training.optimizers import LARS, cosine, optimizer, set_learning_rate, warm_up
 from training.recipes import RECIPES, recipe

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.training.conftest import small, small_encoder, train, views
+from tests.support.training import small, small_encoder, train, views
 from training.methods import BYOL, DirectCopy, DirectPred, SimSiam
 from training.methods.directcopy import copied
 from training.methods.directpred import least_squares, spectral

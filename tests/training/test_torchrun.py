@@ -1,75 +1,18 @@
-"""Two processes under torchrun, on the CPU over gloo: one run, one artifact.
-
-This file is also the script that torchrun runs. A whole run first does what test_distributed compares.
-"""
+"""Two processes under torchrun, on the CPU over gloo: one run, one artifact."""
 
 import io
 import json
-import os
-import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from threading import Event
-from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from models.artifact import load
-from tests.training import test_distributed
-from tests.training.conftest import TINY, torchrun_script
-from training import checkpoint
+from tests.support.torchrun import INTERRUPTED, SMALL
+from tests.support.training import torchrun_script
 from training.data import SAMPLE
-from training.loop import Run, Trainer, train
-from training.recipes import recipe
-
-SMALL = replace(recipe("fashion-simclr"), architecture=TINY, options={"hidden": 16}, epochs=1)
-INTERRUPTED = 3
-
-
-def interrupt_the_launcher() -> None:
-    """After a few steps the first process sends its parent what Ctrl-C does; all wait until it comes back to them."""
-    requests, step, stops = checkpoint.stop_requests, Trainer.train_step, list[Event]()
-
-    @contextmanager
-    def remembered() -> Iterator[Event]:
-        with requests() as stop:
-            stops.append(stop)
-            yield stop
-
-    def interrupted(trainer: Trainer, views: Tensor) -> Tensor:
-        loss = step(trainer, views)
-        if trainer.step == INTERRUPTED:
-            if os.environ["RANK"] == "0":
-                os.kill(os.getppid(), signal.SIGINT)
-            assert stops[0].wait(600)
-        return loss
-
-    checkpoint.stop_requests = remembered
-    Trainer.train_step = interrupted  # type: ignore[method-assign]
-
-
-def refuse(*_: Any) -> None:
-    raise AssertionError("only the first process may write a checkpoint")
-
-
-def main(out: Path, how: str) -> None:
-    torch.set_num_threads(1)
-    second = os.environ.get("RANK") == "1"
-    if how == "whole":
-        test_distributed.write(out.parent / "steps.safetensors")
-    if how == "interrupted":
-        interrupt_the_launcher()
-    if second:
-        checkpoint.save = refuse
-    if second and how == "apart":
-        out = out / "of its own"
-    train(SMALL, Run(out, data=SAMPLE, resume=how in ("resumed", "apart")), Console(file=io.StringIO()))
+from training.loop import Run, train
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +47,3 @@ def test_a_checkpoint_that_only_some_processes_see_is_refused(two: Path) -> None
     apart = torchrun_script(two, "apart")
     assert apart.returncode != 0
     assert apart.stderr.count("TrainingError: not every machine sees") == 2
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])

@@ -10,7 +10,8 @@ import pytest
 from models import artifact
 from models.embedder import Embedder, normalize
 from service.encoders.registry import Service
-from tests.service.conftest import Start, as_files, as_json, encoded, error_of, pictures
+from tests.support.app import Start, error_of
+from tests.support.images import as_files, as_json, encoded, pictures
 
 pytestmark = pytest.mark.anyio
 IMAGES = [encoded(picture) for picture in pictures(3)]

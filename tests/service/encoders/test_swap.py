@@ -17,7 +17,8 @@ from models.embedder import Embedder, normalize
 from models.junit import junit
 from service.encoders.registry import Service
 from service.settings import Settings
-from tests.service.conftest import DIMENSION, Start, as_files, encoded, error_of, held, pending, pictures
+from tests.support.app import Start, error_of, held, pending
+from tests.support.images import DIMENSION, as_files, encoded, pictures
 
 pytestmark = pytest.mark.anyio
 IMAGES = [encoded(picture) for picture in pictures(8)]

@@ -7,7 +7,8 @@ import httpx
 import pytest
 
 from service.encoders.registry import Service
-from tests.service.conftest import Start, as_files, encoded, error_of, held, pending, pictures
+from tests.support.app import Start, error_of, held, pending
+from tests.support.images import as_files, encoded, pictures
 
 pytestmark = pytest.mark.anyio
 IMAGES = [encoded(picture) for picture in pictures(8)]

@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 
 from models import artifact
-from tests.service.conftest import encoded, error_of, pictures
-from tests.service.http.test_process import Replica, get, replica, until
+from tests.support.app import error_of
+from tests.support.images import encoded, pictures
+from tests.support.process import Replica, get, replica, until
 
 PNG = encoded(pictures(1)[0])
 BMP = encoded(pictures(1)[0], "BMP")

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from service.encoders.registry import Service
-from tests.service.conftest import Start, as_files, as_json, encoded, error_of, pictures
+from tests.support.app import Start, error_of
+from tests.support.images import as_files, as_json, encoded, pictures
 
 pytestmark = pytest.mark.anyio
 GOOD = encoded(pictures(1)[0])

@@ -21,8 +21,9 @@ from models import artifact
 from models.embedder import Embedder, normalize
 from service.http.app import Server
 from service.settings import Settings
-from tests.service.conftest import encoded, held, pictures
-from tests.service.http.test_process import running
+from tests.support.app import held
+from tests.support.images import encoded, pictures
+from tests.support.process import running
 from tools.stack import free_port
 
 ROOT = Path(__file__).parents[3]

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from service.settings import Settings
-from tests.service.conftest import encoded, pictures
-from tests.service.http.test_formats import FILES
-from tests.service.http.test_process import replica, running
+from tests.support.image_files import FILES
+from tests.support.images import encoded, pictures
+from tests.support.process import replica, running
 
 WHOLE = [data for data, _ in FILES.values()] + [
     encoded(picture, form) for form in ("PNG", "JPEG", "WEBP", "GIF", "BMP") for picture in pictures(3, 70, size=64)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from service.settings import Settings
-from tests.service.http.test_process import running
+from tests.support.process import running
 
 ROOT = Path(__file__).parents[3]
 BLOCKS = re.findall(r"```(sh|python|text|json)\n(.*?)```", (ROOT / "docs" / "service.md").read_text(), re.DOTALL)

@@ -17,7 +17,8 @@ from models.embedder import Embedder, normalize
 from models.preprocess import decode
 from service.encoders.registry import Service
 from service.settings import Settings
-from tests.service.conftest import DIMENSION, Start, as_files, as_json, encoded, pictures
+from tests.support.app import Start
+from tests.support.images import DIMENSION, as_files, as_json, encoded, pictures
 
 pytestmark = pytest.mark.anyio
 

@@ -16,8 +16,9 @@ from models import artifact
 from models.embedder import Embedder, normalize
 from service.encoders.registry import Service
 from service.settings import Settings
-from tests.service.conftest import DIMENSION, SIZE, Start, encoded, held, pictures
-from tests.service.http.test_process import running
+from tests.support.app import Start, held
+from tests.support.images import DIMENSION, SIZE, encoded, pictures
+from tests.support.process import running
 
 SMALL, LARGE = pictures(3, seed=8), pictures(3, seed=9, size=50)
 LENGTH = "inference-header-content-length"
@@ -218,7 +219,7 @@ async def test_failures_of_every_kind_have_the_protocols_shape(start: Start) -> 
 async def test_when_full_it_says_when_to_come_again(start: Start) -> None:
     import asyncio
 
-    from tests.service.conftest import pending
+    from tests.support.app import pending
 
     async with start(max_pending_images=1, max_images_per_request=1) as (client, service):
         with held(service.current):

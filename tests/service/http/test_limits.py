@@ -12,8 +12,8 @@ import pytest
 from service.http.app import Server
 from service.http.limits import HEAD_BYTES
 from service.settings import Settings
-from tests.service.conftest import encoded, pictures
-from tests.service.http.test_process import running
+from tests.support.images import encoded, pictures
+from tests.support.process import running
 
 PNG = encoded(pictures(1)[0])
 MUCH = 32 * 2**20  # more than the kernel keeps for a socket that nobody reads

@@ -13,8 +13,9 @@ from openai import OpenAI
 
 from service.encoders.registry import Service
 from service.settings import Settings
-from tests.service.conftest import DIMENSION, Start, as_json, encoded, held, pictures
-from tests.service.http.test_process import running
+from tests.support.app import Start, held
+from tests.support.images import DIMENSION, as_json, encoded, pictures
+from tests.support.process import running
 
 pytestmark = pytest.mark.anyio
 IMAGES = [encoded(picture) for picture in pictures(3)]

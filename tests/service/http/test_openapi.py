@@ -13,8 +13,8 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from service.http import openapi
 from service.http.app import create_app
 from service.settings import PRETRAINED, Settings
-from tests.service.conftest import Start
-from tests.service.http.test_process import running
+from tests.support.app import Start
+from tests.support.process import running
 
 DOCUMENT: dict[str, Any] = json.loads(openapi.COMMITTED.read_text())
 OPERATIONS = [(method, path) for path, methods in DOCUMENT["paths"].items() for method in methods]

@@ -13,7 +13,8 @@ from service.encoders.registry import Service
 from service.http.app import create_app
 from service.settings import Settings
 from service.watching.observer import BURST
-from tests.service.conftest import DIMENSION, Start, as_files, encoded, error_of, pictures
+from tests.support.app import Start, error_of
+from tests.support.images import DIMENSION, as_files, encoded, pictures
 
 pytestmark = pytest.mark.anyio
 

@@ -8,7 +8,8 @@ import pytest
 
 from service.engine.queue import Job, Pixels, Queue
 from service.watching.canary import FEW_SECONDS, SHARE, CanaryWatch
-from tests.service.conftest import Start, pictures
+from tests.support.app import Start
+from tests.support.images import pictures
 
 pytestmark = pytest.mark.anyio
 FINITE, NONFINITE = (("fullrank_canary_images_total", {"result": result}) for result in ("finite", "nonfinite"))

@@ -18,8 +18,8 @@ from fullrank import Moments
 from fullrank.fleet import FleetError, Replica, combine, read
 from service.http.app import Server
 from service.settings import Settings
-from tests.service.conftest import as_files, encoded, pictures
-from tests.service.http.test_process import running
+from tests.support.images import as_files, encoded, pictures
+from tests.support.process import running
 from tools.stack import free_port
 
 KEY = "a long secret"

@@ -12,7 +12,8 @@ from service.engine.queue import Rows
 from service.metrics import Metrics
 from service.watching.observer import BURST, Observer, _joined
 from service.watching.sampling import Sample
-from tests.service.conftest import Start, pictures
+from tests.support.app import Start
+from tests.support.images import pictures
 
 pytestmark = pytest.mark.anyio
 

@@ -17,8 +17,8 @@ from fullrank import SpectrumMonitor
 from service.metrics import Metrics
 from service.settings import Settings
 from service.watching.persistence import WindowStore
-from tests.service.conftest import as_files, encoded, pictures
-from tests.service.http.test_process import get, replica, running, until
+from tests.support.images import as_files, encoded, pictures
+from tests.support.process import get, replica, running, until
 
 Rows = np.ndarray
 

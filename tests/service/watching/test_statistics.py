@@ -19,7 +19,8 @@ from fullrank.calibration.resample import calibrated
 from models import artifact
 from models.embedder import Embedder, normalize
 from service.encoders.registry import Service
-from tests.service.conftest import DIMENSION, SIZE, Start, as_files, encoded, error_of, pictures
+from tests.support.app import Start, error_of
+from tests.support.images import DIMENSION, SIZE, as_files, encoded, pictures
 
 pytestmark = pytest.mark.anyio
 NPY = {"content-type": "application/x-npy"}
