@@ -29,7 +29,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def torchrun_script(out: Path, how: str) -> subprocess.CompletedProcess[str]:
     """tests/support/torchrun.py by two processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [str(Path(__file__).with_name("torchrun.py")), str(out), how]
+    command += ["-m", "tests.support.torchrun", str(out), how]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     return subprocess.run(command, env=environment, timeout=1200, capture_output=True, text=True, check=False)
 
