@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from fullrank.reference import Reference
 from models.backbones.resnet import Name, ResNet, Stem
+from models.preprocess import Preprocessing, Strict
 
 CARD, WEIGHTS, REFERENCE = "encoder.json", "encoder.safetensors", "reference.safetensors"
 CANARY_IMAGES = "canary.images"
@@ -33,10 +34,6 @@ class ArtifactError(ValueError):
     """An artifact that cannot be trusted; the message names the file and what disagrees."""
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 class Architecture(Strict):
     name: Name
     width: int = Field(default=64, ge=1, le=1024)
@@ -45,24 +42,6 @@ class Architecture(Strict):
 
     def build(self) -> ResNet:
         return ResNet(self.name, width=self.width, in_channels=self.in_channels, stem=self.stem)
-
-
-class Preprocessing(Strict):
-    """How an image becomes the encoder's input. `stretch` ignores the aspect ratio, `crop` keeps the centre square."""
-
-    size: int = Field(ge=8, le=1024, description="height and width of the input in pixels")
-    resize: Literal["stretch", "crop"] = "crop"
-    channels: Literal[1, 3] = 3
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    @model_validator(mode="after")
-    def _one_value_per_channel(self) -> "Preprocessing":
-        if len(self.mean) != self.channels or len(self.std) != self.channels:
-            raise ValueError(f"mean and std need {self.channels} values, one per channel")
-        if min(self.std) <= 0:
-            raise ValueError("std must be positive")
-        return self
 
 
 class EncoderCard(Strict):

@@ -4,18 +4,46 @@ Training's evaluation, the reference, offline embedding and the service all come
 measured on exactly what it is served on.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
-from torch import Tensor
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from models.artifact import Preprocessing
 from models.decode import MAX_PIXELS, check_size, opened
+
+if TYPE_CHECKING:  # the processes that decode for a service do without torch
+    from torch import Tensor
 
 # Twice the size wanted keeps the antialiasing to the resize that follows; tests bound what it changes.
 DRAFT = 2
 
 Pixels = NDArray[np.uint8]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Preprocessing(Strict):
+    """How an image becomes the encoder's input. `stretch` ignores the aspect ratio, `crop` keeps the centre square."""
+
+    size: int = Field(ge=8, le=1024, description="height and width of the input in pixels")
+    resize: Literal["stretch", "crop"] = "crop"
+    channels: Literal[1, 3] = 3
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _one_value_per_channel(self) -> Preprocessing:
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise ValueError(f"mean and std need {self.channels} values, one per channel")
+        if min(self.std) <= 0:
+            raise ValueError("std must be positive")
+        return self
 
 
 def decode(data: bytes, preprocessing: Preprocessing, *, max_pixels: int = MAX_PIXELS) -> Pixels:

@@ -26,7 +26,8 @@ hypothesis.settings.load_profile("patient")
 @pytest.fixture(scope="session")
 def small_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a width-4 ResNet-18 with random weights, a reference and a canary, from the sample's images."""
-    from models.artifact import Architecture, Artifact, EncoderCard, Preprocessing, save
+    from models.artifact import Architecture, Artifact, EncoderCard, save
+    from models.preprocess import Preprocessing
     from training.data import SAMPLE, read_fashion_mnist
     from training.export import with_reference
 

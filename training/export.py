@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from fullrank import Reference
 from fullrank.calibration.inputs import thumbnails
 from fullrank.calibration.resample import MINIMUM_ROWS, calibrated
-from models.artifact import Artifact, Canary, Preprocessing, load, save
+from models.artifact import Artifact, Canary, load, save
 from models.embedder import Embedder, normalize
-from models.preprocess import prepare_arrays
+from models.preprocess import Preprocessing, prepare_arrays
 from training.data import SOURCES, Images, ImageSet, load_split
 from training.evaluate import Spectrum, evaluate
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from fullrank import Reference
 from fullrank.calibration.inputs import thumbnails
 from fullrank.calibration.resample import MINIMUM_ROWS, calibrated
-from models.artifact import Artifact, Canary, Preprocessing
+from models.artifact import Artifact, Canary
 from models.decode import ImageError
 from models.embedder import Embedder, normalize
-from models.preprocess import Pixels, decode, prepare_arrays
+from models.preprocess import Pixels, Preprocessing, decode, prepare_arrays
 from training.data import DataError, Images
 from training.export import BASIS_ROWS, CANARY_ROWS, synthetic_canary
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fullrank import Reference
-from models.artifact import Architecture, Artifact, EncoderCard, Preprocessing, load, save
+from models.artifact import Architecture, Artifact, EncoderCard, load, save
 from models.embedder import Embedder, normalize
-from models.preprocess import decode
+from models.preprocess import Preprocessing, decode
 
 Model = Literal["null", "resnet18"]
 MODELS: tuple[Model, ...] = get_args(Model)

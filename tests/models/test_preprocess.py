@@ -9,9 +9,8 @@ import pytest
 from PIL import Image
 
 from models import preprocess as preprocess_module
-from models.artifact import Preprocessing
 from models.decode import ImageError
-from models.preprocess import decode, prepare
+from models.preprocess import Preprocessing, decode, prepare
 from tests.support.images import encoded, noise, photo
 
 GREY = Preprocessing(size=28, resize="stretch", channels=1, mean=(0.286,), std=(0.353,))

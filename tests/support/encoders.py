@@ -5,9 +5,10 @@ from pathlib import Path
 import torch
 
 from fullrank import Reference
-from models.artifact import Architecture, Artifact, Canary, EncoderCard, Preprocessing, save
+from models.artifact import Architecture, Artifact, Canary, EncoderCard, save
 from models.backbones.resnet import ResNet
 from models.embedder import Embedder, normalize
+from models.preprocess import Preprocessing
 from tests.support.images import SIZE, pictures
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.artifact import Artifact, EncoderCard, Preprocessing
+from models.artifact import Artifact, EncoderCard
 from models.embedder import Embedder
-from models.preprocess import decode, to_image
+from models.preprocess import Preprocessing, decode, to_image
 from tests.support.training import TINY
 from training.data import SAMPLE, read_fashion_mnist
 from training.evaluate import Spectrum, evaluate_pixels, knn_accuracy

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from models.artifact import Preprocessing
+from models.preprocess import Preprocessing
 from training.augment import Augmentation, crop_boxes
 from training.data import SOURCES, DataError, FileSet, ImageSet, ShardSet, feed, load_split, read_folder
 from training.data.feed import Resident, Sharded, Stream, Streamed, seeded, two_crops

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from models.artifact import Preprocessing
+from models.preprocess import Preprocessing
 
 
 class DataError(ValueError):

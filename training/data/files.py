@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.artifact import Preprocessing
 from models.decode import ImageError
-from models.preprocess import Pixels, decode
+from models.preprocess import Pixels, Preprocessing, decode
 from training.data.dataset import DataError, ImageSet
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from models.artifact import Preprocessing
+from models.preprocess import Preprocessing
 from training.data.cifar import read_cifar10, read_cifar100
 from training.data.dataset import ImageSet
 from training.data.files import FileSet, ShardSet, read_folder
