@@ -17,7 +17,16 @@ from models.embedder import Embedder
 from service.encoders.served import Answer, Served, Source
 from service.engine.engine import Engine
 from service.engine.queue import Admission, OverloadError
-from service.http.errors import Problem, retry
+from service.failures import (
+    ConflictError,
+    DeadlineError,
+    EmbeddingError,
+    InvalidError,
+    NotFoundError,
+    OverloadedError,
+    ServiceError,
+    UnreadyError,
+)
 from service.metrics import Metrics
 from service.settings import Gate, Settings
 from service.watching.canary import CanaryWatch
@@ -85,14 +94,14 @@ class Service:
 
     @property
     def current(self) -> Served:
-        """The encoder that serves requests which name none; Problem 503 while there is none."""
+        """The encoder that serves requests which name none; raises UnreadyError while there is none."""
         if not self._serving:
             message = self.failure or "the encoder is still loading; GET /readyz says when it serves"
-            raise Problem(503, "failed" if self.failure else "starting", message, headers=retry(1))
+            raise UnreadyError("failed" if self.failure else "starting", message, retry_after=1)
         return self._serving[0]
 
     def served(self, model: str | None = None) -> Served:
-        """The encoder called `model`, NAME or NAME@REVISION, or the default. Raises Problem 404, or 503 for now."""
+        """The encoder called `model`, NAME or NAME@REVISION, or the default. Raises NotFoundError or UnreadyError."""
         default = self.current
         if model is None:
             return default
@@ -100,7 +109,7 @@ class Service:
             if model in (served.name, str(served)):
                 return served
         there = ", ".join(map(str, self._serving))
-        raise Problem(404, "model_not_found", f"no encoder {model!r} is in service; there are: {there}", field="model")
+        raise NotFoundError("model_not_found", f"no encoder {model!r} is in service; there are: {there}", field="model")
 
     def monitors(self) -> list[tuple[str, str, SpectrumMonitor]]:
         """(model, revision, monitor) of everything watched; called by scrapes, on any thread."""
@@ -116,38 +125,36 @@ class Service:
     async def embed(self, sources: Sequence[Source], deadline: float, model: str | None = None) -> Answer:
         """Decode and embed; all rows come from one encoder, see served(). `deadline` is in time.monotonic() seconds.
 
-        Raises Problem: 404 for a model that is not in service, 422 for a bad image, 429 when full, 503 while starting
-        or stopped, 504 past the deadline, 500 when an embedding is not finite.
+        Raises NotFoundError for a model that is not in service, InvalidError for a bad image, OverloadedError when
+        full, UnreadyError while starting or stopped, DeadlineError, EmbeddingError for a row that is not finite.
         """
         if not self._serving or self.phase == "stopped":
             self.metrics.rejected["unready"].inc(len(sources))
         served = self.served(model)
         if self.phase == "stopped":
-            raise Problem(503, "draining", "this replica is shutting down; send the request again", headers=retry(1))
+            raise UnreadyError("draining", "this replica is shutting down; send the request again", retry_after=1)
         try:
             self.admission.enter(len(sources))
         except OverloadError as full:
             self.metrics.rejected["overloaded"].inc(len(sources))
             await asyncio.sleep(self.admission.hold())
-            raise Problem(
-                429,
+            raise OverloadedError(
                 "overloaded",
                 f"{full.pending} images are pending and at most {full.limit} may be; "
                 f"send these {len(sources)} again in {full.retry_after} s",
-                headers=retry(full.retry_after),
+                retry_after=full.retry_after,
             ) from None
         served.in_flight += 1
         try:
             job = await self.engine.embed(served, sources, deadline)
         except TimeoutError:
             self.metrics.rejected["deadline"].inc(len(sources))
-            raise Problem(
-                504,
+            raise DeadlineError(
                 "deadline_exceeded",
                 "the request's deadline passed before its images were embedded; "
                 f"send fewer images or allow more time (at most {self.settings.request_timeout:g} s)",
             ) from None
-        except Problem:
+        except ServiceError:
             self.metrics.rejected["invalid"].inc(len(sources))
             raise
         except asyncio.CancelledError:
@@ -158,8 +165,7 @@ class Service:
             self.admission.leave(len(sources))
         if job.nonfinite is not None:
             self.metrics.rejected["nonfinite"].inc(len(sources))
-            raise Problem(
-                500,
+            raise EmbeddingError(
                 "nonfinite_embedding",
                 f"{served.name}@{served.revision} gave an embedding that is not finite for this image; "
                 "the encoder or its precision is at fault",
@@ -181,8 +187,9 @@ class Service:
 
         It takes the place of the one that `replaces` names, else of the one with its own name, else of the default.
 
-        Raises Problem: 404 for a name that is not there, 422 for an artifact that cannot be loaded or whose canary
-        fails, 409 when gate is "enforce" and the candidate is judged collapsed, or another swap is going on.
+        Raises NotFoundError for a name that is not there, InvalidError for an artifact that cannot be loaded or whose
+        canary fails, ConflictError when gate is "enforce" and the candidate is judged collapsed, or another swap is
+        going on.
         """
         self.served(replaces)
         return await self._swap(await _read_artifact(self._folder(name)), gate, replaces)
@@ -197,7 +204,7 @@ class Service:
                     log.info("%s holds %s, which is in service", folder, previous)
                 else:
                     await self._swap(artifact, self.settings.gate, str(previous))
-            except Problem as problem:
+            except ServiceError as problem:
                 log.error("kept %s: %s", previous, problem.message)
             except Exception:
                 log.exception("kept %s: %s could not be read", previous, folder)
@@ -205,29 +212,29 @@ class Service:
     async def _swap(self, artifact: Artifact, gate: Gate, replaces: str | None) -> Swap:
         name = artifact.card.name
         if self._swapping.locked():
-            raise Problem(409, "swap_in_progress", "another swap is going on; wait for it to finish", headers=retry(5))
+            raise ConflictError("swap_in_progress", "another swap is going on; wait for it to finish", retry_after=5)
         async with self._swapping:
             previous = self._place(name, replaces)
             try:
                 candidate = await self._prepare(artifact)
             except artifacts.ArtifactError as error:
-                raise Problem(422, "bad_artifact", str(error), field="name") from error
+                raise InvalidError("bad_artifact", str(error), field="name") from error
             judgement = None
             if gate != "off":
                 judgement = await self.engine.call(gates.judge, candidate.embedder, artifact, previous.baseline)
             if judgement is not None and gate == "enforce" and not judgement.passed:
-                raise Problem(409, "collapsed", f"{name} was not put in service: {judgement.reason}", field="name")
+                raise ConflictError("collapsed", f"{name} was not put in service: {judgement.reason}", field="name")
             self._put_in_service(candidate, previous.baseline if gate == "warn" else artifact, previous)
             self._retiring.add(asyncio.create_task(self._retire(previous)))
         log.info("swapped %s for %s", previous, candidate)
         return Swap(candidate, previous, judgement)
 
     def _place(self, name: str, replaces: str | None) -> Served:
-        """Whom an encoder of this name replaces. Raises Problem 404, or 409 if its name would be there twice."""
+        """Whom it replaces. Raises NotFoundError; ConflictError if its name would be there twice."""
         namesake = next((served for served in self._serving if served.name == name), None)
         previous = self.served(replaces) if replaces is not None or namesake is None else namesake
         if namesake not in (None, previous):
-            raise Problem(409, "name_in_service", f"{namesake} is in service already; swap it instead", field="name")
+            raise ConflictError("name_in_service", f"{namesake} is in service already; swap it instead", field="name")
         return previous
 
     def _beside(self, encoder: str) -> Path:
@@ -241,7 +248,7 @@ class Service:
         folder = (root / name).resolve()
         if folder.parent != root or not folder.is_dir():
             there = ", ".join(sorted(path.parent.name for path in root.glob(f"*/{artifacts.CARD}"))) or "none"
-            raise Problem(404, "no_such_encoder", f"no encoder called {name!r}; there are: {there}", field="name")
+            raise NotFoundError("no_such_encoder", f"no encoder called {name!r}; there are: {there}", field="name")
         return folder
 
     async def _prepare(self, artifact: Artifact) -> Served:
@@ -333,8 +340,8 @@ class Service:
 
 
 async def _read_artifact(folder: Path) -> Artifact:
-    """An encoder from its folder. Raises Problem 422 if it cannot be trusted."""
+    """An encoder from its folder. Raises InvalidError if it cannot be trusted."""
     try:
         return await asyncio.to_thread(artifacts.load, folder)
     except artifacts.ArtifactError as error:
-        raise Problem(422, "bad_artifact", str(error), field="name") from error
+        raise InvalidError("bad_artifact", str(error), field="name") from error

@@ -12,7 +12,7 @@ from models.decode import ImageError
 from models.embedder import Embedder
 from models.preprocess import decode, resize
 from service.engine.queue import Pixels, Rows
-from service.http.errors import Problem
+from service.failures import InvalidError
 from service.watching.canary import CanaryWatch
 from service.watching.observer import Observer
 
@@ -72,7 +72,7 @@ class Served:
         return f"{self.name}@{self.revision}"
 
     def decode(self, image: Source, *, quick: bool = False) -> Pixels | None:
-        """(c, s, s) uint8. Raises Problem 422 naming the field. If it is to be quick, None for any but small images."""
+        """(c, s, s) uint8. Raises InvalidError naming the field. `quick`: None for all but small images."""
         preprocessing = self.artifact.card.preprocessing
         limit = min(self.max_pixels, QUICK_PIXELS) if quick else self.max_pixels
         if quick and not isinstance(image.data, np.ndarray) and len(image.data) > QUICK_BYTES:
@@ -84,7 +84,7 @@ class Served:
         except ImageError as error:
             if quick:
                 return None
-            raise Problem(422, error.code, str(error), field=image.field) from error
+            raise InvalidError(error.code, str(error), field=image.field) from error
 
     def embed(self, pixels: Pixels) -> Rows:
         rows: Rows = self.embedder.embed(pixels).numpy()
@@ -96,18 +96,18 @@ class Served:
 
 
 def to_bytes(data: bytes | str, field: str) -> bytes:
-    """The image's bytes, decoded from base64 or a data URI where they came as text. Raises Problem 422."""
+    """The image's bytes, decoded from base64 or a data URI where they came as text. Raises InvalidError."""
     if isinstance(data, bytes):
         return data
     text = data
     if text[:5].lower() == "data:":
         header, comma, text = text.partition(",")
         if not comma or not header.lower().endswith(";base64"):
-            raise Problem(422, "bad_base64", "a data URI must read data:<type>;base64,<data>", field=field)
+            raise InvalidError("bad_base64", "a data URI must read data:<type>;base64,<data>", field=field)
     elif text[:8].lower().startswith(("http://", "https://")):
-        raise Problem(422, "no_urls", "this service fetches no URLs; send the image's bytes as base64", field=field)
+        raise InvalidError("no_urls", "this service fetches no URLs; send the image's bytes as base64", field=field)
     try:
         return base64.b64decode(text, validate=True)
     except ValueError as error:
         message = f"not base64 ({error}); encode the image's bytes with the standard alphabet"
-        raise Problem(422, "bad_base64", message, field=field) from error
+        raise InvalidError("bad_base64", message, field=field) from error

@@ -2,19 +2,12 @@
 
 import ipaddress
 import secrets
-from typing import Annotated
 from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
 
-from service.encoders.registry import Service
+from service.http.context import service_of
 from service.http.errors import Problem
-
-
-def service_of(request: Request) -> Service:
-    """The service that a request came to; middleware.Edge says."""
-    service: Service = request.scope["service"]
-    return service
 
 
 async def require_key(request: Request) -> None:
@@ -69,5 +62,4 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-Served = Annotated[Service, Depends(service_of)]
 Key, Trust = Depends(require_key), Depends(require_trust)

@@ -140,7 +140,7 @@ def build_server(settings: Settings) -> Server:
     app = create_app(settings, on_failure=lambda: setattr(server, "should_exit", True), on_ready=gc.freeze)
     config = uvicorn.Config(
         app,
-        http=limits.bounded(settings.request_timeout, app.state.service.metrics),
+        http=limits.bounded(app.state.service),
         timeout_keep_alive=75,  # longer than clients and balancers keep them: they, not we, end idle connections
         host=settings.host,
         port=settings.port,

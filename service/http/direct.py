@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.failures import ServiceError
 from service.http.access import require_key
 from service.http.errors import Problem, respond
 
@@ -38,6 +39,6 @@ class DirectAPI(FastAPI):
         try:
             await require_key(request)
             response = await scope["route"].endpoint(request)
-        except Problem as problem:
+        except (Problem, ServiceError) as problem:
             response = respond(scope["path"], problem)
         await response(scope, receive, send)

@@ -1,4 +1,4 @@
-"""Every failure on purpose: one error shape, except where a route speaks another service's protocol."""
+"""Failures as answers: the status of each kind, in one JSON shape except where a route speaks another protocol."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -10,7 +10,19 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
+from service import failures
+from service.failures import ServiceError
+
 CLIENT_CLOSED_REQUEST = 499
+STATUS: dict[type[ServiceError], int] = {
+    failures.NotFoundError: 404,
+    failures.ConflictError: 409,
+    failures.InvalidError: 422,
+    failures.OverloadedError: 429,
+    failures.EmbeddingError: 500,
+    failures.UnreadyError: 503,
+    failures.DeadlineError: 504,
+}
 
 
 class Problem(HTTPException):
@@ -34,6 +46,12 @@ def retry(seconds: int) -> dict[str, str]:
     return {"Retry-After": str(seconds)}
 
 
+def problem_of(error: ServiceError) -> Problem:
+    """What a failure below HTTP is here."""
+    headers = None if error.retry_after is None else retry(error.retry_after)
+    return Problem(STATUS[type(error)], error.code, error.message, field=error.field, headers=headers)
+
+
 def internal_error() -> Problem:
     """What a client learns of an unexpected exception: nothing but that it is ours; the log has the rest."""
     return Problem(500, "internal", "an unexpected error on the server; its log has the details")
@@ -55,8 +73,9 @@ def _inference_protocol(problem: Problem) -> dict[str, Any]:
     return {"error": f"{problem.field}: {problem.message}" if blamed else problem.message}
 
 
-def respond(path: str, problem: Problem) -> Response:
+def respond(path: str, failure: Problem | ServiceError) -> Response:
     """The answer to a request for `path` that failed."""
+    problem = problem_of(failure) if isinstance(failure, ServiceError) else failure
     protocol = path.removeprefix("/").partition("/")[0]
     shape = {"v1": _openai, "v2": _inference_protocol}.get(protocol, _ours)
     return Response(orjson.dumps(shape(problem)), problem.status_code, problem.headers, "application/json")
@@ -67,6 +86,10 @@ def _http_exception(request: Request, error: HTTPException) -> Response:
         phrase = HTTPStatus(error.status_code).phrase
         message = f"{request.method} {request.url.path}: {error.detail or phrase}; GET /docs lists the routes"
         error = Problem(error.status_code, phrase.lower().replace(" ", "_"), message, headers=error.headers)
+    return respond(request.url.path, error)
+
+
+def _service_error(request: Request, error: ServiceError) -> Response:
     return respond(request.url.path, error)
 
 
@@ -88,4 +111,5 @@ def _validation_error(request: Request, error: RequestValidationError) -> Respon
 def install(app: FastAPI) -> None:
     """Answer every exception the framework raises in its route's shape; middleware.Edge does so for unexpected ones."""
     app.add_exception_handler(HTTPException, _http_exception)  # type: ignore[arg-type]
+    app.add_exception_handler(ServiceError, _service_error)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _validation_error)  # type: ignore[arg-type]

@@ -5,13 +5,11 @@ from http import HTTPStatus
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from service.encoders.registry import Service
+from service.http.context import KEY, Context
 from service.http.errors import Problem, respond
-from service.metrics import Metrics
 
 HEAD_BYTES = 64 * 2**10  # of headers beyond the first read, which is at most 256 KiB
-# What a request's scope says beyond ASGI, so that nobody needs a task or a timer to find it out: a future that is done
-# when the client has left, and, once the whole body is here, that it is.
-GONE, WHOLE = "gone", "whole"
 
 
 def _refusal(status: HTTPStatus, code: str, message: str) -> Problem:
@@ -26,12 +24,13 @@ TOO_LARGE = _refusal(
 )
 
 
-def bounded(seconds: float, metrics: Metrics) -> type[HttpToolsProtocol]:
-    """The protocol for uvicorn's `http`: headers that are too long get 431, those not whole within `seconds` get 408.
+def bounded(service: Service) -> type[HttpToolsProtocol]:
+    """The protocol for uvicorn's `http`: headers too long get 431, those not whole within request_timeout get 408.
 
     Without the first, one header of 100 MB, which is appended to as it arrives, holds up everybody else for many
     seconds; without the second, sockets that never ask for anything are kept for ever.
     """
+    seconds = service.settings.request_timeout
     late = _refusal(
         HTTPStatus.REQUEST_TIMEOUT,
         "headers_timeout",
@@ -67,7 +66,8 @@ def bounded(seconds: float, metrics: Metrics) -> type[HttpToolsProtocol]:
 
         def on_headers_complete(self) -> None:
             self._used()
-            self.scope[GONE] = self._gone  # type: ignore[literal-required]
+            self._context = Context(service, self._gone)
+            self.scope[KEY] = self._context  # type: ignore[literal-required]
             super().on_headers_complete()
 
         def on_body(self, body: bytes) -> None:
@@ -75,7 +75,7 @@ def bounded(seconds: float, metrics: Metrics) -> type[HttpToolsProtocol]:
             super().on_body(body)
 
         def on_message_complete(self) -> None:
-            self.scope[WHOLE] = True  # type: ignore[literal-required]
+            self._context.whole = True
             super().on_message_complete()
 
         def _used(self) -> None:
@@ -92,7 +92,7 @@ def bounded(seconds: float, metrics: Metrics) -> type[HttpToolsProtocol]:
                 answer = respond(self.url.decode("latin-1"), problem)
                 lines = [b"%s: %s\r\n" % header for header in answer.raw_headers]
                 self.transport.write(b"".join([STATUS_LINE[problem.status_code], *lines, b"\r\n", bytes(answer.body)]))
-                metrics.requests.labels("other", str(problem.status_code)).inc()
+                service.metrics.requests.labels("other", str(problem.status_code)).inc()
             self.transport.close()
 
     return Bounded

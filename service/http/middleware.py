@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import logs
 from service.encoders.registry import Service
+from service.http.context import KEY, Context
 from service.http.errors import CLIENT_CLOSED_REQUEST, Problem, internal_error, respond
 from service.tracing import Tracing
 
@@ -21,10 +22,7 @@ SANE_ID = re.compile(rb"[\w.:/+=-]{1,128}")
 
 
 class Edge:
-    """Pure ASGI: a BaseHTTPMiddleware would cost more than the routes it wraps.
-
-    Routes that embed leave in the scope under "images" how many, and under "work" when it began and the Answer.
-    """
+    """Pure ASGI: a BaseHTTPMiddleware would cost more than the routes it wraps."""
 
     def __init__(self, app: ASGIApp, service: Service, tracing: Tracing | None = None) -> None:
         self.app, self.service, self.tracing = app, service, tracing
@@ -34,7 +32,9 @@ class Edge:
             await self.app(scope, receive, send)
             return
         started, status = time.monotonic(), CLIENT_CLOSED_REQUEST
-        scope["service"] = self.service
+        if KEY not in scope:  # behind another server, or in a test
+            scope[KEY] = Context(self.service)
+        context: Context = scope[KEY]
         headers = dict(scope["headers"])
         identity = headers.get(b"x-request-id", b"")
         if not identity or not SANE_ID.fullmatch(identity):
@@ -64,9 +64,9 @@ class Edge:
             seconds = time.monotonic() - started
             self.service.metrics.answered(route, status, seconds)
             if self.service.settings.access_log:
-                logs.log_access(scope["method"], route, status, seconds, scope.get("images", 0))
+                logs.log_access(scope["method"], route, status, seconds, context.images)
             if self.tracing is not None:
-                self.tracing.record(headers, scope["method"], route, status, started, scope.get("work"))
+                self.tracing.record(headers, scope["method"], route, status, started, context.work)
 
 
 def bounded(headers: dict[bytes, bytes], receive: Receive, limit: int) -> Receive:

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from fullrank import Reference, SpectrumMonitor
 from service.engine.queue import Rows
-from service.http.errors import Problem
+from service.failures import InvalidError, NotFoundError
 from service.settings import Settings
 from service.watching.persistence import WindowStore
 
@@ -26,7 +26,7 @@ class Sidecar:
     async def observe(self, model: str, rows: Rows) -> None:
         """Hand rows (n, d) to the model's monitor, the first time one with its reference and the windows of before.
 
-        Raises Problem 422 for another width, a model too many or a reference that is damaged or of another width.
+        Raises InvalidError for another width, a model too many or a reference that is damaged or of another width.
         """
         if model not in self._monitors:
             # At d = 2048 the reference takes a while to read: off the loop, and once for all who ask meanwhile.
@@ -38,14 +38,14 @@ class Sidecar:
             message = (
                 f"rows of {model} have {monitor.dimension} dimensions, not {rows.shape[1]}; give another model name"
             )
-            raise Problem(422, "invalid_field", message, field="rows")
+            raise InvalidError("invalid_field", message, field="rows")
         monitor.observe(rows)
 
     def _open(self, model: str, dimension: int) -> None:
         limit = self._settings.max_observed_models
         if len(self._monitors) >= limit:
             message = f"{limit} models are observed already, the limit; use one of {', '.join(self._monitors)}"
-            raise Problem(422, "too_many_models", message, field="model")
+            raise InvalidError("too_many_models", message, field="model")
         monitor = SpectrumMonitor(
             dimension,
             self._reference(model, dimension),
@@ -63,20 +63,20 @@ class Sidecar:
         try:
             reference = Reference.from_tensors(load_file(path))
         except (ValueError, SafetensorError, OSError) as error:
-            raise Problem(422, "bad_reference", f"{path.name}: {error}", field="model") from error
+            raise InvalidError("bad_reference", f"{path.name}: {error}", field="model") from error
         if reference.dimension != dimension:
             message = f"{path.name} describes {reference.dimension} dimensions, the rows have {dimension}"
-            raise Problem(422, "bad_reference", message, field="rows")
+            raise InvalidError("bad_reference", message, field="rows")
         return reference
 
     def get(self, model: str) -> SpectrumMonitor:
-        """The model's monitor. Raises Problem 404."""
+        """The model's monitor. Raises NotFoundError."""
         try:
             return self._monitors[model]
         except KeyError:
             there = ", ".join(self._monitors) or "none"
             message = f"no embeddings of {model!r} were observed; observed are: {there}"
-            raise Problem(404, "no_such_model", message, field="model") from None
+            raise NotFoundError("no_such_model", message, field="model") from None
 
     def __iter__(self) -> Iterator[tuple[str, str, SpectrumMonitor]]:
         # A copy: a scrape iterates on another thread.

@@ -6,7 +6,8 @@ from typing import Literal
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.http.access import Trust, service_of
+from service.http.access import Trust
+from service.http.context import service_of
 from service.http.routes import operations
 from service.http.routes.schemas import KEY, SWAP_RESPONSES
 

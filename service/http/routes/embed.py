@@ -11,8 +11,9 @@ from fastapi.responses import Response
 from starlette.requests import ClientDisconnect
 
 from service.encoders.served import Answer, Source
-from service.http import limits, payload
-from service.http.access import Key, service_of
+from service.http import payload
+from service.http.access import Key
+from service.http.context import context_of, service_of
 from service.http.errors import CLIENT_CLOSED_REQUEST, Problem
 from service.http.routes.schemas import EMBED_BODY, EMBED_RESPONSES
 
@@ -44,7 +45,8 @@ async def embedded(request: Request, sources: Sequence[Source], deadline: float,
 
     Only our protocol says when a client leaves; behind another server the work is done all the same.
     """
-    request.scope["images"] = len(sources)
+    context = context_of(request.scope)
+    context.images = len(sources)
     started, work, waiting, left = time.monotonic(), asyncio.current_task(), True, False
     assert work is not None
 
@@ -53,27 +55,26 @@ async def embedded(request: Request, sources: Sequence[Source], deadline: float,
         if waiting:
             left = work.cancel()
 
-    gone: asyncio.Future[None] | None = request.scope.get(limits.GONE)
-    if gone is not None:
-        gone.add_done_callback(leave)
+    if context.gone is not None:
+        context.gone.add_done_callback(leave)
     try:
-        answer = await service_of(request).embed(sources, deadline, model)
+        answer = await context.service.embed(sources, deadline, model)
     except asyncio.CancelledError:
         if left and not work.uncancel():
             raise client_closed() from None
         raise
     finally:
         waiting = False
-        if gone is not None:
-            gone.remove_done_callback(leave)
-    request.scope["work"] = (started, answer)
+        if context.gone is not None:
+            context.gone.remove_done_callback(leave)
+    context.work = started, answer
     return answer
 
 
 async def read_by(request: Request, deadline: float, reading: Awaitable[T]) -> T:
     """What a client sends before the deadline; Problem 408 if it is too slow to, 499 if it leaves."""
     try:
-        if limits.WHOLE in request.scope:
+        if context_of(request.scope).whole:
             return await reading  # nothing to wait for
         async with asyncio.timeout(deadline - time.monotonic()):
             return await reading

@@ -22,7 +22,8 @@ from fullrank import __version__ as VERSION
 from service.encoders.served import Answer, Source
 from service.engine.queue import Pixels
 from service.http import payload
-from service.http.access import Key, service_of
+from service.http.access import Key
+from service.http.context import service_of
 from service.http.errors import Problem, retry
 from service.http.routes import schemas
 from service.http.routes.embed import deadline_of, embedded, read_by

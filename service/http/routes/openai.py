@@ -8,7 +8,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from service.http import payload
-from service.http.access import Key, service_of
+from service.http.access import Key
+from service.http.context import service_of
 from service.http.errors import Problem
 from service.http.routes.embed import deadline_of, embedded, read_by
 from service.http.routes.schemas import OPENAI_BODY, OPENAI_RESPONSES

@@ -15,7 +15,7 @@ from prometheus_client.exposition import choose_encoder
 import service.http.page
 from fullrank import __version__ as VERSION
 from service.encoders.served import Served
-from service.http.access import service_of
+from service.http.context import service_of
 from service.http.errors import Problem, retry
 from service.http.routes import schemas
 

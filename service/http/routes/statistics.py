@@ -15,7 +15,8 @@ from safetensors.torch import save
 
 from fullrank import SpectrumMonitor
 from service.encoders.registry import Service
-from service.http.access import Trust, service_of
+from service.http.access import Trust
+from service.http.context import service_of
 from service.http.errors import Problem
 from service.http.payload import JSON, NPY, json_object
 from service.http.routes import schemas

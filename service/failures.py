@@ -1,0 +1,48 @@
+"""What can go wrong below HTTP, as exceptions. Each knows its code, its words and the field to blame, but no status.
+
+service.http.errors has the table that gives each kind its HTTP status.
+"""
+
+
+class ServiceError(Exception):
+    """A failure that a caller is told of.
+
+    Parameters
+    ----------
+    code: a stable name for programs, such as "model_not_found".
+    message: for people: what failed, the limit, the remedy.
+    field: the part of the request to blame, such as "images[3]".
+    retry_after: whole seconds after which the same request may succeed.
+    """
+
+    def __init__(self, code: str, message: str, *, field: str | None = None, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.code, self.message, self.field, self.retry_after = code, message, field, retry_after
+
+
+class InvalidError(ServiceError):
+    """The request or what it names cannot be used: a bad image, a damaged artifact, a row of another width."""
+
+
+class NotFoundError(ServiceError):
+    """No encoder or model of that name is here."""
+
+
+class ConflictError(ServiceError):
+    """Refused as things are, such as a swap to a collapsed encoder."""
+
+
+class OverloadedError(ServiceError):
+    """Too many images are pending."""
+
+
+class UnreadyError(ServiceError):
+    """The service is starting, draining or has failed."""
+
+
+class DeadlineError(ServiceError):
+    """The request's time was over before its work was done."""
+
+
+class EmbeddingError(ServiceError):
+    """The encoder gave a row that is no embedding."""
