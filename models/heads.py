@@ -27,11 +27,14 @@ def mlp(
 
 
 class Diagonal(nn.Module):
-    """A trainable scale per dimension, 1 at first: (n, d) -> (n, d)."""
+    """A trainable scale per dimension, 1 at first: (n, d) -> (n, d).
+
+    It is kept as one row, (1, d): a diagonal weight matrix, which optimisers must not take for a bias.
+    """
 
     def __init__(self, dimension: int) -> None:
         super().__init__()
-        self.scale = nn.Parameter(torch.ones(dimension))
+        self.scale = nn.Parameter(torch.ones(1, dimension))
 
     def forward(self, h: Tensor) -> Tensor:
         return h * self.scale

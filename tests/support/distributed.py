@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from training import distributed
-from training.methods import METHODS, Method
+from training.methods import Method, build
 
 IMAGES, STEPS = 12, 3
 HEADS = {"projection": 8, "hidden": 12}
@@ -51,7 +51,7 @@ def train(name: str) -> dict[str, Tensor]:
     """The gradients of the first step, and the whole state after a few."""
     kind, options = CASES[name]
     torch.manual_seed(0)
-    method: Method = METHODS[kind](Encoder(), **options).double()  # type: ignore[arg-type]
+    method: Method = build(kind, Encoder(), options).double()  # type: ignore[arg-type]
     distributed.synchronise(method)
     forward = DistributedDataParallel(method) if distributed.world_size() > 1 else method
     optimizer = torch.optim.SGD(method.parameters(), lr=0.02)

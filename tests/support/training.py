@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.artifact import Architecture
 from models.backbones.resnet import ResNet
-from training.methods import METHODS, Method
+from training.methods import Method, build
 
 TINY = Architecture(name="resnet18", width=4, in_channels=1, stem="3x3/2")
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -40,7 +40,7 @@ def small_encoder() -> ResNet:
 
 
 def small(name: str, **options: Any) -> Any:
-    return METHODS[name](small_encoder(), **OPTIONS[name], **options)
+    return build(name, small_encoder(), OPTIONS[name] | options)
 
 
 def views(n: int = 8, seed: int = 1) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.methods import CLAIMS, REASONS, SCALES, Claim, configurations, knn, page, recipe_of, run, summary
 from training.data import SAMPLE, load_data
-from training.methods import METHODS
+from training.methods import METHODS, build
 
 CLAIM = Claim("a over b", "someone", knn, "a", "b")
 
@@ -57,7 +57,7 @@ def test_claims_name_configurations_and_configurations_cover_the_methods() -> No
         assert {name for claim in CLAIMS + REASONS for name in (claim.first, claim.second)} <= set(names)
         for each in configurations(replace(scale, width=2, wide=8)):
             recipe = recipe_of(each, replace(scale, width=2, wide=8), seed=1)
-            METHODS[recipe.method](recipe.architecture.build(), **recipe.options)
+            build(recipe.method, recipe.architecture.build(), recipe.options)
 
 
 def test_a_run_measures() -> None:

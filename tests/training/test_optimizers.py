@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.support.training import TINY
-from training.methods import METHODS
+from training.methods import METHODS, build
 from training.optimizers import LARS, cosine, optimizer, set_learning_rate, warm_up
 from training.recipes import RECIPES, recipe
 
@@ -54,7 +54,7 @@ def test_lars_leaves_weights_without_gradient_alone_and_survives_zeros() -> None
 def test_every_parameter_is_in_one_group_and_biases_are_neither_decayed_nor_adapted() -> None:
     for name in ("imagenet-barlow-twins", "cifar10-simsiam", "cifar10-byol"):
         chosen = recipe(name)
-        method = METHODS[chosen.method](TINY.build(), **chosen.options)
+        method = build(chosen.method, TINY.build(), chosen.options)
         solver = optimizer(method, chosen)
         grouped = [p for group in solver.param_groups for p in group["params"]]
         assert len(grouped) == len(set(grouped)) == sum(p.requires_grad for p in method.parameters())
@@ -67,7 +67,7 @@ def test_every_parameter_is_in_one_group_and_biases_are_neither_decayed_nor_adap
 
 def test_only_simsiams_predictor_keeps_its_rate() -> None:
     chosen = recipe("cifar10-simsiam")
-    method = METHODS["simsiam"](TINY.build(), **chosen.options)
+    method = build("simsiam", TINY.build(), chosen.options)
     solver = optimizer(method, chosen)
     set_learning_rate(solver, 0.06, factor=0.1, warm=1.0)
     rates = {id(p): group["lr"] for group in solver.param_groups for p in group["params"]}
@@ -94,6 +94,6 @@ def test_there_is_a_recipe_for_every_method_on_every_set_and_each_builds() -> No
         assert (chosen.name, f"{chosen.data}-{chosen.method}") == (name, name)
         # On an encoder that is quick to make; d0 is checked against the dimension of the recipe's own.
         options = {key: value for key, value in chosen.options.items() if key not in ("d0", "hidden", "projection")}
-        METHODS[chosen.method](TINY.build(), **options)
+        build(chosen.method, TINY.build(), options)
         assert chosen.options.get("d0", 1) <= chosen.architecture.width * 8
         assert 0 <= chosen.warmup < 0.5

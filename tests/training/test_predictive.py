@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support.training import small, small_encoder, train, views
-from training.methods import BYOL, DirectCopy, DirectPred, SimSiam
+from tests.support.training import small, train, views
 from training.methods.directcopy import copied
 from training.methods.directpred import least_squares, spectral
-from training.methods.predictive import regression
+from training.methods.predictive import Target, regression
 from training.methods.predictor import LinearPredictor
+from training.methods.simsiam import negative_cosine
 
 PREDICTIVE = ["byol", "simsiam", "directpred", "directcopy"]
 
@@ -30,9 +30,10 @@ def test_the_loss_is_the_formula_and_the_target_side_gets_no_gradient(name: str)
     got = {k: p.grad.clone() for k, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     f = model.projector(model.encoder(batch))
-    t = (f if model.target is None else model.target(batch)).detach()
+    t = model.target(batch, f).detach()
     (f1, f2), (t1, t2) = model.predictor(f).chunk(2), t.chunk(2)
-    expected = (model.loss(f1, t2) + model.loss(f2, t1)) / 2
+    loss = negative_cosine if name == "simsiam" else regression
+    expected = (loss(f1, t2) + loss(f2, t1)) / 2
     assert model(batch).item() == pytest.approx(expected.item(), rel=1e-6)
     expected.backward()
     assert not any(key.startswith("target") for key in got)
@@ -44,7 +45,7 @@ def test_the_loss_is_the_formula_and_the_target_side_gets_no_gradient(name: str)
 @pytest.mark.parametrize("name", PREDICTIVE)
 def test_without_stop_gradient_both_sides_learn_and_there_is_no_target(name: str) -> None:
     model, batch = small(name, stop_gradient=False).eval(), views()
-    assert model.target is None
+    assert isinstance(model.target, Target)
     held = small(name, momentum=None).eval()
     held.load_state_dict(model.state_dict())
     assert model(batch).item() == pytest.approx(held(batch).item(), rel=1e-6)
@@ -68,7 +69,7 @@ def test_the_average_follows_with_its_momentum_batch_norm_too(name: str) -> None
     for key, value in model.target.state_dict().items():
         expected = 0.9 * before[key] + 0.1 * online[key] if value.is_floating_point() else online[key]
         torch.testing.assert_close(value, expected, msg=key)
-    assert small(name, momentum=None).target is None
+    assert isinstance(small(name, momentum=None).target, Target)
 
 
 def test_byols_momentum_rises_to_one() -> None:
@@ -122,13 +123,13 @@ def test_predictor_settings_reach_its_group_alone(name: str) -> None:
 
 
 def test_byol_without_a_projector_compares_representations() -> None:
-    bare = BYOL(small_encoder(), predictor=False, stop_gradient=False, projector=False).eval()
+    bare = small("byol", predictor=False, stop_gradient=False, projector=False).eval()
     h1, h2 = bare.encoder(views()).chunk(2)
     assert bare(views()).item() == pytest.approx(regression(h1, h2).item(), rel=1e-6)
 
 
 def test_simsiams_heads_are_the_papers() -> None:
-    model = SimSiam(small_encoder(), projection=16, bottleneck=4, layers=3)
+    model = small("simsiam", layers=3)
     linear = [m for m in model.projector if isinstance(m, nn.Linear)]
     assert [m.out_features for m in linear] == [16, 16, 16]
     assert isinstance(model.projector[-1], nn.BatchNorm1d)
@@ -237,8 +238,8 @@ def test_directpreds_variants_and_epsilons() -> None:
 
 
 def test_closed_forms_share_their_options() -> None:
-    assert DirectPred(small_encoder(), rho=0.5, projection=8).predictor.rho == 0.5
-    assert DirectCopy(small_encoder(), rho=0.5, projection=8).predictor.rho == 0.5
+    assert small("directpred", rho=0.5).predictor.rho == 0.5
+    assert small("directcopy", rho=0.5).predictor.rho == 0.5
 
 
 # watching

@@ -3,11 +3,9 @@
 from typing import Any, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from torch import nn
 
-from models.backbones.resnet import ResNet
 from training.methods.barlow_twins import BarlowTwins
-from training.methods.base import Method, ParameterGroup
+from training.methods.base import Encoder, Method, ParameterGroup
 from training.methods.byol import BYOL
 from training.methods.directclr import DirectCLR
 from training.methods.directcopy import DirectCopy
@@ -26,25 +24,23 @@ METHODS: dict[str, type[Method]] = {
     "barlow-twins": BarlowTwins,
     "vicreg": VICReg,
 }
-NOT_OPTIONS = {"return", "encoder", "options", "switches"}
+
+
+def options_class(method: type[Method]) -> type[Any]:
+    """The dataclass that a method's constructor takes beside the encoder."""
+    found: type[Any] = get_type_hints(method.__init__)["options"]
+    return found
 
 
 def options_of(method: type[Method]) -> dict[str, Any]:
-    """The options a method's constructor takes, those of its bases included, by name, with their types."""
-    found: dict[str, Any] = {}
-    for base in reversed(method.__mro__):
-        if issubclass(base, Method) and "__init__" in vars(base):
-            found |= get_type_hints(base.__init__)
-    return {
-        name: kind
-        for name, kind in found.items()
-        if name not in NOT_OPTIONS and not (isinstance(kind, type) and issubclass(kind, nn.Module))
-    }
+    """The options of a method by name, with their types."""
+    return get_type_hints(options_class(method))
 
 
-def build(name: str, encoder: ResNet, options: dict[str, Any]) -> Method:
+def build(name: str, encoder: Encoder, options: dict[str, Any]) -> Method:
     """The method of that name around `encoder`. ValueError naming an option it does not take, or a value it cannot."""
-    known = options_of(METHODS[name])
+    method = METHODS[name]
+    known = options_of(method)
     for option, value in options.items():
         if option not in known:
             raise ValueError(f"{name} has no option {option!r}; it takes {', '.join(sorted(known))}")
@@ -54,7 +50,7 @@ def build(name: str, encoder: ResNet, options: dict[str, Any]) -> Method:
             raise ValueError(f"{option} is {value!r}: {error.errors()[0]['msg']}") from error
         if type(value) is int and int in (known[option], *getattr(known[option], "__args__", ())) and value < 1:
             raise ValueError(f"{option} is {value}; it must be at least 1")
-    return METHODS[name](encoder, **options)
+    return method(encoder, options_class(method)(**options))
 
 
 __all__ = [
@@ -70,5 +66,6 @@ __all__ = [
     "SimSiam",
     "VICReg",
     "build",
+    "options_class",
     "options_of",
 ]

@@ -1,13 +1,17 @@
 """What every method is: an encoder, a loss over two views, and something to do after each optimiser step."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import NotRequired, TypedDict
+from collections.abc import Callable, Iterable
+from functools import wraps
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from models.backbones.resnet import ResNet
+
+Encoder = ResNet
+"""Images (n, c, h, w) -> representations (n, dimension)."""
 
 
 class ParameterGroup(TypedDict):
@@ -22,48 +26,29 @@ class ParameterGroup(TypedDict):
     """Replaces the run's weight decay."""
 
 
-def trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    return [p for p in parameters if p.requires_grad]
-
-
-def within(name: str, value: float, low: float, high: float) -> None:
-    """ValueError, naming the option, unless low <= value <= high."""
-    if not low <= value <= high:
-        raise ValueError(f"{name} is {value}; it must lie between {low:g} and {high:g}")
-
-
 class Method(nn.Module, ABC):
-    """A self-supervised method around an encoder: `pair` makes two sets of rows of the views, `loss` compares them.
+    """A self-supervised method around an encoder: `forward(views)` is the loss, `step(progress)` what follows it.
 
-    `forward` takes both views of n images concatenated, (2n, c, h, w), because one pass over 2n images is faster than
-    two over n and gives BatchNorm the statistics of both views; row i and row n + i are views of the same image.
+    A subclass takes the encoder and a frozen dataclass of options, whose fields are what `--option` sets, and sets
+    `projector` if it has one.
     """
 
     projector: nn.Module
 
-    def __init__(self, encoder: ResNet) -> None:
+    def __init__(self, encoder: Encoder, options: Any = None) -> None:
         super().__init__()
         self.encoder = encoder
         self.projector = nn.Identity()
 
-    def forward(self, views: Tensor) -> Tensor:
-        """(2n, c, h, w) views -> the scalar loss, in float32 or wider whatever autocast does to the encoder: bfloat16
-        has three digits, and a similarity over a temperature of 0.1 is as large as ten."""
-        a, b = (z.to(torch.promote_types(z.dtype, torch.float32)) for z in self.pair(views))
-        with torch.autocast(views.device.type, enabled=False):
-            return self.loss(a, b)
-
-    def pair(self, views: Tensor) -> tuple[Tensor, Tensor]:
-        """(2n, c, h, w) views -> what the loss compares, row by row: here each view's projections, (n, k) both."""
-        z1, z2 = self.project(self.encoder(views)).chunk(2)
-        return z1, z2
-
     @abstractmethod
-    def loss(self, a: Tensor, b: Tensor) -> Tensor:
-        """The scalar loss of what `pair` returns."""
+    def forward(self, views: Tensor) -> Tensor:
+        """(2n, c, h, w) views -> the scalar loss. Rows i and n + i are views of the same image.
+
+        Both views come in one batch: one pass over 2n images is faster than two over n, and BatchNorm sees both.
+        """
 
     def project(self, h: Tensor) -> Tensor:
-        """(n, dimension) representations -> what the loss sees, (n, k): the projector's output."""
+        """(n, dimension) representations -> what the loss compares, (n, k): the projector's output."""
         projected: Tensor = self.projector(h)
         return projected
 
@@ -74,6 +59,39 @@ class Method(nn.Module, ABC):
         """What the optimiser trains, every trainable parameter in exactly one group."""
         return [{"params": trainable(self.parameters())}]
 
+    def trivial_loss(self, images: int) -> float | None:
+        """The loss of a batch of so many images when the encoder gives every one of them the same row; None: unknown.
+
+        A run whose loss stays there has learnt nothing, or has collapsed.
+        """
+        return None
+
     def watch(self) -> dict[str, list[float] | float]:
         """What this method adds to an epoch's log record; finite numbers only."""
         return {}
+
+
+def wide(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Compute a loss in float32 or wider, whatever autocast does to the encoder.
+
+    bfloat16 has three digits, and a similarity over a temperature of 0.1 is as large as ten.
+    """
+
+    @wraps(loss)
+    def widened(*rows: Tensor, **settings: Any) -> Tensor:
+        device = next(x.device.type for x in rows if isinstance(x, Tensor))
+        widest = [x.to(torch.promote_types(x.dtype, torch.float32)) if isinstance(x, Tensor) else x for x in rows]
+        with torch.autocast(device, enabled=False):
+            return loss(*widest, **settings)
+
+    return widened
+
+
+def trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    return [p for p in parameters if p.requires_grad]
+
+
+def within(name: str, value: float, low: float, high: float) -> None:
+    """ValueError, naming the option, unless low <= value <= high."""
+    if not low <= value <= high:
+        raise ValueError(f"{name} is {value}; it must lie between {low:g} and {high:g}")

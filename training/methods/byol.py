@@ -4,43 +4,77 @@ L = |q(f_1)/|q(f_1)| - sg(t_2)/|t_2||^2 = 2 - 2 cos(q(f_1), sg(t_2)),  and with 
 tau = 1 - (1 - tau_0)(cos(pi k/K) + 1)/2                                                              (section 3.3)
 """
 
-from typing import Unpack
+from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor
 
-from models.backbones.resnet import ResNet
 from models.heads import mlp
-from training.methods.predictive import Predictive, Switches
-from training.methods.predictor import LinearPredictor
+from training.methods.base import Encoder, Method, ParameterGroup
+from training.methods.predictive import Switches, crossed, grouped, regression, target_of
+from training.methods.predictor import LinearPredictor, MLPPredictor, NoPredictor, Predictor
 
 
-class BYOL(Predictive):
+@dataclass(frozen=True, kw_only=True)
+class Options(Switches):
     """Published on ImageNet: projector and predictor d-4096-256; tau_0 0.99 for 300 epochs, 0.996 for 1000; LARS 0.3.
     The defaults are those of solo-learn for CIFAR-10's order of size: tau_0 0.99, smaller heads.
-
-    `predictor=False` and `stop_gradient=False` remove what keeps BYOL from collapsing. A projector shields the
-    representation from most of the collapse behind it; `projector=False` lets it through. `linear_predictor` is one
-    matrix without a bias, which may be kept `symmetric`; its alignment with the correlation matrix is watched.
     """
 
-    def __init__(
-        self,
-        encoder: ResNet,
-        *,
-        projection: int = 128,
-        hidden: int = 512,
-        projector: bool = True,
-        predictor: bool = True,
-        linear_predictor: bool = False,
-        symmetric: bool = False,
-        **switches: Unpack[Switches],
-    ) -> None:
-        if symmetric and not (predictor and linear_predictor):
+    projection: int = 128
+    hidden: int = 512
+    projector: bool = True
+    predictor: bool = True
+    linear_predictor: bool = False
+    """One matrix without a bias; its alignment with the correlation matrix is watched."""
+    symmetric: bool = False
+    """Keep the linear predictor symmetric."""
+    momentum: float | None = 0.99
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.symmetric and not (self.predictor and self.linear_predictor):
             raise ValueError("symmetric is true without a linear predictor; set linear_predictor too")
-        width = projection if projector else encoder.dimension
-        head: nn.Module = mlp(encoder.dimension, hidden, projection) if projector else nn.Identity()
-        guess: nn.Module = nn.Identity()
-        if predictor:
-            guess = LinearPredictor(width, symmetric=symmetric) if linear_predictor else mlp(width, hidden, width)
-        chosen: Switches = {"momentum": 0.99, **switches}
-        super().__init__(encoder, head, guess, **chosen)
+
+
+class BYOL(Method):
+    """`predictor=False` and `stop_gradient=False` remove what keeps BYOL from collapsing. A projector shields the
+    representation from most of the collapse behind it; `projector=False` lets it through.
+    """
+
+    def __init__(self, encoder: Encoder, options: Options) -> None:
+        super().__init__(encoder)
+        self.options = options
+        width = encoder.dimension
+        if options.projector:
+            width = options.projection
+            self.projector = mlp(encoder.dimension, options.hidden, width)
+        self.predictor = predictor_of(width, options)
+        self.target = target_of(encoder, self.projector, options)
+
+    def forward(self, views: Tensor) -> Tensor:
+        f = self.project(self.encoder(views))
+        t = crossed(self.target(views, f))
+        self.predictor.observe(f, t)
+        return regression(self.predictor(f), t)
+
+    def step(self, progress: float) -> None:
+        self.predictor.step()
+        self.target.follow(self.encoder, self.projector, self.options.tau(progress))
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        return grouped(self.encoder, self.projector, self.predictor, self.options)
+
+    def trivial_loss(self, images: int) -> float:
+        """0: every prediction is its target."""
+        return 0.0
+
+    def watch(self) -> dict[str, list[float] | float]:
+        return self.predictor.watch()
+
+
+def predictor_of(width: int, options: Options) -> Predictor:
+    if not options.predictor:
+        return NoPredictor()
+    if options.linear_predictor:
+        return LinearPredictor(width, symmetric=options.symmetric)
+    return MLPPredictor(width, options.hidden)

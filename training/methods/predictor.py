@@ -1,4 +1,6 @@
-r"""The linear predictor W_p, and what Tian, Chen and Ganguli (ICML 2021) watch about it.
+r"""Predictors: what guesses the target's row from the online network's, and what it wants to know as it trains.
+
+The linear one, W_p, follows what Tian, Chen and Ganguli (ICML 2021) watch about it:
 
 F <- rho F + (1 - rho) E[f f^T],   f the projector's output of both views: neither centred nor normalised
 """
@@ -6,16 +8,43 @@ F <- rho F + (1 - rho) E[f f^T],   f the projector's output of both views: neith
 import torch
 from torch import Tensor, nn
 
+from models.heads import mlp
 from training.distributed import all_reduce
 from training.methods.base import within
 
 
-class LinearPredictor(nn.Linear):
+class Predictor(nn.Module):
+    """Three hooks that a predictor may fill in: (n, k) -> (n, k) otherwise."""
+
+    def observe(self, f: Tensor, t: Tensor) -> None:
+        """Called before each prediction in training: f, t (n, k), row i of t is what row i of f has to predict."""
+
+    def step(self) -> None:
+        """Called after every optimiser step."""
+
+    def watch(self) -> dict[str, list[float] | float]:
+        """What it adds to an epoch's log record."""
+        return {}
+
+
+class NoPredictor(Predictor, nn.Identity):
+    """The projector's output is the prediction."""
+
+
+class MLPPredictor(Predictor, nn.Sequential):
+    """Two layers, BatchNorm and ReLU between them."""
+
+    def __init__(self, width: int, hidden: int, *, final_bias: bool = False) -> None:
+        super().__init__(*mlp(width, hidden, width, final_bias=final_bias))
+
+
+class LinearPredictor(Predictor, nn.Linear):
     """f -> W_p f without a bias: (n, width) -> (n, width).
 
     `correlation` is the running F and `cross` the running E[t f^T], t the target that f has to predict, both over
-    every process's rows. A `symmetric` W_p is projected back after each optimiser step, which is the same as training
-    it by the symmetric part of its gradient.
+    every process's rows. A `symmetric` W_p is projected back after each optimiser step. Under plain SGD that is the
+    same as training it by the symmetric part of its gradient; an optimiser whose step is not linear in the gradient,
+    such as LARS or AdamW, takes another step.
     """
 
     correlation: Tensor
@@ -27,11 +56,12 @@ class LinearPredictor(nn.Linear):
         self.rho, self.symmetric = rho, symmetric
         self.register_buffer("correlation", torch.zeros(width, width))
         self.register_buffer("cross", torch.zeros(width, width))
-        self.symmetrise()
+        self.step()
 
     @torch.no_grad()
     def observe(self, f: Tensor, t: Tensor) -> None:
-        """Follow a batch: f, t (n, width), row i of t being what row i of f has to predict."""
+        if not self.training:
+            return
         with torch.autocast(f.device.type, enabled=False):
             f, t = f.to(self.correlation.dtype), t.to(self.correlation.dtype)
             rows = all_reduce(f.new_tensor(float(len(f))))
@@ -39,7 +69,7 @@ class LinearPredictor(nn.Linear):
             self.cross.lerp_(all_reduce(t.T @ f) / rows, 1 - self.rho)
 
     @torch.no_grad()
-    def symmetrise(self) -> None:
+    def step(self) -> None:
         if self.symmetric:
             self.weight.copy_((self.weight + self.weight.T) / 2)
 

@@ -3,52 +3,83 @@ r"""SimSiam: BYOL without the slow copy: the stop-gradient alone prevents collap
 D(p, z) = -cos(p, z),   L = D(p_1, sg(z_2))/2 + D(p_2, sg(z_1))/2                                (equations 1 to 3)
 """
 
-from typing import Unpack
+from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from models.backbones.resnet import ResNet
 from models.heads import mlp
-from training.methods.base import within
-from training.methods.predictive import Predictive, Switches
-from training.methods.predictor import LinearPredictor
+from training.methods.base import Encoder, Method, ParameterGroup, wide, within
+from training.methods.predictive import Switches, crossed, grouped, target_of
+from training.methods.predictor import LinearPredictor, MLPPredictor, NoPredictor, Predictor
 
 
+@wide
 def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
     """-cos(prediction, target), averaged over rows: (n, d), (n, d) -> scalar in [-1, 1]."""
     return -F.cosine_similarity(prediction, target, dim=1).mean()
 
 
-class SimSiam(Predictive):
+@dataclass(frozen=True, kw_only=True)
+class Options(Switches):
     """Published: projector of 2048s ending in a BatchNorm without scale and shift, 3 `layers` on ImageNet and 2 on
     CIFAR-10 (appendix D); predictor 2048-512-2048 at a constant learning rate. SGD 0.05 x batch/256, weight decay
     1e-4 (CIFAR-10: 0.03, 5e-4). A `momentum` gives it BYOL's slow copy back.
     """
 
-    def __init__(
-        self,
-        encoder: ResNet,
-        *,
-        projection: int = 2048,
-        bottleneck: int = 512,
-        layers: int = 2,
-        predictor: bool = True,
-        linear_predictor: bool = False,
-        symmetric: bool = False,
-        **switches: Unpack[Switches],
-    ) -> None:
-        within("layers", layers, 1, 16)
-        if symmetric and not (predictor and linear_predictor):
-            raise ValueError("symmetric is true without a linear predictor; set linear_predictor too")
-        head = mlp(encoder.dimension, *[projection] * layers, final_norm=True)
-        guess: nn.Module = nn.Identity()
-        if predictor and linear_predictor:
-            guess = LinearPredictor(projection, symmetric=symmetric)
-        elif predictor:
-            guess = mlp(projection, bottleneck, projection, final_bias=True)
-        chosen: Switches = {"momentum": None, "constant_predictor_lr": True, **switches}
-        super().__init__(encoder, head, guess, **chosen)
+    projection: int = 2048
+    bottleneck: int = 512
+    layers: int = 2
+    projector: bool = True
+    predictor: bool = True
+    linear_predictor: bool = False
+    symmetric: bool = False
+    constant_predictor_lr: bool = True
 
-    def loss(self, a: Tensor, b: Tensor) -> Tensor:
-        return negative_cosine(a, b)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within("layers", self.layers, 1, 16)
+        if self.symmetric and not (self.predictor and self.linear_predictor):
+            raise ValueError("symmetric is true without a linear predictor; set linear_predictor too")
+
+
+class SimSiam(Method):
+    """`predictor=False` and `stop_gradient=False` make it collapse; `projector=False` lets the collapse reach h."""
+
+    def __init__(self, encoder: Encoder, options: Options) -> None:
+        super().__init__(encoder)
+        self.options = options
+        width = encoder.dimension
+        if options.projector:
+            width = options.projection
+            self.projector = mlp(encoder.dimension, *[width] * options.layers, final_norm=True)
+        self.predictor = predictor_of(width, options)
+        self.target = target_of(encoder, self.projector, options)
+
+    def forward(self, views: Tensor) -> Tensor:
+        z = self.project(self.encoder(views))
+        t = crossed(self.target(views, z))
+        self.predictor.observe(z, t)
+        return negative_cosine(self.predictor(z), t)
+
+    def step(self, progress: float) -> None:
+        self.predictor.step()
+        self.target.follow(self.encoder, self.projector, self.options.tau(progress))
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        return grouped(self.encoder, self.projector, self.predictor, self.options)
+
+    def trivial_loss(self, images: int) -> float:
+        """-1: every prediction is its target."""
+        return -1.0
+
+    def watch(self) -> dict[str, list[float] | float]:
+        return self.predictor.watch()
+
+
+def predictor_of(width: int, options: Options) -> Predictor:
+    if not options.predictor:
+        return NoPredictor()
+    if options.linear_predictor:
+        return LinearPredictor(width, symmetric=options.symmetric)
+    return MLPPredictor(width, options.bottleneck, final_bias=True)
