@@ -12,7 +12,8 @@ from models.artifact import load
 from models.backbones.resnet import Name, ResNet
 from models.decode import ImageError
 from models.embedder import Embedder, normalize
-from models.inference import buckets, folded, smallest
+from models.engines.cuda_graphs import buckets, smallest
+from models.engines.torch_engine import folded
 from models.preprocess import decode, prepare
 from tests.support.images import encoded, noise, photo
 

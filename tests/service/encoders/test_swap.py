@@ -216,9 +216,9 @@ def project(rank: int) -> Callable[[torch.nn.Module, object, torch.Tensor], torc
 
 def test_a_subspace_without_a_dead_unit_is_refused_by_the_directions_that_died(encoders: Path) -> None:
     alpha = artifact.load(encoders / "alpha")
-    embedder = Embedder(artifact.load(encoders / "alpha"))
-    embedder._encoder.register_forward_hook(project(16))
-    judgement = gate.judge(embedder, replace(alpha, canary=None), alpha)
+    flat = artifact.load(encoders / "alpha")
+    flat.encoder.register_forward_hook(project(16))
+    judgement = gate.judge(Embedder(flat), replace(alpha, canary=None), alpha)
     assert not judgement.passed
     assert {check.name for check in judgement.checks if not check.passed} == {"alive_fraction"}
     assert judgement.candidate is not None

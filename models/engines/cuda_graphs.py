@@ -1,36 +1,9 @@
-"""An encoder made ready to serve: batch norms folded into the convolutions, and on CUDA its passes recorded as graphs.
+"""Passes of fixed batch sizes recorded on a CUDA device: one launch instead of one for each kernel."""
 
-Both leave the artifact's own encoder, hence its revision, as they are.
-"""
-
-import copy
 from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import convert_conv2d_weight_memory_format, fuse_conv_bn_eval
-
-from models.backbones.resnet import ResNet
-
-
-def folded(encoder: ResNet) -> ResNet:
-    """A copy in eval mode with each batch norm made part of the convolution before it: the same function, but rounding.
-
-    With running statistics a batch norm is y = g (x - m) / sqrt(v + e) + b per channel, which scales a convolution's
-    weights and shifts its bias.
-    """
-    encoder = copy.deepcopy(encoder).eval().requires_grad_(False)
-    for module in list(encoder.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.BatchNorm2d):
-                # bn1 follows conv1; in a shortcut, a Sequential, 1 follows 0.
-                before = name.replace("bn", "conv") if name.startswith("bn") else str(int(name) - 1)
-                convolution = module.get_submodule(before)
-                assert isinstance(convolution, nn.Conv2d)
-                setattr(module, before, fuse_conv_bn_eval(convolution, child))
-                setattr(module, name, nn.Identity())
-    converted: ResNet = convert_conv2d_weight_memory_format(encoder, torch.channels_last)
-    return converted
+from torch import Tensor
 
 
 def buckets(max_batch: int) -> list[int]:

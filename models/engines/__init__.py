@@ -1,0 +1,88 @@
+"""Engines run an encoder: pixels (n, c, h, w) uint8 -> rows (n, d) float32. onnxruntime on a CPU, else PyTorch.
+
+Whichever runs, it is compared with the plain float32 encoder before its first row leaves: see `start`.
+"""
+
+import logging
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.artifact import Artifact, ArtifactError, Preprocessing
+from models.engines.engine import NAMES, Engine, EngineError, Name, Pixels, Rows, affine
+from models.engines.onnx_engine import ELSEWHERE, OnnxEngine
+from models.engines.torch_engine import TorchEngine
+from models.engines.trace import UnsupportedError, trace
+
+__all__ = ["NAMES", "Engine", "EngineError", "Name", "Pixels", "Rows", "start"]
+
+log = logging.getLogger("fullrank.engines")
+PARITY_COSINE, PARITY_IMAGES = 0.9999, 3
+
+
+def start(
+    artifact: Artifact,
+    name: Name = "auto",
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    max_batch: int = 256,
+    threads: int | None = None,
+) -> Engine:
+    """The engine called `name`, ready to run the artifact's encoder.
+
+    auto is onnx on a CPU in float32 and torch elsewhere, or where the encoder does something that has no graph here.
+    threads: of one pass, at most; torch's present number if None. The torch engine takes torch's own at every call.
+
+    Raises EngineError when the engine named cannot run this encoder there, ArtifactError with the figures when, in
+    float32, its rows for a few images (the canary's, if there is one) differ from the plain encoder's.
+    """
+    where, fits = torch.device(device), torch.device(device).type == "cpu" and dtype == torch.float32
+    if name == "onnx" and not fits:
+        raise EngineError(f"the onnx engine runs on a cpu in float32, not on {where} in {dtype}; the torch engine can")
+    pixels, expected = _sample(artifact), None
+    engine: Engine | None = None
+    if name == "onnx" or (name == "auto" and fits):
+        try:
+            graph, expected = trace(artifact.encoder, pixels, *affine(artifact.card.preprocessing))
+            model = graph.serialized(ELSEWHERE)
+            engine = OnnxEngine(model, graph.weights, threads or torch.get_num_threads())
+        except (UnsupportedError, EngineError) as error:
+            if name == "onnx":
+                raise EngineError(
+                    f"{artifact.card.name} has no ONNX graph here: {error}; use the torch engine"
+                ) from error
+            log.warning("%s runs in the torch engine: there is no ONNX graph of %s", artifact.card.name, error)
+    if engine is None:
+        engine = TorchEngine(artifact.encoder, artifact.card.preprocessing, where, dtype, max_batch)
+    if dtype == torch.float32:
+        _check(artifact, engine, pixels, expected)
+    return engine
+
+
+def _sample(artifact: Artifact) -> Tensor:
+    """(3, c, s, s) uint8: the first images of the canary, else smooth random fields."""
+    if artifact.canary is not None and len(artifact.canary.images) >= PARITY_IMAGES:
+        return artifact.canary.images[:PARITY_IMAGES].clone()
+    how: Preprocessing = artifact.card.preprocessing
+    coarse = torch.rand(PARITY_IMAGES, how.channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    return (F.interpolate(coarse, size=(how.size, how.size), mode="bilinear") * 255).to(torch.uint8)
+
+
+def _check(artifact: Artifact, engine: Engine, pixels: Tensor, expected: Tensor | None) -> None:
+    """Raise ArtifactError if the engine's rows are not the plain encoder's. Rows that are not finite prove nothing."""
+    if expected is None:
+        scale, offset = affine(artifact.card.preprocessing)
+        with torch.inference_mode():
+            expected = artifact.encoder(pixels.float().mul_(scale).add_(offset))
+    rows, wanted = engine(pixels.numpy()).astype(np.float64), expected.double().numpy()
+    comparable = np.isfinite(wanted).all(1) & (np.linalg.norm(wanted, axis=1) > 0)
+    lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(wanted, axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cosines = np.nan_to_num((rows * wanted).sum(1) / lengths, nan=-1.0)[comparable]
+    if len(cosines) and cosines.min() < PARITY_COSINE:
+        raise ArtifactError(
+            f"{artifact.card.name}: the {engine.name} engine's embeddings have cosine {cosines.min():.6f} with those "
+            f"of the plain float32 encoder; at least {PARITY_COSINE} is needed, so it would serve something else"
+        )

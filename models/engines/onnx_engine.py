@@ -1,0 +1,44 @@
+"""The onnx engine: an encoder as an ONNX graph in onnxruntime, on a CPU in float32."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnxruntime  # type: ignore[import-untyped,unused-ignore]
+from torch import Tensor
+
+from models.engines.engine import EngineError, Pixels, Rows
+from models.engines.trace import PIXELS, ROWS
+
+ELSEWHERE = "encoder.safetensors"
+
+
+class OnnxEngine:
+    """A session of onnxruntime on `threads` threads, the caller's among them.
+
+    model: the bytes of an ONNX file from `pixels` (n, c, h, w) uint8 to `rows` (n, d) float32. weights: its
+    external data, by the initializers' names. They are handed over in memory, so that no file is opened whatever
+    path the model names. Raises EngineError when onnxruntime refuses the model.
+    """
+
+    name = "onnx"
+
+    def __init__(self, model: bytes, weights: Mapping[str, Tensor], threads: int) -> None:
+        options = onnxruntime.SessionOptions()
+        # Left to itself, it would start a thread for every core of the host, whatever share of it is ours.
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        # Idle threads sleep: spinning ones would take the cores from decoding and from the event loop.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        arrays = [onnxruntime.OrtValue.ortvalue_from_numpy(it.detach().contiguous().numpy()) for it in weights.values()]
+        options.add_external_initializers(list(weights), arrays)
+        try:
+            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its exceptions have no common base of their own
+            raise EngineError(f"onnxruntime refuses the graph: {str(error).strip()}") from error
+
+    def __call__(self, pixels: Pixels) -> Rows:
+        rows: Rows = self._session.run([ROWS], {PIXELS: np.ascontiguousarray(pixels)})[0]
+        return rows
+
+    def record(self) -> None:
+        """Nothing to record: the session is ready."""

@@ -1,0 +1,75 @@
+"""The torch engine: batch norms folded into the convolutions, and on CUDA passes recorded as graphs.
+
+Both leave the artifact's own encoder, hence its revision, as they are.
+"""
+
+import copy
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import convert_conv2d_weight_memory_format, fuse_conv_bn_eval
+
+from models.artifact import Preprocessing
+from models.engines.cuda_graphs import Graphs, buckets
+from models.engines.engine import Pixels, Rows, affine
+
+
+class TorchEngine:
+    """Eager PyTorch, on any of its devices and in float32 or bfloat16, with as many threads as torch is set to."""
+
+    name = "torch"
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        preprocessing: Preprocessing,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        max_batch: int = 256,
+    ) -> None:
+        self.device, self.dtype, self.max_batch = device, dtype, max_batch
+        self._shape = (preprocessing.channels, preprocessing.size, preprocessing.size)
+        self._encoder = folded(encoder).to(device, dtype)
+        self._scale, self._offset = (it.to(device) for it in affine(preprocessing))
+        self._graphs: Graphs | None = None
+
+    @torch.inference_mode()
+    def __call__(self, pixels: Pixels) -> Rows:
+        batch = torch.from_numpy(pixels)
+        rows = self._pass(batch.to(self.device, non_blocking=True)) if self._graphs is None else self._graphs(batch)
+        return rows.float().cpu().numpy()
+
+    def _pass(self, batch: Tensor) -> Tensor:
+        x = batch.to(torch.float32, memory_format=torch.channels_last).mul_(self._scale).add_(self._offset)
+        # cuDNN would round float32 convolutions to TF32: noise above the floor that float32 references allow for.
+        exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if x.is_cuda else nullcontext()
+        with exact:
+            rows: Tensor = self._encoder(x.to(self.dtype))
+        return rows
+
+    @torch.inference_mode()
+    def record(self) -> None:
+        """On CUDA, record a graph for every bucket up to max_batch; from then on all passes are theirs."""
+        if self.device.type == "cuda" and self._graphs is None:
+            self._graphs = Graphs(self._pass, self._shape, buckets(self.max_batch), self.device)
+
+
+def folded(encoder: nn.Module) -> nn.Module:
+    """A copy in eval mode with each batch norm made part of the convolution before it: the same function, but rounding.
+
+    With running statistics a batch norm is y = g (x - m) / sqrt(v + e) + b per channel, which scales a convolution's
+    weights and shifts its bias.
+    """
+    encoder = copy.deepcopy(encoder).eval().requires_grad_(False)
+    for module in list(encoder.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.BatchNorm2d):
+                # bn1 follows conv1; in a shortcut, a Sequential, 1 follows 0.
+                before = name.replace("bn", "conv") if name.startswith("bn") else str(int(name) - 1)
+                convolution = module.get_submodule(before)
+                assert isinstance(convolution, nn.Conv2d)
+                setattr(module, before, fuse_conv_bn_eval(convolution, child))
+                setattr(module, name, nn.Identity())
+    converted: nn.Module = convert_conv2d_weight_memory_format(encoder, torch.channels_last)
+    return converted

@@ -1,0 +1,142 @@
+"""Choosing an engine, its threads, its independence of the batch, and its refusal to serve something else."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from models.artifact import Architecture, Artifact, ArtifactError, EncoderCard, Preprocessing, load
+from models.embedder import Embedder
+from models.engines import EngineError, start
+from models.engines.onnx_engine import OnnxEngine
+
+THREADS = """
+import json, pathlib, sys, torch
+torch.set_num_threads(1)
+from models.artifact import load
+from models.engines import start
+import numpy as np
+artifact = load(sys.argv[1])
+count = lambda: len(list(pathlib.Path("/proc/self/task").iterdir()))
+counts = [count()]
+for threads in (1, 2, 4):
+    engine = start(artifact, "onnx", threads=threads)
+    engine(np.zeros((8, 1, 28, 28), np.uint8))
+    counts.append(count())
+    del engine
+print(json.dumps({"counts": counts, "onnx": "onnx" in sys.modules, "compiler": "torch._dynamo" in sys.modules}))
+"""
+
+
+def images(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 1, 28, 28), np.uint8)
+
+
+def made(encoder: nn.Module, **changes: object) -> Artifact:
+    """A grey 28-pixel artifact around an encoder of 32 dimensions."""
+    how = Preprocessing(size=28, channels=1, mean=(0.5,), std=(0.25,))
+    architecture = Architecture(name="resnet18", width=4, in_channels=1, stem="3x3")
+    card = EncoderCard(name="made", architecture=architecture, preprocessing=how, dimension=32)
+    return replace(Artifact(card, encoder.eval()), **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def artifact(small_artifact: Path) -> Artifact:
+    return load(small_artifact)
+
+
+def test_auto_is_onnx_on_a_cpu_in_float32_and_torch_elsewhere(artifact: Artifact) -> None:
+    assert start(artifact).name == "onnx"
+    assert start(artifact, dtype=torch.bfloat16).name == "torch"
+    assert start(artifact, "torch").name == "torch"
+    assert Embedder(artifact, engine="torch").engine.name == "torch"
+    with pytest.raises(EngineError, match=r"not on cpu in torch\.bfloat16; the torch engine can"):
+        start(artifact, "onnx", dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", ["onnx", "torch"])
+def test_both_engines_are_the_plain_encoder(artifact: Artifact, name: str) -> None:
+    pixels, how = images(9), artifact.card.preprocessing
+    with torch.no_grad():
+        x = (torch.from_numpy(pixels).double() / 255 - how.mean[0]) / how.std[0]
+        expected = artifact.encoder.double()(x).float()
+    artifact.encoder.float()
+    rows = start(artifact, name)(pixels)  # type: ignore[arg-type]
+    assert rows.dtype == np.float32
+    np.testing.assert_allclose(rows, expected, rtol=1e-3, atol=1e-4)
+    cosine = nn.functional.cosine_similarity(torch.from_numpy(rows), expected)
+    assert float(cosine.min()) > 1 - 1e-6
+
+
+@pytest.mark.parametrize("name", ["onnx", "torch"])
+def test_a_row_does_not_depend_on_its_batch(artifact: Artifact, name: str) -> None:
+    pixels, engine = images(33), start(artifact, name)  # type: ignore[arg-type]
+    whole = engine(pixels)
+    unit = whole / np.linalg.norm(whole, axis=1, keepdims=True)
+    for size in (1, 2, 3, 7, 16, 32):
+        parts = np.concatenate([engine(pixels[at : at + size]) for at in range(0, 33, size)])
+        np.testing.assert_allclose(parts / np.linalg.norm(parts, axis=1, keepdims=True), unit, atol=1e-6)
+
+
+def test_threads_are_those_asked_for_whatever_the_host_has(small_artifact: Path) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", THREADS, str(small_artifact)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    before, one, two, four = found["counts"]
+    assert [one - before, two - before, four - before] == [0, 1, 3]
+    assert not found["onnx"]  # the package is for exporting and tests
+    assert not found["compiler"]  # which would cost seconds and 150 MB
+
+
+def test_an_encoder_without_a_graph_runs_in_torch_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    class Sums(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.cumsum(2).flatten(1)[:, :32]
+
+    with caplog.at_level(logging.WARNING, "fullrank.engines"):
+        engine = start(made(Sums()))
+    assert engine.name == "torch"
+    assert "made runs in the torch engine: there is no ONNX graph of the operation cumsum" in caplog.text
+    with pytest.raises(EngineError, match="the operation cumsum; use the torch engine"):
+        start(made(Sums()), "onnx")
+
+
+def test_an_engine_that_says_something_else_is_refused_with_the_figures(
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = OnnxEngine.__call__
+    monkeypatch.setattr(OnnxEngine, "__call__", lambda self, pixels: honest(self, pixels) + 1)
+    with pytest.raises(ArtifactError, match=r"the onnx engine's .* cosine 0\.\d{6} with .* at least 0\.9999"):
+        start(artifact)
+    monkeypatch.setattr(OnnxEngine, "__call__", lambda self, pixels: honest(self, pixels) * np.nan)
+    with pytest.raises(ArtifactError, match=r"cosine -1\.000000"):
+        start(artifact)
+
+
+def test_rows_that_prove_nothing_are_not_compared(artifact: Artifact) -> None:
+    """All-zero rows have no direction; rows that overflow in PyTorch too are the service's to report."""
+
+    class Times(nn.Module):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.factor = factor
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.flatten(1)[:, :32] * self.factor
+
+    assert start(made(Times(0.0))).name == "onnx"
+    assert not np.isfinite(start(made(Times(3e38)))(images(2))).all()
+
+
+def test_a_graph_that_onnxruntime_refuses_is_an_error_with_its_reason() -> None:
+    with pytest.raises(EngineError, match="onnxruntime refuses the graph: "):
+        OnnxEngine(b"not a model", {}, 1)
