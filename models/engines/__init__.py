@@ -3,18 +3,20 @@
 Whichever runs, it is compared with the plain float32 encoder before its first row leaves: see `start`.
 """
 
+import copy
 import logging
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.artifact import Artifact, ArtifactError, Preprocessing
+from models.artifact import Artifact, ArtifactError
 from models.engines.engine import NAMES, Engine, EngineError, Name, Pixels, Rows, affine
 from models.engines.onnx_engine import ELSEWHERE, OnnxEngine
 from models.engines.torch_engine import TorchEngine
 from models.engines.trace import UnsupportedError, trace
+from models.preprocess import Preprocessing
 
 __all__ = ["NAMES", "Engine", "EngineError", "Name", "Pixels", "Rows", "start"]
 
@@ -41,11 +43,11 @@ def start(
     where, fits = torch.device(device), torch.device(device).type == "cpu" and dtype == torch.float32
     if name == "onnx" and not fits:
         raise EngineError(f"the onnx engine runs on a cpu in float32, not on {where} in {dtype}; the torch engine can")
-    pixels, expected = _sample(artifact), None
+    plain, pixels, expected = _at_rest(artifact.encoder), _sample(artifact), None
     engine: Engine | None = None
     if name == "onnx" or (name == "auto" and fits):
         try:
-            graph, expected = trace(artifact.encoder, pixels, *affine(artifact.card.preprocessing))
+            graph, expected = trace(plain, pixels, *affine(artifact.card.preprocessing))
             model = graph.serialized(ELSEWHERE)
             engine = OnnxEngine(model, graph.weights, threads or torch.get_num_threads())
         except (UnsupportedError, EngineError) as error:
@@ -55,10 +57,25 @@ def start(
                 ) from error
             log.warning("%s runs in the torch engine: there is no ONNX graph of %s", artifact.card.name, error)
     if engine is None:
-        engine = TorchEngine(artifact.encoder, artifact.card.preprocessing, where, dtype, max_batch)
+        engine = TorchEngine(plain, artifact.card.preprocessing, where, dtype, max_batch)
     if dtype == torch.float32:
-        _check(artifact, engine, pixels, expected)
+        _check(artifact, engine, pixels, _rows(plain, artifact, pixels) if expected is None else expected)
     return engine
+
+
+def _at_rest(encoder: nn.Module) -> nn.Module:
+    """The encoder in eval mode on the CPU: itself, or a copy of one that is still being trained or lies elsewhere."""
+    tensors = list(encoder.state_dict(keep_vars=True).values())
+    if not encoder.training and all(it.device.type == "cpu" and not it.requires_grad for it in tensors):
+        return encoder
+    return copy.deepcopy(encoder).cpu().eval().requires_grad_(False)
+
+
+@torch.inference_mode()
+def _rows(encoder: nn.Module, artifact: Artifact, pixels: Tensor) -> Tensor:
+    scale, offset = affine(artifact.card.preprocessing)
+    rows: Tensor = encoder(pixels.float().mul_(scale).add_(offset))
+    return rows
 
 
 def _sample(artifact: Artifact) -> Tensor:
@@ -70,12 +87,8 @@ def _sample(artifact: Artifact) -> Tensor:
     return (F.interpolate(coarse, size=(how.size, how.size), mode="bilinear") * 255).to(torch.uint8)
 
 
-def _check(artifact: Artifact, engine: Engine, pixels: Tensor, expected: Tensor | None) -> None:
+def _check(artifact: Artifact, engine: Engine, pixels: Tensor, expected: Tensor) -> None:
     """Raise ArtifactError if the engine's rows are not the plain encoder's. Rows that are not finite prove nothing."""
-    if expected is None:
-        scale, offset = affine(artifact.card.preprocessing)
-        with torch.inference_mode():
-            expected = artifact.encoder(pixels.float().mul_(scale).add_(offset))
     rows, wanted = engine(pixels.numpy()).astype(np.float64), expected.double().numpy()
     comparable = np.isfinite(wanted).all(1) & (np.linalg.norm(wanted, axis=1) > 0)
     lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(wanted, axis=1)

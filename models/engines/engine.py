@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.artifact import Preprocessing
+from models.preprocess import Preprocessing
 
 Name = Literal["auto", "onnx", "torch"]
 NAMES: tuple[Name, ...] = get_args(Name)

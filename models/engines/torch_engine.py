@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format, fuse_conv_bn_eval
 
-from models.artifact import Preprocessing
 from models.engines.cuda_graphs import Graphs, buckets
 from models.engines.engine import Pixels, Rows, affine
+from models.preprocess import Preprocessing
 
 
 class TorchEngine:

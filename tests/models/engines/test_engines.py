@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from models.artifact import Architecture, Artifact, ArtifactError, EncoderCard, Preprocessing, load
+from models.artifact import Architecture, Artifact, ArtifactError, EncoderCard, load
 from models.embedder import Embedder
 from models.engines import EngineError, start
 from models.engines.onnx_engine import OnnxEngine
+from models.preprocess import Preprocessing
 
 THREADS = """
 import json, pathlib, sys, torch
