@@ -100,5 +100,5 @@ def prepare_arrays(images: Tensor, preprocessing: Preprocessing) -> Pixels:
 
 def to_image(pixels: Tensor | Pixels) -> Image.Image:
     """(c, h, w) uint8 with one or three channels -> a Pillow image."""
-    array = pixels.cpu().numpy() if isinstance(pixels, Tensor) else pixels
+    array = pixels if isinstance(pixels, np.ndarray) else pixels.cpu().numpy()
     return Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
