@@ -32,10 +32,10 @@ def reference(
     import torch
     from rich.progress import Progress
 
+    from models import references as room
     from models.artifact import ArtifactError, load, save
     from models.embedder import Embedder
-    from training import reference as room
-    from training.data import SOURCES, DataError, load_data
+    from training.data import SOURCES, DataError, chunks_of, load_data
 
     if dtype not in ("float32", "bfloat16"):
         fail(f"--dtype: {dtype!r} is neither float32 nor bfloat16", 2)
@@ -48,30 +48,30 @@ def reference(
         if artifact.reference is not None and not (out or replace_old):
             fail(f"{encoder} has a reference already; --replace it, or write elsewhere with --out", 2)
         preprocessing = artifact.card.preprocessing
-        images = room.Folder.of(data, limit) if dataset is None and data else None
+        images = room.ImageFolder.of(data, limit) if dataset is None and data else None
         if images is not None:
             count, pixels = len(images), images.pixels(preprocessing)
         else:
             # Not what it may have been trained on: training images are embedded a little too well.
             test = load_data(str(dataset), data)[1]
-            count, pixels = min(limit, len(test)), room.of_data_set(test, preprocessing, limit)
+            count, pixels = min(limit, len(test)), chunks_of(test, preprocessing, limit)
         fixed = room.canary_images(None if canary == "synthetic" else Path(canary), preprocessing)
         with Progress(console=errors, transient=True) as bar:
             task = bar.add_task("embedding", total=count)
-            done = room.build(
+            done = room.from_images(
                 artifact,
                 pixels,
                 fixed,
-                "CC0-1.0 (synthetic)" if canary == "synthetic" else licence,
+                room.SYNTHETIC if canary == "synthetic" else licence,
                 embedder=Embedder(artifact, device, getattr(torch, dtype)),
-                progress=lambda n: bar.advance(task, n),
+                progress=lambda stage, n: bar.update(task, description=stage, advance=n),
             )
         save(done, out or encoder)
-    except (ArtifactError, DataError, OSError) as error:
+    except (ArtifactError, DataError, room.ImagesError, OSError) as error:
         fail(error)
     skipped = images.skipped if images is not None else []
-    if skipped:
-        errors.print(f"{len(skipped)} files skipped: {room.first_few(skipped)}", highlight=False, soft_wrap=True)
+    if images is not None and skipped:
+        errors.print(f"{len(skipped)} files skipped: {images.reasons()}", highlight=False, soft_wrap=True)
     made = done.reference
     assert made is not None
     if made.calibration is None:

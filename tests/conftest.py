@@ -28,8 +28,8 @@ def small_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a width-4 ResNet-18 with random weights, a reference and a canary, from the sample's images."""
     from models.artifact import Architecture, Artifact, EncoderCard, save
     from models.preprocess import Preprocessing
+    from models.references import in_chunks, with_reference
     from training.data import SAMPLE, read_fashion_mnist
-    from training.export import with_reference
 
     torch.manual_seed(0)
     architecture = Architecture(name="resnet18", width=4, in_channels=1, stem="3x3/2")
@@ -44,7 +44,8 @@ def small_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     encoder = architecture.build()
     with torch.no_grad():  # BatchNorm statistics from real images, else random features hardly vary
         encoder.train()(images[:512].float() / 255)
-    artifact = with_reference(Artifact(card, encoder.eval()), images[:450], images[450:900], images[900:964], "MIT")
+    basis, held_out = (in_chunks(part, card.preprocessing) for part in (images[:450], images[450:900]))
+    artifact = with_reference(Artifact(card, encoder.eval()), basis, held_out, images[900:964], "MIT")
     folder = tmp_path_factory.mktemp("encoders") / "small"
     save(artifact, folder)
     return folder

@@ -9,20 +9,20 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from torch import Generator, Tensor
-from torch.nn import functional as F
-
-from fullrank import Reference
-from fullrank.calibration.inputs import thumbnails
-from fullrank.calibration.resample import MINIMUM_ROWS, calibrated
-from models.artifact import Artifact, Canary, load, save
-from models.embedder import Embedder, normalize
-from models.preprocess import Preprocessing, prepare_arrays
+from models.artifact import Artifact, load, save
+from models.references import (
+    BASIS_ROWS,
+    CANARY_ROWS,
+    SYNTHETIC,
+    Progress,
+    in_chunks,
+    recalibrated,
+    silent,
+    synthetic_canary,
+    with_reference,
+)
 from training.data import SOURCES, Images, ImageSet, load_split
 from training.evaluate import Spectrum, evaluate
-
-BASIS_ROWS, CANARY_ROWS = 20_000, 256
 
 
 def export(
@@ -33,70 +33,22 @@ def export(
     test: Images,
     projection: Spectrum,
     folder: Path,
+    progress: Progress = silent,
 ) -> Artifact:
     """Measure the encoder once on the test set, give it a reference and a canary, and write it to `folder`."""
-    source = SOURCES[artifact.card.training["data"]]
+    source, preprocessing = SOURCES[artifact.card.training["data"]], artifact.card.preprocessing
     canary_rows = min(CANARY_ROWS, len(held_out) // 4)
     quality = evaluate(artifact, train, test) | {"projection": projection.summary()}
     if source.redistributable:
-        canary_images, licence = held_out.images[-canary_rows:], source.licence
+        canary, licence = held_out.images[-canary_rows:], source.licence
     else:
-        canary_images, licence = synthetic_canary(artifact.card.preprocessing), "CC0-1.0 (synthetic)"
+        canary, licence = synthetic_canary(preprocessing), SYNTHETIC
     measured = replace(artifact, card=artifact.card.model_copy(update={"quality": quality}))
     # The canary's images leave the reference's split, so that neither vouches for the other.
     described = held_out.take(slice(0, len(held_out) - canary_rows))
-    splits = fit.images[:BASIS_ROWS], described.images
-    return save(with_reference(measured, *splits, canary_images, licence, described.labels), folder)
-
-
-def with_reference(
-    artifact: Artifact,
-    basis_images: Tensor,
-    held_out_images: Tensor,
-    canary_images: Tensor,
-    licence: str,
-    labels: Tensor | None = None,
-) -> Artifact:
-    """The artifact with a reference made of two disjoint splits of images, and with its canary.
-
-    All images are (n, c, h, w) uint8; labels (n,) of the held-out ones, if known, say what sessions and drift are of.
-    The reference is calibrated from 1024 held-out images on. ValueError when a split is too small for a reference.
-    """
-    embedder = Embedder(artifact)
-    canary, basis, rows = (
-        normalize(embedder.embed_arrays(images)) for images in (canary_images, basis_images, held_out_images)
-    )
-    reference = Reference.build(basis, rows, canary=canary)
-    if len(rows) >= MINIMUM_ROWS:
-        inputs = thumbnails(prepare_arrays(held_out_images, artifact.card.preprocessing))
-        reference = calibrated(reference, rows, labels, inputs)
-    return replace(artifact, reference=reference, canary=Canary(canary_images, canary, licence))
-
-
-def recalibrated(artifact: Artifact, held_out: ImageSet) -> Artifact:
-    """The artifact with thresholds measured anew on the images that gave its reference; ValueError for others."""
-    reference = artifact.reference
-    if reference is None:
-        raise ValueError(f"{artifact.card.name} has no reference to calibrate")
-    rows = normalize(Embedder(artifact).embed_arrays(held_out.images))
-    if not torch.allclose(rows.double().mean(0), reference.mean, atol=1e-5):
-        raise ValueError(f"{artifact.card.name}: its reference was measured on other images; pass the run's --limit")
-    inputs = thumbnails(prepare_arrays(held_out.images, artifact.card.preprocessing))
-    return replace(artifact, reference=calibrated(reference, rows, held_out.labels, inputs))
-
-
-def synthetic_canary(preprocessing: Preprocessing, count: int = CANARY_ROWS) -> Tensor:
-    """Images anyone may redistribute: smooth random fields at mixed scales, (count, channels, size, size) uint8.
-
-    They say nothing about quality; they only have to excite the encoder's dimensions, and to stay the same for ever.
-    """
-    generator, size = Generator().manual_seed(0), preprocessing.size
-    fields = []
-    for index in range(count):
-        cells = 2 + index % 7
-        field = torch.randn(1, preprocessing.channels, cells, cells, generator=generator)
-        fields.append(F.interpolate(field, size=(size, size), mode="bicubic", align_corners=False))
-    return ((torch.cat(fields) * 0.25 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    basis, rest = (in_chunks(images, preprocessing) for images in (fit.images[:BASIS_ROWS], described.images))
+    made = with_reference(measured, basis, rest, canary, licence, labels=described.labels, progress=progress)
+    return save(made, folder)
 
 
 def main() -> None:
@@ -110,13 +62,14 @@ def main() -> None:
         artifact = load(folder)
         recipe = artifact.card.training
         held_out = load_split(recipe["data"], options.data, recipe["held_out"], options.limit, recipe["seed"]).held_out
-        rows = artifact.reference.rows if artifact.reference is not None else 0
+        held_out = held_out.take(slice(0, artifact.reference.rows if artifact.reference is not None else 0))
         # Saving replaces the folder; the logs of the run stay.
         logs = {path: path.read_bytes() for path in folder.glob("*.jsonl")}
-        save(recalibrated(artifact, held_out.take(slice(0, rows))), folder)
+        chunks = in_chunks(held_out.images, artifact.card.preprocessing)
+        save(recalibrated(artifact, chunks, held_out.labels), folder)
         for path, content in logs.items():
             path.write_bytes(content)
-        print(f"{folder}: calibrated on {rows} images")
+        print(f"{folder}: calibrated on {len(held_out)} images")
 
 
 if __name__ == "__main__":

@@ -38,8 +38,8 @@ from benchmarks.detection.unseen import unseen
 from fullrank import SpectrumMonitor
 from fullrank.calibration.resample import DAY
 from models.artifact import Artifact, load
+from models.references import BASIS_ROWS
 from training.data import SOURCES, ImageSet, load_split
-from training.export import BASIS_ROWS
 
 RATE, STEP = 20.0, 256
 # Rows of a case that are read block by block; those after, and healthy ones, come four blocks at a time.

@@ -37,10 +37,10 @@ def scraped(
 ) -> Iterator[Any]:
     """The Prometheus, once it holds statistics of traffic and of a training run."""
     from models.artifact import load, save
+    from models.references import in_chunks, with_reference
     from tools.demo.traffic import Traffic, encoded
     from tools.stack import free_port, prometheus, service, wait
     from training.data import SAMPLE, read_fashion_mnist
-    from training.export import with_reference
     from training.watch import prometheus as training_metrics
 
     tool("prometheus")
@@ -48,7 +48,9 @@ def scraped(
     train, test = (read_fashion_mnist(SAMPLE, split).images for split in ("train", "test"))
     pictures = encoded(test)
     # Thresholds of the mean, of the inputs and of the evidence come with a calibrated reference: 1024 images or more.
-    artifact = with_reference(load(small_artifact), train[:400], torch.cat([train[400:], test]), train[:64], "MIT")
+    small = load(small_artifact)
+    basis, rest = (in_chunks(x, small.card.preprocessing) for x in (train[:400], torch.cat([train[400:], test])))
+    artifact = with_reference(small, basis, rest, train[:64], "MIT")
     save(artifact, folder / "small")
     port = free_port()
     training_metrics(port, "fashion-directclr", 6)(RUN)

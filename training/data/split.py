@@ -1,11 +1,14 @@
 """What the gradient sees, what chooses, and what only measures: three disjoint sets of images."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Generator
 
+from models.preprocess import Pixels, Preprocessing
+from models.references import in_chunks
 from training.data.dataset import DataError, Images, ImageSet
 from training.data.files import FileSet, ShardSet, load
 from training.data.sources import SOURCES
@@ -79,3 +82,13 @@ def load_data(name: str, folder: Path | None = None) -> tuple[Images, Images]:
     source = SOURCES[name]
     root = folder or source.default
     return source.read(root, "train"), source.read(root, "test")
+
+
+def chunks_of(images: Images, preprocessing: Preprocessing, limit: int) -> Iterator[Pixels]:
+    """(n, channels, size, size) uint8 of the first `limit` images of a data set, as the service would see them."""
+    for chunk in images.chunks(preprocessing):
+        part = chunk.images[:limit]
+        limit -= len(part)
+        yield from in_chunks(part, preprocessing)
+        if not limit:
+            return
