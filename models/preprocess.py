@@ -66,10 +66,7 @@ def resize(pixels: Pixels, preprocessing: Preprocessing, *, max_pixels: int = MA
 
 def prepare(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
     """A Pillow image -> (channels, size, size) uint8, resized as the encoder's card says (bilinear, antialiased)."""
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # exif_transpose copies even what is upright
-        image = ImageOps.exif_transpose(image)
-    image = _flatten(image)
-    image = image.convert("L" if preprocessing.channels == 1 else "RGB")
+    image = upright(image, preprocessing.channels)
     size = (preprocessing.size, preprocessing.size)
     if image.size != size:
         if preprocessing.resize == "stretch":
@@ -78,6 +75,22 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
             image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
     pixels = np.asarray(image, dtype=np.uint8)
     return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+
+
+def upright(image: Image.Image, channels: int = 3) -> Image.Image:
+    """Turned as its EXIF orientation says, transparency on white, 16 bits scaled to 8; grey for one channel, else RGB.
+
+    What training crops from goes through here too.
+    """
+    if orientation(image) != 1:  # exif_transpose copies even what is upright
+        image = ImageOps.exif_transpose(image)
+    return _flatten(image).convert("L" if channels == 1 else "RGB")
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF's number, 1 for upright; from 5 on width and height change places."""
+    found: int = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return found
 
 
 def _flatten(image: Image.Image) -> Image.Image:

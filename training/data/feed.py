@@ -4,7 +4,6 @@ All randomness is a function of (seed, epoch, position), so that a run resumes i
 batches it would have seen. Under torchrun each process takes its share of every batch.
 """
 
-import io
 import math
 import signal
 from collections.abc import Iterator
@@ -18,6 +17,8 @@ from PIL import Image
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
+from models.decode import ImageError, opened
+from models.preprocess import orientation, upright
 from training.augment import Augmentation, crop_boxes
 from training.data.dataset import DataError, ImageSet
 from training.data.files import Encoded, FileSet, ShardSet, read_shards
@@ -161,16 +162,18 @@ def feed(
 
 
 def two_crops(data: bytes, views: Pair, size: int, generator: Generator) -> Tensor:
-    """An encoded image -> (2, 3, size, size) uint8: one random crop a view, from one decoding.
+    """An encoded image -> (2, 3, size, size) uint8: one random crop a view, from one decoding. Or ImageError.
 
-    A JPEG is decoded at the smallest of its scales (1, 1/2, 1/4, 1/8) at which no crop has to be enlarged for it.
+    It is opened, turned upright and laid on white as the service does it. A JPEG is decoded at the smallest of its
+    scales (1, 1/2, 1/4, 1/8) at which no crop has to be enlarged for it.
     """
-    with Image.open(io.BytesIO(data)) as image:
-        shape = image.width / image.height
-        boxes = torch.cat([crop_boxes(1, view.crop, view.ratio, generator, shape) for view in views])
-        least_height, least_width = boxes[:, 2].min().item(), boxes[:, 3].min().item()
-        image.draft("RGB", (math.ceil(size / least_width), math.ceil(size / least_height)))
-        whole = image.convert("RGB")
+    with opened(data) as image:
+        turned = orientation(image) >= 5
+        width, height = image.size[::-1] if turned else image.size
+        boxes = torch.cat([crop_boxes(1, view.crop, view.ratio, generator, width / height) for view in views])
+        least = math.ceil(size / boxes[:, 3].min().item()), math.ceil(size / boxes[:, 2].min().item())
+        image.draft(None, least[::-1] if turned else least)
+        whole = upright(image)
     crops = []
     for top, left, height, width in boxes.tolist():
         box = (left * whole.width, top * whole.height, (left + width) * whole.width, (top + height) * whole.height)
@@ -219,7 +222,7 @@ class _Crops(Dataset[Sample]):
             try:
                 data = self.files.read(place).data
                 return two_crops(data, self.views, self.size, seeded(Stream.CROPS, self.seed, epoch, place)), unreadable
-            except (OSError, ValueError, SyntaxError):  # Pillow raises all of these for damaged files
+            except (OSError, ImageError):
                 unreadable.append(str(self.files.paths[place]))
         raise DataError(f"{MOST_UNREADABLE} images in a row cannot be read, first {unreadable[0]}: is this the folder?")
 
@@ -241,7 +244,7 @@ class _ShardCrops(IterableDataset[Sample]):
                 try:
                     yield two_crops(item.data, self.views, self.size, generator), unreadable
                     unreadable = []
-                except (OSError, ValueError, SyntaxError):
+                except (OSError, ImageError):
                     unreadable.append(item.name)
                 if len(unreadable) >= MOST_UNREADABLE:
                     raise DataError(f"{MOST_UNREADABLE} images in a row cannot be read, first {unreadable[0]}")

@@ -4,7 +4,7 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +19,8 @@ from training.data.dataset import DataError, ImageSet
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 CHUNK = 1024
 DECODERS = 16
+LARGEST_FILE = 1 << 28
+"""Bytes: no image file that anyone trains on is larger, and a damaged header may claim anything."""
 SPLITS = {"train": ("train",), "test": ("val", "test")}
 REMEDY = "ImageNet (image-net.org, registration needed) unpacks to train/CLASS/*.JPEG; sort val/ into class folders too"
 
@@ -114,24 +116,43 @@ def count_images(shard: Path) -> int:
 
 
 def read_shards(shards: Iterable[Path]) -> Iterator[Encoded]:
-    """Every image of the shards, in order. Raises DataError naming the shard for one that is damaged."""
-    try:
-        from webdataset import tarfile_samples  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise DataError("shards need the webdataset package: pip install 'fullrank[train]'") from error
+    """Every image of the shards, in order. Raises DataError naming the shard for one that is damaged.
 
+    The files are opened here, as files: a library that takes names for addresses would run `pipe:COMMAND`.
+    """
     for shard in shards:
         try:
-            for sample in tarfile_samples([{"url": str(shard)}]):
-                name = f"{shard}:{sample['__key__']}"
-                image = next((sample[s[1:]] for s in SUFFIXES if s[1:] in sample), None)
-                if image is None or "cls" not in sample:
-                    raise DataError(f"{name} lacks its image or its label (.cls)")
-                yield Encoded(name, image, int(sample["cls"]))
-        except (tarfile.TarError, EOFError, ValueError) as error:
-            if isinstance(error, DataError):
-                raise
+            with tarfile.open(shard) as archive:
+                for key, members in groupby(_members(archive), key=lambda member: member[0]):
+                    yield _sample(f"{shard}:{key}", {suffix: data for _, suffix, data in members})
+        except (tarfile.TarError, EOFError, OSError) as error:
             raise DataError(f"{shard}: damaged ({error}); copy it again") from error
+
+
+def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, str, bytes]]:
+    """Key, suffix and content of each file: KEY.jpg, its key all of the path up to the first dot of its name."""
+    for member in archive:
+        folder, _, name = member.name.rpartition("/")
+        key, dot, suffix = name.partition(".")
+        if not member.isreg() or not key or not dot:
+            continue
+        if member.size > LARGEST_FILE:
+            raise tarfile.TarError(f"{member.name} claims {member.size} bytes")
+        file = archive.extractfile(member)
+        data = file.read() if file is not None else b""
+        if len(data) < member.size:
+            raise tarfile.TarError(f"{member.name} is cut short")
+        yield f"{folder}/{key}" if folder else key, f".{suffix.lower()}", data
+
+
+def _sample(name: str, parts: dict[str, bytes]) -> Encoded:
+    image = next((parts[suffix] for suffix in SUFFIXES if suffix in parts), None)
+    if image is None or ".cls" not in parts:
+        raise DataError(f"{name} lacks its image or its label (.cls)")
+    try:
+        return Encoded(name, image, int(parts[".cls"]))
+    except ValueError as error:
+        raise DataError(f"{name}: its label (.cls) is no whole number") from error
 
 
 def decode_chunks(items: Iterator[Encoded], preprocessing: Preprocessing, unreadable: set[str]) -> Iterator[ImageSet]:
