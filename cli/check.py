@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli.common import AsJson, Device, fail
+from cli.common import AsJson, Device, Engine, fail
 
 
 def check(
@@ -14,6 +14,7 @@ def check(
     against: Annotated[Path | None, typer.Option(help="The incumbent's folder; without it, absolute floors.")] = None,
     junit: Annotated[Path | None, typer.Option(help="Write the judgement as JUnit XML, for CI.")] = None,
     device: Device = "cpu",
+    engine: Engine = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Refuse a collapsed or damaged encoder before it is deployed, saying which of its directions died.
@@ -32,7 +33,7 @@ def check(
 
     try:
         candidate, incumbent = load(encoder), load(against) if against else None
-        judgement = judge(Embedder(candidate, device), candidate, incumbent)
+        judgement = judge(Embedder(candidate, device, engine=engine), candidate, incumbent)
     except (ArtifactError, ValueError) as error:
         judgement = Judgement(False, str(error))
     if junit:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -26,6 +26,10 @@ def usable(device: str) -> str:
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 DataFolder = Annotated[Path | None, typer.Option("--data", help="Folder of the data set; its usual place if absent.")]
+Engine = Annotated[
+    Literal["auto", "onnx", "torch"],
+    typer.Option(envvar="FULLRANK_ENGINE", help="onnx (onnxruntime, on a CPU) or torch; auto is onnx where it can."),
+]
 Device = Annotated[str, typer.Option(callback=usable, help="cpu, cuda, cuda:1, ...")]
 
 

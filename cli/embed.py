@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.common import Device, fail
+from cli.common import Device, Engine, fail
 
 
 def embed(
@@ -16,6 +16,7 @@ def embed(
     url: Annotated[str | None, typer.Option(help="Embed there: the address of a running service.")] = None,
     key: Annotated[str | None, typer.Option(envvar="FULLRANK_API_KEY", help="The service's key.")] = None,
     device: Device = "cpu",
+    engine: Engine = "auto",
     out: Annotated[Path | None, typer.Option(help="Write an .npy file instead of JSON lines.")] = None,
 ) -> None:
     """Embed image files, here or by a running service, by the same path; rows are L2-normalised.
@@ -27,7 +28,7 @@ def embed(
     if url is not None and encoder is None:
         rows = _embed_there(files, url, key)
     elif encoder is not None and url is None:
-        rows = _embed_here(files, encoder, device)
+        rows = _embed_here(files, encoder, device, engine)
     else:
         fail("give either --encoder or --url", 2)
     if out:
@@ -52,12 +53,12 @@ def _embed_there(files: list[Path], url: str, key: str | None) -> Any:
         fail(error)
 
 
-def _embed_here(files: list[Path], encoder: Path, device: str) -> Any:
+def _embed_here(files: list[Path], encoder: Path, device: str, engine: Engine) -> Any:
     from models.artifact import ArtifactError, load
     from models.decode import ImageError
     from models.embedder import Embedder, normalize
 
     try:
-        return normalize(Embedder(load(encoder), device).embed_files(files)).numpy()
+        return normalize(Embedder(load(encoder), device, engine=engine).embed_files(files)).numpy()
     except (ArtifactError, ImageError, OSError) as error:
         fail(error)

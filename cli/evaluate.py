@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli.common import AsJson, DataFolder, Device, fail, show
+from cli.common import AsJson, DataFolder, Device, Engine, fail, show
 
 
 def evaluate(
@@ -22,6 +22,7 @@ def evaluate(
     ] = False,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of --sgd. [the papers']")] = None,
     device: Device = "cpu",
+    engine: Engine = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Weighted kNN (k = 20, temperature 0.07) on the test set, the spectrum of its embeddings, and probes if asked.
@@ -46,7 +47,7 @@ def evaluate(
             fail(f"--dataset: name one of {', '.join(SOURCES)}; the encoder's card says {trained_on!r}", 2)
         train_set, test_set = load_data(source, data)
         quality = (
-            room.evaluate(artifact, train_set, test_set, device, probes)
+            room.evaluate(artifact, train_set, test_set, device, probes, engine)
             if artifact
             else room.evaluate_pixels(train_set, test_set, probes)
         )

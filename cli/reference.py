@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli.common import AsJson, Device, errors, fail, show
+from cli.common import AsJson, Device, Engine, errors, fail, show
 
 
 def reference(
@@ -23,6 +23,7 @@ def reference(
         bool, typer.Option("--replace", help="Even if the encoder has a reference already.")
     ] = False,
     device: Device = "cpu",
+    engine: Engine = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Give an encoder a reference: what its embeddings of healthy traffic look like, and canary images.
@@ -63,7 +64,7 @@ def reference(
                 pixels,
                 fixed,
                 room.SYNTHETIC if canary == "synthetic" else licence,
-                embedder=Embedder(artifact, device, getattr(torch, dtype)),
+                embedder=Embedder(artifact, device, getattr(torch, dtype), engine=engine),
                 progress=lambda stage, n: bar.update(task, description=stage, advance=n),
             )
         save(done, out or encoder)

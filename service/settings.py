@@ -14,6 +14,7 @@ from fullrank.verdict import CANARY_COSINE
 
 PRETRAINED = Path(models.__file__).parent / "pretrained"
 Gate = Literal["enforce", "warn", "off"]
+Engine = Literal["auto", "onnx", "torch"]
 
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -75,12 +76,17 @@ class Settings(BaseSettings):
     )
 
     device: str = Field("cpu", description="Torch device: cpu, cuda, cuda:1.")
+    engine: Engine = Field(
+        "auto",
+        description="What runs the encoder: onnx (onnxruntime, on a CPU in float32) or torch. auto is onnx where it "
+        "can run this encoder, else torch.",
+    )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Precision of the forward pass.")
     threads: int = Field(
         max(1, available_cpus() - 1),
         ge=1,
-        description="CPU threads of one forward pass. Never more than free cores: torch threads wait for each other, "
-        "so that two on one contended core are far slower than one.",
+        description="CPU threads of one forward pass. Never more than free cores: threads wait for each other, so "
+        "that two on one contended core are far slower than one.",
     )
     decode_threads: int = Field(
         max(1, min(4, available_cpus() - 1)), ge=1, description="Threads that decode one batch's images."

@@ -10,6 +10,7 @@ from torch import Tensor
 from fullrank import Moments, measures
 from models.artifact import Artifact
 from models.embedder import Embedder, normalize
+from models.engines import Name
 from training.data import Images, ImageSet
 from training.probe import LEAST_ROWS, few_labels, linear_probe
 
@@ -106,13 +107,18 @@ def embed(embedder: Embedder, images: Images) -> tuple[Tensor, Tensor]:
 
 
 def evaluate(
-    artifact: Artifact, train: Images, test: Images, device: str = "cpu", probes: bool = False
+    artifact: Artifact,
+    train: Images,
+    test: Images,
+    device: str = "cpu",
+    probes: bool = False,
+    engine: Name = "auto",
 ) -> dict[str, Any]:
     """kNN of the served embedding (bank: `train`, queries: `test`) and the spectrum of the test set's embeddings.
 
     `probes` adds linear probes on all labels and, stratified, on 1 % and 10 % of them, top-1 and top-5.
     """
-    embedder = Embedder(artifact, device)
+    embedder = Embedder(artifact, device, engine=engine)
     bank, queries = embed(embedder, train), embed(embedder, test)
     return quality(*bank, *queries) | (probe_table(*bank, *queries) if probes else {})
 

@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.artifact import ArtifactError
 from models.preprocess import Preprocessing
 
 Name = Literal["auto", "onnx", "torch"]
@@ -15,7 +16,7 @@ Pixels = NDArray[np.uint8]
 Rows = NDArray[np.float32]
 
 
-class EngineError(ValueError):
+class EngineError(ArtifactError):
     """An engine that cannot run this encoder, or not there; the message says which one can."""
 
 

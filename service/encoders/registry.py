@@ -255,7 +255,8 @@ class Service:
         """An encoder ready to serve: on its device, warm, its canary as expected. Raises ArtifactError otherwise."""
         settings = self.settings
         dtype = getattr(torch, settings.dtype)
-        embedder = await self.engine.call(Embedder, artifact, settings.device, dtype, settings.max_batch)
+        options = settings.device, dtype, settings.max_batch, settings.engine, settings.threads
+        embedder = await self.engine.call(Embedder, artifact, *options)
         for size in sorted({1, settings.max_batch}):
             await self.engine.call(embedder.warm_up, (size,))
         served = Served(artifact, embedder, artifact, self.observer, settings.max_pixels)
