@@ -52,7 +52,7 @@ def behind_rank(artifact: Artifact, rank: int, seed: int = 0) -> Artifact:
 
 def with_encoder(artifact: Artifact, encoder: nn.Module) -> Artifact:
     """The artifact around another network of the same inputs and outputs, which no card could describe."""
-    return replace(artifact, encoder=encoder.eval())  # type: ignore[arg-type]
+    return replace(artifact, module=encoder.eval())  # type: ignore[arg-type]
 
 
 def rows_in(artifact: Artifact, dtype: str, images: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
 """The encoder artifact: a folder that says everything serving needs, and is refused when any of it disagrees.
 
     encoder.json            the card: name, architecture, preprocessing, training, measured quality, hashes of the rest
-    encoder.safetensors     the weights, float32, under torchvision's names
+    encoder.safetensors     the weights, float32, under the names of their module in models/backbones
+    encoder.onnx            optional: pixels (n, c, s, s) uint8 -> rows (n, d) float32 as an ONNX graph whose weights
+                            lie in encoder.safetensors. Without an architecture, the graph is the encoder
     reference.safetensors   healthy statistics and the canary images (optional: an imported encoder has none yet)
 
 No file can run code: JSON is validated by pydantic, tensors are safetensors.
@@ -10,61 +12,60 @@ No file can run code: JSON is validated by pydantic, tensors are safetensors.
 import hashlib
 import os
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import NoReturn
 
 import torch
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
+from safetensors.torch import save_file
 from torch import Tensor
 
 from fullrank.reference import Reference
-from models.backbones.resnet import Name, ResNet, Stem
-from models.preprocess import Preprocessing, Strict
+from models.backbones import Encoder
+from models.card import (
+    GRAPH,
+    WEIGHTS,
+    AnyArchitecture,
+    Architecture,
+    EncoderCard,
+    Source,
+    ViTArchitecture,
+    architecture,
+)
+from models.preprocess import Preprocessing
 
-CARD, WEIGHTS, REFERENCE = "encoder.json", "encoder.safetensors", "reference.safetensors"
+__all__ = [
+    "CARD",
+    "GRAPH",
+    "REFERENCE",
+    "WEIGHTS",
+    "AnyArchitecture",
+    "Architecture",
+    "Artifact",
+    "ArtifactError",
+    "Canary",
+    "EncoderCard",
+    "Graph",
+    "Preprocessing",
+    "Source",
+    "ViTArchitecture",
+    "architecture",
+    "load",
+    "save",
+]
+
+CARD, REFERENCE = "encoder.json", "reference.safetensors"
 CANARY_IMAGES = "canary.images"
-MEASURED_ON = "encoder.sha256"  # of the weights that the reference was measured on
+MEASURED_ON = "encoder.sha256"  # the identity of the encoder that the reference was measured on
 
 
 class ArtifactError(ValueError):
     """An artifact that cannot be trusted; the message names the file and what disagrees."""
-
-
-class Architecture(Strict):
-    name: Name
-    width: int = Field(default=64, ge=1, le=1024)
-    in_channels: Literal[1, 3] = 3
-    stem: Stem = "7x7"
-
-    def build(self) -> ResNet:
-        return ResNet(self.name, width=self.width, in_channels=self.in_channels, stem=self.stem)
-
-
-class EncoderCard(Strict):
-    schema_version: Literal[1] = 1
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    architecture: Architecture
-    preprocessing: Preprocessing
-    dimension: int = Field(ge=1)
-    training: dict[str, Any] = Field(default_factory=dict, description="method, data, recipe, epochs, seed, command")
-    quality: dict[str, Any] = Field(default_factory=dict, description="what was measured, and on what")
-    canary_licence: str = Field(default="", description="licence of the canary images")
-    files: dict[str, str] = Field(default_factory=dict, description="SHA-256 of every other file of the folder")
-
-    @property
-    def revision(self) -> str:
-        """The first 12 hexadecimal digits of the SHA-256 of encoder.safetensors."""
-        return self.files[WEIGHTS][:12]
-
-    @model_validator(mode="after")
-    def _channels_agree(self) -> "EncoderCard":
-        if self.architecture.in_channels != self.preprocessing.channels:
-            raise ValueError("architecture.in_channels and preprocessing.channels differ")
-        return self
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,32 @@ class Canary:
 
 
 @dataclass(frozen=True)
+class Graph:
+    """An ONNX file, pixels (n, c, s, s) uint8 -> rows (n, d) float32, and its external data by initializer."""
+
+    model: bytes
+    weights: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
 class Artifact:
+    """An encoder with all that serving it needs; what `load` returns and `save` takes.
+
+    `module` is None where the graph alone is the encoder.
+    """
+
     card: EncoderCard
-    encoder: ResNet
+    module: Encoder | None
     reference: Reference | None = None
     canary: Canary | None = None
+    graph: Graph | None = None
+
+    @property
+    def encoder(self) -> Encoder:
+        """The module. Raises ArtifactError where there is only a graph."""
+        if self.module is None:
+            raise ArtifactError(f"{self.card.name} is an ONNX graph: it can be served, but not trained")
+        return self.module
 
 
 def save(artifact: Artifact, folder: str | os.PathLike[str]) -> Artifact:
@@ -93,28 +115,42 @@ def save(artifact: Artifact, folder: str | os.PathLike[str]) -> Artifact:
     target = Path(folder)
     if target.exists() and not (target / CARD).is_file():
         raise ArtifactError(f"{target} exists and is not an encoder artifact; choose another folder")
-    contents = {WEIGHTS: save_tensors({k: v.contiguous() for k, v in artifact.encoder.state_dict().items()})}
-    if artifact.reference is not None:
-        tensors = {name: tensor.contiguous() for name, tensor in artifact.reference.tensors().items()}
-        if artifact.canary is not None:
-            tensors[CANARY_IMAGES] = artifact.canary.images.contiguous()
-        tensors[MEASURED_ON] = torch.tensor(list(hashlib.sha256(contents[WEIGHTS]).digest()), dtype=torch.uint8)
-        contents[REFERENCE] = save_tensors(tensors)
-    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
-    licence = artifact.canary.licence if artifact.canary else ""
-    card = artifact.card.model_copy(update={"files": hashes, "canary_licence": licence})
-
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
         fresh = Path(scratch, "new")
         fresh.mkdir()
-        for name, data in contents.items():
-            (fresh / name).write_bytes(data)
-        (fresh / CARD).write_text(card.model_dump_json(indent=2) + "\n")
+        card = _write(artifact, fresh)
         if target.exists():
             target.rename(Path(scratch, "old"))
         fresh.rename(target)
-    return Artifact(card, artifact.encoder, artifact.reference, artifact.canary)
+    return replace(artifact, card=card)
+
+
+def _write(artifact: Artifact, folder: Path) -> EncoderCard:
+    """Every file of the artifact into an empty folder; the card with their hashes."""
+    source = artifact.graph.weights if artifact.module is None and artifact.graph else artifact.encoder.state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in source.items()}, folder / WEIGHTS)
+    hashes = {WEIGHTS: _sha256(folder / WEIGHTS)}
+    if artifact.graph is not None:
+        (folder / GRAPH).write_bytes(artifact.graph.model)
+        hashes[GRAPH] = _sha256(folder / GRAPH)
+    licence = artifact.canary.licence if artifact.canary else ""
+    graph = GRAPH if artifact.graph is not None else None
+    card = artifact.card.model_copy(update={"files": hashes, "canary_licence": licence, "graph": graph})
+    if artifact.reference is not None:
+        tensors = {name: tensor.contiguous() for name, tensor in artifact.reference.tensors().items()}
+        if artifact.canary is not None:
+            tensors[CANARY_IMAGES] = artifact.canary.images.contiguous()
+        tensors[MEASURED_ON] = torch.tensor(list(bytes.fromhex(card.identity)), dtype=torch.uint8)
+        (folder / REFERENCE).write_bytes(save_tensors(tensors))
+        card = card.model_copy(update={"files": hashes | {REFERENCE: _sha256(folder / REFERENCE)}})
+    (folder / CARD).write_text(card.model_dump_json(indent=2) + "\n")
+    return card
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load(folder: str | os.PathLike[str]) -> Artifact:
@@ -129,12 +165,14 @@ def load(folder: str | os.PathLike[str]) -> Artifact:
     card = _read_card(root)
     if WEIGHTS not in card.files:
         raise ArtifactError(f"{root / CARD} lists no hash for {WEIGHTS}")
-    encoder = _read_encoder(root, card)
+    model, weights = _read_graph(root, card), _read_weights(root, card)
+    graph = None if model is None else Graph(model, weights)
+    found = Artifact(card, _encoder(root, card, weights), graph=graph)
     if REFERENCE not in card.files:
-        return Artifact(card, encoder)
+        return found
     tensors = _read_tensors(root, REFERENCE, card.files[REFERENCE])
     images, measured_on = tensors.pop(CANARY_IMAGES, None), tensors.pop(MEASURED_ON, None)
-    if measured_on is not None and bytes(measured_on.tolist()).hex() != card.files[WEIGHTS]:
+    if measured_on is not None and bytes(measured_on.tolist()).hex() != card.identity:
         _refuse(
             root / REFERENCE, "it was measured on the weights of another encoder; `fullrank reference` builds its own"
         )
@@ -144,7 +182,7 @@ def load(folder: str | os.PathLike[str]) -> Artifact:
         raise ArtifactError(f"{root / REFERENCE}: {error}") from error
     if reference.dimension != card.dimension:
         _refuse(root / REFERENCE, f"it describes {reference.dimension} dimensions, the encoder has {card.dimension}")
-    return Artifact(card, encoder, reference, _canary(root, card, reference, images))
+    return replace(found, reference=reference, canary=_canary(root, card, reference, images))
 
 
 def _refuse(path: Path, reason: str) -> NoReturn:
@@ -162,7 +200,7 @@ def _read_card(root: Path) -> EncoderCard:
         _refuse(path, f"{'.'.join(map(str, first['loc'])) or 'content'}: {first['msg']}")
 
 
-def _read_tensors(root: Path, name: str, expected: str) -> dict[str, Tensor]:
+def _read_bytes(root: Path, name: str, expected: str) -> bytes:
     path = root / name
     try:
         data = path.read_bytes()
@@ -170,16 +208,39 @@ def _read_tensors(root: Path, name: str, expected: str) -> dict[str, Tensor]:
         _refuse(path, f"missing, though {CARD} lists it")
     if hashlib.sha256(data).hexdigest() != expected:
         _refuse(path, f"its SHA-256 is not the one in {CARD}: it was changed or damaged; restore or re-export it")
+    return data
+
+
+def _read_tensors(root: Path, name: str, expected: str) -> dict[str, Tensor]:
     try:
-        return load_tensors(data)
+        return load_tensors(_read_bytes(root, name, expected))
     except SafetensorError as error:
-        _refuse(path, f"not a safetensors file ({error})")
+        _refuse(root / name, f"not a safetensors file ({error})")
 
 
-def _read_encoder(root: Path, card: EncoderCard) -> ResNet:
-    path = root / WEIGHTS
+def _read_graph(root: Path, card: EncoderCard) -> bytes | None:
+    if card.graph is None:
+        return None
+    if GRAPH not in card.files:
+        _refuse(root / CARD, f"it names a graph, but lists no hash for {GRAPH}")
+    return _read_bytes(root, GRAPH, card.files[GRAPH])
+
+
+def _read_weights(root: Path, card: EncoderCard) -> dict[str, Tensor]:
     weights = _read_tensors(root, WEIGHTS, card.files[WEIGHTS])
-    encoder = card.architecture.build()
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            _refuse(root / WEIGHTS, f"{name!r} holds values that are not finite")
+    return weights
+
+
+def _encoder(root: Path, card: EncoderCard, weights: dict[str, Tensor]) -> Encoder | None:
+    """The module with its weights; None where the graph is the encoder."""
+    path = root / WEIGHTS
+    if card.architecture is None:
+        return None
+    with torch.device("meta"):
+        encoder = card.architecture.build()
     if encoder.dimension != card.dimension:
         _refuse(root / CARD, f"dimension is {card.dimension}, but this architecture has {encoder.dimension}")
     expected = encoder.state_dict()
@@ -194,8 +255,6 @@ def _read_encoder(root: Path, card: EncoderCard) -> ResNet:
                 path,
                 f"{name!r} is {found.dtype} {tuple(found.shape)}, not {tensor.dtype} {tuple(tensor.shape)}",
             )
-        if found.is_floating_point() and not torch.isfinite(found).all():
-            _refuse(path, f"{name!r} holds values that are not finite")
     encoder.load_state_dict(weights, assign=True)
     return encoder.eval().requires_grad_(False)
 

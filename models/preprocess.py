@@ -18,10 +18,16 @@ from models.decode import MAX_PIXELS, check_size, opened
 if TYPE_CHECKING:  # the processes that decode for a service do without torch
     from torch import Tensor
 
-# Twice the size wanted keeps the antialiasing to the resize that follows; tests bound what it changes.
-DRAFT = 2
+RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
 
 Pixels = NDArray[np.uint8]
+Resize = Literal["short", "squash", "pad", "stretch", "crop"]
+Interpolation = Literal["bilinear", "bicubic", "lanczos", "nearest"]
 
 
 class Strict(BaseModel):
@@ -29,20 +35,45 @@ class Strict(BaseModel):
 
 
 class Preprocessing(Strict):
-    """How an image becomes the encoder's input. `stretch` ignores the aspect ratio, `crop` keeps the centre square."""
+    """How an image becomes the encoder's input: resize to `to`, cut the centre square of `size`, scale, normalise.
 
-    size: int = Field(ge=8, le=1024, description="height and width of the input in pixels")
-    resize: Literal["stretch", "crop"] = "crop"
+    resize: `short` makes the short side `to` and keeps the aspect ratio; `squash` makes both sides `to`; `pad` makes
+    the long side `to` and pads to a square with `fill`. The older `stretch` is `squash` to `size`, and `crop` takes the
+    largest centre square and resizes that.
+    """
+
+    size: int = Field(ge=8, le=2048, description="height and width of the input in pixels")
+    resize: Resize = "crop"
+    to: int | None = Field(default=None, ge=8, le=4096, description="the side, in pixels, that `resize` aims at")
+    interpolation: Interpolation = "bilinear"
+    centre: Literal["round", "floor"] = Field(
+        default="round", description="where the centre square of an odd margin starts: torchvision's rule, or PIL's"
+    )
+    fill: tuple[int, ...] = Field(default=(), description="what `pad` pads with, one value a channel; black if absent")
+    draft: int = Field(
+        default=2, ge=0, le=8, description="decode a JPEG at a fraction not below so many times the target; 0: in full"
+    )
     channels: Literal[1, 3] = 3
+    scale: float = Field(default=1 / 255, gt=0, description="pixels of 0 to 255 are multiplied by it first")
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    @property
+    def target(self) -> int:
+        return self.to or self.size
+
     @model_validator(mode="after")
-    def _one_value_per_channel(self) -> Preprocessing:
+    def _consistent(self) -> Preprocessing:
         if len(self.mean) != self.channels or len(self.std) != self.channels:
             raise ValueError(f"mean and std need {self.channels} values, one per channel")
         if min(self.std) <= 0:
             raise ValueError("std must be positive")
+        if self.fill and (len(self.fill) != self.channels or min(self.fill) < 0 or max(self.fill) > 255):
+            raise ValueError(f"fill needs {self.channels} values of 0 to 255")
+        if self.resize in ("stretch", "crop") and (self.to or self.interpolation != "bilinear"):
+            raise ValueError(f"{self.resize!r} resizes to size, bilinear; use short or squash for anything else")
+        if self.target < self.size:
+            raise ValueError(f"to ({self.to}) is less than size ({self.size})")
         return self
 
 
@@ -51,7 +82,7 @@ def decode(data: bytes, preprocessing: Preprocessing, *, max_pixels: int = MAX_P
 
     The first frame of an animation is used, the EXIF orientation is applied, transparency is laid on white.
     """
-    with opened(data, draft=DRAFT * preprocessing.size, max_pixels=max_pixels) as image:
+    with opened(data, draft=preprocessing.draft * preprocessing.target, max_pixels=max_pixels) as image:
         return prepare(image, preprocessing)
 
 
@@ -65,14 +96,11 @@ def resize(pixels: Pixels, preprocessing: Preprocessing, *, max_pixels: int = MA
 
 
 def prepare(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
-    """A Pillow image -> (channels, size, size) uint8, resized as the encoder's card says (bilinear, antialiased)."""
-    image = upright(image, preprocessing.channels)
-    size = (preprocessing.size, preprocessing.size)
-    if image.size != size:
-        if preprocessing.resize == "stretch":
-            image = image.resize(size, Image.Resampling.BILINEAR)
-        else:
-            image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
+    """A Pillow image -> (channels, size, size) uint8: turned upright, on white, converted, resized, cut to the centre.
+
+    Colour comes before resizing. A palette's indices, resized, would be other colours.
+    """
+    image = _centre(_resized(upright(image, preprocessing.channels), preprocessing), preprocessing)
     pixels = np.asarray(image, dtype=np.uint8)
     return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 
@@ -91,6 +119,37 @@ def orientation(image: Image.Image) -> int:
     """EXIF's number, 1 for upright; from 5 on width and height change places."""
     found: int = image.getexif().get(ExifTags.Base.Orientation, 1)
     return found
+
+
+def _resized(image: Image.Image, how: Preprocessing) -> Image.Image:
+    side, resampling = how.target, RESAMPLING[how.interpolation]
+    width, height = image.size
+    if how.resize == "crop":
+        return image if image.size == (side, side) else ImageOps.fit(image, (side, side), resampling)
+    if how.resize in ("stretch", "squash"):
+        size = (side, side)
+    elif how.resize == "short":  # torchvision's rounding: the long side is cut to a whole number
+        size = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
+    else:  # timm's and open_clip's rounding: to the nearest
+        ratio = side / max(width, height)
+        size = (max(1, round(width * ratio)), max(1, round(height * ratio)))
+    if image.size != size:
+        image = image.resize(size, resampling)
+    if how.resize != "pad" or size == (side, side):
+        return image
+    fill = how.fill or (0,) * how.channels
+    square = Image.new(image.mode, (side, side), fill if how.channels > 1 else fill[0])
+    square.paste(image, ((side - size[0]) // 2, (side - size[1]) // 2))
+    return square
+
+
+def _centre(image: Image.Image, how: Preprocessing) -> Image.Image:
+    """The centre square of `size`. Half a pixel goes to the even side, as torchvision rounds, or always up or left."""
+    if image.size == (how.size, how.size):
+        return image
+    margins = [(side - how.size) / 2 for side in image.size]
+    left, top = (round(margin) if how.centre == "round" else int(margin) for margin in margins)
+    return image.crop((left, top, left + how.size, top + how.size))
 
 
 def _flatten(image: Image.Image) -> Image.Image:

@@ -190,7 +190,7 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         source = SOURCES[recipe.data]
         self.recipe, self.split, self.device = recipe, split, torch.device(device)
-        encoder = recipe.architecture.build()
+        encoder: Any = recipe.architecture.build()
         if init is not None:
             if init.card.architecture != recipe.architecture:
                 raise TrainingError(f"{init.card.name} is {init.card.architecture}, not {recipe.architecture}")

@@ -12,7 +12,7 @@ from fullrank import Reference
 from fullrank.calibration.inputs import thumbnails
 from fullrank.calibration.resample import Traffic
 from models.artifact import Artifact
-from models.backbones.resnet import ResNet
+from models.backbones import Encoder
 from models.embedder import Embedder
 from models.embedder import normalize as unit
 
@@ -96,7 +96,7 @@ class Bench:
             Case(f"{name}, by the client", "traffic", rows, seen, self.canary),
         )
 
-    def broken(self, name: str, change: Callable[[ResNet], None], strong: bool = True) -> Case:
+    def broken(self, name: str, change: Callable[[Encoder], None], strong: bool = True) -> Case:
         """The model with something done to its weights, for the canary too."""
         artifact = copy.deepcopy(self.artifact)
         with torch.no_grad():
@@ -118,10 +118,10 @@ class Bench:
         """These rows alone, drawn alike and independently."""
         return lambda m: rows[torch.randint(len(rows), (m,), generator=self.generator)]
 
-    def damage(self, share: float) -> Callable[[ResNet], None]:
+    def damage(self, share: float) -> Callable[[Encoder], None]:
         """A share of all convolution weights set to zero."""
 
-        def change(encoder: ResNet) -> None:
+        def change(encoder: Encoder) -> None:
             for parameter in kernels(encoder):
                 parameter[torch.rand(parameter.shape, generator=self.generator) < share] = 0
 
@@ -230,10 +230,10 @@ def kernels(module: nn.Module) -> list[nn.Parameter]:
     return [p for p in module.parameters() if p.ndim == 4]
 
 
-def quantised(bits: int) -> Callable[[ResNet], None]:
+def quantised(bits: int) -> Callable[[Encoder], None]:
     """Convolution weights rounded to a symmetric grid per output channel."""
 
-    def change(encoder: ResNet) -> None:
+    def change(encoder: Encoder) -> None:
         for p in kernels(encoder):
             step = p.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12) / (2 ** (bits - 1) - 1)
             p.copy_((p / step).round() * step)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from benchmarks.detection.cases import Bench, Case, kernels
 from models.artifact import Artifact
-from models.backbones.resnet import ResNet
+from models.backbones import Encoder
 
 LIGHT_SHARE = 0.2
 
@@ -56,34 +56,34 @@ def _answers(bench: Bench) -> list[Case]:
 
 
 def _weights(bench: Bench, other: Artifact) -> list[Case]:
-    def partly(part: str) -> Callable[[ResNet], None]:
-        def change(encoder: ResNet) -> None:
+    def partly(part: str) -> Callable[[Encoder], None]:
+        def change(encoder: Encoder) -> None:
             encoder.get_submodule(part).load_state_dict(other.encoder.get_submodule(part).state_dict())
 
         return change
 
-    def averaged(share: float) -> Callable[[ResNet], None]:
-        def change(encoder: ResNet) -> None:
+    def averaged(share: float) -> Callable[[Encoder], None]:
+        def change(encoder: Encoder) -> None:
             for p, q in zip(encoder.parameters(), other.encoder.parameters(), strict=True):
                 p.lerp_(q, share)
 
         return change
 
-    def louder(encoder: ResNet) -> None:
+    def louder(encoder: Encoder) -> None:
         for module in encoder.get_submodule("layer3").modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.weight.mul_(1.5)
 
-    def unbiased(encoder: ResNet) -> None:
+    def unbiased(encoder: Encoder) -> None:
         for module in encoder.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.bias.zero_()
 
-    def mirrored(encoder: ResNet) -> None:
+    def mirrored(encoder: Encoder) -> None:
         for p in kernels(encoder):
             p.copy_(p.transpose(-1, -2).contiguous())
 
-    def pruned(encoder: ResNet) -> None:
+    def pruned(encoder: Encoder) -> None:
         for p in kernels(encoder):
             p[p.abs() < p.abs().median()] = 0
 

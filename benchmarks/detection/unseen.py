@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from benchmarks.detection.cases import Bench, Case, Draw, kernels
 from models.artifact import Artifact
-from models.backbones.resnet import ResNet
+from models.backbones import Encoder
 from models.embedder import Embedder
 
 TOPS, SHOES = (0, 2, 3, 4, 6), (5, 7, 9)
@@ -57,37 +57,37 @@ def _like(rows: Tensor, bench: Bench) -> Tensor:
 
 
 def _weights(bench: Bench, other: Artifact) -> list[Case]:
-    def noisy(share: float) -> Callable[[ResNet], None]:
-        def change(encoder: ResNet) -> None:
+    def noisy(share: float) -> Callable[[Encoder], None]:
+        def change(encoder: Encoder) -> None:
             for p in kernels(encoder):
                 p.add_(share * p.std() * torch.randn(p.shape, generator=bench.generator))
 
         return change
 
-    def negated(share: float) -> Callable[[ResNet], None]:
-        def change(encoder: ResNet) -> None:
+    def negated(share: float) -> Callable[[Encoder], None]:
+        def change(encoder: Encoder) -> None:
             for p in kernels(encoder):
                 p.mul_(1 - 2.0 * (torch.rand(p.shape, generator=bench.generator) < share))
 
         return change
 
-    def fresh(part: str) -> Callable[[ResNet], None]:
-        def change(encoder: ResNet) -> None:
+    def fresh(part: str) -> Callable[[Encoder], None]:
+        def change(encoder: Encoder) -> None:
             for p in kernels(encoder.get_submodule(part)):
                 p.copy_(p.std() * torch.randn(p.shape, generator=bench.generator))
 
         return change
 
-    def unscaled(encoder: ResNet) -> None:
+    def unscaled(encoder: Encoder) -> None:
         for module in encoder.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.reset_running_stats()
 
-    def bypassed(encoder: ResNet) -> None:
+    def bypassed(encoder: Encoder) -> None:
         for p in kernels(encoder.get_submodule("layer4.1")):
             p.zero_()
 
-    def swapped(encoder: ResNet) -> None:
+    def swapped(encoder: Encoder) -> None:
         first, second = encoder.get_submodule("layer4.1.conv1"), encoder.get_submodule("layer4.1.conv2")
         assert isinstance(first, nn.Conv2d)
         assert isinstance(second, nn.Conv2d)

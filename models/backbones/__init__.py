@@ -1,5 +1,7 @@
 """Backbones: image -> representation."""
 
+from models.backbones.encoder import Encoder
 from models.backbones.resnet import ResNet
+from models.backbones.vit import ViT
 
-__all__ = ["ResNet"]
+__all__ = ["Encoder", "ResNet", "ViT"]

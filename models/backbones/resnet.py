@@ -4,22 +4,25 @@ Parameter names are torchvision's, so that published ResNet weights load (minus 
 does not have). Two things are added: any width, and stems for small images, 3x3 at stride 1 or, for a quarter of the
 arithmetic, stride 2.
 
-Source: He et al., Deep Residual Learning (CVPR 2016); the 3x3 stem is SimCLR's for CIFAR (Chen et al. 2020, B.9).
+Source: He et al., Deep Residual Learning (CVPR 2016); the 3x3 stem is SimCLR's for CIFAR (Chen et al. 2020, B.9);
+solo-learn pads it by 2 (`3x3+2`). Wide: Zagoruyko & Komodakis 2016; groups: Xie et al., ResNeXt (CVPR 2017).
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Name = Literal["resnet18", "resnet34", "resnet50"]
-Stem = Literal["3x3", "3x3/2", "7x7"]
+from models.backbones.encoder import Encoder
+
+Name = Literal["resnet18", "resnet34", "resnet26", "resnet50", "resnet101", "resnet152", "resnet200"]
+Stem = Literal["3x3", "3x3+2", "3x3/2", "7x7"]
 
 
-def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel_size=3, stride=stride, padding=1, bias=False)
+def conv3x3(inputs: int, outputs: int, stride: int = 1, groups: int = 1, padding: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel_size=3, stride=stride, padding=padding, groups=groups, bias=False)
 
 
 def conv1x1(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
@@ -56,11 +59,15 @@ class BasicBlock(Block):
 class Bottleneck(Block):
     expansion = 4
 
-    def __init__(self, inputs: int, planes: int, stride: int) -> None:
+    def __init__(
+        self, inputs: int, planes: int, stride: int, wide: int = 1, groups: int = 1, stride_first: bool = False
+    ) -> None:
         super().__init__(inputs, planes, stride)
-        self.conv1, self.bn1 = conv1x1(inputs, planes), nn.BatchNorm2d(planes)
-        self.conv2, self.bn2 = conv3x3(planes, planes, stride), nn.BatchNorm2d(planes)
-        self.conv3, self.bn3 = conv1x1(planes, planes * 4), nn.BatchNorm2d(planes * 4)
+        inner = planes * wide
+        first, second = (stride, 1) if stride_first else (1, stride)
+        self.conv1, self.bn1 = conv1x1(inputs, inner, first), nn.BatchNorm2d(inner)
+        self.conv2, self.bn2 = conv3x3(inner, inner, second, groups), nn.BatchNorm2d(inner)
+        self.conv3, self.bn3 = conv1x1(inner, planes * 4), nn.BatchNorm2d(planes * 4)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
@@ -71,24 +78,47 @@ class Bottleneck(Block):
 LAYOUTS: dict[Name, tuple[type[BasicBlock] | type[Bottleneck], Sequence[int]]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
     "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet26": (Bottleneck, (2, 2, 2, 2)),
     "resnet50": (Bottleneck, (3, 4, 6, 3)),
+    "resnet101": (Bottleneck, (3, 4, 23, 3)),
+    "resnet152": (Bottleneck, (3, 8, 36, 3)),
+    "resnet200": (Bottleneck, (3, 24, 36, 3)),
 }
 
 
-class ResNet(nn.Module):
+class ResNet(Encoder):
     """(n, in_channels, height, width) float images -> (n, dimension) representations, after global average pooling.
 
-    dimension is 8 * width for resnet18 and resnet34 and 32 * width for resnet50.
+    dimension is 8 * width for resnet18 and resnet34 and 32 * width for the deeper ones, whose blocks are bottlenecks.
+    `wide`, `groups` and `stride_first` are theirs alone: how many times wider their 3x3 convolutions are, in how many
+    groups, and whether a block strides in its first convolution, as in the paper, or in the 3x3 one, as everyone does.
     """
 
-    def __init__(self, name: Name, *, width: int = 64, in_channels: int = 3, stem: Stem = "7x7") -> None:
+    def __init__(
+        self,
+        name: Name,
+        *,
+        width: int = 64,
+        in_channels: int = 3,
+        stem: Stem = "7x7",
+        wide: int = 1,
+        groups: int = 1,
+        stride_first: bool = False,
+    ) -> None:
         super().__init__()
         block, depths = LAYOUTS[name]
+        extra: dict[str, Any] = {}
+        if block is Bottleneck:
+            extra = {"wide": wide, "groups": groups, "stride_first": stride_first}
+        elif wide != 1 or groups != 1 or stride_first:
+            raise ValueError(f"{name} has no bottlenecks, whose wide, groups and stride_first are")
         if stem == "7x7":
             self.conv1 = nn.Conv2d(in_channels, width, kernel_size=7, stride=2, padding=3, bias=False)
             self.maxpool: nn.Module = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         else:
-            self.conv1 = conv3x3(in_channels, width, stride=2 if stem == "3x3/2" else 1)
+            self.conv1 = conv3x3(
+                in_channels, width, stride=2 if stem == "3x3/2" else 1, padding=2 if stem == "3x3+2" else 1
+            )
             self.maxpool = nn.Identity()
         self.bn1 = nn.BatchNorm2d(width)
         channels = width
@@ -96,12 +126,13 @@ class ResNet(nn.Module):
             planes = width * 2**index
             blocks: list[nn.Module] = []
             for position in range(depth):
-                blocks.append(block(channels, planes, stride=2 if position == 0 and index > 0 else 1))
+                blocks.append(block(channels, planes, 2 if position == 0 and index > 0 else 1, **extra))
                 channels = planes * block.expansion
             self.add_module(f"layer{index + 1}", nn.Sequential(*blocks))
         self.dimension = channels
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            # On the meta device there is nothing to draw, and trying to would import torch's compiler.
+            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:

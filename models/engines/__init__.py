@@ -43,6 +43,8 @@ def start(
     where, fits = torch.device(device), torch.device(device).type == "cpu" and dtype == torch.float32
     if name == "onnx" and not fits:
         raise EngineError(f"the onnx engine runs on a cpu in float32, not on {where} in {dtype}; the torch engine can")
+    if artifact.module is None:
+        return _of_graph(artifact, name, fits, threads or torch.get_num_threads())
     plain, pixels, expected = _at_rest(artifact.encoder), _sample(artifact), None
     engine: Engine | None = None
     if name == "onnx" or (name == "auto" and fits):
@@ -61,6 +63,16 @@ def start(
     if dtype == torch.float32:
         _check(artifact, engine, pixels, _rows(plain, artifact, pixels) if expected is None else expected)
     return engine
+
+
+def _of_graph(artifact: Artifact, name: Name, fits: bool, threads: int) -> Engine:
+    """The onnx engine on an artifact whose graph is the encoder. Raises EngineError where it cannot run."""
+    if name == "torch" or not fits:
+        raise EngineError(f"{artifact.card.name} is an ONNX graph: it runs in the onnx engine, on a cpu in float32")
+    graph = artifact.graph
+    if graph is None:
+        raise ArtifactError(f"{artifact.card.name} has neither a module nor a graph")
+    return OnnxEngine(graph.model, graph.weights, threads)
 
 
 def _at_rest(encoder: nn.Module) -> nn.Module:

@@ -33,6 +33,7 @@ class Engine(Protocol):
 
 
 def affine(preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
-    """(1, c, 1, 1) scale and offset of pixels: (x / 255 - mean) / std = x * scale + offset."""
-    mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
-    return (1 / (255 * std)).view(1, -1, 1, 1), (-mean / std).view(1, -1, 1, 1)
+    """(1, c, 1, 1) factor and offset of pixels, with the card's scale, mean and std: (x * scale - mean) / std."""
+    mean, std = (torch.tensor(it, dtype=torch.float64) for it in (preprocessing.mean, preprocessing.std))
+    factor, offset = preprocessing.scale / std, -mean / std
+    return factor.float().view(1, -1, 1, 1), offset.float().view(1, -1, 1, 1)

@@ -96,7 +96,7 @@ def flip_a_bit(path: Path) -> None:
         (lambda f: (f / REFERENCE).unlink(), r"reference\.safetensors: missing"),
         (lambda f: (f / CARD).unlink(), r"encoder\.json: missing"),
         (lambda f: (f / CARD).write_text("{"), r"encoder\.json: content: Invalid JSON"),
-        (lambda f: edit_card(f, schema_version=2), r"encoder\.json: schema_version"),
+        (lambda f: edit_card(f, schema_version=3), r"encoder\.json: schema_version"),
         (lambda f: edit_card(f, dimension=31), "dimension is 31, but this architecture has 32"),
         (lambda f: edit_card(f, surprise=1), r"encoder\.json: surprise"),
         (lambda f: edit_card(f, name="../etc"), r"encoder\.json: name"),

@@ -149,3 +149,60 @@ def test_the_pixel_limit_is_checked_before_pixels_exist() -> None:
         decode(png_header(9_000, 9_000), GREY)
     assert tracemalloc.get_traced_memory()[1] < 5_000_000
     tracemalloc.stop()
+
+
+WIDE = Image.new("RGB", (48, 16), "black")
+WIDE.paste("white", (16, 0, 32, 16))
+
+
+def how(**changes: object) -> Preprocessing:
+    return Preprocessing.model_validate({"size": 16, "channels": 3, "mean": (0.5,) * 3, "std": (0.5,) * 3} | changes)
+
+
+def test_short_keeps_the_shape_squash_does_not_and_pad_keeps_everything() -> None:
+    assert prepare(WIDE, how(resize="short")).min() == 255
+    assert prepare(WIDE, how(resize="squash", interpolation="bilinear")).mean() == pytest.approx(85, abs=2)
+    padded = prepare(WIDE, how(resize="pad", interpolation="nearest", fill=(9, 10, 11)))
+    assert padded[:, 0, 0].tolist() == [9, 10, 11]
+    assert padded[:, 15, 15].tolist() == [9, 10, 11]
+    assert padded[0, 5:10, 5:10].min() == 255
+    np.testing.assert_array_equal(padded[0, 8], [0] * 5 + [255] * 6 + [0] * 5)
+
+
+@pytest.mark.parametrize("name", ["bilinear", "bicubic", "lanczos", "nearest"])
+def test_short_then_centre_is_pillows_resize_then_crop(name: str) -> None:
+    image = photo((301, 200))
+    size = (int(32 * 301 / 200), 32)
+    resized = image.resize(size, getattr(Image.Resampling, name.upper()))
+    left = round((size[0] - 16) / 2)
+    expected = np.asarray(resized.crop((left, 8, left + 16, 24))).transpose(2, 0, 1)
+    got = prepare(image, how(resize="short", to=32, interpolation=name))
+    np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize(("centre", "starts"), [("round", [0, 2, 2]), ("floor", [0, 1, 2])])
+def test_an_odd_margin_is_rounded_as_the_card_says(centre: str, starts: list[int]) -> None:
+    """Margins of 1, 3 and 5 pixels: torchvision rounds halves to the even side, others down."""
+    for margin, start in zip((1, 3, 5), starts, strict=True):
+        ramp = Image.fromarray(np.arange(16 + margin, dtype=np.uint8)[None].repeat(16, 0))
+        square = prepare(ramp, how(resize="short", centre=centre))
+        assert square[0, 0, 0] == start
+
+
+def test_a_card_that_contradicts_itself_is_refused() -> None:
+    for changes, message in (
+        ({"resize": "crop", "to": 20}, "use short or squash"),
+        ({"resize": "short", "to": 15}, "less than size"),
+        ({"fill": (1,)}, "fill needs 3 values"),
+        ({"std": (0.0, 1.0, 1.0)}, "std must be positive"),
+        ({"mean": (0.5,)}, "mean and std need 3 values"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            how(**changes)
+
+
+def test_a_jpeg_is_decoded_in_full_where_the_card_says_so() -> None:
+    data = encoded(photo((1021, 767)), "JPEG", quality=90)
+    whole = how(resize="short", to=18, draft=0)
+    np.testing.assert_array_equal(decode(data, whole), prepare(Image.open(io.BytesIO(data)), whole))
+    assert not np.array_equal(decode(data, whole), decode(data, how(resize="short", to=18)))
