@@ -21,6 +21,9 @@ def evaluate(
         bool, typer.Option("--sgd", help="The papers' SGD protocols too: linear evaluation, fine-tuning on few labels.")
     ] = False,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of --sgd. [the papers']")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Of --sgd: auto (native to the device), float32, bfloat16 or float16. [auto]")
+    ] = None,
     device: Device = "cpu",
     engine: Engine = "auto",
     as_json: AsJson = False,
@@ -36,6 +39,8 @@ def evaluate(
 
     if protocol and str(encoder) == "pixels":
         fail("--sgd: pixels have no encoder to fine-tune; --probes measures them", 2)
+    if precision and not protocol:
+        fail("--precision: only --sgd trains; add it", 2)
     if epochs and not protocol:
         fail("--epochs: only --sgd trains for epochs; add it", 2)
     try:
@@ -52,7 +57,7 @@ def evaluate(
             else room.evaluate_pixels(train_set, test_set, probes)
         )
         if artifact and protocol:
-            quality |= sgd_table(artifact, train_set, test_set, device, epochs)
+            quality |= sgd_table(artifact, train_set, test_set, device, epochs, precision or "auto")  # type: ignore[arg-type]
     except (ArtifactError, DataError, ValueError) as error:
         fail(error)
     show(quality, f"{encoder} on {source}", as_json)

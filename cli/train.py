@@ -12,6 +12,8 @@ import typer
 from cli.common import AsJson, DataFolder, Device, fail
 
 OPTIMIZERS, GUARDS = ("sgd", "lars", "adamw"), ("warn", "stop", "off")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+STEMS = ("3x3", "3x3/2", "7x7")
 
 
 def train(
@@ -24,6 +26,9 @@ def train(
     weight_decay: Annotated[float | None, typer.Option(min=0.0)] = None,
     optimizer: Annotated[str | None, typer.Option(help="sgd, lars or adamw.")] = None,
     clip: Annotated[float | None, typer.Option(min=0.0, help="Largest norm of the gradient.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, max=1024, help="Channels of the first stage.")] = None,
+    stem: Annotated[str | None, typer.Option(help="First convolution: 3x3, 3x3/2 (stride 2) or 7x7.")] = None,
+    crop: Annotated[float | None, typer.Option(help="Least share of the image's area that a view keeps.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only this many training images.")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
     option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the method, e.g. d0=64. Repeatable.")] = None,
@@ -35,6 +40,9 @@ def train(
     checkpoint_minutes: Annotated[float, typer.Option(min=0.0, help="Save this often, and after each epoch.")] = 10.0,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode image files.")] = 8,
     compiled: Annotated[bool, typer.Option("--compile", help="Run the model through torch.compile.")] = False,
+    precision: Annotated[
+        str, typer.Option(help="auto (what is native to the device), float32, bfloat16 or float16.")
+    ] = "auto",
     guard: Annotated[str, typer.Option(help="On collapse: warn, stop or off.")] = "warn",
     guard_share: Annotated[float, typer.Option(help="Collapse: effective rank below this share of its best.")] = 0.5,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write OUT/tensorboard.")] = False,
@@ -60,13 +68,18 @@ def train(
         chosen = find(recipe)
     except ValueError as error:
         fail(error, 2)
-    for flag, value, allowed in (("optimizer", optimizer, OPTIMIZERS), ("guard", guard, GUARDS)):
+    choices = ("optimizer", optimizer, OPTIMIZERS), ("guard", guard, GUARDS), ("stem", stem, STEMS)
+    for flag, value, allowed in (*choices, ("precision", precision, PRECISIONS)):
         if value is not None and value not in allowed:
             fail(f"--{flag}: {value!r} is none of {', '.join(allowed)}", 2)
     flags: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
     flags |= {"weight_decay": weight_decay, "optimizer": optimizer, "clip": clip}
     chosen = replace(chosen, **{key: value for key, value in flags.items() if value is not None})
     chosen = replace(chosen, name=name or recipe, options=chosen.options | _options(option or []))
+    shape = {key: value for key, value in {"width": width, "stem": stem}.items() if value is not None}
+    chosen = replace(chosen, architecture=chosen.architecture.model_copy(update=shape))
+    if crop is not None:
+        chosen = _cropped(chosen, crop)
     run = Run(
         out=out or Path("runs", chosen.name),
         data=data,
@@ -78,6 +91,7 @@ def train(
         command=shlex.join(["fullrank", *sys.argv[1:]]),
         workers=workers,
         compile=compiled,
+        precision=precision,  # type: ignore[arg-type]
         checkpoint_minutes=checkpoint_minutes,
         guard=guard,  # type: ignore[arg-type]
         guard_share=guard_share,
@@ -92,6 +106,15 @@ def train(
         fail(error)
     if as_json:
         typer.echo(artifact.card.model_dump_json(indent=2))
+
+
+def _cropped(recipe: Any, least: float) -> Any:
+    """The recipe with both views keeping at least this share of an image's area."""
+    if not 0 < least <= 1:
+        fail(f"--crop: {least} must lie above 0 and at most at 1", 2)
+    first = replace(recipe.augmentation, crop=(least, 1.0))
+    second = replace(recipe.second, crop=(least, 1.0)) if recipe.second else None
+    return replace(recipe, augmentation=first, second=second)
 
 
 def _options(pairs: list[str]) -> dict[str, Any]:

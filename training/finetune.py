@@ -19,6 +19,7 @@ from training.augment import Augmentation
 from training.data import Images, ImageSet
 from training.data.feed import Stream, seeded
 from training.optimizers import cosine
+from training.precision import Precision, autocast, choose, scaler
 from training.probe import Accuracy, accuracy, few_labels
 
 CROPS = Augmentation(jitter=0.0)
@@ -28,7 +29,12 @@ SHARES = {"finetune_one_percent": 0.01, "finetune_ten_percent": 0.1}
 
 
 def sgd_table(
-    artifact: Artifact, train: Images, test: Images, device: str = "cpu", epochs: int | None = None
+    artifact: Artifact,
+    train: Images,
+    test: Images,
+    device: str = "cpu",
+    epochs: int | None = None,
+    precision: Precision = "auto",
 ) -> dict[str, float]:
     """Top-1 and top-5 of every protocol, with `epochs` in place of the papers'. ValueError for a set of files."""
     if not (isinstance(train, ImageSet) and isinstance(test, ImageSet)):
@@ -36,7 +42,8 @@ def sgd_table(
     table: dict[str, float] = {}
     for name, usual in EPOCHS.items():
         chosen = train.take(few_labels(train.labels, SHARES[name])) if name in SHARES else train
-        found = supervised(artifact, chosen, test, device, epochs or usual, frozen=name == "linear")
+        frozen = name == "linear"
+        found = supervised(artifact, chosen, test, device, epochs or usual, frozen=frozen, precision=precision)
         table |= {f"sgd_{name}_top1": round(found.top1, 4), f"sgd_{name}_top5": round(found.top5, 4)}
     return table
 
@@ -51,12 +58,15 @@ def supervised(
     frozen: bool = True,
     batch_size: int = 256,
     seed: int = 0,
+    precision: Precision = "auto",
 ) -> Accuracy:
     """Train a classifier on the artifact's representation, with the encoder `frozen` or not, and score it on `test`.
 
-    The artifact is left as it was. ValueError when its preprocessing takes another size than the images have.
+    The artifact is left as it was. ValueError when its preprocessing takes another size than the images have, or when
+    `precision` is none for the device.
     """
     card, where = artifact.card, torch.device(device)
+    numbers = choose(precision, where)
     if train.images.shape[-1] != card.preprocessing.size:
         raise ValueError(f"images of {train.images.shape[-1]} pixels; {card.name} takes {card.preprocessing.size}")
     torch.manual_seed(seed)
@@ -69,7 +79,7 @@ def supervised(
     solver = torch.optim.SGD(trained, lr=peak, momentum=0.9, nesterov=True)
     images, labels = train.images.to(where), train.labels.to(where)
     scale = [torch.tensor(v, device=where).view(1, -1, 1, 1) for v in (card.preprocessing.mean, card.preprocessing.std)]
-    steps = len(train) // batch_size
+    steps, scaled = len(train) // batch_size, scaler(numbers, where)
     encoder.train(not frozen)
     for epoch in range(epochs):
         order = torch.randperm(len(train), generator=seeded(Stream.ORDER, seed, epoch)).to(where)
@@ -77,12 +87,13 @@ def supervised(
             step, index = epoch * steps + position, order[position * batch_size :][:batch_size]
             views = (CROPS(images[index], seeded(Stream.VIEWS, seed, step, 0)) - scale[0]) / scale[1]
             solver.param_groups[0]["lr"] = peak * cosine(step, epochs * steps, 0.0)
-            with torch.autocast(where.type, torch.bfloat16), torch.set_grad_enabled(not frozen):
+            with autocast(numbers, where), torch.set_grad_enabled(not frozen):
                 h: Tensor = encoder(views)
             loss = F.cross_entropy(line(h.float()), labels[index])
             solver.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            solver.step()
+            scaled.scale(loss).backward()  # type: ignore[no-untyped-call]
+            scaled.step(solver)
+            scaled.update()
     rows = Embedder(_with(artifact, encoder), device).embed_arrays(test.images)
     with torch.no_grad():
         return accuracy(line(rows.to(where)).cpu(), test.labels)

@@ -22,7 +22,7 @@ from torch.nn.utils import clip_grad_norm_, convert_conv2d_weight_memory_format
 
 from models.artifact import Artifact, EncoderCard, load
 from models.embedder import Embedder
-from training import checkpoint, distributed, watch
+from training import checkpoint, distributed, precision, watch
 from training.checkpoint import StoppedError, TrainingError
 from training.data import SOURCES, DataError, ImageSet, Split, load_data, load_split
 from training.data.feed import Stream, feed, seeded
@@ -31,6 +31,7 @@ from training.evaluate import Spectrum, embed, knn_accuracy
 from training.export import export
 from training.methods import Method, build
 from training.optimizers import cosine, optimizer, set_learning_rate, warm_up
+from training.precision import Precision
 from training.recipes import Recipe
 
 QUERIES = 5_000
@@ -54,6 +55,7 @@ class Run:
     command: str = ""
     workers: int = 8
     compile: bool = False
+    precision: Precision = "auto"
     checkpoint_minutes: float = 10.0
     guard: watch.GuardMode = "warn"
     guard_share: float = 0.5
@@ -74,7 +76,8 @@ def train(recipe: Recipe, run: Run, console: Console | None = None) -> Artifact:
         torch.set_num_threads(run.threads)
     split = load_split(recipe.data, run.data, recipe.held_out, run.limit, recipe.seed)
     check_sizes(recipe, split)
-    trainer = Trainer(recipe, split, device, load(run.init) if run.init else None, run.workers, run.compile)
+    init = load(run.init) if run.init else None
+    trainer = Trainer(recipe, split, device, init, run.workers, run.compile, run.precision)
     guard, path = watch.Guard(run.guard_share), run.out / "checkpoint.pt"
     records, watchers = claim(trainer, run), watchers_of(recipe, run) if first else []
     steps = float(distributed.all_reduce(torch.tensor(float(trainer.step), device=device)))
@@ -82,6 +85,7 @@ def train(recipe: Recipe, run: Run, console: Console | None = None) -> Artifact:
         raise TrainingError(f"not every machine sees {path}; --resume needs an --out that all of them share")
     for done in records:
         guard(done)
+    console.print(trainer.describe(), soft_wrap=True)
 
     with checkpoint.stop_requests() as stop:
         saved = time.monotonic()
@@ -186,10 +190,13 @@ class Trainer:
         init: Artifact | None = None,
         workers: int = 0,
         compiled: bool = False,
+        numbers: Precision = "auto",
     ) -> None:
         torch.manual_seed(recipe.seed)
         source = SOURCES[recipe.data]
         self.recipe, self.split, self.device = recipe, split, torch.device(device)
+        self.asked: Precision = numbers
+        self.compute_in(precision.choose(numbers, self.device))
         encoder: Any = recipe.architecture.build()
         if init is not None:
             if init.card.architecture != recipe.architecture:
@@ -215,6 +222,21 @@ class Trainer:
         self.step = 0
         self.totals = {"loss": 0.0, "seconds": 0.0, "data_seconds": 0.0}
         self.unread: list[Tensor] = []
+
+    def compute_in(self, numbers: Precision) -> None:
+        """Take the forward pass to a format that `precision.choose` returned."""
+        self.precision: Precision = numbers
+        self.scaler = precision.scaler(numbers, self.device)
+
+    def describe(self) -> str:
+        """What runs, on what, in what, on how much: the line that a run begins with."""
+        why = "what is native here" if self.asked == "auto" else "as asked"
+        resumed = f"; resumed at step {self.step}" if self.step else ""
+        return (
+            f"{self.recipe.name} on {self.device} in {self.precision} ({why}): {self.recipe.epochs} epochs of"
+            f" {self.steps_per_epoch} steps of {self.recipe.batch_size} images, {len(self.split.fit)} to train on,"
+            f" {len(self.split.held_out)} held out{resumed}"
+        )
 
     @property
     def epoch(self) -> int:
@@ -272,13 +294,15 @@ class Trainer:
         warm = warm_up(self.step, total, recipe.warmup)
         factor = cosine(self.step, total, recipe.warmup, recipe.final_lr) if recipe.schedule == "cosine" else warm
         set_learning_rate(self.optimizer, recipe.learning_rate, factor, warm)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with precision.autocast(self.precision, self.device):
             loss = self.forward(views)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         if recipe.clip is not None:
+            self.scaler.unscale_(self.optimizer)
             clip_grad_norm_(self.method.parameters(), recipe.clip, foreach=True)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.step += 1
         self.method.step(self.step / total)
         return loss.detach()
@@ -301,7 +325,7 @@ class Trainer:
             architecture=self.recipe.architecture,
             preprocessing=SOURCES[self.recipe.data].preprocessing,
             dimension=self.method.encoder.dimension,
-            training=checkpoint.describe(self.recipe) | {"command": command},
+            training=checkpoint.describe(self.recipe) | {"command": command, "precision": self.precision},
         )
         return Artifact(card, self.method.encoder)
 
@@ -340,14 +364,25 @@ class Trainer:
             "totals": self.totals,
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "precision": self.precision,
+            "scaler": self.scaler.state_dict(),
         }
 
     def restore(self, state: dict[str, Any]) -> list[dict[str, Any]]:
-        """The inverse of `state`: the records. TrainingError when it saw another number of images."""
+        """The inverse of `state`: the records. TrainingError when it saw another number of images or other numbers."""
         if state["images"] != len(self.split.fit):
             raise TrainingError(
                 f"the run began with {state['images']} images, not {len(self.split.fit)}: --data, --limit"
             )
+        began_in: Precision = state.get("precision", "bfloat16")  # the only one before there was a choice
+        if self.asked not in ("auto", began_in):
+            raise TrainingError(f"the run began in {began_in}, not {self.asked}: --precision {began_in}, or none")
+        try:
+            self.compute_in(precision.choose(began_in, self.device))
+        except ValueError as error:
+            raise TrainingError(f"the run began in {began_in} and cannot go on here: {error}") from error
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.totals = state["step"], state["totals"]
