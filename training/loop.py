@@ -33,6 +33,7 @@ from training.methods import Method, build
 from training.optimizers import cosine, optimizer, set_learning_rate, warm_up
 from training.precision import Precision
 from training.recipes import Recipe
+from training.small_maps import quicken
 
 QUERIES = 5_000
 LOOK_BACK = 32
@@ -204,6 +205,8 @@ class Trainer:
             encoder.load_state_dict(init.encoder.state_dict())
         method = build(recipe.method, encoder, recipe.options)
         distributed.synchronise(method, self.device)
+        if self.device.type == "cpu":
+            quicken(method)
         self.method: Method = convert_conv2d_weight_memory_format(method.to(self.device), torch.channels_last)
         self.optimizer = optimizer(self.method, recipe)
         self.forward: Callable[[Tensor], Tensor] = self.method
