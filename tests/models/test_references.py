@@ -111,7 +111,7 @@ def test_too_few_images_say_how_many_are_needed(bare: Artifact, images: ImageSet
 
 
 def test_a_damaged_encoder_is_named(bare: Artifact, images: ImageSet) -> None:
-    damaged = replace(bare, encoder=bare.card.architecture.build().eval())
+    damaged = replace(bare, module=bare.card.architecture.build().eval())
     with torch.no_grad():
         damaged.encoder.layer4[1].bn2.bias[0] = torch.inf
     canary = synthetic_canary(bare.card.preprocessing, 64)
