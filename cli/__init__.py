@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import typer
 
-from cli import check, embed, evaluate, fleet, lab, reference, report, serve, train
+from cli import check, embed, evaluate, export, fleet, lab, reference, report, serve, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,6 +19,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     evaluate.evaluate,
     report.report,
     check.check,
+    export.export,
     reference.reference,
     serve.serve,
     fleet.fleet,

@@ -18,7 +18,7 @@ from models.engines.torch_engine import TorchEngine
 from models.engines.trace import UnsupportedError, trace
 from models.preprocess import Preprocessing
 
-__all__ = ["NAMES", "Engine", "EngineError", "Name", "Pixels", "Rows", "start"]
+__all__ = ["NAMES", "Engine", "EngineError", "Name", "Pixels", "Rows", "at_rest", "sample", "start"]
 
 log = logging.getLogger("fullrank.engines")
 PARITY_COSINE, PARITY_IMAGES = 0.9999, 3
@@ -45,7 +45,7 @@ def start(
         raise EngineError(f"the onnx engine runs on a cpu in float32, not on {where} in {dtype}; the torch engine can")
     if artifact.module is None:
         return _of_graph(artifact, name, fits, threads or torch.get_num_threads())
-    plain, pixels, expected = _at_rest(artifact.encoder), _sample(artifact), None
+    plain, pixels, expected = at_rest(artifact.encoder), sample(artifact), None
     engine: Engine | None = None
     if name == "onnx" or (name == "auto" and fits):
         try:
@@ -72,10 +72,21 @@ def _of_graph(artifact: Artifact, name: Name, fits: bool, threads: int) -> Engin
     graph = artifact.graph
     if graph is None:
         raise ArtifactError(f"{artifact.card.name} has neither a module nor a graph")
-    return OnnxEngine(graph.model, graph.weights, threads)
+    engine = OnnxEngine(graph.model, graph.weights, threads)
+    pixels = sample(artifact).numpy()
+    try:
+        rows, alone = engine(pixels), engine(pixels[:1])
+    except Exception as error:  # onnxruntime's exceptions have no common base of their own
+        raise ArtifactError(f"{artifact.card.name}: its graph fails on images: {str(error).strip()}") from error
+    wanted = (PARITY_IMAGES, artifact.card.dimension)
+    if rows.dtype != np.float32 or rows.shape != wanted:
+        raise ArtifactError(f"{artifact.card.name}: its graph gives {rows.dtype} {rows.shape}, not float32 {wanted}")
+    if not np.allclose(rows[:1], alone, rtol=1e-3, atol=1e-4 * float(np.abs(rows).max()), equal_nan=True):
+        raise ArtifactError(f"{artifact.card.name}: its graph gives an image another row in a batch than alone")
+    return engine
 
 
-def _at_rest(encoder: nn.Module) -> nn.Module:
+def at_rest(encoder: nn.Module) -> nn.Module:
     """The encoder in eval mode on the CPU: itself, or a copy of one that is still being trained or lies elsewhere."""
     tensors = list(encoder.state_dict(keep_vars=True).values())
     if not encoder.training and all(it.device.type == "cpu" and not it.requires_grad for it in tensors):
@@ -90,7 +101,7 @@ def _rows(encoder: nn.Module, artifact: Artifact, pixels: Tensor) -> Tensor:
     return rows
 
 
-def _sample(artifact: Artifact) -> Tensor:
+def sample(artifact: Artifact) -> Tensor:
     """(3, c, s, s) uint8: the first images of the canary, else smooth random fields."""
     if artifact.canary is not None and len(artifact.canary.images) >= PARITY_IMAGES:
         return artifact.canary.images[:PARITY_IMAGES].clone()

@@ -12,6 +12,16 @@ from models.engines.trace import PIXELS, ROWS
 ELSEWHERE = "encoder.safetensors"
 
 
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """Options without which onnxruntime would start a thread for every core of the host, whatever our share is."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    # Idle threads sleep: spinning ones would take the cores from decoding and from the event loop.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    return options
+
+
 class OnnxEngine:
     """A session of onnxruntime on `threads` threads, the caller's among them.
 
@@ -23,12 +33,7 @@ class OnnxEngine:
     name = "onnx"
 
     def __init__(self, model: bytes, weights: Mapping[str, Tensor], threads: int) -> None:
-        options = onnxruntime.SessionOptions()
-        # Left to itself, it would start a thread for every core of the host, whatever share of it is ours.
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        # Idle threads sleep: spinning ones would take the cores from decoding and from the event loop.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
+        options = session_options(threads)
         arrays = [onnxruntime.OrtValue.ortvalue_from_numpy(it.detach().contiguous().numpy()) for it in weights.values()]
         options.add_external_initializers(list(weights), arrays)
         try:

@@ -1,0 +1,47 @@
+"""fullrank export."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.common import fail
+
+
+def export(
+    encoder: Annotated[Path, typer.Argument(help="An encoder's folder, or the checkpoint.pt of a run.")],
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="encoder.onnx, a small graph; its weights are encoder.safetensors beside it.")
+    ] = False,
+    torch_export: Annotated[
+        bool, typer.Option("--torch-export", help="encoder.pt2, for torch.export.load; load only your own.")
+    ] = False,
+    safetensors: Annotated[
+        bool, typer.Option("--safetensors", help="encoder.json and encoder.safetensors: an encoder without reference.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder to write to. [the encoder's own]")] = None,
+) -> None:
+    """Write an encoder in a form that other tools read: from (n, channels, size, size) uint8 pixels to rows.
+
+    What is written is read back and compared with the encoder first; it must agree within 1e-4.
+
+    Example: fullrank export models/pretrained/fashion-directclr --onnx --out exported
+    """
+    from models.artifact import ArtifactError, load
+    from models.exporting import FORMS, ExportError
+    from training.checkpoint import TrainingError
+    from training.saved import artifact_of
+
+    chosen = [name for name, flag in zip(FORMS, (onnx, torch_export, safetensors), strict=True) if flag]
+    if not chosen:
+        fail("choose what to write: " + ", ".join(f"--{name}" for name in FORMS), 2)
+    if out is None and (safetensors or encoder.is_file()):
+        fail("--out: name the folder to write to", 2)
+    try:
+        artifact = artifact_of(encoder) if encoder.is_file() else load(encoder)
+        # The whole folder first: it appears at once, and replaces an older one.
+        for name in sorted(chosen, key="safetensors".__ne__):
+            for path in FORMS[name](artifact, out or encoder):
+                typer.echo(str(path))
+    except (ArtifactError, ExportError, TrainingError, OSError) as error:
+        fail(error)

@@ -1,0 +1,36 @@
+"""The encoder in a run's checkpoint, as an artifact: for export, before the run has ended or after it failed."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from models.artifact import Architecture, Artifact, EncoderCard
+from training.checkpoint import TrainingError
+from training.data import SOURCES
+
+PREFIX = "encoder."
+
+
+def artifact_of(path: Path) -> Artifact:
+    """The encoder as it was at that step, without a reference. TrainingError when the file is no checkpoint of ours."""
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+        recipe = json.loads(state["recipe"])
+        encoder = Architecture.model_validate(recipe["architecture"]).build()
+        own = {name.removeprefix(PREFIX): it for name, it in state["method"].items() if name.startswith(PREFIX)}
+        encoder.load_state_dict(own)
+        preprocessing, step = SOURCES[recipe["data"]].preprocessing, int(state["step"])
+    except OSError:
+        raise
+    except Exception as error:  # torch meets damaged bytes with whatever exception comes first
+        reason = f"{path} is damaged, or no checkpoint of this version ({error}); a run writes checkpoint.pt"
+        raise TrainingError(reason) from error
+    card = EncoderCard(
+        name=recipe["name"],
+        architecture=Architecture.model_validate(recipe["architecture"]),
+        preprocessing=preprocessing,
+        dimension=encoder.dimension,
+        training=recipe | {"checkpoint_step": step},
+    )
+    return Artifact(card, encoder.eval().requires_grad_(False))
