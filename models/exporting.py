@@ -17,13 +17,13 @@ import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from models.artifact import WEIGHTS, Artifact, save
+from models.artifact import GRAPH, WEIGHTS, Artifact, save
 from models.engines import Pixels, Rows, at_rest, sample
 from models.engines.engine import affine
 from models.engines.onnx_engine import session_options
 from models.engines.trace import PIXELS, ROWS, UnsupportedError, trace
 
-GRAPH, PROGRAM = "encoder.onnx", "encoder.pt2"
+PROGRAM = "encoder.pt2"
 TOLERANCE = 1e-4  # relative to the largest coordinate of a row
 
 
@@ -33,6 +33,9 @@ class ExportError(ValueError):
 
 class Whole(nn.Module):
     """Pixels (n, c, s, s) uint8 -> rows (n, d) float32: the encoder behind its mean and std."""
+
+    scale: Tensor
+    offset: Tensor
 
     def __init__(self, artifact: Artifact) -> None:
         super().__init__()
@@ -54,6 +57,8 @@ def to_safetensors(artifact: Artifact, folder: Path) -> list[Path]:
 
 def to_onnx(artifact: Artifact, folder: Path) -> list[Path]:
     """encoder.onnx, a small file whose weights are those of encoder.safetensors beside it, written if need be."""
+    if artifact.module is None:
+        raise ExportError(f"{artifact.card.name} is an ONNX graph already: copy its {GRAPH} and {WEIGHTS}")
     try:
         graph, _ = trace(at_rest(artifact.encoder), sample(artifact), *affine(artifact.card.preprocessing))
     except UnsupportedError as error:
@@ -80,6 +85,8 @@ def to_onnx(artifact: Artifact, folder: Path) -> list[Path]:
 
 def to_torch_export(artifact: Artifact, folder: Path) -> list[Path]:
     """encoder.pt2, a program for torch.export.load, of any batch. Load only your own: that loader unpickles."""
+    if artifact.module is None:
+        raise ExportError(f"{artifact.card.name} is an ONNX graph: no PyTorch module can be made of it")
     pixels, whole = sample(artifact), Whole(artifact).eval()
     program = torch.export.export(whole, (pixels,), dynamic_shapes={"pixels": {0: torch.export.Dim("n")}})
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +110,7 @@ FORMS: dict[str, Callable[[Artifact, Path], list[Path]]] = {
 def _read_onnx(path: Path) -> Callable[[Pixels], Rows]:
     """The file as anybody's onnxruntime reads it."""
     session = onnxruntime.InferenceSession(str(path), session_options(1))
-    return lambda pixels: session.run([ROWS], {PIXELS: pixels})[0]  # type: ignore[no-any-return]
+    return lambda pixels: session.run([ROWS], {PIXELS: pixels})[0]
 
 
 def _offsets(content: bytes) -> dict[str, int]:

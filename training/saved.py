@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter
 
-from models.artifact import Architecture, Artifact, EncoderCard
+from models.artifact import AnyArchitecture, Artifact, EncoderCard
 from training.checkpoint import TrainingError
 from training.data import SOURCES
 
@@ -17,7 +18,8 @@ def artifact_of(path: Path) -> Artifact:
     try:
         state = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
         recipe = json.loads(state["recipe"])
-        encoder = Architecture.model_validate(recipe["architecture"]).build()
+        architecture: AnyArchitecture = TypeAdapter(AnyArchitecture).validate_python(recipe["architecture"])
+        encoder = architecture.build()
         own = {name.removeprefix(PREFIX): it for name, it in state["method"].items() if name.startswith(PREFIX)}
         encoder.load_state_dict(own)
         preprocessing, step = SOURCES[recipe["data"]].preprocessing, int(state["step"])
@@ -28,7 +30,7 @@ def artifact_of(path: Path) -> Artifact:
         raise TrainingError(reason) from error
     card = EncoderCard(
         name=recipe["name"],
-        architecture=Architecture.model_validate(recipe["architecture"]),
+        architecture=architecture,
         preprocessing=preprocessing,
         dimension=encoder.dimension,
         training=recipe | {"checkpoint_step": step},

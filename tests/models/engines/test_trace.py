@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.backbones.resnet import Name, ResNet
+from models.card import ViTArchitecture
 from models.engines.onnx_engine import OnnxEngine
 from models.engines.trace import Graph, UnsupportedError, trace
 
@@ -122,6 +124,28 @@ def test_a_resnet_is_valid_onnx_and_the_reference_evaluator_agrees(name: Name, s
     np.testing.assert_allclose(run(graph, images), expected, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
         np.testing.assert_allclose(encoder(images * SCALE + OFFSET), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pool": "class+mean", "registers": 2, "layer_scale": True, "activation": "swiglu"},
+        {"pool": "mean", "class_token": False, "positions": "sincos", "final_norm": "pooled"},
+        {"pool": "class", "pre_norm": True, "activation": "quick_gelu", "projection": 8, "patch_bias": False},
+        {"pool": "attention", "class_token": False, "activation": "gelu_tanh"},
+    ],
+)
+def test_every_kind_of_vision_transformer_has_a_graph(changes: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    values = {"size": 16, "patch": 4, "width": 32, "depth": 2, "heads": 2, "hidden": 64} | changes
+    encoder = ViTArchitecture(**values).build().eval()
+    graph, _ = trace(encoder, pixels(3), SCALE, OFFSET)
+    images = pixels(5, seed=1)
+    with torch.no_grad():
+        np.testing.assert_allclose(run(graph, images), encoder(images * SCALE + OFFSET), rtol=1e-4, atol=1e-5)
+    rows = run(graph, images)
+    for count in (1, 2, 4):
+        np.testing.assert_allclose(run(graph, images[:count]), rows[:count], atol=1e-6 * np.abs(rows).max())
 
 
 def test_no_weight_is_held_by_the_graph_itself() -> None:
