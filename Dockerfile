@@ -1,22 +1,22 @@
 # The embedding service.     docker build -t fullrank .     with the CPU build of torch
-# TORCH says which torch, as in the Makefile:
-#   docker build --build-arg TORCH=torch -t fullrank .     the plain registry's, which is the CUDA build
+#   docker build --build-arg TORCH_INDEX=https://pypi.org/simple -t fullrank .     the plain registry's, the CUDA build
+# PYTHON may carry a digest, as in --build-arg PYTHON=3.11-slim@sha256:...; SECURITY.md says how a release pins it.
 ARG PYTHON=3.11-slim
 
 FROM python:${PYTHON} AS build
-ARG TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /venv
-# From the largest and most stable layer to the smallest: torch, the other dependencies, the application.
-RUN /venv/bin/pip install ${TORCH}
-COPY pyproject.toml /src/
-RUN python -c "import tomllib; print(*tomllib.load(open('/src/pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" > /src/requirements.txt \
- && /venv/bin/pip install -r /src/requirements.txt \
+# From the largest and most stable layer to the smallest: the locked dependencies, torch, the application.
+COPY requirements /src/requirements
+RUN /venv/bin/pip install --require-hashes -r /src/requirements/image.txt
+RUN /venv/bin/pip install -r /src/requirements/torch.txt --index-url ${TORCH_INDEX} \
  # Headers, static libraries, compilers and test programs serve those who build against torch.
  && rm -rf /venv/lib/python*/site-packages/torch/include /venv/lib/python*/site-packages/torch/test \
  && find /venv -type f \( -name '*.a' -o -path '*/torch/bin/*' ! -name torch_shm_manager \) -delete
 COPY . /src
-RUN /venv/bin/pip install --no-deps --target /app /src && /venv/bin/pip uninstall --yes --quiet pip
+RUN /venv/bin/pip install --no-deps --no-build-isolation --target /app /src/fullrank /src \
+ && /venv/bin/pip uninstall --yes --quiet pip
 
 FROM python:${PYTHON}
 # /state is for FULLRANK_STATE_DIR: a volume mounted there takes this owner.

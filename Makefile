@@ -1,14 +1,14 @@
-# Every target sets up .venv by itself. TORCH chooses the build of torch to install first, for example
-#   make serve TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"    the CPU build, small
-#   make serve TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130"  another CUDA build
-TORCH   ?= torch==2.13.0
+# Every target sets up .venv by itself, from the exact versions in requirements/. TORCH_INDEX chooses the build of torch:
+#   make serve TORCH_INDEX=https://download.pytorch.org/whl/cpu    the CPU build, small
+#   make serve TORCH_INDEX=https://download.pytorch.org/whl/cu130  another CUDA build
+TORCH   ?= $(shell cat requirements/torch.txt) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 PYTHON  ?= python3
 HOST    ?= 127.0.0.1
 PORT    ?= 8000
 ENCODER ?= models/pretrained/fashion-directclr
 BIN     := .venv/bin
 
-.PHONY: openapi serve test soak demo e2e compose-test grafana-test dashboards bench lint clean
+.PHONY: openapi serve test lock soak demo e2e compose-test grafana-test dashboards bench lint clean
 
 serve: .venv/serve
 	$(BIN)/fullrank serve --encoder $(ENCODER) --host $(HOST) --port $(PORT)
@@ -46,19 +46,22 @@ dashboards: .venv/dev
 bench: .venv/dev
 	$(BIN)/python -m benchmarks
 
-.venv/torch:
+# Renew the exact versions: `make lock UPGRADE=--upgrade` takes the newest releases.
+lock: .venv/dev
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/python -m tools.lock $(UPGRADE)
+
+.venv/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
+	touch $@
+
+# torch's own dependencies are in every lock, so that torch brings no other version of them.
+.venv/%: .venv/python requirements/%.txt requirements/torch.txt pyproject.toml fullrank/pyproject.toml
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements/$*.txt
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	touch $@
-
-.venv/serve: .venv/torch pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable .
-	touch $@
-
-.venv/dev: .venv/torch pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	touch $@ .venv/serve
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable fullrank --editable .
+	touch $@ $(if $(filter dev,$*),.venv/serve)
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv build dist *.egg-info fullrank/build fullrank/*.egg-info .mypy_cache .ruff_cache .pytest_cache

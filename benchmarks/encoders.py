@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from models.artifact import load
+from tools.demo import COLLAPSED, PRETRAINED
 from training.data import load_data
 from training.evaluate import evaluate, evaluate_pixels
-
-PRETRAINED = Path("models/pretrained")
 
 
 def row(name: str, epochs: object, quality: dict[str, Any], projection: dict[str, Any] | None) -> str:
@@ -32,7 +31,7 @@ def row(name: str, epochs: object, quality: dict[str, Any], projection: dict[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("encoders", nargs="*", type=Path, default=sorted(PRETRAINED.iterdir()))
+    parser.add_argument("encoders", nargs="*", type=Path, default=[*sorted(PRETRAINED.iterdir()), COLLAPSED])
     parser.add_argument("--data", type=Path)
     arguments = parser.parse_args()
     train, test = load_data("fashion", arguments.data)

@@ -21,6 +21,7 @@ from benchmarks.precision import behind_rank, rows_in
 from fullrank import Moments, measures
 from fullrank.rows import unit
 from models.artifact import load
+from tools.demo import COLLAPSED
 from training.data import SAMPLE, read_fashion_mnist
 
 PRETRAINED = Path("models/pretrained")
@@ -43,7 +44,7 @@ def draw_spectra(axes: Axes) -> None:
         "narrow traffic: one class": healthy[labels == 1],
         "dimensional collapse: rank 16": rows_in(behind_rank(shipped, 16), "float32", images),
         "complete collapse: drowned in its mean": healthy.mean(0) + 0.02 * (healthy - healthy.mean(0)),
-        "collapsed in training": rows_in(load(PRETRAINED / "fashion-collapsed"), "float32", images),
+        "collapsed in training": rows_in(load(COLLAPSED), "float32", images),
     }
     for name, rows in shown.items():
         values = eigenvalues(unit(rows))

@@ -20,6 +20,7 @@ from fullrank import measures
 from fullrank.rows import unit
 from models.artifact import Artifact, load
 from models.embedder import Embedder
+from tools.demo import COLLAPSED, PRETRAINED
 from training.data import SAMPLE, read_fashion_mnist
 
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -65,7 +66,7 @@ def rows_in(artifact: Artifact, dtype: str, images: Tensor) -> Tensor:
 def main() -> None:
     """Print one line for each encoder and dtype."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encoder", nargs="+", default=["fashion-directclr", "fashion-collapsed"])
+    parser.add_argument("--encoder", nargs="+", type=Path, default=[PRETRAINED / "fashion-directclr", COLLAPSED])
     parser.add_argument("--rank", type=int, default=16)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -74,8 +75,8 @@ def main() -> None:
         "| encoder | dtype | rank without floor | with floor | effective rank | noise: mean | noise: strongest axis |"
     )
     print("|---|---|---|---|---|---|---|")
-    for name in options.encoder:
-        shipped = load(Path("models/pretrained", name))
+    for folder in options.encoder:
+        shipped, name = load(folder), folder.name
         for title, artifact in ((name, shipped), (f"{name}, rank {options.rank}", behind_rank(shipped, options.rank))):
             exact = rows_in(artifact, "float32", images)
             for dtype in DTYPES:

@@ -1,16 +1,19 @@
-"""The front door, `fullrank COMMAND`: one file a command, which imports its rooms only when it runs."""
+"""The command `fullrank`: one file a subcommand, which imports its rooms only when it runs."""
 
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
-from cli import check, embed, evaluate, export, fleet, lab, reference, report, serve, train
+from cli import check, embed, evaluate, export, fleet, lab, reference, report, rules, serve, train
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train encoders that do not collapse, serve them, and be paged the moment their embeddings do.",
+    epilog="Exit codes: 0 done; 1 it failed, or an encoder was refused; 2 the command was not understood; "
+    "130 interrupted.",
 )
 # For a command whose arguments, --help among them, are read by the room it runs in.
 FORWARDED = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -24,10 +27,27 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     serve.serve,
     fleet.fleet,
     embed.embed,
+    rules.rules,
 )
 for command in COMMANDS:
     app.command(context_settings=FORWARDED if command is serve.serve else None)(command)
 app.add_typer(lab.app, name="lab")
+
+
+def show_version(asked: bool) -> None:
+    if asked:
+        from fullrank import __version__
+
+        typer.echo(f"fullrank {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and end.")
+    ] = False,
+) -> None: ...
 
 
 def main() -> None:

@@ -8,7 +8,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-errors = Console(stderr=True)
+# What users name may hold square brackets, which are no markup.
+console = Console(markup=False, highlight=False)
+errors = Console(stderr=True, markup=False, highlight=False)
 
 
 def usable(device: str) -> str:
@@ -34,7 +36,7 @@ Device = Annotated[str, typer.Option(callback=usable, help="cpu, cuda, cuda:1, .
 
 
 def fail(message: object, code: int = 1) -> NoReturn:
-    errors.print(f"fullrank: {message}", style="red", highlight=False, soft_wrap=True)
+    errors.print(f"fullrank: {message}", style="red", soft_wrap=True)
     raise typer.Exit(code)
 
 
@@ -45,4 +47,4 @@ def show(values: dict[str, Any], title: str, as_json: bool) -> None:
     table = Table("measure", "value", title=title)
     for key, value in values.items():
         table.add_row(key, str(value))
-    Console().print(table)
+    console.print(table)

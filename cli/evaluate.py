@@ -13,16 +13,19 @@ def evaluate(
         Path, typer.Argument(help="An encoder's folder, a run's folder, or `pixels` for the raw-pixel baseline.")
     ],
     data: DataFolder = None,
-    dataset: Annotated[str | None, typer.Option(help="A data set by name. [what the encoder was trained on]")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="A data set by name.", show_default="what the encoder was trained on")
+    ] = None,
     probes: Annotated[
         bool, typer.Option("--probes", help="Linear probes too, on all, 10 % and 1 % of labels.")
     ] = False,
     protocol: Annotated[
         bool, typer.Option("--sgd", help="The papers' SGD protocols too: linear evaluation, fine-tuning on few labels.")
     ] = False,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of --sgd. [the papers']")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of --sgd.", show_default="the papers'")] = None,
     precision: Annotated[
-        str | None, typer.Option(help="Of --sgd: auto (native to the device), float32, bfloat16 or float16. [auto]")
+        str | None,
+        typer.Option(help="Of --sgd: auto (native to the device), float32, bfloat16 or float16.", show_default="auto"),
     ] = None,
     device: Device = "cpu",
     engine: Engine = "auto",

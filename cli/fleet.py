@@ -4,17 +4,18 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from cli.common import AsJson, fail
+from cli.common import AsJson, console, fail
 
 
 def fleet(
     urls: Annotated[list[str], typer.Argument(help="Replicas of one encoder, each with its own address.")],
     key: Annotated[str | None, typer.Option(envvar="FULLRANK_API_KEY", help="The services' key.")] = None,
-    window: Annotated[float | None, typer.Option(help="Seconds. [the longest window kept]")] = None,
-    model: Annotated[str | None, typer.Option(help="A model known from POST /observe. [the served one]")] = None,
+    window: Annotated[float | None, typer.Option(help="Seconds.", show_default="the longest window kept")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A model known from POST /observe.", show_default="the served one")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """The exact effective rank of a fleet: moments of all replicas merged, beside what each alone and their sum say.
@@ -39,7 +40,7 @@ def fleet(
         rank = f"{it.effective_rank:.1f}" if it.effective_rank >= 0 else f"needs about {it.minimum_rows} rows"
         table.add_row(name, str(it.rows), rank, f"{it.participation_ratio:.1f}", f"{it.total_variance:.4g}")
     table.add_row("sum of rates", "", "", f"{found.summed_participation_ratio:.1f}", "")
-    Console().print(table)
+    console.print(table)
     typer.echo(
         "The sum weighs each replica by its variance squared: a collapsed replica vanishes from it, and what differs "
         "between replicas is not in it. Alert on each replica; believe the exact line for the fleet."

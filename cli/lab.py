@@ -10,6 +10,7 @@ import typer
 import typer.core
 import typer.main
 from rich.console import Console
+from rich.markup import escape
 
 from cli.common import AsJson, fail
 from theory import NAMES
@@ -72,7 +73,7 @@ def _command(name: str) -> Any:
     options.append(inspect.Parameter("out", inspect.Parameter.KEYWORD_ONLY, default=Path("runs/lab"), annotation=Out))
     for key, entry in parameters.model_fields.items():
         domain = "" if entry.annotation is str else f" ({describe_domain(entry)})"
-        option = typer.Option(help=f"{entry.description}{domain}")
+        option = typer.Option(help=escape(f"{entry.description}{domain}"))
         annotation = Annotated[entry.annotation, option]  # type: ignore[name-defined]
         kind = inspect.Parameter.KEYWORD_ONLY
         options.append(inspect.Parameter(key, kind, default=entry.default, annotation=annotation))
@@ -121,7 +122,7 @@ def _run(labs: "list[Lab]", given: dict[str, Any], as_json: bool, out: Path) -> 
         if len(labs) == 1 and not as_json:
             show(console, lab, result, seconds)
         elif not as_json:
-            console.print(f"{lab.name}: {result.counts} ({seconds:.1f} s)", highlight=False)
+            console.print(f"{lab.name}: {result.counts} ({seconds:.1f} s)", highlight=False, markup=False)
         _write(lab, settings, result, seconds, out, console)
     if len(labs) > 1 and results and not as_json:
         console.print(table("every lab", results))

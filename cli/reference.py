@@ -72,11 +72,11 @@ def reference(
         fail(error)
     skipped = images.skipped if images is not None else []
     if images is not None and skipped:
-        errors.print(f"{len(skipped)} files skipped: {images.reasons()}", highlight=False, soft_wrap=True)
+        errors.print(f"{len(skipped)} files skipped: {images.reasons()}", soft_wrap=True)
     made = done.reference
     assert made is not None
     if made.calibration is None:
-        errors.print("too few images to calibrate thresholds on: general ones are used", highlight=False)
+        errors.print("too few images to calibrate thresholds on: general ones are used")
     values = {"encoder": str(out or encoder), "rows": made.rows, "skipped": len(skipped), "canary": len(fixed)}
     values |= {"participation_ratio": made.participation_ratio, "effective_rank": made.effective_rank}
     show(values | {"calibrated": made.calibration is not None}, "reference", as_json)

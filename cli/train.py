@@ -19,7 +19,9 @@ STEMS = ("3x3", "3x3/2", "7x7")
 def train(
     recipe: Annotated[str, typer.Argument(help="A recipe, DATA-METHOD; see --list.")] = "",
     data: DataFolder = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder: log, checkpoint, encoder/. [runs/RECIPE]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder: log, checkpoint, encoder/.", show_default="runs/RECIPE")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
     batch_size: Annotated[int | None, typer.Option(min=2)] = None,
     learning_rate: Annotated[float | None, typer.Option(min=0.0, help="The peak, for this batch size.")] = None,
@@ -32,9 +34,9 @@ def train(
     limit: Annotated[int | None, typer.Option(min=1, help="Use only this many training images.")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
     option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the method, e.g. d0=64. Repeatable.")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the encoder. [the recipe's]")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the encoder.", show_default="the recipe's")] = None,
     device: Device = "cpu",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [torch's choice]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="torch's choice")] = None,
     init: Annotated[Path | None, typer.Option(help="Start from this encoder's weights.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's checkpoint, if any.")] = False,
     checkpoint_minutes: Annotated[float, typer.Option(min=0.0, help="Save this often, and after each epoch.")] = 10.0,

@@ -3,9 +3,12 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 
-from prometheus_client import Metric
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.registry import Collector
+try:
+    from prometheus_client import Metric
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+    from prometheus_client.registry import Collector
+except ImportError as error:
+    raise ImportError("fullrank.exposition needs prometheus-client: pip install 'fullrank[prometheus]'") from error
 
 from fullrank.monitor.monitor import SpectrumMonitor
 from fullrank.monitor.snapshot import FATES, Snapshot

@@ -23,7 +23,7 @@ class Tracing:
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
         except ImportError as error:
             raise RuntimeError(
-                f"tracing is on but {error.name} is not installed: pip install 'fullrank[tracing]', "
+                f"tracing is on but {error.name} is not installed: pip install 'fullrank-server[tracing]', "
                 "or set FULLRANK_TRACING=false"
             ) from error
         self._extract, self._trace = propagate.extract, trace

@@ -1,7 +1,7 @@
 """The training loop: one file, from images on disk to a finished encoder artifact.
 
-On several devices: torchrun --nproc-per-node 8 -m cli train RECIPE --device cuda. Every process runs this same file on
-its share of each batch; DistributedDataParallel averages the gradients, and the first process measures and writes.
+On several devices: torchrun --nproc-per-node 8 $(which fullrank) train RECIPE --device cuda. Every process runs this
+file on its share of each batch. DistributedDataParallel averages the gradients. The first process measures and writes.
 """
 
 import json
@@ -72,7 +72,7 @@ def train(recipe: Recipe, run: Run, console: Console | None = None) -> Artifact:
     Ctrl-C or SIGTERM.
     """
     device, first = distributed.setup(run.device), distributed.rank() == 0
-    console = console or Console(stderr=True, quiet=not first)
+    console = console or Console(stderr=True, quiet=not first, markup=False)
     if run.threads:
         torch.set_num_threads(run.threads)
     split = load_split(recipe.data, run.data, recipe.held_out, run.limit, recipe.seed)

@@ -195,7 +195,7 @@ def _figure(width: float, height: float) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ReportError("a report needs matplotlib: pip install 'fullrank[train]'") from error
+        raise ReportError("a report needs matplotlib: pip install 'fullrank-server[train]'") from error
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -61,7 +61,7 @@ def tensorboard(folder: Path) -> Watcher:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ValueError("--tensorboard needs the tensorboard package: pip install 'fullrank[train]'") from error
+        raise ValueError("--tensorboard needs the tensorboard package: pip install 'fullrank-server[train]'") from error
     writer = SummaryWriter(folder)
 
     def watch(record: Record) -> None:

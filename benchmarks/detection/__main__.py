@@ -39,6 +39,7 @@ from fullrank import SpectrumMonitor
 from fullrank.calibration.resample import DAY
 from models.artifact import Artifact, load
 from models.references import BASIS_ROWS
+from tools.demo import COLLAPSED
 from training.data import SOURCES, ImageSet, load_split
 
 RATE, STEP = 20.0, 256
@@ -190,7 +191,7 @@ def main() -> None:
     parser.add_argument(
         "--other",
         type=Path,
-        default=Path("models/pretrained/fashion-collapsed"),
+        default=COLLAPSED,
         help="the encoder served by mistake: a collapsed one, or any of the same shape",
     )
     lists = parser.add_mutually_exclusive_group()

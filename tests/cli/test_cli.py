@@ -3,14 +3,20 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import typer
+from rich.text import Text
 from typer.testing import CliRunner, Result
 
+import fullrank
 from cli import app
+from cli.common import show
 from models.artifact import load
 from models.embedder import Embedder, normalize
 
@@ -23,9 +29,10 @@ def run(*arguments: object) -> Result:
 
 
 HELP = """
-import contextlib, runpy, sys
+import contextlib, sys
+import cli
 with contextlib.suppress(SystemExit):
-    runpy.run_module("cli", run_name="__main__")
+    cli.main()
 print({"torch", "numpy", "pydantic", "fullrank", "models", "service", "training"} & sys.modules.keys())
 """
 
@@ -96,3 +103,50 @@ def test_check_passes_the_healthy_and_fails_the_squashed(small_artifact: Path, t
     result = run("check", tmp_path / "squashed", "--against", small_artifact, "--json")
     assert result.exit_code == 1
     assert "total variance" in json.loads(result.stdout)["reason"]
+
+
+def test_what_a_user_names_is_printed_as_it_is(tmp_path: Path) -> None:
+    """Square brackets are markup to rich: a folder's name and an extra would lose them."""
+    for name in ("run[1]", "[bold]x[/bold]", "a[/]b"):
+        result = run("evaluate", tmp_path / name)
+        assert result.exit_code == 1
+        assert f"{tmp_path / name} is not a folder" in result.stderr
+
+
+def test_tables_print_what_they_are_given(capsys: pytest.CaptureFixture[str]) -> None:
+    show({"[red]key": "[client]"}, "runs/[1]", as_json=False)
+    shown = capsys.readouterr().out
+    assert "runs/[1]" in shown
+    assert "[red]key" in shown
+    assert "[client]" in shown
+
+
+def help_texts(command: Any, path: str = "fullrank") -> Iterator[tuple[str, str]]:
+    """Every command's path and every option's help, as written."""
+    for name in command.list_commands(None) if hasattr(command, "list_commands") else ():
+        yield from help_texts(command.get_command(None, name), f"{path} {name}")
+    for option in command.params:
+        yield f"{path} {option.name}", getattr(option, "help", None) or ""
+
+
+def test_no_help_is_swallowed_as_markup() -> None:
+    texts = dict(help_texts(typer.main.get_command(app)))
+    assert len(texts) > 100
+    for where, text in texts.items():
+        assert Text.from_markup(text).plain == text.replace("\\[", "["), where
+
+
+def test_the_version_is_the_librarys() -> None:
+    assert run("--version").stdout == f"fullrank {fullrank.__version__}\n"
+
+
+def test_rules_writes_what_belongs_to_this_version(tmp_path: Path) -> None:
+    out = tmp_path / "monitoring"
+    assert run("rules", out).exit_code == 0
+    for part in ("prometheus/rules", "grafana", "alertmanager"):
+        there, here = (sorted(it for it in (root / part).rglob("*") if it.is_file()) for root in (out, ROOT / "deploy"))
+        assert here
+        assert [it.read_bytes() for it in there] == [it.read_bytes() for it in here]
+    again = run("rules", out)
+    assert again.exit_code == 1
+    assert "give a new folder" in again.stderr

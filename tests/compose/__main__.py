@@ -3,7 +3,7 @@
 Builds the image, starts the stack, embeds real images over HTTP, swaps to the collapsed encoder inside the container
 (administration answers on loopback only), and follows the alert through Prometheus and Alertmanager to a webhook. Takes
 about five minutes, since the windows are the real ones. It uses docker-compose.yml's ports and removes what it started.
-With --demo the profile demo sends the images and swaps the encoder, from its own container.
+With --demo the container of deploy/compose/demo.yml sends the images and swaps the encoder, from its own container.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tests.compose.engine import IMAGE, Steps, compose, notified, stack
+from tests.compose.engine import DEMO, IMAGE, Steps, compose, layers, notified, stack
 from tools.demo.traffic import Traffic, encoded
 from tools.stack import Prometheus, StackError, call
 from training.data import SAMPLE, read_fashion_mnist
@@ -31,7 +31,7 @@ def follow(services: list[str], demo: bool) -> None:
     """Every step from `up` to the notification. Raises StackError at the first that fails."""
     pictures = encoded(read_fashion_mnist(SAMPLE, "test").images)
     server, steps = Prometheus(PROMETHEUS), Steps()
-    with stack(services):
+    with stack(services, files=[DEMO]):  # which lets the service see the collapsed encoder
         steps.reached("the service is ready", lambda: b"ready" in call(f"{EMBED}/readyz"), 180)
         answer = json.loads(call(f"{EMBED}/embed", {"images": pictures[:2]}))
         print(f"          POST /embed: {len(answer['embeddings'])} rows of {answer['dimension']} by {answer['model']}")
@@ -44,7 +44,7 @@ def follow(services: list[str], demo: bool) -> None:
             healthy = 'fullrank_verdict{state="healthy"}'
             steps.reached("its traffic is judged healthy", lambda: server.value(healthy) == 1, 240)
             if demo:
-                played = ("--profile", "demo", "logs", "demo")
+                played = (*layers(DEMO), "logs", "demo")
                 collapsed = "serving fashion-collapsed"
                 steps.reached("the demo swaps to the collapsed encoder", lambda: collapsed in compose(*played), 180)
             else:
@@ -63,19 +63,19 @@ def follow(services: list[str], demo: bool) -> None:
 
 @contextmanager
 def demo_traffic() -> Iterator[None]:
-    """The container of the profile demo."""
-    compose("--profile", "demo", "up", "-d", "--no-deps", "demo")
+    """The container of the demonstration."""
+    compose(*layers(DEMO), "up", "-d", "--no-deps", "demo")
     try:
         yield
     finally:
-        compose("--profile", "demo", "rm", "-f", "-s", "demo")
+        compose(*layers(DEMO), "rm", "-f", "-s", "demo")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--no-build", action="store_true", help=f"use the image {IMAGE} as it is")
     parser.add_argument("--grafana", action="store_true", help="start Grafana too, where its image can be pulled")
-    parser.add_argument("--demo", action="store_true", help="let the profile demo play")
+    parser.add_argument("--demo", action="store_true", help="let the demonstration's own container play")
     arguments = parser.parse_args()
     services = ["embed", "prometheus", "alertmanager"] + ["grafana"] * arguments.grafana
     try:

@@ -12,6 +12,7 @@ from typing import Any
 from tools.stack import StackError, wait
 
 ROOT = Path(__file__).resolve().parents[2]
+DEMO = ROOT / "deploy" / "compose" / "demo.yml"
 PROJECT, IMAGE, WEBHOOK = "fullrank-test", "fullrank:0.1.0", "fullrank-test-webhook"
 RECEIVER = """
 import http.server
@@ -40,12 +41,16 @@ def compose(*arguments: str) -> str:
     return run(*(["docker", "compose"] if plugin else ["docker-compose"]), "-p", PROJECT, *arguments)
 
 
+def layers(*files: Path) -> list[str]:
+    """The options that lay files over docker-compose.yml."""
+    return [part for file in (ROOT / "docker-compose.yml", *files) for part in ("-f", str(file))]
+
+
 @contextmanager
 def stack(services: list[str], files: Sequence[Path] = ()) -> Iterator[None]:
     """The services up, and a webhook beside them; all gone afterwards, their volumes too. `files` override."""
-    layers = [part for file in (ROOT / "docker-compose.yml", *files) for part in ("-f", str(file))]
     try:
-        compose(*layers, "up", "-d", *services)
+        compose(*layers(*files), "up", "-d", *services)
         network = ("--network", f"{PROJECT}_default")
         run("docker", "run", "-d", "--rm", "--name", WEBHOOK, *network, IMAGE, "python", "-c", RECEIVER)
         yield

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
+from tools.demo import COLLAPSED
+
 ALWAYS = {"embed", "prometheus", "alertmanager", "grafana"}
-PROFILES = {"embed-gpu": ["gpu"], "demo": ["demo"]}
+PROFILES = {"embed-gpu": ["gpu"]}
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +28,13 @@ def services(compose: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
+@pytest.fixture(scope="module")
+def demo(deploy: Path) -> dict[str, dict[str, Any]]:
+    """The services of the demonstration, which lies over docker-compose.yml."""
+    found: dict[str, dict[str, Any]] = yaml.safe_load((deploy / "compose" / "demo.yml").read_text())["services"]
+    return found
+
+
 def test_up_needs_nothing_else(services: dict[str, dict[str, Any]]) -> None:
     assert {name: service["profiles"] for name, service in services.items() if "profiles" in service} == PROFILES
     assert set(services) == ALWAYS | set(PROFILES)
@@ -33,13 +42,13 @@ def test_up_needs_nothing_else(services: dict[str, dict[str, Any]]) -> None:
     assert re.findall(r"(?<!\$)\$\{(\w+)(?::\?|\?|\})", text) == []  # every variable has a default
 
 
-def test_images_are_pinned(services: dict[str, dict[str, Any]]) -> None:
-    for service in services.values():
+def test_images_are_pinned(services: dict[str, dict[str, Any]], demo: dict[str, dict[str, Any]]) -> None:
+    for service in (*services.values(), demo["demo"]):
         assert re.fullmatch(r"[\w./-]+:v?\d+\.\d+\.\d+(-cuda)?", service["image"])
 
 
-def test_every_service_is_confined(services: dict[str, dict[str, Any]]) -> None:
-    for name, service in services.items():
+def test_every_service_is_confined(services: dict[str, dict[str, Any]], demo: dict[str, dict[str, Any]]) -> None:
+    for name, service in {**services, "demo": demo["demo"]}.items():
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
@@ -53,7 +62,6 @@ def test_nothing_listens_beyond_loopback(services: dict[str, dict[str, Any]]) ->
     ports = [port for service in services.values() for port in service.get("ports", [])]
     assert len(ports) == len(ALWAYS) + 1
     assert all(port.startswith("127.0.0.1:") for port in ports)
-    assert services["demo"]["network_mode"] == "service:embed"
 
 
 def test_there_is_no_password_to_guess(services: dict[str, dict[str, Any]]) -> None:
@@ -98,9 +106,16 @@ def test_prometheus_knows_the_services_by_name(services: dict[str, dict[str, Any
     assert (deploy / "grafana" / "dashboards" / home.name).exists()
 
 
-def test_the_demos_images_and_encoders_are_packed(deploy: Path) -> None:
+def test_only_the_demonstration_has_the_collapsed_encoder(deploy: Path, demo: dict[str, dict[str, Any]]) -> None:
     ignored = (deploy.parent / ".dockerignore").read_text().splitlines()
-    assert {"!tools", "!training", "!models"} <= set(ignored)
+    assert {"!tools", "!training", "!models", "!requirements"} <= set(ignored)
+    assert COLLAPSED.parent.relative_to(deploy.parent).as_posix() in ignored[ignored.index("!tools") :]
+    ((source, target, mode),) = (mount.split(":") for mount in demo["embed"]["volumes"])
+    assert (deploy.parent / source).resolve() == COLLAPSED
+    assert (target, mode) == (f"/app/models/pretrained/{COLLAPSED.name}", "ro")
+    assert set(demo) == {"embed", "demo"}
+    assert demo["demo"]["network_mode"] == "service:embed"
+    assert "ports" not in demo["demo"]
 
 
 def test_docker_compose_accepts_it(deploy: Path) -> None:
@@ -109,7 +124,8 @@ def test_docker_compose_accepts_it(deploy: Path) -> None:
         command = ["docker", "compose"]
     elif not shutil.which("docker-compose"):
         pytest.skip("there is no docker compose")
-    for profiles in ([], ["--profile", "demo"], ["--profile", "gpu"]):
+    files = ["-f", "docker-compose.yml", "-f", "deploy/compose/demo.yml"]
+    for profiles in ([], files, ["--profile", "gpu"]):
         done = subprocess.run(
             [*command, *profiles, "config", "-q"], cwd=deploy.parent, env=os.environ, capture_output=True, text=True
         )

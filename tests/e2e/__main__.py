@@ -23,17 +23,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-import models
 from models.artifact import WEIGHTS, load, save
 from tests.e2e.replica import Replica
 from tests.e2e.scenarios import SCENARIOS, Seen, World
 from tests.support.alertmanager import Webhook, alertmanager
 from tests.support.hurry import hurried_rules
+from tools.demo import COLLAPSED, PRETRAINED
 from tools.demo.traffic import encoded
 from tools.stack import StackError, prometheus, prometheus_binary
 from training.data import SAMPLE, read_fashion_mnist
 
-PRETRAINED = Path(models.__file__).parent / "pretrained"
 WINDOWS = {"20s": "5m", "1m": "1h"}
 TROUSERS = 1
 
@@ -42,8 +41,8 @@ console = Console(highlight=False, soft_wrap=True)
 
 def encoders(folder: Path) -> Path:
     """A folder of encoders: the shipped ones, one with a damaged weight file, one with other weights and hashes."""
-    for name in ("fashion-directclr", "fashion-collapsed"):
-        shutil.copytree(PRETRAINED / name, folder / name)
+    shutil.copytree(COLLAPSED, folder / COLLAPSED.name)
+    shutil.copytree(PRETRAINED / "fashion-directclr", folder / "fashion-directclr")
     shutil.copytree(PRETRAINED / "fashion-directclr", folder / "damaged")
     weights = folder / "damaged" / WEIGHTS
     data = bytearray(weights.read_bytes())
@@ -119,7 +118,7 @@ def main() -> int:
         try:
             seen = run(arguments.scenario or list(SCENARIOS), folder)
         except StackError as error:
-            console.print(f"[red]{error}[/red]", markup=True)
+            console.print(str(error), style="red", markup=False)
             return 1
     table = Table("scenario", "expected", "seen", "seconds", title="from an image to a notification")
     for name, it in seen.items():

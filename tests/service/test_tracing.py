@@ -64,5 +64,5 @@ def test_without_the_extra_it_is_said_only_where_it_is_switched_on(
     for name in [name for name in sys.modules if name.startswith("opentelemetry.sdk")]:
         monkeypatch.setitem(sys.modules, name, None)
     create_app(settings())
-    with pytest.raises(RuntimeError, match=r"pip install 'fullrank\[tracing\]'"):
+    with pytest.raises(RuntimeError, match=r"pip install 'fullrank-server\[tracing\]'"):
         create_app(settings(tracing=True))

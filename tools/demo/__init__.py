@@ -1,1 +1,16 @@
 """make demo: a collapse, and the page it raises, with real parts."""
+
+import shutil
+from pathlib import Path
+
+import models
+
+PRETRAINED = Path(models.__file__).parent / "pretrained"
+COLLAPSED = Path(__file__).parent / "encoders" / "fashion-collapsed"  # in the repository only: no image or wheel has it
+
+
+def encoders(folder: Path) -> Path:
+    """A new folder with the pretrained encoders and the collapsed one. Raises FileNotFoundError without the latter."""
+    shutil.copytree(PRETRAINED, folder)
+    shutil.copytree(COLLAPSED, folder / COLLAPSED.name)
+    return folder

@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-import models
+from tools import demo
 from tools.demo.traffic import Traffic, encoded
 from tools.stack import Prometheus, StackError, call, prometheus, prometheus_binary, service
 from training.data import SAMPLE, read_fashion_mnist
@@ -74,16 +74,16 @@ def run(encoders: Path, healthy: str, collapsed: str, limit: float, folder: Path
         Traffic(url, pictures, RATE) as traffic,
     ):
         console.print(f"service {url}/ (its live page)   Prometheus {server.url}/alerts")
-        demo = Demo(server, started)
+        shown = Demo(server, started)
 
         ready = time.monotonic()
-        while time.monotonic() - ready < HEALTHY_SECONDS or demo.verdict() != "healthy":
-            demo.line(healthy)
-            if demo.pages("firing") or time.monotonic() - ready > 3 * HEALTHY_SECONDS:
-                console.print(f"[red]the healthy encoder is judged {demo.verdict()}[/red]; is the machine overloaded?")
+        while time.monotonic() - ready < HEALTHY_SECONDS or shown.verdict() != "healthy":
+            shown.line(healthy)
+            if shown.pages("firing") or time.monotonic() - ready > 3 * HEALTHY_SECONDS:
+                console.print(f"[red]the healthy encoder is judged {shown.verdict()}[/red]; is the machine overloaded?")
                 return 1
             time.sleep(3)
-        demo.line(healthy)
+        shown.line(healthy)
 
         swap = json.loads(call(f"{url}/admin/encoders", {"name": collapsed, "gate": "warn"}, timeout=60))
         swapped = time.monotonic()
@@ -91,14 +91,14 @@ def run(encoders: Path, healthy: str, collapsed: str, limit: float, folder: Path
             f"[bold]swapped to {swap['served']['model']}[/bold]; the gate warns: {swap['judgement']['reason']}"
         )
         revision = swap["served"]["revision"]
-        while not (fired := [a for a in demo.pages("firing") if a["labels"]["revision"] == revision]):
-            demo.line(collapsed)
+        while not (fired := [a for a in shown.pages("firing") if a["labels"]["revision"] == revision]):
+            shown.line(collapsed)
             if time.monotonic() - started > limit:
                 console.print("[red]no page fired[/red]")
                 return 1
             # Closely while the rank falls, then at leisure: the rules wait for a minute.
             time.sleep(2 if time.monotonic() - swapped < 12 else 6)
-        demo.line(collapsed)
+        shown.line(collapsed)
         console.print(
             f"[bold red]firing after {time.monotonic() - swapped:.0f} s[/bold red], by {server.url}/api/v1/alerts:"
         )
@@ -112,20 +112,17 @@ def run(encoders: Path, healthy: str, collapsed: str, limit: float, folder: Path
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument(
-        "--encoders", type=Path, default=Path(models.__file__).parent / "pretrained", help="folder of encoders"
-    )
+    parser.add_argument("--encoders", type=Path, help="folder of encoders [the pretrained ones and the collapsed one]")
     parser.add_argument("--healthy", default="fashion-directclr", help="name of the first")
     parser.add_argument("--collapsed", default="fashion-collapsed", help="name of the one swapped in")
     parser.add_argument("--limit", type=float, default=170.0, help="seconds after which it gives up")
     arguments = parser.parse_args()
     try:
         with tempfile.TemporaryDirectory(prefix="fullrank-demo-") as folder:
-            return run(
-                arguments.encoders.resolve(), arguments.healthy, arguments.collapsed, arguments.limit, Path(folder)
-            )
+            encoders = arguments.encoders or demo.encoders(Path(folder, "encoders"))
+            return run(encoders.resolve(), arguments.healthy, arguments.collapsed, arguments.limit, Path(folder))
     except StackError as error:
-        console.print(f"[red]{error}[/red]", markup=True)
+        console.print(str(error), style="red", markup=False)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -1,4 +1,4 @@
-"""The traffic of docker compose --profile demo: real images, first to a healthy encoder, then to a collapsed one.
+"""The traffic of deploy/compose/demo.yml: real images, first to a healthy encoder, then to a collapsed one.
 
     python -m tools.demo.play
 

@@ -1,9 +1,8 @@
-"""The examples run, and show what they say they show."""
+"""The examples run with the library's wheel alone, and show what they say they show."""
 
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,13 +10,15 @@ import httpx
 import numpy as np
 import pytest
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+from tests.support.distributions import ROOT
+
+EXAMPLES = ROOT / "examples"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-def output_of(name: str) -> str:
+def output_of(python: Path, name: str) -> str:
     return subprocess.run(
-        [sys.executable, EXAMPLES / name], check=True, capture_output=True, text=True, env=ENVIRONMENT, timeout=600
+        [python, "-I", EXAMPLES / name], check=True, capture_output=True, text=True, env=ENVIRONMENT, timeout=600
     ).stdout
 
 
@@ -27,14 +28,14 @@ def number(text: str, line: str, name: str) -> float:
     return float(found[1])
 
 
-def test_beside_pytorch_tells_the_healthy_from_the_broken() -> None:
-    text = output_of("beside_pytorch.py")
+def test_beside_pytorch_tells_the_healthy_from_the_broken(bare: Path) -> None:
+    text = output_of(bare, "beside_pytorch.py")
     assert "healthy: 2048 rows" in text
     assert number(text, "healthy", "effective rank") > 4 * number(text, "broken", "effective rank")
 
 
-def test_the_training_loop_shows_both_kinds_of_collapse() -> None:
-    text = output_of("training_loop.py")
+def test_the_training_loop_shows_both_kinds_of_collapse(bare: Path) -> None:
+    text = output_of(bare, "training_loop.py")
     rank, variance = (
         {name: number(text, f"{name} epoch 6", measure) for name in ("pull", "spread", "vicreg")}
         for measure in ("effective rank", "variance")
@@ -46,9 +47,9 @@ def test_the_training_loop_shows_both_kinds_of_collapse() -> None:
 
 
 @pytest.fixture
-def server() -> Iterator[str]:
+def server(with_extras: Path) -> Iterator[str]:
     with subprocess.Popen(
-        [sys.executable, EXAMPLES / "other_server.py", "0"],
+        [with_extras, "-I", EXAMPLES / "other_server.py", "0"],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

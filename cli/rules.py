@@ -1,0 +1,27 @@
+"""fullrank rules."""
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.common import fail
+
+SHIPPED = Path(__file__).resolve().parents[1] / "deploy"
+PARTS = ("alertmanager", "grafana", "prometheus/rules")
+
+
+def rules(
+    out: Annotated[Path, typer.Argument(help="A new folder.")],
+) -> None:
+    """Write the alert rules, Alertmanager's configuration and the dashboards that belong to this version.
+
+    Example: fullrank rules monitoring/
+    """
+    try:
+        for part in PARTS:
+            shutil.copytree(SHIPPED / part, out / part)
+    except OSError as error:
+        fail(f"{out}: {error}" if not isinstance(error, FileExistsError) else f"{out}: give a new folder; {error}")
+    typer.echo("\n".join(str(path) for path in sorted(out.rglob("*")) if path.is_file()))

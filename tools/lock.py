@@ -1,0 +1,80 @@
+"""Write requirements/*.txt: the exact version and hashes of everything the image, `make serve` and `make test` install.
+
+    python -m tools.lock [--upgrade]
+
+Each file serves Python 3.11 and newer on every platform. torch is left out, since its build and so its hash depend on
+the index that it comes from: its version is the one line of requirements/torch.txt. The GPU libraries that the plain
+registry's torch brings are left out with it. Needs uv and the registry.
+"""
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "requirements"
+# Each file and the extras of fullrank-server that it holds. The largest comes first: the others keep its versions.
+LOCKS = {"dev": "[dev]", "serve": "[train]", "image": ""}
+OURS = ("fullrank", "fullrank-server")
+WITH_TORCH = re.compile(r"(torch|triton|nvidia-\S+|cuda-\S+)==")
+HEADER = "# Written by `make lock` from pyproject.toml; `make lock UPGRADE=--upgrade` takes the newest releases.\n"
+
+
+class LockError(RuntimeError):
+    """uv is missing or found no set of versions; the message says which."""
+
+
+def without_torch(text: str) -> str:
+    """A requirements file without torch and what only torch's GPU builds bring, and without uv's own header."""
+    entries = re.split(r"\n(?=\S)", "\n" + text)
+    kept = [entry for entry in entries if entry and not entry.startswith("#") and not WITH_TORCH.match(entry)]
+    return HEADER + "\n".join(entry.rstrip("\n") for entry in kept) + "\n"
+
+
+def resolve(name: str, upgrade: bool) -> str:
+    """What uv finds for one file. Raises LockError."""
+    uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
+    if uv is None:
+        raise LockError("there is no uv: python -m pip install uv")
+    with tempfile.TemporaryDirectory() as scratch:
+        wanted = Path(scratch, "wanted.in")
+        wanted.write_text(f"{ROOT / 'fullrank'}\n{ROOT}{LOCKS[name]}\n")
+        kept = [FOLDER / "torch.txt"] + ([] if name == "dev" else [FOLDER / "dev.txt"])
+        command = [uv, "pip", "compile", "--quiet", "--universal", "--python-version", "3.11", "--generate-hashes"]
+        command += ["--no-annotate", *(f"--constraint={file}" for file in kept)]
+        command += [f"--no-emit-package={package}" for package in OURS]
+        command += ["--upgrade"] if upgrade else []
+        output = FOLDER / f"{name}.txt"
+        if output.exists():  # uv keeps the versions it finds there
+            shutil.copy(output, Path(scratch, "found.txt"))
+        done = subprocess.run(
+            [*command, f"--output-file={Path(scratch, 'found.txt')}", str(wanted)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise LockError(f"uv found no versions for {name}: {done.stderr.strip()}")
+        return without_torch(Path(scratch, "found.txt").read_text())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--upgrade", action="store_true", help="take the newest releases, not the ones written now")
+    arguments = parser.parse_args()
+    for name in LOCKS:
+        try:
+            (FOLDER / f"{name}.txt").write_text(resolve(name, arguments.upgrade))
+        except LockError as error:
+            print(error, file=sys.stderr)
+            return 1
+        print(f"requirements/{name}.txt")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
