@@ -54,10 +54,10 @@ class Bench:
 
     def fill(self) -> None:
         """Let an hour and five minutes pass, a block at a time."""
-        with self.monitor._state:  # the worker, whose refreshes would only take time, waits
+        with self.monitor._worker.state:  # the worker, whose refreshes would only take time, waits
             for step in [360.0] * 12 + [30.0] * 12:
                 self.now += step
-                self.monitor._intake.take([Batch(self.now, self.rows[:256], None, None, None)], everything=True)
+                self.monitor._worker.blocks.take([Batch(self.now, self.rows[:256], None, None, None)], everything=True)
         self.monitor.flush()
 
     def seconds_per_row(self) -> float:
@@ -67,7 +67,7 @@ class Bench:
             self.monitor.observe(part)
         while self.monitor.counters.rows["sampled"] < sampled + len(self.rows):
             time.sleep(0.01)
-        with self.monitor._state:  # the worker is done with the last block, and has yet to count its time
+        with self.monitor._worker.state:  # the worker is done with the last block, and has yet to count its time
             pass
         time.sleep(0.5)
         return (self.monitor.counters.seconds - before) / len(self.rows)
@@ -75,8 +75,8 @@ class Bench:
     def refresh_seconds(self, repeats: int) -> dict[float, tuple[int, float]]:
         """window in seconds -> its groups, and the CPU time of measuring it: a refresh is that of one window."""
         monitor = self.monitor
-        with monitor._state:
-            held = {seconds: monitor._intake.ring.within(seconds, self.now) for seconds in WINDOWS}
+        with monitor._worker.state:
+            held = {seconds: monitor._worker.blocks.ring.within(seconds, self.now) for seconds in WINDOWS}
             return {
                 seconds: (
                     len(blocks),

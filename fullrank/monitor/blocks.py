@@ -9,13 +9,11 @@ from torch import Tensor
 
 from fullrank.calibration.sequential import Detector
 from fullrank.moments import Moments
-from fullrank.monitor.snapshot import Counters
+from fullrank.monitor.snapshot import GROUPS, Counters
 from fullrank.monitor.window import Block, RecentKeys, Ring
 from fullrank.reference import Reference, band_sums
 from fullrank.rows import unit
 from fullrank.statistics import norm_histogram
-
-GROUPS = 10
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class Intake:
     """Fills a ring with blocks of `block_rows` rows, or of a tenth of the shortest window; one thread at a time.
 
     `count` is called with what each batch and block adds to the totals. The detector is None without a calibrated
-    reference.
+    reference. `abandoned` says whether to stop after the block at hand.
     """
 
     def __init__(
@@ -50,9 +48,10 @@ class Intake:
         block_rows: int,
         clock: Callable[[], float],
         count: Callable[[Counters], None],
+        abandoned: Callable[[], bool] = lambda: False,
     ) -> None:
         self._dimension, self._reference, self._block_rows = dimension, reference, block_rows
-        self._clock, self._count = clock, count
+        self._clock, self._count, self._abandoned = clock, count, abandoned
         self._longest_wait = windows[0] / GROUPS
         self.ring = Ring(windows, GROUPS)
         self.shift = None if reference is None else reference.mean
@@ -68,14 +67,21 @@ class Intake:
         for batch in batches:
             kept = self._sift(batch)
             while len(kept.rows):
-                room = self._block_rows - sum(len(part.rows) for part in self._open)
+                room = self._block_rows - self.open_rows
                 self._open.append(kept.part(slice(0, room)))
                 if len(kept.rows) >= room:
                     self._close_block()
+                if self._abandoned():
+                    return
                 kept = kept.part(slice(room, None))
         stale = self._open and self._clock() - self._open[0].time >= self._longest_wait
         if self._open and (everything or stale):
             self._close_block()
+
+    @property
+    def open_rows(self) -> int:
+        """Rows of the block that is not closed yet."""
+        return sum(len(part.rows) for part in self._open)
 
     def forget_open(self) -> None:
         """Drop the rows of the block that is not closed yet."""

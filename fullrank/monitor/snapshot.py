@@ -10,6 +10,7 @@ from fullrank.reference import Reference
 from fullrank.statistics import Canary, WindowStatistics
 from fullrank.verdict import Verdict
 
+GROUPS = 10  # of consecutive blocks in each window, for the bounds
 FATES = ("sampled", "duplicate", "dropped", "nonfinite")
 
 
@@ -22,6 +23,11 @@ class Counters:
     frobenius_product: float = 0.0
     band_energy: dict[int, float] = field(default_factory=dict)
     seconds: float = 0.0
+
+    @property
+    def seen(self) -> int:
+        """Rows that reached the monitor's thread, whatever became of them there."""
+        return sum(self.rows.values()) - self.rows["dropped"]
 
     def add(self, more: "Counters") -> None:
         """Add what another counted."""
@@ -36,7 +42,10 @@ class Counters:
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """The monitor's statistics at `timestamp` (Unix seconds)."""
+    """The monitor's statistics at `timestamp` (Unix seconds); `str` says them in a few words.
+
+    waiting: rows that were observed and are not in these statistics yet.
+    """
 
     timestamp: float
     dimension: int
@@ -49,6 +58,36 @@ class Snapshot:
     reference: Reference | None
     inputs: InputReading
     evidence: Evidence
+    waiting: int = 0
+
+    @property
+    def waits_for(self) -> str:
+        """In words, what has to come before these figures are complete; empty where they are."""
+        seconds, window = min(self.windows.items())
+        said = []
+        if self.waiting:
+            said.append(
+                f"{self.waiting} rows observed are not counted yet: a block closes when it is full or after "
+                f"{seconds / GROUPS:g} s; snapshot(wait=10) or flush() does not wait for that"
+            )
+        elif not window.rows:
+            said.append(f"nothing was observed in the last {seconds:g} s")
+        if window.rows and math.isnan(window.effective_rank):
+            said.append(f"the effective rank needs more rows: {window.rows} do not determine it")
+        return "; ".join(said)
+
+    def __str__(self) -> str:
+        seconds, window = min(self.windows.items())
+        ratio = window.participation_ratio
+        figures = {
+            f"effective rank {window.effective_rank:.1f} of {self.dimension}": window.effective_rank,
+            f"participation ratio {ratio.estimate:.1f}": ratio.estimate,
+            f"total variance {window.total_variance:.3g}": window.total_variance,
+        }
+        known = [text for text, value in figures.items() if math.isfinite(value)]
+        words = [f"{', '.join(known) or 'no figures'} over {window.rows} rows of the last {seconds:g} s"]
+        words += [text for text in (self.waits_for, f"{self.verdict.state}: {self.verdict.reason}") if text]
+        return "\n".join(words)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: NaN as None, eigenvalues as a list."""
@@ -67,6 +106,7 @@ class Snapshot:
             "windows": windows,
             "thresholds": self.thresholds,
             "counters": asdict(self.counters),
+            "waits_for": self.waits_for,
             "canary": self.canary and asdict(self.canary),
             "input_participation_ratio": self.input_participation_ratio,
             "inputs": asdict(self.inputs),

@@ -1,9 +1,12 @@
+import gc
 import json
 import math
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -179,7 +182,7 @@ def test_a_full_buffer_drops_and_counts_and_never_waits(reference):
     with SpectrumMonitor(D, reference, buffer_rows=1000) as monitor:
         rows = rows_of(1000)
         caller = threading.Thread(target=lambda: [monitor.observe(rows) for _ in range(10)], daemon=True)
-        with monitor._state:  # the worker cannot proceed
+        with monitor._worker.state:  # the worker cannot proceed
             caller.start()
             caller.join(120)
             assert not caller.is_alive()
@@ -221,7 +224,7 @@ def test_the_callers_threads_are_left_alone(reference):
         torch.set_num_threads(2)
         with SpectrumMonitor(D, reference) as monitor:
             seen = []
-            monitor._refresher.record_canary = lambda rows: seen.append(torch.get_num_threads())
+            monitor._worker.refresher.record_canary = lambda rows: seen.append(torch.get_num_threads())
             monitor.record_canary(rows_of(40, 102))
             monitor.flush(120)
             late = []
@@ -350,9 +353,46 @@ def test_a_failure_on_a_block_is_logged_and_survived(monitor, monkeypatch, caplo
         monitor.observe(rows_of(300))
         monitor.flush(120)
     assert "spectrum monitor failed" in caplog.text
+    assert monitor.counters.rows["dropped"] == 300
+    assert monitor.snapshot().waiting == 0
     monitor.observe(rows_of(300))
     assert monitor.flush(120)
     assert monitor.snapshot().windows[300.0].rows >= 300
+
+
+def test_the_three_lines_of_the_readme_print_a_number(capsys):
+    text = (Path(__file__).parents[3] / "README.md").read_text()
+    (block,) = re.findall(r"```python\n(from fullrank import SpectrumMonitor\n.*?)```", text, re.DOTALL)
+    for n in (40, 2000):
+        exec(block, {"embeddings": torch.randn(n, 256, generator=torch.Generator().manual_seed(n))})
+    few, many = capsys.readouterr().out.split("no reference to compare with\n")[:2]
+    assert re.search(r"participation ratio \d+\.\d, .* over 40 rows", few)
+    assert "the effective rank needs more rows: 40 do not determine it" in few
+    assert "effective rank 25" in many
+    assert "nan" not in few + many
+
+
+def test_a_snapshot_says_what_it_waits_for(reference):
+    with SpectrumMonitor(D, reference) as monitor:
+        assert monitor.snapshot().waits_for == "nothing was observed in the last 300 s"
+        with monitor._worker.state:  # the worker cannot proceed
+            monitor.observe(rows_of(300))
+            snapshot = monitor.snapshot()
+            assert snapshot.waiting == 300
+            assert snapshot.waits_for.startswith("300 rows observed are not counted yet")
+        snapshot = monitor.snapshot(wait=120)
+        assert (snapshot.waiting, snapshot.waits_for, snapshot.windows[300.0].rows) == (0, "", 300)
+        assert snapshot.to_dict()["waits_for"] == ""
+
+
+def test_a_monitor_that_nobody_keeps_ends_its_thread(reference):
+    monitor = SpectrumMonitor(D, reference)
+    thread = monitor._worker._thread
+    monitor.observe(rows_of(10))
+    del monitor
+    gc.collect()
+    thread.join(120)
+    assert not thread.is_alive()
 
 
 @pytest.mark.parametrize(
