@@ -47,6 +47,7 @@ _GAUGES: dict[str, tuple[str, list[str]]] = {
     "reference_band_energy": ("Variance of the reference in a band of its directions", ["rank"]),
     "threshold": ("The value of a signal from which it counts as abnormal", ["signal"]),
     "verdict": ("1 for the current verdict, 0 for the others", ["state"]),
+    "window_verdict": ("1 for the verdict on a window's rows alone, 0 for the others", ["window", "state"]),
     "snapshot_timestamp_seconds": ("When the gauges were last refreshed, Unix time", []),
 }
 _COUNTERS: dict[str, tuple[str, list[str]]] = {
@@ -134,6 +135,8 @@ def _gauges(snapshot: Snapshot) -> Iterator[tuple[str, list[str], float]]:
         yield "threshold", [signal], value
     for state in STATES:
         yield "verdict", [state], float(state == snapshot.verdict.state)
+        for seconds, verdict in snapshot.window_verdicts.items():
+            yield "window_verdict", [duration(seconds), state], float(state == verdict.state)
     yield "snapshot_timestamp_seconds", [], snapshot.timestamp
 
 

@@ -11,10 +11,10 @@ from email.message import Message
 from http.client import HTTPException
 from typing import IO, Any, Self
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
+from fullrank import measures
 from fullrank.measures import minimum_rows
 from fullrank.moments import Moments, merge
 
@@ -52,7 +52,7 @@ class Figures:
         if moments.count < 2:
             nan = float("nan")
             return cls(moments.count, nan, nan, nan, minimum_rows([]))
-        eigenvalues = torch.linalg.eigvalsh(moments.covariance()).clamp(min=0)
+        eigenvalues = measures.spectrum(moments.covariance())
         traces = moments.traces(eigenvalues)
         return cls(
             moments.count,

@@ -27,6 +27,7 @@ __all__ = [
     "numerical_rank",
     "participation_ratio",
     "rankme",
+    "spectrum",
     "stable_rank",
     "std_ratio",
     "variance_dimensions",
@@ -46,6 +47,16 @@ class PowerLaw(NamedTuple):
     r_squared: float
     first: int
     last: int
+
+
+def spectrum(covariance: Tensor, uplo: str = "L") -> Tensor:
+    """Eigenvalues (d,) of a finite covariance (d, d), falling, none below 0.
+
+    Of the covariance only the triangle that `uplo` names, "L" or "U", is read. Rounding leaves empty directions
+    slightly negative, which is cut off here. RuntimeError where an entry read is not finite.
+    """
+    eigenvalues: Tensor = torch.linalg.eigvalsh(covariance, UPLO=uplo)
+    return eigenvalues.flip(0).clamp(min=0)
 
 
 def effective_rank(eigenvalues: ArrayLike) -> float:

@@ -8,6 +8,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from fullrank import measures
 from fullrank.measures import LARGEST_CORRECTION, MINIMUM_ROWS_ENTROPY, effective_rank, entropy_correction
 from fullrank.rows import ArrayLike, as_rows
 
@@ -156,7 +157,7 @@ class Moments:
         if self.count < MINIMUM_ROWS_ENTROPY:
             return math.nan
         if eigenvalues is None:
-            eigenvalues = torch.linalg.eigvalsh(self.covariance())
+            eigenvalues = measures.spectrum(self.covariance())
         return self.traces(eigenvalues).effective_rank(eigenvalues)
 
 
@@ -286,7 +287,7 @@ def pool(parts: Sequence[Moments]) -> Pool:
         )
     )
     # As LAPACK stores it: spares a transposed copy, and only this triangle is filled.
-    eigenvalues = torch.linalg.eigvalsh(matrix.mT, UPLO="U").flip(0).clamp(min=0) / (counts[-1] - 1)
+    eigenvalues = measures.spectrum(matrix.mT, "U") / (counts[-1] - 1)
     return Pool(shift + means[-1], eigenvalues, whole, without)
 
 

@@ -7,11 +7,12 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from fullrank.bands import band_sums, log_bands, merged_bands
+from fullrank import measures, profile
 from fullrank.calibration.inputs import InputReference
 from fullrank.calibration.ranges import Calibration
 from fullrank.measures import noise_floor, numerical_rank
 from fullrank.moments import Moments
+from fullrank.profile import band_sums, log_bands, merged_bands
 from fullrank.rows import ArrayLike, as_rows, unit
 
 __all__ = ["Reference", "band_sums", "log_bands", "merged_bands"]
@@ -28,9 +29,9 @@ class Reference:
     ending in d; band_energy (len(bands),): the variance that rows not used for the basis have in each; eigenvalues
     (d,) of those rows' covariance, falling; rows: how many they were; canary (m, d): what fixed images should embed
     to; dtype: what the encoder computes in; calibration, inputs: how far healthy traffic strays from all this, and what
-    its inputs look like, both added by `fullrank.healthy.calibrated`. The basis and the energies must come from
-    different rows: measured on the rows that chose the directions, the last band of a healthy encoder reads 1.2
-    instead of 1.
+    its inputs look like, both added by `fullrank.calibration.resample.calibrated`. The basis and the energies must
+    come from different rows: measured on the rows that chose the directions, the last band of a healthy encoder reads
+    1.2 instead of 1.
     """
 
     mean: Tensor
@@ -70,9 +71,9 @@ class Reference:
         _add_units(held_out, as_rows(held_out_rows, d, name="held_out_rows"), "held_out_rows")
         basis = torch.linalg.eigh(basis_moments.covariance()).eigenvectors.flip(1)
         covariance = held_out.covariance()
-        energies = (covariance @ basis * basis).sum(0)
+        energies = profile.energies_of_covariance(covariance, basis)
         bands = merged_bands(energies, noise_floor(_dtype(dtype), d))
-        eigenvalues = torch.linalg.eigvalsh(covariance).flip(0).clamp(min=0)
+        eigenvalues = measures.spectrum(covariance)
         images = None if canary is None else unit(as_rows(canary, d, name="canary")).float()
         if images is not None and not images.isfinite().all():
             raise ValueError("canary: expected finite rows")

@@ -8,9 +8,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fullrank import profile
 from fullrank.measures import effective_rank, numerical_rank, rankme, stable_rank
 from fullrank.moments import Moments, Pool, pool
-from fullrank.reference import Reference, band_sums
+from fullrank.profile import band_sums
+from fullrank.reference import Reference
 
 NAN = math.nan
 NORM_QUANTILES = (0.05, 0.5, 0.95)
@@ -56,7 +58,8 @@ class WindowStatistics:
 
     eigenvalues (d,) falling; mean_shift_ratio: squared distance of the mean from the reference's, less what sampling
     adds, in units of the reference's total variance; basis_effective_rank: effective rank of the variances along the
-    reference's directions, unbiased down to small n, an upper bound of effective_rank (Schur-Horn).
+    reference's directions, unbiased down to small n, an upper bound of effective_rank (Schur-Horn); zeros: rows of
+    zeros, which have no direction and count in nothing else.
     """
 
     seconds: float
@@ -75,6 +78,12 @@ class WindowStatistics:
     head: Interval = Interval()
     basis_effective_rank: float = NAN
     norms: dict[float, float] = field(default_factory=lambda: dict.fromkeys(NORM_QUANTILES, NAN))
+    zeros: int = 0
+
+    @property
+    def zero_share(self) -> float:
+        """Rows of zeros over all rows; NaN without any."""
+        return self.zeros / (self.zeros + self.rows) if self.zeros + self.rows else NAN
 
     @property
     def tail(self) -> tuple[Band, ...]:
@@ -92,23 +101,25 @@ class WindowStatistics:
 
 
 class Group(Protocol):
-    """A run of rows, as `fullrank.window` keeps them."""
+    """A run of rows, as `fullrank.monitor.window` keeps them."""
 
     moments: Moments
     energies: Tensor
     norms: Tensor
+    zeros: int
 
 
 def measure(seconds: float, groups: Sequence[Group], reference: Reference | None, dimension: int) -> WindowStatistics:
     """Statistics of the rows in the groups together; bounds by leaving out one group at a time."""
     bands = _empty_bands(reference)
+    zeros = sum(group.zeros for group in groups)
     groups = [group for group in groups if group.moments.count]
     if not groups:
-        return WindowStatistics(seconds, bands=bands)
+        return WindowStatistics(seconds, bands=bands, zeros=zeros)
     n = sum(group.moments.count for group in groups)
     norms = norm_quantiles(torch.stack([group.norms for group in groups]).sum(0))
     if n < 2:
-        return WindowStatistics(seconds, n, len(groups), bands=bands, norms=norms)
+        return WindowStatistics(seconds, n, len(groups), bands=bands, norms=norms, zeros=zeros)
     pooled = pool([group.moments for group in groups])
     mean, eigenvalues = pooled.mean, pooled.eigenvalues
     # A block of one row has no variance of its own and adds none.
@@ -117,7 +128,7 @@ def measure(seconds: float, groups: Sequence[Group], reference: Reference | None
     shift = basis_rank = NAN
     head = Interval()
     if reference is not None:
-        shift = (float((mean - reference.mean).square().sum()) - variance / n) / reference.total_variance
+        shift = profile.mean_shift(mean, reference.mean, variance, n, reference.total_variance)
         energies = torch.stack([group.energies for group in groups])
         basis_rank = effective_rank(energies.sum(0))
         sums = torch.stack([band_sums(row, reference.bands) for row in energies])
@@ -125,8 +136,7 @@ def measure(seconds: float, groups: Sequence[Group], reference: Reference | None
             Band(band.first, band.last, band.part, _ratio(sums[:, i], weights, float(reference.band_energy[i])))
             for i, band in enumerate(bands)
         )
-        half = sum(band.part == "head" for band in bands)
-        head = _ratio(sums[:, :half].sum(1), weights, float(reference.band_energy[:half].sum()))
+        head = _ratio(profile.head_sum(sums), weights, float(profile.head_sum(reference.band_energy)))
     return WindowStatistics(
         seconds,
         n,
@@ -144,6 +154,7 @@ def measure(seconds: float, groups: Sequence[Group], reference: Reference | None
         head,
         basis_rank,
         norms,
+        zeros,
     )
 
 
@@ -203,7 +214,7 @@ def _ratio(sums: Tensor, weights: Tensor, reference: float) -> Interval:
 def _empty_bands(reference: Reference | None) -> tuple[Band, ...]:
     if reference is None:
         return ()
-    half = (len(reference.bands) + 1) // 2
+    half = profile.head_bands(len(reference.bands))
     firsts = (1, *(last + 1 for last in reference.bands[:-1]))
     return tuple(
         Band(first, last, "head" if i < half else "tail")

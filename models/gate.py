@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fullrank import Moments, Reference, measures
-from fullrank.bands import log_bands
 from fullrank.moments import MINIMUM_ROWS_PARTICIPATION
+from fullrank.profile import log_bands
 from fullrank.verdict import (
     CANARY_COSINE,
     NUMERICAL_RANK_SHARE,
@@ -53,7 +53,7 @@ class Figures:
         moments = Moments(d).add(rows)
         floor = measures.noise_floor(dtype, d)
         variances, span = rows.var(dim=0), min(d, m - 1)
-        eigenvalues = torch.linalg.eigvalsh(moments.covariance()).flip(0).clamp(min=0)
+        eigenvalues = measures.spectrum(moments.covariance())
         shares = eigenvalues.cumsum(0) / eigenvalues.sum()
         return cls(
             rows=m,

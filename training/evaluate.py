@@ -67,8 +67,7 @@ class Spectrum:
         unit = normalize(rows.float())
         moments = Moments(rows.shape[1])
         moments.add(unit)
-        covariance = torch.as_tensor(moments.covariance())
-        eigenvalues = torch.linalg.eigvalsh(covariance).flip(0).clamp_(min=0)
+        eigenvalues = measures.spectrum(moments.covariance())
         return cls(
             rows=len(rows),
             dimension=rows.shape[1],

@@ -23,14 +23,14 @@ from scipy.stats import chi2  # type: ignore[import-untyped]
 from torch import Tensor
 
 from benchmarks._page import write_between
-from fullrank import Reference
-from fullrank.bands import band_sums
+from fullrank import Reference, profile
 from fullrank.calibration.ranges import BLOCK_ROWS
 from fullrank.calibration.resample import Traffic, columns
 from fullrank.calibration.sequential import LEVEL, Detector
 from fullrank.measures import numerical_rank
 from fullrank.moments import Moments
 from fullrank.monitor.window import Block
+from fullrank.profile import band_sums
 from fullrank.statistics import measure, norm_histogram
 from fullrank.verdict import BAND_GONE, diagnose, thresholds
 from models.artifact import load
@@ -65,7 +65,7 @@ class Stream:
         self.projected = (rows - reference.mean.float()) @ reference.basis.float()
         self.detector, self.checked = Detector(reference), Detector(reference)
         self.limit = thresholds(reference, WINDOW * BLOCK_ROWS)
-        self.half = (len(reference.bands) + 1) // 2
+        self.half = profile.head_bands(len(reference.bands))
         d = reference.dimension
         self.index = torch.zeros(0, BLOCK_ROWS, dtype=torch.int64)
         self.scatters = torch.zeros(0, d, d)

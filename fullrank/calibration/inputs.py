@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fullrank.bands import band_sums, merged_bands
+from fullrank import profile
 from fullrank.moments import Moments
+from fullrank.profile import band_sums, merged_bands
 
 THUMBNAIL = 8
 # A direction of descriptors that holds less than this share of the mean variance says nothing.
@@ -35,13 +36,15 @@ def thumbnails(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class InputReading:
-    """How far inputs are from the reference's, 0 where they are alike, and their total variance over the reference's.
+    """How inputs differ from the reference's; NaN where that is not known.
 
-    NaN where that is not known.
+    distance: 0 where they are alike; variance_ratio: their total variance over the reference's; shrinkage: the median
+    over bands of that ratio, which is below 1 where most of their directions have shrunk, as near-copies shrink all.
     """
 
     distance: float = math.nan
     variance_ratio: float = math.nan
+    shrinkage: float = math.nan
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +61,7 @@ class InputReference:
         """From (n, k) finite descriptors, n well above k: one half chooses the directions, the other measures them."""
         first, second = (Moments(descriptors.shape[1]).add(half) for half in (descriptors[::2], descriptors[1::2]))
         basis = torch.linalg.eigh(first.covariance()).eigenvectors.flip(1)
-        energies = (second.covariance() @ basis * basis).sum(0)
+        energies = profile.energies_of_covariance(second.covariance(), basis)
         bands = merged_bands(energies, _FLOOR_SHARE * float(energies.mean()))
         mean = (first.mean() * first.count + second.mean() * second.count) / (first.count + second.count)
         return cls(mean, basis, bands, band_sums(energies, bands))
@@ -77,11 +80,12 @@ class InputReference:
         if moments is None or moments.dimension != self.width or moments.count < 32:
             return InputReading()
         covariance = moments.covariance()
-        variance, total = float(covariance.trace()), float(self.band_energy.sum())
-        shift = float((moments.mean() - self.mean).square().sum()) - variance / moments.count
-        ratios = band_sums((covariance @ self.basis * self.basis).sum(0), self.bands) / self.band_energy
+        variance = float(covariance.trace())
+        total = float(self.band_energy.sum())
+        shift = profile.mean_shift(moments.mean(), self.mean, variance, moments.count, total)
+        ratios = band_sums(profile.energies_of_covariance(covariance, self.basis), self.bands) / self.band_energy
         largest = float(ratios.clamp(min=1e-3).log().abs().max())
-        return InputReading(max(math.sqrt(max(0.0, shift) / total), largest), variance / total)
+        return InputReading(max(math.sqrt(max(0.0, shift)), largest), variance / total, float(ratios.median()))
 
     def tensors(self) -> dict[str, Tensor]:
         """Contiguous tensors for safetensors, named "inputs.mean", ..."""

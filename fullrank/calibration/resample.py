@@ -7,11 +7,11 @@ from dataclasses import replace
 import torch
 from torch import Generator, Tensor
 
-from fullrank.bands import band_sums
+from fullrank import measures, profile
 from fullrank.calibration.inputs import InputReference
 from fullrank.calibration.ranges import BLOCK_ROWS, NAMED, Calibration
-from fullrank.measures import numerical_rank
 from fullrank.moments import Moments
+from fullrank.profile import band_sums
 from fullrank.reference import Reference
 from fullrank.rows import ArrayLike, as_rows, unit
 
@@ -134,9 +134,10 @@ def window_statistics(reference: Reference, rows: Tensor, inputs: Tensor | None)
     """The statistics of a `Calibration`'s columns for a window of unit rows (n, d) and their descriptors (n, k)."""
     basis = reference.basis.float()
     moments = Moments(reference.dimension, reference.mean).add(rows)
-    energies = sum(_energies(block, basis) for block in torch.split(rows, BLOCK_ROWS) if len(block) > 1)
-    eigenvalues = torch.linalg.eigvalsh(moments.covariance()).flip(0).clamp(min=0)
-    rank = numerical_rank(eigenvalues, reference.noise_floor)
+    blocks = [profile.centred(block) for block in torch.split(rows, BLOCK_ROWS) if len(block) > 1]
+    energies = sum(profile.energies_of_rows(block, basis) for block in blocks)
+    eigenvalues = measures.spectrum(moments.covariance())
+    rank = measures.numerical_rank(eigenvalues, reference.noise_floor)
     assert isinstance(energies, Tensor)
     named = {
         "participation_ratio": _log(moments.participation_ratio() / reference.participation_ratio),
@@ -155,11 +156,10 @@ def columns(
     """The statistics of `Calibration`'s columns from n rows' variances along the reference's directions (d,) and their
     mean (d,); what is not `named` and does not follow from these is NaN."""
     sums = band_sums(energies, reference.bands)
-    half = (len(reference.bands) + 1) // 2
     variance = float(energies.sum())
-    shift = (float((mean - reference.mean).square().sum()) - variance / n) / reference.total_variance
+    shift = profile.mean_shift(mean, reference.mean, variance, n, reference.total_variance)
     values = {
-        "head": _log(float(sums[:half].sum() / reference.band_energy[:half].sum())),
+        "head": _log(float(profile.head_sum(sums) / profile.head_sum(reference.band_energy))),
         "total_variance": _log(variance / reference.total_variance),
         "mean_shift": math.sqrt(max(0.0, shift)),
     } | (named or {})
@@ -171,12 +171,6 @@ def _log(ratio: float) -> float:
     return math.log(max(ratio, _FLOOR)) if math.isfinite(ratio) else math.nan
 
 
-def _energies(block: Tensor, basis: Tensor) -> Tensor:
-    """(d,) variance of a block of rows along the basis, times its rows."""
-    n = len(block)
-    return ((block - block.mean(0)) @ basis).double().square().sum(0) * (n / (n - 1))
-
-
 def _blocks(
     reference: Reference, rows: Tensor, law: Callable[[int, int], Tensor], count: int, position: Generator
 ) -> Iterator[Tensor]:
@@ -184,12 +178,11 @@ def _blocks(
     basis, previous = reference.basis.float(), None
     for _ in range(count + 1):
         block = rows[law(BLOCK_ROWS, int(torch.randint(DAY, (1,), generator=position)))]
-        centred = (block - block.mean(0)) / math.sqrt(BLOCK_ROWS - 1)
+        centred = profile.centred(block)
         if previous is not None:
-            product = float(centred.double().square().sum() * previous.double().square().sum())
-            frobenius = float((centred @ previous.T).double().square().sum())
-            ratio = product / frobenius / reference.participation_ratio
-            energies = _energies(block, basis) / BLOCK_ROWS
+            trace, frobenius = profile.block_products(centred, previous)
+            ratio = trace / frobenius / reference.participation_ratio
+            energies = profile.energies_of_rows(centred, basis) / BLOCK_ROWS
             named = {"participation_ratio": _log(ratio)}
             yield columns(reference, energies, block.double().mean(0), BLOCK_ROWS, named)
         previous = centred

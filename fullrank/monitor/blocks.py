@@ -1,17 +1,18 @@
-"""From batches of rows to blocks: sifted, normalised, each measured against the one before."""
+"""Blocks of rows: batches are sifted and normalised, and each block is measured against the one before."""
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from fullrank import profile
 from fullrank.calibration.sequential import Detector
 from fullrank.moments import Moments
 from fullrank.monitor.snapshot import GROUPS, Counters
 from fullrank.monitor.window import Block, RecentKeys, Ring
-from fullrank.reference import Reference, band_sums
+from fullrank.profile import band_sums
+from fullrank.reference import Reference
 from fullrank.rows import unit
 from fullrank.statistics import norm_histogram
 
@@ -25,6 +26,7 @@ class Batch:
     keys: list[int] | None
     inputs: Tensor | None
     ready: torch.cuda.Event | None
+    zeros: int = 0  # rows of zeros that came with these and were taken out
 
     def part(self, which: slice) -> "Batch":
         """Some of the rows."""
@@ -33,7 +35,7 @@ class Batch:
         return Batch(self.time, self.rows[which], keys, inputs, self.ready)
 
 
-class Intake:
+class BlockMaker:
     """Fills a ring with blocks of `block_rows` rows, or of a tenth of the shortest window; one thread at a time.
 
     `count` is called with what each batch and block adds to the totals. The detector is None without a calibrated
@@ -66,6 +68,10 @@ class Intake:
         """Take rows in; `everything` closes the last block however short."""
         for batch in batches:
             kept = self._sift(batch)
+            if kept.zeros:
+                self._open.append(replace(kept.part(slice(0, 0)), zeros=kept.zeros))
+                if self.open_rows >= self._block_rows:
+                    self._close_block()
             while len(kept.rows):
                 room = self._block_rows - self.open_rows
                 self._open.append(kept.part(slice(0, room)))
@@ -80,19 +86,20 @@ class Intake:
 
     @property
     def open_rows(self) -> int:
-        """Rows of the block that is not closed yet."""
-        return sum(len(part.rows) for part in self._open)
+        """Rows of the block that is not closed yet, rows of zeros among them."""
+        return sum(len(part.rows) + part.zeros for part in self._open)
 
     def forget_open(self) -> None:
         """Drop the rows of the block that is not closed yet."""
         self._open = []
 
     def _sift(self, batch: Batch) -> Batch:
-        """The batch without rows that are not finite and rows seen before; both are counted."""
+        """The batch without rows that are not finite, rows seen before and rows of zeros; all are counted."""
         if batch.ready is not None:
             batch.ready.synchronize()
         rows = batch.rows.to("cpu", torch.float32)
-        keep = rows.double().square().sum(1).isfinite()
+        squares = rows.double().square().sum(1)
+        keep = squares.isfinite()
         if batch.inputs is not None:
             keep &= batch.inputs.to("cpu").isfinite().all(1)
         nonfinite = len(rows) - int(keep.sum())
@@ -100,10 +107,13 @@ class Intake:
         if batch.keys is not None:
             finite = keep.tolist()  # one by one, elements of a tensor would hand the GIL over once a row
             fresh = [it and self._keys.enter(key, batch.time) for it, key in zip(finite, batch.keys, strict=True)]
-            keep, duplicates = torch.tensor(fresh, dtype=torch.bool), sum(finite) - sum(fresh)
-        self._count(Counters({"nonfinite": nonfinite, "duplicate": duplicates}))
+            keep = torch.tensor(fresh, dtype=torch.bool)
+            duplicates = sum(finite) - sum(fresh)
+        zeros = int((keep & (squares == 0)).sum())
+        keep &= squares > 0
+        self._count(Counters({"nonfinite": nonfinite, "duplicate": duplicates, "zero": zeros}))
         inputs = None if batch.inputs is None else batch.inputs.to("cpu", torch.float32)[keep]
-        return Batch(batch.time, rows[keep], None, inputs, None)
+        return Batch(batch.time, rows[keep], None, inputs, None, zeros)
 
     def _close_block(self) -> None:
         parts, self._open = self._open, []
@@ -113,29 +123,27 @@ class Intake:
         moments = Moments(self._dimension, self.shift).add(rows)
         if self.shift is None:
             self.shift = moments.shift
-        centred = rows - moments.mean().float()
+        centred = profile.centred(rows)
         energies = torch.zeros(self._dimension, dtype=torch.float64)
-        if self._reference is not None and n > 1:
-            if self._basis is None:
-                # Not in the constructor, which the caller waits for: 16 ms at d = 2048.
-                self._basis = self._reference.basis.float()
-            # Each block about its own mean: about any other, a jump of the mean would fill the tail.
-            energies = (centred @ self._basis).double().square().sum(0) * (n / (n - 1))
         trace = frobenius = 0.0
         if n > 1:
-            centred = centred / math.sqrt(n - 1)
+            if self._reference is not None:
+                if self._basis is None:
+                    # Not in the constructor, which the caller waits for: 16 ms at d = 2048.
+                    self._basis = self._reference.basis.float()
+                energies = profile.energies_of_rows(centred, self._basis)
             if self._previous is not None:
-                # <S, S'> = |Y Y'^T|^2 needs no d x d matrix. Short blocks count for less, in both products alike.
+                # Short blocks count for less, in both products alike.
                 weight = n * len(self._previous) / self._block_rows**2
-                frobenius = weight * float((centred @ self._previous.T).double().square().sum())
-                trace = weight * float(centred.double().square().sum() * self._previous.double().square().sum())
+                trace, frobenius = (weight * it for it in profile.block_products(centred, self._previous))
             self._previous = centred
-        described = [part.inputs for part in parts if part.inputs is not None]
+        described = [part.inputs for part in parts if part.inputs is not None and len(part.inputs)]
         inputs = Moments(described[0].shape[1]).add(torch.cat(described)) if described else None
         if self.detector is not None and n > 1:
             self.detector.add(parts[0].time, n, energies, n * moments.mean(), trace, frobenius)
         norms = norm_histogram(torch.linalg.vector_norm(raw.double(), dim=1))
-        self.ring.add(Block(parts[0].time, parts[-1].time, moments, energies, norms, inputs))
+        zeros = sum(part.zeros for part in parts)
+        self.ring.add(Block(parts[0].time, parts[-1].time, moments, energies, norms, inputs, zeros))
         bands = () if self._reference is None else self._reference.bands
         sums = band_sums(energies, bands).tolist() if bands else []
         self._count(Counters({"sampled": n}, trace, frobenius, dict(zip(bands, sums, strict=True))))

@@ -15,7 +15,8 @@ from fullrank.moments import Moments
 @dataclass
 class Block:
     """Rows that arrived between `start` and `end` (seconds): their moments, energies (d,) along the reference's
-    directions (each block about its own mean, times rows), histogram of norms, moments of their input descriptors."""
+    directions (each block about its own mean, times rows), histogram of norms, moments of their input descriptors; and
+    how many rows of zeros came beside them."""
 
     start: float
     end: float
@@ -23,6 +24,7 @@ class Block:
     energies: Tensor
     norms: Tensor
     inputs: Moments | None = None
+    zeros: int = 0
 
     def absorb(self, later: "Block") -> None:
         """Take in the block that follows."""
@@ -30,6 +32,7 @@ class Block:
         self.moments.merge(later.moments)
         self.energies = self.energies + later.energies
         self.norms = self.norms + later.norms
+        self.zeros += later.zeros
         if later.inputs is not None:
             self.inputs = later.inputs if self.inputs is None else self.inputs.merge(later.inputs)
 
@@ -78,6 +81,7 @@ class Ring:
         for i, block in enumerate(self.blocks):
             parts = {"ages": torch.tensor([now - block.start, now - block.end], dtype=torch.float64)}
             parts |= {"energies": block.energies, "norms": block.norms, **block.moments.tensors()}
+            parts["zeros"] = torch.tensor([block.zeros])
             if block.inputs is not None:
                 parts |= {f"inputs.{name}": tensor for name, tensor in block.inputs.tensors().items()}
             tensors |= {
@@ -96,7 +100,8 @@ class Ring:
             inputs = {name.removeprefix("inputs."): t for name, t in parts.items() if name.startswith("inputs.")}
             descriptors = Moments.from_tensors(inputs) if inputs else None
             moments = Moments.from_tensors(parts)
-            blocks.append(Block(start, end, moments, parts["energies"], parts["norms"], descriptors))
+            zeros = int(parts.get("zeros", torch.zeros(1)))
+            blocks.append(Block(start, end, moments, parts["energies"], parts["norms"], descriptors, zeros))
         self.blocks = blocks
         self.changes += 1
 

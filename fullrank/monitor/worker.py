@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from fullrank.calibration.sequential import Evidence
-from fullrank.monitor.blocks import Batch, Intake
-from fullrank.monitor.refresh import Refresher
-from fullrank.monitor.snapshot import GROUPS, Counters, Snapshot
+from fullrank.monitor.blocks import Batch, BlockMaker
+from fullrank.monitor.snapshot import GROUPS, Counters, Snapshot, SnapshotMaker
 from fullrank.reference import Reference
 
 logger = logging.getLogger(__name__)
@@ -73,10 +72,10 @@ class Worker:
         self._canary_rows: Tensor | None = None
         bands = () if self.reference is None else self.reference.bands
         self._counters = Counters(band_energy=dict.fromkeys(bands, 0.0))
-        self.blocks = Intake(
+        self.blocks = BlockMaker(
             self.dimension, self.reference, self.windows, self.block_rows, self.clock, self._count, self.abandoned
         )
-        self.refresher = Refresher(self.dimension, self.reference, self.windows, self.clock)
+        self.snapshots = SnapshotMaker(self.dimension, self.reference, self.windows, self.clock)
         self.snapshot: Snapshot
 
     def forked(self) -> None:
@@ -152,7 +151,7 @@ class Worker:
         with self.state:
             detector = self.blocks.detector
             evidence = Evidence() if detector is None else detector.evidence
-            self.snapshot = self.refresher.refresh(self.blocks.ring, evidence, self.counters, everything)
+            self.snapshot = self.snapshots.refresh(self.blocks.ring, evidence, self.counters, everything)
 
     def _alive(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
@@ -210,8 +209,8 @@ class Worker:
         with self.state:
             self.blocks.take(batches, forced)
         if canary is not None:
-            self.refresher.record_canary(canary)
-        if not self._abandoned and (forced or canary is not None or self.refresher.due()):
+            self.snapshots.record_canary(canary)
+        if not self._abandoned and (forced or canary is not None or self.snapshots.due()):
             self.refresh(everything=forced)
 
     def _write_off(self) -> None:

@@ -120,9 +120,9 @@ def test_a_canary_in_bfloat16_is_no_fault(world, reference):
     assert verdict(reference, world.rows(3000, 21), world.rows(48, 3).bfloat16()).state == "healthy"
 
 
-@pytest.mark.parametrize("n", [0, 1, 100, 512])
+@pytest.mark.parametrize("n", [0, 1, 100, 255])
 def test_too_few_rows_say_nothing(world, reference, n):
-    result = verdict(reference, world.rows(n, 22) * 0)
+    result = verdict(reference, world.rows(n, 22))
     assert result.state == "insufficient_data"
     assert f"{n} rows" in result.reason
 

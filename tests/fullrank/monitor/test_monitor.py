@@ -132,7 +132,7 @@ def test_duplicates_enter_once_a_horizon(monitor, clock, as_bytes):
     given = [key.tobytes() for key in keys] if as_bytes else keys
     monitor.observe(rows_of(100), keys=given)
     monitor.flush(120)
-    assert monitor.counters.rows == {"sampled": 10, "duplicate": 90, "dropped": 0, "nonfinite": 0}
+    assert monitor.counters.rows == {"sampled": 10, "duplicate": 90, "dropped": 0, "nonfinite": 0, "zero": 0}
     clock.now = 300.0
     monitor.observe(rows_of(100), keys=given)
     monitor.flush(120)
@@ -145,13 +145,12 @@ def test_rows_that_are_not_finite_are_counted_and_their_key_stays_free(monitor):
     monitor.observe(rows, keys=[b"a", b"b"] + [b"%d" % i for i in range(62)])
     monitor.observe(rows_of(2, 1), keys=[b"a", b"b"])
     monitor.flush(120)
-    assert monitor.counters.rows == {"sampled": 64, "duplicate": 0, "dropped": 0, "nonfinite": 2}
+    assert monitor.counters.rows == {"sampled": 64, "duplicate": 0, "dropped": 0, "nonfinite": 2, "zero": 0}
     assert math.isfinite(monitor.snapshot().windows[300.0].total_variance)
 
 
-def test_zero_rows_and_extreme_scales_are_defined(monitor):
+def test_extreme_scales_are_defined(monitor):
     rows = rows_of(600).double()
-    rows[:100] = 0
     rows[100:200] *= 1e30
     rows[200:300] *= 1e-30
     monitor.observe(rows)
@@ -159,7 +158,36 @@ def test_zero_rows_and_extreme_scales_are_defined(monitor):
     window = monitor.snapshot().windows[300.0]
     assert window.rows == 600
     assert math.isfinite(window.effective_rank)
-    assert window.norms[0.05] == 0.0
+
+
+def test_rows_of_zeros_are_counted_apart_and_change_no_statistic(reference, clock):
+    rows = rows_of(2000)
+    zeros = torch.zeros(100, D)
+    with SpectrumMonitor(D, reference, clock=clock) as plain, SpectrumMonitor(D, reference, clock=clock) as mixed:
+        for part, none in zip(rows.split(256), (*zeros.split(12),), strict=False):
+            plain.observe(part)
+            mixed.observe(torch.cat((none, part)))
+        assert plain.flush(120)
+        assert mixed.flush(120)
+        mine, theirs = plain.snapshot(), mixed.snapshot()
+        assert theirs.counters.rows["zero"] == 96
+        window = theirs.windows[300.0]
+        assert (window.rows, window.zeros, window.zero_share) == (2000, 96, 96 / 2096)
+        assert window.effective_rank == pytest.approx(mine.windows[300.0].effective_rank, rel=1e-6)
+        assert window.total_variance == pytest.approx(mine.windows[300.0].total_variance, rel=1e-6)
+        assert theirs.verdict.state == mine.verdict.state == "healthy"
+        restored = load(save(mixed.state()))
+        with SpectrumMonitor(D, reference, clock=clock) as again:
+            again.restore(restored)
+            assert again.snapshot().windows[300.0].zeros == 96
+
+
+def test_an_encoder_that_gives_zeros_has_collapsed(monitor):
+    monitor.observe(torch.zeros(600, D))
+    monitor.flush(120)
+    snapshot = monitor.snapshot()
+    assert snapshot.verdict.state == "complete_collapse"
+    assert "100% of the rows are zeros" in snapshot.verdict.reason
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -224,7 +252,7 @@ def test_the_callers_threads_are_left_alone(reference):
         torch.set_num_threads(2)
         with SpectrumMonitor(D, reference) as monitor:
             seen = []
-            monitor._worker.refresher.record_canary = lambda rows: seen.append(torch.get_num_threads())
+            monitor._worker.snapshots.record_canary = lambda rows: seen.append(torch.get_num_threads())
             monitor.record_canary(rows_of(40, 102))
             monitor.flush(120)
             late = []

@@ -8,8 +8,7 @@ import torch
 from fullrank import Moments, Reference
 from fullrank.calibration.sequential import LEVEL, Evidence
 from fullrank.measures import mean_cosine
-from fullrank.monitor.refresh import Refresher
-from fullrank.monitor.snapshot import Counters
+from fullrank.monitor.snapshot import Counters, SnapshotMaker
 from fullrank.monitor.window import Block, Ring
 from fullrank.statistics import NORM_BINS, jackknife, measure
 
@@ -32,13 +31,13 @@ def block(now, n, seed):
 
 
 class Bench:
-    """A refresher on a clock and a ring of its own; `measured` lists the rows of each measurement made."""
+    """A maker of snapshots on a clock and a ring of its own; `measured` lists the rows of each measurement made."""
 
     def __init__(self, reference, monkeypatch):
         self.now, self.measured, self.seed = 0.0, [], 10
         self.ring = Ring(WINDOWS)
-        self.refresher = Refresher(D, reference, WINDOWS, lambda: self.now)
-        monkeypatch.setattr("fullrank.monitor.refresh.measure", self.measure)
+        self.refresher = SnapshotMaker(D, reference, WINDOWS, lambda: self.now)
+        monkeypatch.setattr("fullrank.monitor.snapshot.measure", self.measure)
         self.refresh(everything=True)
         self.measured.clear()
 
@@ -117,7 +116,7 @@ def test_other_rows_in_their_place_are_measured(bench):
 
 def test_a_refresh_is_followed_by_a_rest_of_twenty_times_its_length(bench, monkeypatch):
     assert not bench.refresher.due()
-    monkeypatch.setattr("fullrank.monitor.refresh.time.monotonic", itertools.count().__next__)  # a second of work each
+    monkeypatch.setattr("fullrank.monitor.snapshot.time.monotonic", itertools.count().__next__)  # a second of work each
     bench.now = 130.0
     assert bench.refresher.due()
     bench.refresh()
@@ -150,7 +149,7 @@ def test_the_rows_since_a_change_take_turns_with_the_windows(bench):
 def test_after_many_changes_of_the_ring_a_window_says_what_its_rows_say():
     d, now, rows = 70, 0.0, []
     generator = torch.Generator().manual_seed(3)
-    ring, refresher = Ring(WINDOWS), Refresher(d, None, WINDOWS, lambda: now)
+    ring, refresher = Ring(WINDOWS), SnapshotMaker(d, None, WINDOWS, lambda: now)
     for step in range(241):
         now += 40.0 * float(torch.rand((), generator=generator))
         n = int(torch.randint(2, 90, (), generator=generator))

@@ -1,0 +1,221 @@
+"""The table of the verdict's rules, as data. `fullrank.verdict` applies it; `python -m tools.rules` prints it.
+
+The first rule whose signal is beyond its threshold decides, and of its cases the first that holds.
+"""
+
+from dataclasses import dataclass
+
+# From the least to the worst: of two verdicts on the same traffic the later one holds.
+STATES = (
+    "insufficient_data",
+    "healthy",
+    "traffic_narrowed",
+    "traffic_shifted",
+    "dimensional_collapse",
+    "complete_collapse",
+    "model_fault",
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Where a rule's signal is beyond its threshold and `when`, one of `fullrank.verdict.CONDITIONS`,
+    holds: this state instead."""
+
+    when: str
+    state: str
+    words: str
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One line of the table.
+
+    signal: what `fullrank.verdict.READERS` reads.
+    window: "canary": the fixed images; "rows": the rows since a change, else a window; "rows, twice": where there was
+        a change, the shortest window as well, so that an earlier change does not hide a later one.
+    side: "below" or "above".
+    threshold: one of `fullrank.thresholds.SIGNALS`.
+    reading: "bound": the interval must lie beyond the threshold, unless the sequential test has settled significance;
+        "estimate": the value alone.
+    state: one of `STATES`; cases: tried in order before it.
+    words: the reason, with the signal's value and what belongs to it.
+    """
+
+    signal: str
+    window: str
+    side: str
+    threshold: str
+    reading: str
+    state: str
+    words: str
+    cases: tuple[Case, ...] = ()
+
+
+_FOREIGN = Case(
+    "inputs are foreign",
+    "traffic_shifted",
+    "; but the inputs are {inputs.distance:.1f} from the reference's, where one kind of healthy input alone reaches "
+    "{usual.narrow_high:.1f}: images of another kind altogether, on which no model can be judged",
+)
+_SHRUNK = Case(
+    "inputs shrank as much",
+    "traffic_narrowed",
+    "; but most directions of the inputs hold {inputs.shrinkage:.2f} of theirs too: near-copies of few images",
+)
+_ONE_PICTURE = Case("inputs are one picture", "traffic_narrowed", "; but the inputs are all but one and the same")
+_MODEL = (
+    Case(
+        "inputs are usual, ratio collapsed, no recent canary",
+        "dimensional_collapse",
+        ", while the inputs are what they were: the model or its preprocessing",
+    ),
+    Case(
+        "inputs are usual, no recent canary",
+        "model_fault",
+        ", while the inputs are what they were: the model or its preprocessing",
+    ),
+)
+_OTHER = (
+    Case("inputs are usual", "traffic_shifted", "; the canary is intact: images of a kind thumbnails do not tell"),
+    Case(
+        "inputs differ",
+        "traffic_shifted",
+        ", and the inputs differ too: foreign images or changed preprocessing",
+    ),
+)
+_FOREIGN_OR_PREPROCESSING = ": foreign images or changed preprocessing"
+_NARROWER = " with every direction alive: the traffic is less varied"
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "canary's least cosine",
+        "canary",
+        "below",
+        "canary_cosine",
+        "estimate",
+        "model_fault",
+        "a canary image now embeds at cosine {seen.estimate:.4f} to its stored embedding; {limit:g} is the least "
+        "expected: the model or its preprocessing has changed",
+    ),
+    Rule(
+        "canary's participation ratio",
+        "canary",
+        "below",
+        "canary_participation_ratio",
+        "estimate",
+        "model_fault",
+        "the canary images' participation ratio is {seen.estimate:.1f}, below {limit:.1f}",
+    ),
+    Rule(
+        "share of rows that are zero",
+        "rows, twice",
+        "above",
+        "zero_share",
+        "estimate",
+        "complete_collapse",
+        "{seen.estimate:.0%} of the rows are zeros {n}: the encoder gives no embedding",
+    ),
+    Rule(
+        "total variance",
+        "rows, twice",
+        "below",
+        "total_variance",
+        "estimate",
+        "complete_collapse",
+        "total variance {seen.estimate:.3g} is below {limit:.3g} {n}: all embeddings lie near one point",
+        (_ONE_PICTURE, _SHRUNK, _FOREIGN),
+    ),
+    Rule(
+        "numerical rank",
+        "rows, twice",
+        "below",
+        "numerical_rank",
+        "estimate",
+        "dimensional_collapse",
+        "only {window.numerical_rank} directions carry variance {n}; the reference has {reference.numerical_rank}",
+        (_FOREIGN,),
+    ),
+    Rule(
+        "any tail band",
+        "rows, twice",
+        "below",
+        "tail_energy_ratio_gone",
+        "bound",
+        "dimensional_collapse",
+        "directions {seen.first} to {seen.last} hold {seen.estimate:.2f} of their reference variance (at most "
+        "{seen.upper:.2f}) {n}: {shape}",
+        (_SHRUNK, _FOREIGN),
+    ),
+    Rule(
+        "last tail band",
+        "rows, twice",
+        "below",
+        "tail_energy_ratio_low",
+        "bound",
+        "dimensional_collapse",
+        "directions {seen.first} to {seen.last} hold {seen.estimate:.2f} of their reference variance (at most "
+        "{seen.upper:.2f}) {n}: {shape}",
+        (_SHRUNK, _FOREIGN),
+    ),
+    Rule(
+        "any tail band",
+        "rows",
+        "above",
+        "tail_energy_ratio_high",
+        "bound",
+        "traffic_shifted",
+        "directions {seen.first} to {seen.last} hold {seen.estimate:.1f} times their variance {n}",
+        (
+            *_MODEL,
+            Case(
+                "ratio collapsed, inputs not known to differ",
+                "dimensional_collapse",
+                " while the participation ratio is {ratio:.1f} of {reference.participation_ratio:.1f}: another, "
+                "smaller subspace",
+            ),
+            *_OTHER,
+            Case("", "traffic_shifted", _FOREIGN_OR_PREPROCESSING),
+        ),
+    ),
+    Rule(
+        "head bands together",
+        "rows",
+        "below",
+        "head_energy_ratio_low",
+        "bound",
+        "traffic_narrowed",
+        "the leading directions hold {seen.estimate:.2f} of their reference variance {n}",
+        (*_MODEL, Case("", "traffic_narrowed", _NARROWER)),
+    ),
+    Rule(
+        "participation ratio",
+        "rows",
+        "below",
+        "participation_ratio",
+        "bound",
+        "traffic_narrowed",
+        "the participation ratio is {seen.estimate:.1f} of {reference.participation_ratio:.1f} {n}",
+        (*_MODEL, Case("", "traffic_narrowed", _NARROWER)),
+    ),
+    Rule(
+        "shift of the mean",
+        "rows",
+        "above",
+        "mean_shift_ratio",
+        "estimate",
+        "traffic_shifted",
+        "the mean has moved by {seen.estimate:.2f} of the reference's variance {n}",
+        (*_MODEL, *_OTHER, Case("", "traffic_shifted", _FOREIGN_OR_PREPROCESSING)),
+    ),
+    Rule(
+        "evidence of the sequential test",
+        "rows",
+        "above",
+        "evidence",
+        "estimate",
+        "traffic_shifted",
+        "{changed} has strayed from what healthy traffic does {n}",
+        (*_MODEL, *_OTHER, Case("", "traffic_shifted", _FOREIGN_OR_PREPROCESSING)),
+    ),
+)

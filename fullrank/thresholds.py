@@ -1,0 +1,102 @@
+"""Thresholds: the value of each signal from which on it counts as abnormal, in the exported gauge's own unit."""
+
+import math
+
+from fullrank import profile
+from fullrank.calibration.ranges import NARROW_MARGIN, Range
+from fullrank.calibration.sequential import LEVEL
+from fullrank.reference import Reference
+
+# Effect sizes, as shares of the reference, for references without a calibration.
+PARTICIPATION_SHARE = 0.7
+PARTICIPATION_COLLAPSE_SHARE = 0.3
+EFFECTIVE_RANK_SHARE = 0.7
+VARIANCE_SHARE = 0.1
+NUMERICAL_RANK_SHARE = 0.75
+CANARY_PARTICIPATION_SHARE = 0.9
+# Ratios to the reference, comparable with the exported ratios as they are.
+TAIL_LOW = 0.5
+TAIL_HIGH = 2.0
+HEAD_LOW = 0.6
+# A band this empty is gone though others behind it are not.
+BAND_GONE = 0.15
+CANARY_COSINE = 0.99
+# Without a reference nothing is healthy, but this is collapse for any rows of length 1.
+VARIANCE_FLOOR = 0.01
+# Rows of zeros: so many of all rows are no exception any more.
+ZERO_SHARE = 0.5
+
+SIGNALS = (
+    "participation_ratio",
+    "participation_ratio_collapse",
+    "effective_rank",
+    "total_variance",
+    "numerical_rank",
+    "tail_energy_ratio_low",
+    "tail_energy_ratio_gone",
+    "tail_energy_ratio_high",
+    "head_energy_ratio_low",
+    "mean_shift_ratio",
+    "input_distance",
+    "evidence",
+    "canary_cosine",
+    "canary_participation_ratio",
+    "zero_share",
+)
+
+
+def thresholds(reference: Reference | None, rows: int = 6144) -> dict[str, float]:
+    """signal -> its threshold in a window of that many rows.
+
+    A signal counts as abnormal below it; `*_high`, `mean_shift_ratio`, `input_distance`, `evidence` and `zero_share`
+    above it. A calibrated reference gives its own; others the shares above. NaN where the reference does not determine
+    one: comparisons with it are false, in PromQL as here.
+    """
+    signals = dict.fromkeys(SIGNALS, math.nan) | {
+        "tail_energy_ratio_low": TAIL_LOW,
+        "tail_energy_ratio_gone": BAND_GONE,
+        "tail_energy_ratio_high": TAIL_HIGH,
+        "head_energy_ratio_low": HEAD_LOW,
+        "canary_cosine": CANARY_COSINE,
+        "evidence": math.nan if reference is None or reference.calibration is None else math.log10(LEVEL),
+        "total_variance": VARIANCE_FLOOR,
+        "zero_share": ZERO_SHARE,
+    }
+    if reference is not None:
+        signals |= {
+            "participation_ratio": PARTICIPATION_SHARE * reference.participation_ratio,
+            "participation_ratio_collapse": PARTICIPATION_COLLAPSE_SHARE * reference.participation_ratio,
+            "effective_rank": EFFECTIVE_RANK_SHARE * reference.effective_rank,
+            "total_variance": VARIANCE_SHARE * reference.total_variance,
+            "numerical_rank": NUMERICAL_RANK_SHARE * reference.numerical_rank,
+            "canary_participation_ratio": CANARY_PARTICIPATION_SHARE * reference.canary_participation_ratio,
+        }
+        signals |= {name: value for name, value in _calibrated(reference, rows).items() if math.isfinite(value)}
+    return signals
+
+
+def _calibrated(reference: Reference, rows: int) -> dict[str, float]:
+    """Thresholds of healthy traffic, and those between narrow traffic and a broken model."""
+    calibration = reference.calibration
+    if calibration is None:
+        return {}
+    participation = calibration.range("participation_ratio", rows)
+    rank = calibration.range("numerical_rank", rows)
+    count = len(reference.bands)
+    tail = [calibration.range(str(i), rows) for i in range(profile.head_bands(count), count)] or [Range()]
+    # One kind of input leaves some units silent; a fault has to silence half as many again, and 2 % more.
+    least_rank = 1 - 1.5 * (1 - min(rank.narrow_low, 1.0)) - 0.02
+    return {
+        "participation_ratio": participation.low * reference.participation_ratio,
+        "participation_ratio_collapse": min(
+            PARTICIPATION_COLLAPSE_SHARE * reference.participation_ratio,
+            participation.narrow_low / NARROW_MARGIN * reference.participation_ratio,
+        ),
+        "effective_rank": calibration.range("effective_rank", rows).low * reference.effective_rank,
+        "numerical_rank": least_rank * reference.numerical_rank,
+        "tail_energy_ratio_low": min(TAIL_LOW, *(band.narrow_low / NARROW_MARGIN for band in tail)),
+        "tail_energy_ratio_high": max(max(band.narrow_high * NARROW_MARGIN, band.high) for band in tail),
+        "head_energy_ratio_low": calibration.range("head", rows).low,
+        "mean_shift_ratio": calibration.range("mean_shift", rows).high ** 2,
+        "input_distance": calibration.range("input_distance", rows).high,
+    }
