@@ -28,6 +28,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "directcopy": ("directcopy", HEADS),
     "barlow-twins": ("barlow-twins", HEADS),
     "vicreg": ("vicreg", HEADS),
+    "sigreg": ("sigreg", HEADS | {"slices": 16}),
 }
 
 

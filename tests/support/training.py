@@ -23,6 +23,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "directcopy": {"projection": 8, "hidden": 16},
     "barlow-twins": {"projection": 16, "hidden": 16},
     "vicreg": {"projection": 16, "hidden": 16},
+    "sigreg": {"projection": 16, "hidden": 16, "slices": 32},
 }
 
 

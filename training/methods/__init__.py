@@ -10,6 +10,7 @@ from training.methods.byol import BYOL
 from training.methods.directclr import DirectCLR
 from training.methods.directcopy import DirectCopy
 from training.methods.directpred import DirectPred
+from training.methods.sigreg import SIGReg
 from training.methods.simclr import SimCLR
 from training.methods.simsiam import SimSiam
 from training.methods.vicreg import VICReg
@@ -23,6 +24,7 @@ METHODS: dict[str, type[Method]] = {
     "directcopy": DirectCopy,
     "barlow-twins": BarlowTwins,
     "vicreg": VICReg,
+    "sigreg": SIGReg,
 }
 
 
@@ -62,6 +64,7 @@ __all__ = [
     "DirectPred",
     "Method",
     "ParameterGroup",
+    "SIGReg",
     "SimCLR",
     "SimSiam",
     "VICReg",

@@ -90,4 +90,10 @@ def vicreg() -> Recipe:
     return _cifar10("vicreg", options, **SOLO, augmentation=views, learning_rate=0.3)
 
 
-RECIPES = (simclr, directclr, byol, simsiam, directpred, directcopy, barlow_twins, vicreg)
+def sigreg() -> Recipe:
+    """Balestriero & LeCun 2025: lambda 0.05, AdamW. No run with ResNet-18 was published, and the rate is ours."""
+    settings = {"epochs": 800, "batch_size": 256, "optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 5e-2}
+    return _cifar10("sigreg", {"projection": 64, "hidden": 2048}, **settings)
+
+
+RECIPES = (simclr, directclr, byol, simsiam, directpred, directcopy, barlow_twins, vicreg, sigreg)

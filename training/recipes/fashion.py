@@ -62,4 +62,9 @@ def vicreg() -> Recipe:
     return _fashion("vicreg", options)
 
 
-RECIPES = (simclr, directclr, byol, simsiam, directpred, directcopy, barlow_twins, vicreg)
+def sigreg() -> Recipe:
+    """Ours; lambda of the paper."""
+    return _fashion("sigreg", {"projection": 64, "hidden": 512})
+
+
+RECIPES = (simclr, directclr, byol, simsiam, directpred, directcopy, barlow_twins, vicreg, sigreg)

@@ -67,4 +67,9 @@ def vicreg() -> Recipe:
     return _stl10(cifar.vicreg, 500)
 
 
-RECIPES = (simclr, directclr, byol, simsiam, directpred, directcopy, barlow_twins, vicreg)
+def sigreg() -> Recipe:
+    """As cifar10-sigreg, with blur."""
+    return _stl10(cifar.sigreg, 500)
+
+
+RECIPES = (simclr, directclr, byol, simsiam, directpred, directcopy, barlow_twins, vicreg, sigreg)
