@@ -79,6 +79,9 @@ def train(
     chosen = replace(chosen, **{key: value for key, value in flags.items() if value is not None})
     chosen = replace(chosen, name=name or recipe, options=chosen.options | _options(option or []))
     shape = {key: value for key, value in {"width": width, "stem": stem}.items() if value is not None}
+    unknown = ", ".join(f"--{key}" for key in shape if key not in type(chosen.architecture).model_fields)
+    if unknown:
+        fail(f"{unknown}: {chosen.architecture.name}, the encoder of {recipe}, has no such thing", 2)
     chosen = replace(chosen, architecture=chosen.architecture.model_copy(update=shape))
     if crop is not None:
         chosen = _cropped(chosen, crop)

@@ -62,12 +62,21 @@ def load(path: Path, recipe: Recipe, device: torch.device) -> dict[str, Any]:
     wanted = describe(recipe)
     if made_by["name"] != wanted["name"]:
         raise TrainingError(f"{path} is a run of {made_by['name']}, not of {wanted['name']}")
+    made_by |= {"architecture": _completed(made_by.get("architecture"), recipe)}
     for key in wanted:
         if made_by.get(key) != wanted[key]:
             raise TrainingError(
                 f"{path} is a run with {key} = {made_by.get(key)}, not {wanted[key]}; resume with what it began with"
             )
     return state
+
+
+def _completed(architecture: Any, recipe: Recipe) -> Any:
+    """What an older version wrote of an architecture, with what it did not know of yet at its default."""
+    try:
+        return type(recipe.architecture).model_validate(architecture).model_dump(mode="json")
+    except ValueError:
+        return architecture
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """The format a step computes in: auto's choice, float32 as no autocast at all, a run that keeps what it began in."""
 
 import io
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from models.artifact import load
 from tests.support.training import OPTIONS, TINY
-from training import precision
+from training import checkpoint, precision
 from training.data import SAMPLE, load_split
 from training.finetune import supervised
 from training.loop import Run, Trainer, TrainingError, train
@@ -185,3 +186,18 @@ def test_the_scaler_scales_in_float16_alone_and_its_state_is_kept() -> None:
         torch.testing.assert_close(parameter.detach(), expected, rtol=1e-4, atol=1e-6)
     assert each.state([])["scaler"]["scale"] == 65536.0
     assert each.state([])["scaler"]["_growth_tracker"] == 1
+
+
+def test_a_checkpoint_that_knows_less_of_an_architecture_is_still_of_the_same_run(tmp_path: Path) -> None:
+    each, path = trainer("float32"), tmp_path / "checkpoint.pt"
+    state = each.state([])
+    described = json.loads(state["recipe"])
+    described["architecture"] = {
+        key: described["architecture"][key] for key in ("name", "width", "in_channels", "stem")
+    }
+    checkpoint.save(state | {"recipe": json.dumps(described)}, path)
+    each.restore(checkpoint.load(path, each.recipe, CPU))
+    described["architecture"]["width"] = 5
+    checkpoint.save(state | {"recipe": json.dumps(described)}, path)
+    with pytest.raises(TrainingError, match=r"is a run with architecture = .*'width': 5"):
+        checkpoint.load(path, each.recipe, CPU)
