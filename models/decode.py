@@ -6,9 +6,13 @@ from contextlib import contextmanager
 
 from PIL import Image, UnidentifiedImageError
 
+from models import headers
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MIN_SIDE = 8
 MAX_PIXELS = 64_000_000
+# Of a JPEG: pixels times scans, each of which may visit every pixel. Libraries write at most a dozen scans.
+MAX_SCANNED_PIXELS = 12 * MAX_PIXELS
 
 
 class ImageError(ValueError):
@@ -20,17 +24,31 @@ class ImageError(ValueError):
 
 
 @contextmanager
-def opened(data: bytes, *, draft: int = 0, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+def opened(
+    data: bytes, *, draft: int = 0, max_pixels: int = MAX_PIXELS, max_whole_pixels: int = MAX_PIXELS
+) -> Iterator[Image.Image]:
     """The image in `data`, open for the length of the `with` block; whatever Pillow raises in it is an ImageError.
 
     The header's width x height is checked before any pixel is allocated. A JPEG may be decoded at an eighth, a quarter
-    or half its size, for as little of the work, as long as neither side falls below `draft`; 0 decodes all of it.
+    or half its size, for as little of the work, as long as neither side falls below `draft`; 0 decodes all of it. Other
+    formats are decoded whole, so that `max_whole_pixels` bounds them too. A JPEG whose scans visit too many pixels and
+    a run-length encoded BMP are refused: a few bytes of either cost seconds.
     """
     if not data:
         raise ImageError("empty_image", "the image is empty (0 bytes); send the bytes of an image file")
+    if headers.rle_bitmap(data):
+        message = "run-length encoded BMP files are not decoded; save it as PNG, or as BMP without compression"
+        raise ImageError("rle_bitmap", message)
+    whole = min(max_pixels, max_whole_pixels)
+    if headers.format_of(data) == "WEBP" and (declared := headers.webp_pixels(data)[0]) > whole:
+        # Before it is opened: that alone allocates two canvases.
+        raise _too_large(f"{declared} pixels", whole)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            check_size(*image.size, max_pixels)
+            jpeg = image.format in ("JPEG", "MPO")
+            check_size(*image.size, max_pixels if jpeg else whole)
+            if jpeg:
+                _check_scans(data, *image.size)
             if draft:
                 image.draft(None, (draft, draft))
             yield image
@@ -40,7 +58,12 @@ def opened(data: bytes, *, draft: int = 0, max_pixels: int = MAX_PIXELS) -> Iter
         message = f"the image declares far more than the limit of {max_pixels} pixels in all: scale it down first"
         raise ImageError("image_too_large", message) from error
     except UnidentifiedImageError as error:
+        if (name := headers.known_as(data)) is not None:
+            message = f"this is {name}, which is not decoded; send one of {', '.join(FORMATS)}"
+            raise ImageError("not_an_image", message) from error
         raise ImageError("not_an_image", f"the bytes are no image in a known format ({', '.join(FORMATS)})") from error
+    except MemoryError as error:
+        raise ImageError("image_too_costly", "the image needs too much memory: scale it down first") from error
     # Pillow's decoders meet hostile bytes with whatever exception comes first; all of them mean a damaged file.
     except Exception as error:
         raise ImageError("damaged_image", f"the image is truncated or damaged: {error}") from error
@@ -49,8 +72,19 @@ def opened(data: bytes, *, draft: int = 0, max_pixels: int = MAX_PIXELS) -> Iter
 def check_size(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
     """Raise ImageError for more pixels than the limit, or for a side too short to be an image."""
     if width * height > max_pixels:
-        message = f"the image is {width} x {height} pixels; the limit is {max_pixels} in all: scale it down first"
-        raise ImageError("image_too_large", message)
+        raise _too_large(f"{width} x {height} pixels", max_pixels)
     if min(width, height) < MIN_SIDE:
         message = f"the image is {width} x {height} pixels; each side needs at least {MIN_SIDE}"
         raise ImageError("image_too_small", message)
+
+
+def _check_scans(data: bytes, width: int, height: int) -> None:
+    scans = headers.scans(data)
+    if scans * headers.padded_pixels(width, height) > MAX_SCANNED_PIXELS:
+        message = f"the JPEG visits its {width} x {height} pixels in {scans} scans; save it anew, with a dozen at most"
+        raise ImageError("too_many_scans", message)
+
+
+def _too_large(size: str, limit: int) -> ImageError:
+    message = f"the image is {size}; the limit is {limit} in all: scale it down first"
+    return ImageError("image_too_large", message)

@@ -15,9 +15,14 @@ from models.preprocess import Pixels, decode, prepare_arrays
 
 
 def normalize(rows: Tensor) -> Tensor:
-    """(n, d) -> rows of unit L2 norm; an all-zero row stays zero."""
-    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return rows / lengths.clamp_min(1e-12)
+    """(n, d) -> rows of unit L2 norm; an all-zero row stays zero.
+
+    In float64, as the monitor does: squares of finite float32 values overflow, or vanish, in float32.
+    """
+    wide = rows.double()
+    lengths = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
+    unit: Tensor = wide / lengths.clamp_min(torch.finfo(torch.float64).tiny)
+    return unit.to(rows.dtype)
 
 
 class Embedder:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from models.decode import MAX_PIXELS, check_size, opened
+from models.decode import MAX_PIXELS, ImageError, check_size, opened
 
 if TYPE_CHECKING:  # the processes that decode for a service do without torch
     from torch import Tensor
@@ -24,6 +24,8 @@ RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+
+MAX_ASPECT = 32  # of an image whose short side is resized: the long one grows by as much, however few its bytes
 
 Pixels = NDArray[np.uint8]
 Resize = Literal["short", "squash", "pad", "stretch", "crop"]
@@ -77,12 +79,19 @@ class Preprocessing(Strict):
         return self
 
 
-def decode(data: bytes, preprocessing: Preprocessing, *, max_pixels: int = MAX_PIXELS) -> Pixels:
+def decode(
+    data: bytes,
+    preprocessing: Preprocessing,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    max_whole_pixels: int = MAX_PIXELS,
+) -> Pixels:
     """Image bytes -> (channels, size, size) uint8. Raises ImageError for anything that is not a usable image.
 
     The first frame of an animation is used, the EXIF orientation is applied, transparency is laid on white.
     """
-    with opened(data, draft=preprocessing.draft * preprocessing.target, max_pixels=max_pixels) as image:
+    draft = preprocessing.draft * preprocessing.target
+    with opened(data, draft=draft, max_pixels=max_pixels, max_whole_pixels=max_whole_pixels) as image:
         return prepare(image, preprocessing)
 
 
@@ -124,6 +133,9 @@ def orientation(image: Image.Image) -> int:
 def _resized(image: Image.Image, how: Preprocessing) -> Image.Image:
     side, resampling = how.target, RESAMPLING[how.interpolation]
     width, height = image.size
+    if how.resize == "short" and max(width, height) > MAX_ASPECT * min(width, height):
+        message = f"the image is {width} x {height} pixels; a side may be {MAX_ASPECT} times the other at most: crop it"
+        raise ImageError("image_too_long", message)
     if how.resize == "crop":
         return image if image.size == (side, side) else ImageOps.fit(image, (side, side), resampling)
     if how.resize in ("stretch", "squash"):

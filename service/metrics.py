@@ -45,6 +45,14 @@ class Metrics:
             "fullrank_encoder_images", "Images answered, by encoder in service.", ["model", "revision"], registry=r
         )
         self.batches = Counter("fullrank_batches", "Forward passes for requests.", registry=r)
+        self.failed_batches = Counter(
+            "fullrank_failed_batches", "Batches whose forward pass raised, requests' and canary images'.", registry=r
+        )
+        self.killed_decoders = Gauge(
+            "fullrank_killed_decoders_total",
+            "Processes that ended, or were killed, before their image was decoded.",
+            registry=r,
+        )
         self.pending = Gauge("fullrank_pending_images", "Images admitted and not yet answered.", registry=r)
         self.limit = Gauge("fullrank_pending_images_limit", "Images admitted at most.", registry=r)
         rejected = Counter("fullrank_rejected_images", "Images not embedded, by reason.", ["reason"], registry=r)

@@ -89,7 +89,17 @@ class Settings(BaseSettings):
         "that two on one contended core are far slower than one.",
     )
     decode_threads: int = Field(
-        max(1, min(4, available_cpus() - 1)), ge=1, description="Threads that decode one batch's images."
+        max(1, min(4, available_cpus() - 1)),
+        ge=1,
+        description="Threads that decode one batch's images, and processes that decode large ones.",
+    )
+    decode_seconds: float = Field(
+        5.0, ge=0.1, le=600, description="CPU seconds that decoding one large image may take; beyond it is refused."
+    )
+    decode_memory_bytes: int = Field(
+        512 * 2**20,
+        ge=64 * 2**20,
+        description="Memory of a process that decodes large images, beyond what it starts with.",
     )
 
     max_batch: int = Field(32, ge=1, description="Images in one forward pass.")
@@ -102,6 +112,11 @@ class Settings(BaseSettings):
     )
     max_pixels: int = Field(
         50_000_000, ge=1, description="Width x height of one image, read from its header before any pixel is allocated."
+    )
+    max_whole_pixels: int = Field(
+        16_000_000,
+        ge=1,
+        description="The same of an image that is no JPEG: a JPEG is decoded at a fraction of its size, others whole.",
     )
     request_timeout: float = Field(
         30.0, gt=0, le=3600, description="Seconds from a request's first byte after which its work is dropped: 504."

@@ -65,7 +65,15 @@ class Service:
         """Start the threads; called on the event loop that everything else then runs on."""
         self.loop = asyncio.get_running_loop()
         settings, pinned = self.settings, torch.device(self.settings.device).type == "cuda"
-        self.engine = Engine(settings.max_batch, settings.threads, self.metrics, settings.decode_threads, pinned=pinned)
+        self.engine = Engine(
+            settings.max_batch,
+            settings.threads,
+            self.metrics,
+            settings.decode_threads,
+            decode_seconds=settings.decode_seconds,
+            decode_memory=settings.decode_memory_bytes,
+            pinned=pinned,
+        )
         self.observer = Observer(self.metrics, settings.monitor_rate)
         self.store = WindowStore(self.settings.state_dir, self.metrics)
         self.sidecar = Sidecar(self.settings, self.store)
@@ -163,13 +171,13 @@ class Service:
         finally:
             served.in_flight -= 1
             self.admission.leave(len(sources))
-        if job.nonfinite is not None:
+        if job.faulty is not None:
             self.metrics.rejected["nonfinite"].inc(len(sources))
             raise EmbeddingError(
                 "nonfinite_embedding",
                 f"{served.name}@{served.revision} gave an embedding that is not finite for this image; "
                 "the encoder or its precision is at fault",
-                field=sources[job.nonfinite].field,
+                field=sources[job.faulty].field,
             )
         self.metrics.images.inc(len(sources))
         served.images.inc(len(sources))
@@ -259,7 +267,7 @@ class Service:
         embedder = await self.engine.call(Embedder, artifact, *options)
         for size in sorted({1, settings.max_batch}):
             await self.engine.call(embedder.warm_up, (size,))
-        served = Served(artifact, embedder, artifact, self.observer, settings.max_pixels)
+        served = Served(artifact, embedder, artifact, self.observer, settings.max_pixels, settings.max_whole_pixels)
         if artifact.canary is None:
             return served
         served.watch = CanaryWatch(artifact, served, self.engine, self.metrics, settings.canary_period)

@@ -7,16 +7,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from fullrank import SpectrumMonitor
+from models import headers
 from models.artifact import Artifact
 from models.decode import ImageError
 from models.embedder import Embedder
 from models.preprocess import decode, resize
+from service.engine.pool import Apart
 from service.engine.queue import Pixels, Rows
 from service.failures import InvalidError
 from service.watching.canary import CanaryWatch
 from service.watching.observer import Observer
 
-QUICK_PIXELS, QUICK_BYTES = 256 * 256, 64 * 1024  # of an image that decodes in about a millisecond at most
+# Seconds that an image's header must promise for it to be decoded among others, on a thread of the service's own.
+SOON = 0.02
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Served:
     baseline: Artifact
     observer: Observer
     max_pixels: int
+    max_whole_pixels: int
     monitor: SpectrumMonitor | None = None
     watch: CanaryWatch | None = None
     trickle: asyncio.Task[None] | None = None
@@ -71,26 +75,29 @@ class Served:
     def __str__(self) -> str:
         return f"{self.name}@{self.revision}"
 
-    def decode(self, image: Source, *, quick: bool = False) -> Pixels | None:
-        """(c, s, s) uint8. Raises InvalidError naming the field. `quick`: None for all but small images."""
+    def decode(self, image: Source) -> Pixels | Apart:
+        """(c, s, s) uint8, or an image to decode apart as it may take long. Raises InvalidError naming the field."""
         preprocessing = self.artifact.card.preprocessing
-        limit = min(self.max_pixels, QUICK_PIXELS) if quick else self.max_pixels
-        if quick and not isinstance(image.data, np.ndarray) and len(image.data) > QUICK_BYTES:
-            return None
+        limits = {"max_pixels": self.max_pixels, "max_whole_pixels": self.max_whole_pixels}
+
+        def refused(error: ImageError) -> InvalidError:
+            return InvalidError(error.code, str(error), field=image.field)
+
         try:
             if isinstance(image.data, np.ndarray):
-                return resize(image.data, preprocessing, max_pixels=limit)
-            return decode(to_bytes(image.data, image.field), preprocessing, max_pixels=limit)
+                return resize(image.data, preprocessing, max_pixels=self.max_pixels)
+            data = to_bytes(image.data, image.field)
+            if headers.seconds(data) > SOON and headers.format_of(data) is not None:
+                return Apart(data, preprocessing, refused=refused, **limits)
+            return decode(data, preprocessing, **limits)
         except ImageError as error:
-            if quick:
-                return None
-            raise InvalidError(error.code, str(error), field=image.field) from error
+            raise refused(error) from error
 
     def embed(self, pixels: Pixels) -> Rows:
         rows: Rows = self.embedder.embed(pixels).numpy()
         return rows
 
-    def answered(self, pixels: Pixels, rows: Rows) -> None:
+    def on_embedded(self, pixels: Pixels, rows: Rows) -> None:
         if self.monitor is not None:
             self.observer.put(self.monitor, pixels, rows)
 

@@ -2,8 +2,8 @@
 
 Each lane is a thread that takes what waits, decodes it, adds what arrives until the device is free, runs the batch and
 hands the rows back. So a request costs two changes of thread, whatever its images go through, and one batch, never
-more, is ready ahead of the device. Nobody waits for a timer. Where a CPU embeds images faster than threads hand them
-over, the event loop's own thread is the lane.
+more, is ready ahead of the device. Nobody waits for a timer. Images that may take long to decode leave the lane for
+processes of their own (pool.py) and come back to a later batch.
 """
 
 import asyncio
@@ -11,17 +11,19 @@ import logging
 import math
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from models.embedder import normalize
+from service.engine.pool import Apart, Pool
 from service.engine.queue import Job, Part, Pixels, Queue, Rows
 from service.metrics import Metrics
 
@@ -29,25 +31,24 @@ log = logging.getLogger("fullrank.service")
 T = TypeVar("T")
 LANES = 2
 FEW = 4  # images that one thread decodes before a second is worth waking
-# Seconds of an image's work: below, waking a lane and sharing the interpreter with it costs more than the work itself.
-HANDOVER = 0.0005
-# Seconds of such work between two looks at the sockets: uvloop accepts one connection at each look.
-TURN = 0.002
+# Of CPU and of memory, for one image that is decoded apart.
+DECODE_SECONDS, DECODE_MEMORY = 5.0, 2**29
+ENDING = 5.0  # seconds that a thread gets to end; one that a forward pass holds longer ends with the process
 
 
 class Encoder(Protocol):
     """What the engine asks of an encoder, and where its answers go besides the client."""
 
-    def decode(self, image: Any, *, quick: bool = False) -> Pixels | None:
+    def decode(self, image: Any) -> Pixels | Apart:
         """An image as a request brought it -> (c, s, s) uint8. What this raises fails its request, and no other.
 
-        None if it is to be `quick` and cannot: it will be asked again, with time.
+        Returns within some twenty milliseconds: an image that may take longer is to be decoded apart.
         """
 
     def embed(self, pixels: Pixels) -> Rows:
         """(n, c, s, s) uint8 -> (n, d) float32, not normalised."""
 
-    def answered(self, pixels: Pixels, rows: Rows) -> None:
+    def on_embedded(self, pixels: Pixels, rows: Rows) -> None:
         """Called once the rows are on their way to their clients; must return at once."""
 
 
@@ -59,7 +60,6 @@ class Batch:
         self._buffer: Pixels | None = None
         self.parts: list[Part] = []
         self.size = 0
-        self.seconds = 0.0  # of work that it took, not counting what its threads waited
 
     def add(self, part: Part, images: Sequence[Pixels]) -> None:
         """The part's images, (c, s, s) each."""
@@ -87,20 +87,29 @@ class Batch:
 class Engine:
     """Decodes and embeds jobs in batches, and runs any other torch work between two batches.
 
-    threads: of one forward pass. decode_threads: of one batch's decoding, the lane's own among them. pinned: batches
-    lie in page-locked memory, for a CUDA device. Made on the event loop that everything public then runs on.
+    threads: of one forward pass. decode_threads: of one batch's decoding, the lane's own among them, and processes for
+    the images that may take long, each image at most decode_seconds of CPU and decode_memory bytes. pinned: batches lie
+    in page-locked memory, for a CUDA device. Made on the event loop that everything public then runs on.
     """
 
     def __init__(
-        self, max_batch: int, threads: int, metrics: Metrics, decode_threads: int = 1, *, pinned: bool = False
+        self,
+        max_batch: int,
+        threads: int,
+        metrics: Metrics,
+        decode_threads: int = 1,
+        *,
+        decode_seconds: float = DECODE_SECONDS,
+        decode_memory: int = DECODE_MEMORY,
+        pinned: bool = False,
     ) -> None:
         self.queue = Queue(max_batch)
-        self._metrics, self._pinned, self._decode_threads = metrics, pinned, decode_threads
-        self._loop, self._loop_thread = asyncio.get_running_loop(), threading.get_ident()
-        torch.set_num_threads(threads)  # of this thread, like each lane
-        # Seconds of one image's work lately, by encoder.
-        self._costs: weakref.WeakKeyDictionary[Encoder, float] = weakref.WeakKeyDictionary()
-        self._put_off: deque[list[Part]] = deque()  # taken by the loop's thread, but not quick enough for it
+        self.failures = 0  # batches that failed since the last one that did not
+        self._metrics, self._pinned, self._decode_threads, self._threads = metrics, pinned, decode_threads, threads
+        self._loop = asyncio.get_running_loop()
+        self._jobs: set[Job] = set()  # that somebody waits for
+        self._progress = time.monotonic()  # when a batch last ended
+        self._running: dict[int, float] = {}  # since when each lane's batch is on the device
         # Conditions of one lock, so that a lane is woken only for what it waits for: images, or the device.
         self._lock = threading.Lock()
         self._freed = threading.Condition(self._lock)
@@ -110,11 +119,9 @@ class Engine:
         self._filling = False  # a lane that waits for its turn has room for more images
         self._notifying = False
         self._helpers = ThreadPoolExecutor(max(1, decode_threads - 1), "decode")
-        # torch counts the threads of a pass per calling thread; one of them computes at a time, so never more.
-        self._caller = ThreadPoolExecutor(1, "call", initializer=torch.set_num_threads, initargs=(threads,))
-        self._lanes = [
-            threading.Thread(target=self._lane, args=(threads,), name=f"engine_{i}", daemon=True) for i in range(LANES)
-        ]
+        self._pool = Pool(decode_threads, decode_seconds, decode_memory, self._decoded_apart)
+        metrics.killed_decoders.set_function(lambda: self._pool.killed)
+        self._lanes = [threading.Thread(target=self._lane, name=f"engine_{i}", daemon=True) for i in range(LANES)]
         for lane in self._lanes:
             lane.start()
 
@@ -135,6 +142,7 @@ class Engine:
         seconds the job only fills room that others leave.
         """
         job = Job(encoder, images, deadline, self._loop.create_future(), observed, time.monotonic() + yields_for)
+        self._jobs.add(job)
         self.queue.put(job)
         self._notify_soon()
         timer = None if math.isinf(deadline) else self._loop.call_later(max(0.0, deadline - job.queued), _expire, job)
@@ -142,30 +150,55 @@ class Engine:
             await job.answer
         finally:
             job.abandoned = True
+            self._jobs.discard(job)
             if timer is not None:
                 timer.cancel()
         return job
 
     async def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """Run a function between two batches."""
+        answer: asyncio.Future[T] = self._loop.create_future()
 
-        def alone() -> T:
+        def alone() -> None:
+            # torch counts the threads of a pass per calling thread; one of them computes at a time, so never more.
+            torch.set_num_threads(self._threads)
             self._queue_for_device(ticket := object())
-            with self._held(ticket):
-                return function(*arguments)
+            try:
+                with self._held(ticket):
+                    result = function(*arguments)
+            except BaseException as error:
+                self._call_on_loop(_settle, answer, None, error)
+            else:
+                self._call_on_loop(_settle, answer, result, None)
 
-        return await self._loop.run_in_executor(self._caller, alone)
+        # Not a pool's thread, which the interpreter would wait for at its end, however long this takes.
+        threading.Thread(target=alone, name="call", daemon=True).start()
+        return await answer
+
+    def stalled(self) -> float:
+        """Seconds for which work has waited while nothing ended: 0 without work."""
+        now = time.monotonic()
+        since = min([*self._running.copy().values(), *(job.queued for job in self._jobs)], default=now)
+        return now - max(since, self._progress) if since < now else 0.0
+
+    def dead_threads(self) -> list[str]:
+        """Names of the threads that ended though the engine goes on."""
+        return [] if self._closing else [lane.name for lane in self._lanes if not lane.is_alive()]
 
     async def close(self) -> None:
-        """Finish what is queued and end the threads."""
+        """Finish what is queued and end the threads; those that a forward pass holds are left to the process's end."""
         with self._lock:
             self._closing = True
             while self._idle:
                 self._wake()
+        ends = time.monotonic() + ENDING
         for lane in self._lanes:
-            await asyncio.to_thread(lane.join)
-        await asyncio.to_thread(self._caller.shutdown)
-        self._helpers.shutdown()
+            while lane.is_alive() and time.monotonic() < ends:
+                await asyncio.to_thread(lane.join, 0.1)
+            if lane.is_alive():
+                log.error("%s is still busy with a batch and is left behind", lane.name)
+        await asyncio.to_thread(self._pool.close)
+        self._helpers.shutdown(wait=False, cancel_futures=True)
 
     def _notify_soon(self) -> None:
         if not self._notifying:
@@ -175,10 +208,6 @@ class Engine:
 
     def _notify(self) -> None:
         self._notifying = False
-        if self._serve_here() and not self._put_off:
-            if self.queue:
-                self._notify_soon()  # after what else came in the meantime
-            return
         with self._lock:
             if self._filling:
                 self._freed.notify_all()
@@ -190,67 +219,54 @@ class Engine:
         if self._idle:
             self._idle.pop().notify()
 
-    def _serve_here(self) -> bool:
-        """Serve some of what waits on the loop's own thread, if that is cheaper than waking a lane; False if not."""
-        encoder = self.queue.first()
-        cost = math.inf if encoder is None or self._pinned else self._costs.get(encoder, math.inf)
-        if cost > HANDOVER:
-            return False
-        with self._freed:
-            if self._turns:
-                return False
-            self._turns.append(batch := Batch(self.queue.max_batch, pinned=False))
-        with self._held(batch):
-            taken = self.queue.take(min(self.queue.max_batch, math.ceil(TURN / max(cost, 1e-6))), encoder)
-            with self._failing(taken):
-                self._decode(taken, batch, quick=True)
-                if batch.parts:
-                    self._run(batch)
-        return bool(taken)
-
-    def _lane(self, threads: int) -> None:
-        torch.set_num_threads(threads)
+    def _lane(self) -> None:
+        torch.set_num_threads(self._threads)
         came = threading.Condition(self._lock)
         while taken := self._next(came):
-            with self._failing(taken):
+            try:
                 self._serve(taken)
+            except Exception as error:
+                log.exception("a batch of %d requests failed", len(taken))
+                self.failures += 1
+                self._metrics.failed_batches.inc()
+                self._call_on_loop(_fail, [part.job for part in taken], error)
 
     def _serve(self, taken: list[Part]) -> None:
         """Decode and run parts, and add to them those that came meanwhile."""
         batch = Batch(self.queue.max_batch, pinned=self._pinned)
         self._decode(taken, batch)
-        if batch.parts:
-            with self._held(batch):
-                while more := self._queue_for_device(batch, batch):
-                    taken.extend(more)
-                    self._decode(more, batch)
-                self._run(batch)
+        if not batch.parts:
+            return
+        with self._held(batch):
+            while more := self._queue_for_device(batch, batch):
+                taken.extend(more)
+                self._decode(more, batch)
+            pixels = batch.pixels()
+            if not batch.parts:
+                return
+            self._running[threading.get_ident()] = time.monotonic()
+            try:
+                rows = self._run(batch, pixels)
+            finally:
+                del self._running[threading.get_ident()]
+        # After the device is given up: the other lane's batch runs meanwhile.
+        self._observe(batch, pixels, rows)
 
-    @contextmanager
-    def _failing(self, taken: list[Part]) -> Iterator[None]:
-        """Fail the jobs of a batch with what stops it; the thread goes on."""
+    def _call_on_loop(self, function: Callable[..., None], *arguments: Any) -> None:
         try:
-            yield
-        except Exception as error:
-            log.exception("a batch of %d requests failed", len(taken))
-            self._tell(_fail, [part.job for part in taken], error)
-
-    def _tell(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Call on the event loop."""
-        if threading.get_ident() == self._loop_thread:
-            function(*arguments)
-        else:
             self._loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:  # the loop is closed: nobody waits for an answer any more
+            log.warning("an answer came after the end of the service")
 
     def _next(self, came: threading.Condition) -> list[Part]:
         """What waits, as soon as something does; empty to end."""
         with came:
-            while not (parts := self._put_off.popleft() if self._put_off else self.queue.take()):
+            while not (parts := self.queue.take()):
                 if self._closing:
                     break
                 self._idle.append(came)
                 came.wait()
-            if self.queue or self._put_off:
+            if self.queue:
                 self._wake()
         return parts
 
@@ -275,79 +291,107 @@ class Engine:
             yield
         finally:
             with self._freed:
-                self._turns.remove(ticket)
+                if ticket in self._turns:
+                    self._turns.remove(ticket)
                 self._freed.notify_all()
 
-    def _decode(self, parts: list[Part], batch: Batch, *, quick: bool = False) -> None:
+    def _decode(self, parts: list[Part], batch: Batch) -> None:
         """Add parts to a batch, those of several threads' work decoded side by side; a bad one fails its job.
 
-        Parts that cannot be decoded quickly, where that is asked, are put off for a lane.
+        Parts with images that may take long go to the pool, and those that nobody waits for any more are dropped.
         """
         started = time.monotonic()
-        images = [(part.job.encoder, image) for part in parts for image in part.images]
-        shares = 1 if quick else min(self._decode_threads, math.ceil(len(images) / FEW))
-        others = [self._helpers.submit(_decode_all, images[i::shares], quick) for i in range(1, shares)]
-        decoded: list[Pixels | Exception | None] = [None] * len(images)
-        decoded[::shares], work = _decode_all(images[::shares], quick)
+        images = [(part.job, image) for part in parts for image in part.images]
+        shares = min(self._decode_threads, math.ceil(len(images) / FEW))
+        others = [self._helpers.submit(_decode_all, images[i::shares]) for i in range(1, shares)]
+        decoded: list[Pixels | Apart | Exception | None] = [None] * len(images)
+        decoded[::shares] = _decode_all(images[::shares])
         for i, other in enumerate(others, 1):
-            decoded[i::shares], more = other.result()
-            work += more
-        batch.seconds += work
-        seconds, results, slow = time.monotonic() - started, iter(decoded), list[Part]()
+            decoded[i::shares] = other.result()
+        seconds, results = time.monotonic() - started, iter(decoded)
         for part in parts:
             own = [next(results) for _ in range(len(part))]
             part.job.decode_seconds += seconds
             if (error := next((it for it in own if isinstance(it, Exception)), None)) is not None:
                 part.job.abandoned = True
-                self._tell(_fail, [part.job], error)
-            elif any(it is None for it in own):
-                slow.append(part)
-            else:
+                self._call_on_loop(_fail, [part.job], error)
+            elif any(isinstance(it, Apart) for it in own):
+                self._pool.put(part, own)
+            elif all(it is not None for it in own):
                 batch.add(part, [it for it in own if isinstance(it, np.ndarray)])
-        if slow:
-            self._put_off.append(slow)
-            self._costs[slow[0].job.encoder] = 4 * HANDOVER  # so that the next few batches are the lanes' at once
 
-    def _run(self, batch: Batch) -> None:
-        pixels = batch.pixels()
-        if not batch.parts:
+    def _decoded_apart(self, part: Part, result: list[Pixels] | Exception) -> None:
+        """Take a part back from the pool, on one of its threads."""
+        if isinstance(result, Exception):
+            part.job.abandoned = True
+            self._call_on_loop(_fail, [part.job], result)
             return
+        self.queue.put_back(replace(part, decoded=result))
+        self._call_on_loop(self._notify_soon)
+
+    def _run(self, batch: Batch, pixels: Pixels) -> Rows:
+        """Embed a batch's pixels and hand the rows to whom they belong."""
         encoder: Encoder = batch.parts[0].job.encoder
-        started, worked = time.monotonic(), time.thread_time()
+        started = time.monotonic()
         rows = embed_splitting(encoder, pixels)
-        seconds, batch.seconds = time.monotonic() - started, batch.seconds + time.thread_time() - worked
-        # For the whole batch and here: on the loop's thread, numpy would hand the GIL over once a request.
-        unit, finite = normalize(torch.from_numpy(rows)).numpy(), np.asarray(np.isfinite(rows).all(axis=1))
+        seconds = time.monotonic() - started
+        self._progress, self.failures = time.monotonic(), 0
+        unit, faulty = normalized(rows)
         complete, start = [], 0
         for part in batch.parts:
             own = slice(start, start := start + len(part))
-            if not finite[own].all():
-                part.job.nonfinite = part.start + int(finite[own].argmin())
+            if faulty[own].any():
+                part.job.faulty = part.start + int(faulty[own].argmax())
             if part.job.store(part, rows[own], unit[own], started, seconds):
                 complete.append(part.job)
         if complete:
-            self._tell(_deliver, complete)
+            self._call_on_loop(_deliver, complete)
+        return rows
+
+    def _observe(self, batch: Batch, pixels: Pixels, rows: Rows) -> None:
+        """Show the monitor what clients got."""
         observed = np.repeat([part.job.observed for part in batch.parts], [len(part) for part in batch.parts])
-        if observed.any():
-            cost = batch.seconds / len(pixels)
-            self._costs[encoder] = 0.9 * self._costs.get(encoder, cost) + 0.1 * cost
-            self._metrics.batches.inc()
-            self._metrics.batch_size.observe(len(pixels))
-            try:
-                encoder.answered(*(pixels, rows) if observed.all() else (pixels[observed], rows[observed]))
-            except Exception:
-                log.exception("a batch of %d images could not be observed", len(pixels))
-
-
-def _decode_all(images: list[tuple[Encoder, Any]], quick: bool) -> tuple[list[Pixels | Exception | None], float]:
-    """The pixels, or what was wrong with the image, or None if it could not be quick; the seconds of work."""
-    started, decoded = time.thread_time(), list[Pixels | Exception | None]()
-    for encoder, image in images:
+        if not observed.any():
+            return
+        self._metrics.batches.inc()
+        self._metrics.batch_size.observe(len(pixels))
         try:
-            decoded.append(image if isinstance(image, np.ndarray) else encoder.decode(image, quick=quick))
+            encoder: Encoder = batch.parts[0].job.encoder
+            encoder.on_embedded(*(pixels, rows) if observed.all() else (pixels[observed], rows[observed]))
+        except Exception:
+            log.exception("a batch of %d images could not be observed", len(pixels))
+
+
+def normalized(rows: Rows) -> tuple[Rows, NDArray[np.bool_]]:
+    """(n, d) rows with unit L2 norm, and which of them are no embedding: not finite, or without direction.
+
+    In float64, as the monitor does: the square of a finite float32 need not be one.
+    """
+    faulty = np.asarray(~(np.isfinite(rows).all(axis=1) & rows.any(axis=1)))
+    return normalize(torch.from_numpy(rows)).numpy(), faulty
+
+
+def _decode_all(images: list[tuple[Job, Any]]) -> list[Pixels | Apart | Exception | None]:
+    """The pixels, or what was wrong with the image, or None once nobody waits for it."""
+    decoded = list[Pixels | Apart | Exception | None]()
+    for job, image in images:
+        try:
+            if not job.wanted(time.monotonic()):
+                decoded.append(None)
+            else:
+                decoded.append(image if isinstance(image, np.ndarray) else job.encoder.decode(image))
         except Exception as error:
             decoded.append(error)
-    return decoded, time.thread_time() - started
+    return decoded
+
+
+def _settle(answer: "asyncio.Future[T]", result: T, error: BaseException | None) -> None:
+    if answer.done():
+        return
+    if error is None:
+        answer.set_result(result)
+    else:
+        answer.set_exception(error)
 
 
 def embed_splitting(encoder: Encoder, pixels: Pixels) -> Rows:

@@ -93,7 +93,7 @@ class Job:
     forward_seconds: float = 0.0
     rows: Rows = field(default_factory=lambda: np.empty((0, 0), np.float32))  # as the encoder made them
     unit: Rows = field(default_factory=lambda: np.empty((0, 0), np.float32))  # the same with unit L2 norm
-    nonfinite: int | None = None  # an image whose row is not finite
+    faulty: int | None = None  # an image whose row is no embedding: not finite, or all zero
     taken: int = 0
     done: int = 0
 
@@ -119,20 +119,21 @@ class Job:
         return self.done == len(self.images)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Part:
-    """Images [start, stop) of a job."""
+    """Images [start, stop) of a job; decoded, if that was done apart."""
 
     job: Job
     start: int
     stop: int
+    decoded: "Sequence[Pixels] | None" = None
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     @property
     def images(self) -> "Pixels | Sequence[Any]":
-        return self.job.images[self.start : self.stop]
+        return self.job.images[self.start : self.stop] if self.decoded is None else self.decoded
 
 
 class Queue:
@@ -141,19 +142,20 @@ class Queue:
     def __init__(self, max_batch: int) -> None:
         self.max_batch = max_batch
         self._jobs: deque[Job] = deque()
+        self._decoded: deque[Part] = deque()  # parts that were taken, decoded apart and came back
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._jobs)
+        return len(self._jobs) + len(self._decoded)
 
     def put(self, job: Job) -> None:
         with self._lock:
             self._jobs.append(job)
 
-    def first(self) -> Any:
-        """The encoder of the oldest job, None if nothing waits."""
+    def put_back(self, part: Part) -> None:
+        """Let a part that was taken, and has been decoded since, be first in a next batch."""
         with self._lock:
-            return self._jobs[0].encoder if self._jobs else None
+            self._decoded.append(part)
 
     def take(self, room: int | None = None, encoder: Any = None) -> list[Part]:
         """The next batch, empty if nothing waits; or up to `room` images of `encoder`, to fill one up.
@@ -165,15 +167,16 @@ class Queue:
         """
         with self._lock:
             now = time.monotonic()
+            size = self.max_batch if room is None else room
+            batch = self._take_decoded(size, encoder, now)
             waiting = [job for job in self._jobs if job.wanted(now)]
             if not waiting:
                 self._jobs.clear()
-                return []
-            requests = [job for job in waiting if now >= job.yields_until] or ([] if encoder else waiting)
-            encoder = encoder or requests[0].encoder
-            size = self.max_batch if room is None else room
-            chosen = [job for job in requests if job.encoder is encoder][:size]
-            room, batch = size, list[Part]()
+                return batch
+            requests = [job for job in waiting if now >= job.yields_until] or ([] if encoder or batch else waiting)
+            encoder = encoder or (batch[0].job if batch else requests[0]).encoder
+            room = size - sum(map(len, batch))
+            chosen = [job for job in requests if job.encoder is encoder][:room]
             for sharers, job in zip(
                 range(len(chosen), 0, -1), sorted(chosen, key=lambda job: job.remaining), strict=True
             ):
@@ -191,3 +194,18 @@ class Queue:
             self._jobs = deque(job for job in waiting if id(job) not in served and job.remaining)
             self._jobs.extend(job for job in chosen if job.remaining)
             return batch
+
+    def _take_decoded(self, room: int, encoder: Any, now: float) -> list[Part]:
+        """Parts that came back, of one encoder and as many as fit; with the lock held."""
+        batch, others = list[Part](), deque[Part]()
+        for part in self._decoded:
+            if not part.job.wanted(now):
+                continue
+            encoder = encoder or part.job.encoder
+            if part.job.encoder is encoder and len(part) <= room:
+                batch.append(part)
+                room -= len(part)
+            else:
+                others.append(part)
+        self._decoded = others
+        return batch

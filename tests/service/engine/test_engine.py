@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-import service.engine.engine
-from service.engine.engine import Engine
-from service.engine.queue import Job, Pixels, Rows
+from service.engine.engine import LANES, Engine
+from service.engine.queue import Pixels, Rows
 from service.metrics import Metrics
 
 pytestmark = pytest.mark.anyio
@@ -33,7 +32,7 @@ class Sums:
         self.batches.append(len(pixels))
         return pixels.reshape(len(pixels), -1).sum(1, keepdims=True, dtype=np.float32)
 
-    def answered(self, pixels: Pixels, rows: Rows) -> None:
+    def on_embedded(self, pixels: Pixels, rows: Rows) -> None:
         self.seen.extend(rows[:, 0].tolist())
 
 
@@ -76,7 +75,7 @@ async def test_a_failing_batch_fails_its_jobs_and_no_other(metrics: Metrics) -> 
 
 async def test_an_observer_that_fails_stops_nothing(metrics: Metrics) -> None:
     engine, encoder = Engine(1, 1, metrics), Sums()
-    encoder.answered = lambda pixels, rows: 1 / 0  # type: ignore[assignment,method-assign,return-value]
+    encoder.on_embedded = lambda pixels, rows: 1 / 0  # type: ignore[assignment,method-assign,return-value]
     for value in (1, 2):
         assert (await engine.embed(encoder, images(value))).rows.item() == value
     await engine.close()
@@ -118,7 +117,7 @@ class Files(Sums):
         self.events: list[str] = []
         self.running, self.entered, self.release = 0, threading.Event(), threading.Event()
 
-    def decode(self, image: int | str, *, quick: bool = False) -> Pixels | None:
+    def decode(self, image: int | str) -> Pixels:
         if image == "bad":
             raise ValueError("no image")
         self.events.append(f"decode {image}")
@@ -187,7 +186,7 @@ async def test_an_embedding_that_is_not_finite_is_its_images_fault_alone(metrics
     engine, encoder = Engine(8, 1, metrics), Files()
     encoder.release.set()
     bad, good = await asyncio.gather(engine.embed(encoder, [5, 99, 6]), engine.embed(encoder, [7, 8]))
-    assert (bad.nonfinite, good.nonfinite) == (1, None)
+    assert (bad.faulty, good.faulty) == (1, None)
     assert good.rows[:, 0].tolist() == [7, 8]
     assert good.unit[:, 0].tolist() == [1, 1]
     await engine.close()
@@ -201,91 +200,17 @@ async def test_a_batch_decoded_by_several_threads_keeps_its_order(metrics: Metri
     await engine.close()
 
 
-class Light(Files):
-    """Files whose passes take next to nothing, but for image 50, which takes long to decode: never quickly."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.release.set()
-
-    def decode(self, image: int | str, *, quick: bool = False) -> Pixels | None:
-        self.threads.add(threading.current_thread().name)
-        return None if quick and image in (50, "bad") else super().decode(image)
-
-
-@pytest.fixture
-def all_is_light(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever an image's work takes here, once measured, is little."""
-    monkeypatch.setattr(service.engine.engine, "HANDOVER", 60.0)
-
-
-async def known(engine: Engine, encoder: Light) -> None:
-    """Have its work measured, by a lane, and wait until the lanes sleep again."""
-    await engine.embed(encoder, [1])
-    assert encoder.threads <= {"engine_0", "engine_1"}
-    encoder.threads.clear()
-    await asleep(engine)
-
-
 async def asleep(engine: Engine) -> None:
     """Wait until no lane works."""
-    await until(lambda: len(engine._idle) == service.engine.engine.LANES)
+    await until(lambda: len(engine._idle) == LANES)
 
 
-async def test_requests_one_after_another_stay_with_one_lane_whose_caches_are_warm(
-    metrics: Metrics, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(service.engine.engine, "HANDOVER", -1.0)  # nothing is light
-    engine, encoder = Engine(8, 1, metrics), Light()
+async def test_requests_one_after_another_stay_with_one_lane_whose_caches_are_warm(metrics: Metrics) -> None:
+    engine, encoder = Engine(8, 1, metrics), Sums()
     for value in range(10):
         await asleep(engine)
-        await engine.embed(encoder, [value])
+        await engine.embed(encoder, images(value))
     assert len(encoder.threads) == 1
-    await engine.close()
-
-
-@pytest.mark.usefixtures("all_is_light")
-async def test_light_work_stays_on_the_loops_thread_once_it_is_known_to_be_light(metrics: Metrics) -> None:
-    engine, encoder = Engine(8, 1, metrics), Light()
-    await known(engine, encoder)
-    jobs = await asyncio.gather(*(engine.embed(encoder, [value, value + 1]) for value in range(0, 40, 2)))
-    assert [job.rows[:, 0].tolist() for job in jobs] == [[value, value + 1] for value in range(0, 40, 2)]
-    assert encoder.threads == {threading.current_thread().name}
-    assert max(encoder.batches) <= 8
-    await engine.close()
-
-
-@pytest.mark.usefixtures("all_is_light")
-async def test_an_image_that_is_not_light_goes_to_a_lane_and_what_follows_it_too(metrics: Metrics) -> None:
-    engine, encoder = Engine(8, 1, metrics), Light()
-    await known(engine, encoder)
-    slow, quick = await asyncio.gather(engine.embed(encoder, [2, 50]), engine.embed(encoder, [3]))
-    assert (slow.rows[:, 0].tolist(), quick.rows[:, 0].tolist()) == ([2, 50], [3])
-    encoder.threads.clear()
-    assert (await engine.embed(encoder, [4])).rows.item() == 4
-    assert encoder.threads <= {"engine_0", "engine_1"}
-    await engine.close()
-
-
-@pytest.mark.usefixtures("all_is_light")
-async def test_a_bad_image_among_light_ones_fails_its_request_alone(metrics: Metrics) -> None:
-    engine, encoder = Engine(8, 1, metrics), Light()
-    await known(engine, encoder)
-    bad, good = await asyncio.gather(
-        engine.embed(encoder, [2, "bad"]), engine.embed(encoder, [3]), return_exceptions=True
-    )
-    assert isinstance(bad, ValueError)
-    assert isinstance(good, Job)
-    assert good.rows.item() == 3
-    await engine.close()
-
-
-async def test_heavy_work_never_runs_on_the_loops_thread(metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service.engine.engine, "HANDOVER", 0.0)
-    engine, encoder = Engine(8, 1, metrics), Light()
-    for value in range(5):
-        await engine.embed(encoder, [value])
-    assert encoder.threads <= {"engine_0", "engine_1"}
     await engine.close()
 
 

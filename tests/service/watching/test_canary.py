@@ -90,7 +90,7 @@ async def test_the_pace_follows_from_what_an_image_costs(start: Start) -> None:
                 time.sleep(0.002 * len(pixels))
                 return np.ones((len(pixels), 32), np.float32)
 
-            def answered(self, pixels: Pixels, rows: np.ndarray) -> None: ...
+            def on_embedded(self, pixels: Pixels, rows: np.ndarray) -> None: ...
 
         watch = CanaryWatch(artifact, Slow(), service.engine, service.metrics, 0.5)
         await watch.embed_all()

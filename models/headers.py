@@ -1,0 +1,178 @@
+"""How long an image file can take to decode, from its structure alone, without decoding any of it.
+
+A few bytes can claim many pixels, many scans or many chunks, and a decoder works for each. The bounds are of the worst
+files of each format that benchmarks.worst_images builds, on one core of a slow machine; docs/decoding.md has them.
+"""
+
+import math
+import re
+from collections.abc import Callable
+
+import numpy as np
+
+# Structure that honest small files do not need; a decoder written in Python loops over it.
+MAX_SEGMENTS = 64  # of a JPEG's head, and chunks of a WebP
+MAX_CHUNKS = 512  # of a PNG, and blocks before a GIF's first frame
+MAX_METADATA = 1 << 16  # bytes that are not pixels
+SCAN = b"\xff\xda"
+
+NANOSECOND = 1e-9
+# Nanoseconds of the worst file: for each pixel, for each byte.
+JPEG_COST, PNG_COST, GIF_COST, WEBP_COST, BMP_COST = (8, 20), (40, 12), (40, 15), (40, 60), (12, 3)
+JPEG_SCAN_COST = 2  # for each pixel of each scan
+LARGEST_BLOCK = 32  # pixels of a side: four 8 x 8 blocks, the unit that a JPEG is padded to at most
+
+# What people send that is not decoded, by how it begins.
+OTHERS: tuple[tuple[str, bytes], ...] = (
+    ("HEIC", rb".{4}ftyp(heic|heix|hevc|heim|heis|mif1|msf1)"),
+    ("AVIF", rb".{4}ftyp(avif|avis)"),
+    ("TIFF", rb"II\*\0|MM\0\*|II\+\0|MM\0\+"),
+    ("SVG", rb"\s*(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--.{0,500}?-->\s*)*(<!DOCTYPE svg[^>]*>\s*)?<svg"),
+    ("JPEG XL", rb"\xff\x0a|\0\0\0\x0cJXL "),
+    ("JPEG 2000", rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"),
+    ("PDF", rb"%PDF-"),
+)
+
+
+def format_of(data: bytes) -> str | None:
+    """JPEG, PNG, WEBP, GIF or BMP by the file's first bytes; None for anything else."""
+    for name, pattern in (("JPEG", rb"\xff\xd8\xff"), ("PNG", rb"\x89PNG\r\n\x1a\n"), ("WEBP", rb"RIFF.{4}WEBP")):
+        if re.match(pattern, data, re.DOTALL):
+            return name
+    return "GIF" if data[:6] in (b"GIF87a", b"GIF89a") else "BMP" if data[:2] == b"BM" else None
+
+
+def known_as(data: bytes) -> str | None:
+    """The name of a format that is recognised but not decoded."""
+    head = data[:1024]
+    return next((name for name, pattern in OTHERS if re.match(pattern, head, re.DOTALL)), None)
+
+
+def seconds(data: bytes) -> float:
+    """CPU seconds that decoding takes at most; infinite where the file's structure sets no bound, or is not plain."""
+    bounds: dict[str | None, Callable[[bytes], float]] = {
+        "JPEG": _jpeg,
+        "PNG": _png,
+        "WEBP": _webp,
+        "GIF": _gif,
+        "BMP": _bmp,
+    }
+    bound = bounds.get(format_of(data))
+    return math.inf if bound is None else bound(data) * NANOSECOND
+
+
+def scans(data: bytes) -> int:
+    """Scans of a JPEG file, or more: what looks like the start of one in metadata counts too."""
+    values = np.frombuffer(data, np.uint8)  # bytes.count takes 5 ns a byte where the first one is frequent
+    return int(np.count_nonzero((values[:-1] == SCAN[0]) & (values[1:] == SCAN[1])))
+
+
+def rle_bitmap(data: bytes) -> bool:
+    """Whether a BMP file is run-length encoded."""
+    return data[:2] == b"BM" and _number(data, 14, 4) >= 40 and _number(data, 30, 4) in (1, 2)
+
+
+def padded_pixels(width: int, height: int) -> int:
+    """Pixels that a JPEG of this size has at most once its sides are padded to whole blocks."""
+    wide, high = (-(-side // LARGEST_BLOCK) * LARGEST_BLOCK for side in (width, height))
+    return wide * high
+
+
+def _number(data: bytes, at: int, size: int, order: str = "little") -> int:
+    return int.from_bytes(data[at : at + size], "big" if order == "big" else "little")
+
+
+def _cost(costs: tuple[int, int], pixels: int, length: int) -> float:
+    return float(costs[0] * pixels + costs[1] * length)
+
+
+def _jpeg(data: bytes) -> float:
+    at, pixels = 2, 0
+    for _ in range(MAX_SEGMENTS):
+        marker = _number(data, at, 2, "big")
+        if marker == 0xFFDA:
+            work = _cost(JPEG_COST, pixels, len(data)) + JPEG_SCAN_COST * pixels * scans(data[at:])
+            return work if pixels and at <= 2 * MAX_METADATA else math.inf
+        if not 0xFFC0 <= marker <= 0xFFFE:
+            break
+        if marker in (0xFFC0, 0xFFC1, 0xFFC2):  # baseline, extended, progressive: Huffman-coded all
+            pixels = max(pixels, padded_pixels(_number(data, at + 7, 2, "big"), _number(data, at + 5, 2, "big")))
+        elif 0xFFC0 <= marker <= 0xFFCF and marker not in (0xFFC4, 0xFFC8):
+            break
+        at += 2 + max(2, _number(data, at + 2, 2, "big"))
+    return math.inf
+
+
+def _png(data: bytes) -> float:
+    at, metadata, unpacked = 8, 0, 0
+    for _ in range(MAX_CHUNKS):
+        kind, length = data[at + 4 : at + 8], _number(data, at, 4, "big")
+        if kind in (b"IEND", b""):
+            break
+        if kind in (b"acTL", b"fcTL", b"fdAT"):
+            return math.inf
+        if kind not in (b"IDAT", b"IHDR", b"PLTE"):
+            metadata += length
+        unpacked += kind in (b"zTXt", b"iTXt", b"iCCP")
+        at += 12 + length
+    else:
+        return math.inf
+    if metadata > MAX_METADATA or unpacked > 2 or data[12:16] != b"IHDR":
+        return math.inf
+    return _cost(PNG_COST, _number(data, 16, 4, "big") * _number(data, 20, 4, "big"), len(data))
+
+
+def webp_pixels(data: bytes) -> tuple[int, bool]:
+    """Pixels that a WebP file declares, at most, and whether its structure is plain: no animation, little metadata."""
+    at, pixels, metadata, plain = 12, 0, 0, True
+    for _ in range(MAX_SEGMENTS):
+        if at >= len(data):
+            return pixels, plain and metadata <= MAX_METADATA
+        kind, length, body = data[at : at + 4], _number(data, at + 4, 4), at + 8
+        if kind == b"VP8X":
+            plain &= not _number(data, body, 1) & 2  # animated
+            pixels = max(pixels, (1 + _number(data, body + 4, 3)) * (1 + _number(data, body + 7, 3)))
+        elif kind == b"VP8L":
+            bits = _number(data, body + 1, 4)
+            pixels = max(pixels, (1 + (bits & 0x3FFF)) * (1 + (bits >> 14 & 0x3FFF)))
+        elif kind == b"VP8 ":
+            pixels = max(pixels, (_number(data, body + 6, 2) & 0x3FFF) * (_number(data, body + 8, 2) & 0x3FFF))
+        elif kind != b"ALPH":
+            metadata += length
+        at = body + length + length % 2
+    return pixels, False
+
+
+def _webp(data: bytes) -> float:
+    pixels, plain = webp_pixels(data)
+    return _cost(WEBP_COST, pixels, len(data)) if pixels and plain else math.inf
+
+
+def _gif(data: bytes) -> float:
+    def after_colours(at: int, flags: int) -> int:
+        return at + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+
+    pixels = _number(data, 6, 2) * _number(data, 8, 2)
+    at, blocks = after_colours(13, _number(data, 10, 1)), 0
+    while data[at : at + 1] == b"!" and blocks < MAX_CHUNKS:
+        at += 2
+        while (length := _number(data, at, 1)) and blocks < MAX_CHUNKS:
+            at += 1 + length
+            blocks += 1
+        at += 1
+        blocks += 1
+    if data[at : at + 1] != b"," or blocks >= MAX_CHUNKS:
+        return math.inf
+    left, top, width, height = (_number(data, at + offset, 2) for offset in (1, 3, 5, 7))
+    return _cost(GIF_COST, max(pixels, (left + width) * (top + height)), len(data))
+
+
+def _bmp(data: bytes) -> float:
+    if (header := _number(data, 14, 4)) == 12:
+        pixels = _number(data, 18, 2) * _number(data, 20, 2)
+    else:
+        height = int.from_bytes(data[22:26], "little", signed=True)
+        pixels = _number(data, 18, 4) * abs(height)
+        if header < 40 or _number(data, 30, 4) not in (0, 3):
+            return math.inf
+    return _cost(BMP_COST, pixels, len(data))

@@ -1,0 +1,228 @@
+"""Images that may take long are decoded in processes of their own, which can be killed and whose memory is limited.
+
+Each process belongs to a thread that hands it one image at a time and waits. Requests take turns image by image, so
+that one with many holds up the others by one image each. An image that takes too long, or too much memory, ends its
+process and is refused; the next one starts another.
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+
+from models.decode import ImageError
+from models.preprocess import Preprocessing
+from service.engine.queue import Part, Pixels
+from service.engine.worker import read_frame, write_frame
+
+LOOK_MS = 50  # between two looks at whether anybody still waits for an image
+START = """import json, sys
+sys.path[:] = json.loads(sys.argv.pop())
+from service.engine.worker import main
+main()"""
+
+
+@dataclass(frozen=True)
+class Apart:
+    """An image that may take long to decode: its file, how to prepare it, and its limits in pixels.
+
+    refused: makes of what is wrong with it the exception that its request fails with.
+    """
+
+    data: bytes
+    preprocessing: Preprocessing
+    max_pixels: int
+    max_whole_pixels: int
+    refused: Callable[[ImageError], Exception]
+
+    def head(self) -> dict[str, Any]:
+        """What a worker needs to know beside the file."""
+        limits = {"max_pixels": self.max_pixels, "max_whole_pixels": self.max_whole_pixels}
+        return {"preprocessing": self.preprocessing.model_dump(mode="json")} | limits
+
+
+class Process:
+    """One worker process. decode() is for one thread; stop() for any."""
+
+    def __init__(self, seconds: float, memory: int) -> None:
+        self._seconds, self._memory = seconds, memory
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+        # -P and the parent's own path: no folder that we happen to run in can put its modules in place of ours.
+        command = [sys.executable, "-P", "-c", START, str(memory), str(seconds), json.dumps(sys.path)]
+        pipe = subprocess.PIPE
+        # A session of its own: an interrupt at the terminal is for the parent, which answers what it accepted.
+        self._child = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, start_new_session=True)
+        self._answers = select.poll()
+        self._answers.register(self._child.stdout, select.POLLIN)  # type: ignore[arg-type]
+
+    def decode(self, image: Apart, wanted: Callable[[], bool]) -> Pixels:
+        """(channels, size, size) uint8. Raises ImageError; TimeoutError, the process killed, once it is not wanted."""
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        try:
+            # What does not fit the pipe waits for the process to read, which it does at once, or is killed.
+            write_frame(self._child.stdin, image.head(), image.data)  # type: ignore[arg-type]
+            while not self._answers.poll(LOOK_MS):
+                if not wanted():
+                    self.stop()
+                    raise TimeoutError
+            answer = read_frame(self._child.stdout)  # type: ignore[arg-type]
+        except OSError as error:
+            if isinstance(error, TimeoutError):
+                raise
+            answer = None
+        if answer is None:
+            raise self._death()
+        head, rest = answer
+        if "code" in head:
+            raise ImageError(head["code"], head["message"])
+        return np.frombuffer(rest, np.uint8).reshape(head["shape"])
+
+    def _death(self) -> ImageError:
+        """Why the process ended, as what is wrong with the image."""
+        self.stop()
+        limits = f"the limits are {self._seconds:g} s of CPU and {self._memory / 2**20:.0f} MiB"
+        cause = "too long" if self._child.returncode == -signal.SIGPROF else "too much memory, or ended its decoder"
+        return ImageError("image_too_costly", f"decoding the image took {cause}; {limits}: scale it down first")
+
+    def stop(self) -> None:
+        """Kill the process and wait for its end."""
+        self._child.kill()
+        self._child.wait()
+        for pipe in (self._child.stdin, self._child.stdout):
+            with contextlib.suppress(OSError):  # of what was written and not read
+                if pipe is not None:
+                    pipe.close()
+
+    @property
+    def running(self) -> bool:
+        return self._child.poll() is None
+
+
+@dataclass(eq=False)
+class Task:
+    """A part of a request: its images as far as they are decoded, and the indices of those that are not."""
+
+    part: Part
+    images: list[Any]
+    left: deque[int]
+    running: int = 0
+    queued: float = field(default_factory=time.monotonic)
+
+
+class Pool:
+    """Decodes parts of requests in `processes` processes, each image in at most `seconds` of CPU and `memory` bytes.
+
+    finish: called on a thread of the pool's with a part and its pixels, or the exception it fails with. Parts that
+    nobody waits for any more are dropped.
+    """
+
+    def __init__(
+        self,
+        processes: int,
+        seconds: float,
+        memory: int,
+        finish: Callable[[Part, list[Pixels] | Exception], None],
+    ) -> None:
+        self._seconds, self._memory, self._finish, self._size = seconds, memory, finish, processes
+        self._tasks: deque[Task] = deque()
+        self._came = threading.Condition()
+        self._closing = False
+        self._processes: dict[int, Process] = {}
+        self._threads: list[threading.Thread] = []
+        self.killed = 0  # processes that ended before their image was decoded
+
+    def put(self, part: Part, images: Sequence[Any]) -> None:
+        """Decode those of the part's images that are Apart; the others are pixels. Never blocks."""
+        task = Task(part, list(images), deque(i for i, image in enumerate(images) if isinstance(image, Apart)))
+        with self._came:
+            self._tasks.append(task)
+            # Started by the first images that need them: most services never see any.
+            while len(self._threads) < min(self._size, len(self._tasks) + len(task.left) - 1) and not self._closing:
+                name = f"decode_{len(self._threads)}"
+                self._threads.append(threading.Thread(target=self._work, name=name, daemon=True))
+                self._threads[-1].start()
+            self._came.notify(len(task.left))
+
+    def close(self) -> None:
+        """Kill the processes and end the threads; what waits is dropped."""
+        with self._came:
+            self._closing = True
+            self._tasks.clear()
+            for process in self._processes.values():
+                process.stop()
+            self._came.notify_all()
+        for thread in self._threads:
+            thread.join(10)
+
+    def _work(self) -> None:
+        mine = threading.get_ident()
+        while (taken := self._take()) is not None:
+            task, index = taken
+            try:
+                task.images[index] = self._decode(mine, task, index)
+            except TimeoutError:
+                self._give_up(task)
+            except Exception as error:
+                image = task.images[index]
+                self._give_up(task)
+                self._finish(task.part, image.refused(error) if isinstance(error, ImageError) else error)
+            else:
+                self._next(task)
+        if (process := self._processes.pop(mine, None)) is not None:
+            process.stop()
+
+    def _take(self) -> tuple[Task, int] | None:
+        """The next image of the request whose turn it is; None to end."""
+        with self._came:
+            while not self._closing:
+                while self._tasks and not self._tasks[0].part.job.wanted(time.monotonic()):
+                    self._tasks.popleft()
+                if self._tasks:
+                    task = self._tasks.popleft()
+                    index = task.left.popleft()
+                    task.running += 1
+                    if task.left:
+                        self._tasks.append(task)
+                    return task, index
+                self._came.wait()
+        return None
+
+    def _decode(self, mine: int, task: Task, index: int) -> Pixels:
+        with self._came:
+            if self._closing:
+                raise TimeoutError
+            process = self._processes.get(mine)
+            if process is None or not process.running:
+                process = self._processes[mine] = Process(self._seconds, self._memory)
+        try:
+            return process.decode(cast(Apart, task.images[index]), lambda: task.part.job.wanted(time.monotonic()))
+        finally:
+            self.killed += not process.running
+
+    def _give_up(self, task: Task) -> None:
+        """Forget what else the part has."""
+        with self._came:
+            task.left.clear()
+            if task in self._tasks:
+                self._tasks.remove(task)
+
+    def _next(self, task: Task) -> None:
+        """Hand the part over if that was its last image."""
+        with self._came:
+            task.running -= 1
+            complete = not task.left and not task.running
+        if complete and not any(isinstance(image, Apart) for image in task.images):
+            task.part.job.decode_seconds += time.monotonic() - task.queued
+            self._finish(task.part, task.images)
