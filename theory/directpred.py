@@ -96,14 +96,16 @@ def follow(
     """(W, W_p) at `until` under the rule: W flows with W_p held, W_p is set from F̂ every `frequency` steps."""
     w, f = start, start @ start.mT
     p = rule(f)
-    for index in range(round(until / given.step)):
+    steps = math.ceil(until / given.step)
+    step = until / steps
+    for index in range(steps):
         if index % frequency == 0:
             f = given.memory * f + (1 - given.memory) * w @ w.mT
             p = rule(f)
         held = p
-        w = runge_kutta(lambda state: [velocity(model, state[0], held, state[0])[0]], [w], given.step)[0]  # noqa: B023
+        w = runge_kutta(lambda state: [velocity(model, state[0], held, state[0])[0]], [w], step)[0]  # noqa: B023
         if index % 200 == 0:
-            finite(w, "W", index * given.step)
+            finite(w, "W", index * step)
     return finite(w, "W", until), p
 
 
@@ -126,7 +128,8 @@ def run(given: Parameters) -> Result:
     low, high = fixed_points(noise, eta)
     left, right = orthogonal(generator, d), orthogonal(generator, d)
     start = left * torch.linspace(max(0.3, 1.5 * low), 1.0, d, dtype=F64) @ right
-    until = 100.0
+    # F̂ follows F with this delay, and the fixed point is reached only when it has caught up.
+    until = 100.0 + 30 * given.step * given.frequency / (1 - given.memory)
 
     def sizes(rule: Rule, frequency: int = given.frequency) -> Tensor:
         w, _ = follow(given, model, rule, start, until, frequency)

@@ -132,13 +132,19 @@ def run(given: Parameters) -> Result:
 
     times, sizes, bounds, margin = [0.0], [float(bracket.norm())], [float(bracket.norm())], 0.0
     state, exponent, lowest = [f, p], 0.0, float(torch.linalg.eigvalsh(k)[0])
-    for index in range(1, round(80 / given.step) + 1):
-        state = runge_kutta(lambda now: symmetric_flow(given, now[0], now[1]), state, given.step)
-        now = float(torch.linalg.eigvalsh(restoring(given, state[0], state[1]))[0])
-        exponent, lowest = exponent + given.step * (lowest + now) / 2, now
+    # W_p relaxes at the rate α_p(1 + σ²)λ_max(F), and F at 4(1 + σ²)λ_max(W_p²): the steps resolve both.
+    fastest = (1 + given.augmentation) * max(
+        given.predictor_rate * float(torch.linalg.eigvalsh(f)[-1]), 4 * float(torch.linalg.eigvalsh(p @ p)[-1])
+    )
+    steps = 8 * math.ceil(80 / 8 / min(given.step, 0.5 / fastest))
+    step = 80 / steps
+    for index in range(1, steps + 1):
+        state = runge_kutta(lambda now: symmetric_flow(given, now[0], now[1]), state, step)
+        now = float(torch.linalg.eigvalsh(restoring(given, *[finite(s, "F or W_p", index * step) for s in state]))[0])
+        exponent, lowest = exponent + step * (lowest + now) / 2, now
         if index % 8 == 0:
-            size = float(commutator(*[finite(each, "F or W_p", index * given.step) for each in state]).norm())
-            times.append(index * given.step)
+            size = float(commutator(state[0], state[1]).norm())
+            times.append(index * step)
             sizes.append(size)
             bounds.append(bounds[0] * math.exp(-2 * exponent))
             if size > 1e-13 * sizes[0]:
@@ -150,7 +156,14 @@ def run(given: Parameters) -> Result:
     paths: dict[str, list[Tensor]] = {"symmetric start": [], "any start": []}
     for name, predictor in (("symmetric start", p), ("any start", 0.5 * a + 0.7 * torch.eye(d, dtype=F64))):
         watch = paths[name]
-        integrate(model, w, predictor, 200.0, 0.1, lambda w, p, watch=watch: watch.append(cosines(w @ w.T, p)))  # type: ignore[misc]
+        integrate(
+            model,
+            w,
+            predictor,
+            200.0,
+            min(0.1, 0.5 / fastest),
+            lambda w, p, watch=watch: watch.append(cosines(w @ w.T, p)),
+        )  # type: ignore[misc]
 
     claims = [
         below("d/dt of the commutator is −K[F,W_p] − [F,W_p]K", "relative error", 1e-10, identity),

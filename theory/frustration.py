@@ -28,7 +28,8 @@ where a mode a_k stands still as soon as W a_k = √ν_k a_k, *at any amplitude*
 the embeddings would have to make. F − WᵀW/α_p with F = (Σxxᵀ + Σn_c yyᵀ)/2N is conserved. It needs room for
 independent modes, so dimension ≥ classes + 2 here.
 
-The same happens if the samples are x = Uξ, a linear student of inputs ξ whose classes a teacher drew.
+The same happens if the samples are x = Uξ, a linear student of inputs ξ whose classes a teacher drew. Its directions
+follow at the variance of the inputs along them, a quarter for the weakest here.
 
 ## What it means for someone serving embeddings
 
@@ -63,12 +64,14 @@ from theory.lab import (
     below,
     finite,
     parameter,
+    where,
 )
 from theory.toys import F64, normal, orthogonal, squared_distances
 
 EXAMPLE = "--frustrated 0.2 --classes 4"
 Variant = Literal["plain", "head", "head + stop-gradient", "twin head", "twin head + stop-gradient"]
 EARLY, LATE = 8.0, 200.0
+ROUNDING = 1e-12  # of a distance, below which float64 shows nothing
 
 
 class Parameters(Settings):
@@ -232,10 +235,11 @@ def teacher_inputs(given: Parameters, a: Tensor, generator: torch.Generator) -> 
 
 
 def run(given: Parameters) -> Result:
-    phi = given.frustrated
+    phi = round(given.frustrated * given.samples) / given.samples
     calm, mixed, spread = assignment(given, 0, "pair"), assignment(given, phi, "pair"), assignment(given, phi, "all")
     nu = spectrum(mixed)
-    slow = 1 - math.sqrt(float(nu[1].clamp(max=1)))
+    rates = (1 - nu.clamp(min=0, max=1).sqrt())[1:].tolist()
+    slow = rates[0]
     connected = slow * (LATE - EARLY) > 4  # enough time to see it collapse
 
     def go(variant: Variant, a: Tensor, until: float = LATE) -> Path:
@@ -252,30 +256,52 @@ def run(given: Parameters) -> Result:
         *identities(given),
         about("no frustration: separation kept from t = 8 to 200", "1 (C components)", 1.0, free.kept, 0.01),
     ]
-    if connected:
-        peak = max(plain.separations) / plain.separations[0]
-        start, bound = min(100.0, 4 / slow), 5 * math.exp(-slow * (LATE - EARLY))
-        rate = plain.rate(start, min(LATE, start + 60))
-        law, out = "5 exp(−(1 − √ν₂)·192)", separation(mixed, twin.x @ twin.w.T) / twin.at(EARLY)
-        claims += [
-            above("plain: separation grows first, peak over start", "fast alignment comes first", 1.5, peak),
-            below("plain: separation at t = 200 over t = 8", law, bound, plain.kept),
-            about("plain: late contraction rate", "1 − √ν₂ of the label graph", slow, rate, 0.1),
-            below("head without stop-gradient: the same ratio", law, bound, head.kept),
-            below("twin head: separation of Wx at t = 200 over x at t = 8", "the outputs collapse", 0.1, out),
-        ]
-    if 0.02 <= phi < 0.9:
-        law_all, start = 1 - math.sqrt(1 - phi), min(40.0, 2 / (1 - math.sqrt(1 - phi)))
-        end = start + min(40.0, 6 / law_all)
-        rate = go("plain", spread, end).rate(start, end)
-        claims.append(about("frustrated samples on all labels: contraction rate", "1 − √(1 − φ)", law_all, rate, 0.05))
+    too_slow = f"at 1 − √ν₂ = {slow:.2g} too little contracts by t = {LATE:g}"
+    peak = max(plain.separations) / plain.separations[0]
+    start = min(100.0, 4 / max(slow, 1e-6))
+    # Past 25 time constants the distances are rounding.
+    end = min(LATE, start + min(60.0, 20 / max(slow, 1e-6)))
+    one_rate = rates[-1] < 1.1 * slow or len(rates) < 2 or (rates[1] - slow) * start > 3
+    law, out = "5 exp(−(1 − √ν₂)·192)", separation(mixed, twin.x @ twin.w.T) / twin.at(EARLY)
+    bound = max(5 * math.exp(-slow * (LATE - EARLY)), ROUNDING)
+    growth = where(
+        slow < 0.15,
+        "the contraction begins before the alignment ends: 1 − √ν₂ is above 0.15",
+        above("plain: separation grows first, peak over start", "fast alignment comes first", 1.5, peak),
+    )
+    contraction = where(
+        one_rate,
+        "modes of several rates are still alive",
+        about("plain: late contraction rate", "1 − √ν₂ of the label graph", slow, plain.rate(start, end), 0.1),
+    )
+    collapse = [
+        growth,
+        below("plain: separation at t = 200 over t = 8", law, bound, plain.kept),
+        contraction,
+        below("head without stop-gradient: the same ratio", law, bound, head.kept),
+        below("twin head: separation of Wx at t = 200 over x at t = 8", "the outputs collapse", 0.1, out),
+    ]
+    claims += [where(connected, too_slow, claim) for claim in collapse]
+    if 0 < phi < 1:
+        graph = (1 - spectrum(spread).clamp(min=0, max=1).sqrt())[1:].tolist()
+        start = min(40.0, 2 / graph[0])
+        end = start + min(40.0, 6 / graph[0])
+        what, rate = "frustrated samples on all labels: contraction rate", go("plain", spread, end).rate(start, end)
+        law = "1 − √ν₂, which is 1 − √(1 − φ) for classes of one size"
+        even = graph[-1] < 1.05 * graph[0] and 0.02 <= phi < 0.9
+        reason = "φ is not between 0.02 and 0.9, or the classes differ in size"
+        claims.append(where(even, reason, about(what, law, graph[0], rate, 0.05)))
     w = torch.linalg.eigvals(held.w).real.sort(descending=True).values[: given.classes]
     gap = float((w - nu.clamp(min=0).sqrt()).abs().max())
-    claims += [
+    loss_of_size = absorbed(given, free, float(nu[-1]))
+    slow_head = f"the head is too slow to absorb the contraction: head_rate {given.head_rate:g}"
+    apart = [
         above("head + stop-gradient: separation at t = 200 over t = 8", "kept", 0.9, held.kept),
         below("head + stop-gradient: W's top eigenvalues against √ν_k", "largest difference 0", 1e-2, gap),
-        *student(given, calm, mixed, slow if connected else 0.0),
     ]
+    claims += [where(loss_of_size < 0.6, slow_head, claim) for claim in apart]
+    *collapsing, kept = student(given, calm, mixed, slow if connected else 0.0)
+    claims += [*collapsing, where(loss_of_size < 0.6, slow_head, kept)]
     named = {"no frustration": free, "plain": plain, "head": head, "twin head": twin, "head + stop-gradient": held}
     lines = [Line(name, path.times, path.separations) for name, path in named.items()]
     early = [Line(name, path.times[:40], path.separations[:40]) for name, path in named.items()]
@@ -287,6 +313,18 @@ def run(given: Parameters) -> Result:
             Panel("What comes later", "time", y, lines, log_y=True),
         ],
     )
+
+
+def absorbed(given: Parameters, aligned: Path, least: float) -> float:
+    """The share of a mode's size that it loses until the head has absorbed its contraction: (1 − ν)/(α_p F).
+
+    F − WᵀW/α_p is conserved, and W goes from 1 to √ν. `aligned` is a path whose classes keep their places; `least` the
+    smallest ν of the label graph.
+    """
+    counts = assignment(given, 0, "pair").sum(0)[:, None]
+    size = (aligned.x.T @ aligned.x + aligned.y.T @ (counts * aligned.y)) / (2 * given.samples)
+    weakest = float(torch.linalg.eigvalsh(size).flip(0)[given.classes - 1])
+    return (1 - least) / (given.head_rate * weakest)
 
 
 def student(given: Parameters, calm: Tensor, mixed: Tensor, slow: float) -> list[Claim]:
@@ -301,7 +339,7 @@ def student(given: Parameters, calm: Tensor, mixed: Tensor, slow: float) -> list
         about("linear student, no frustration: separation kept from t = 4 to 120", "1", 1.0, kept("plain", calm), 0.03)
     ]
     if slow > 0:
-        law, bound = "5 exp(−(1 − √ν₂)·116)", 5 * math.exp(-slow * 116)
+        law, bound = "5 exp(−(1 − √ν₂)·116), at least 0.001", max(5 * math.exp(-slow * 116), 1e-3)
         claims.append(below("linear student, plain: the same ratio", law, bound, kept("plain", mixed)))
     seen = kept("head + stop-gradient", mixed)
     return [*claims, above("linear student, head + stop-gradient: the same ratio", "kept", 0.85, seen)]

@@ -45,11 +45,12 @@ isotropic entropy is Page's, Phys. Rev. Lett. 71, 1291 (1993). The first-order l
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from theory.lab import Line, Panel, ParameterError, Result, Settings, about, below, parameter
+from theory.lab import Line, Panel, ParameterError, Result, Settings, about, below, parameter, where
 from theory.toys import F64, covariance, normal, rank_of
 
 EXAMPLE = "--samples 40 --loud 30"
@@ -77,10 +78,35 @@ def participation(matrix: Tensor) -> float:
     return float(matrix.trace() ** 2 / matrix.square().sum())
 
 
-def entropy_rank(weights: Tensor) -> float:
+def participation_of(weights: Tensor) -> Tensor:
+    """The same of eigenvalues."""
+    return weights.sum().square() / weights.square().sum()
+
+
+def entropy_of(weights: Tensor) -> Tensor:
     """exp of the entropy of non-negative weights, zeros allowed: the population value for a known spectrum."""
     p = weights / weights.sum()
-    return float(torch.exp(-torch.xlogy(p, p).sum()))
+    return torch.exp(-torch.xlogy(p, p).sum())
+
+
+def entropy_rank(weights: Tensor) -> float:
+    return float(entropy_of(weights))
+
+
+def sampled_participation(eigenvalues: Tensor, n: int) -> float:
+    """Expected (tr S)² over expected tr S² of the covariance S of n Gaussian rows with this spectrum."""
+    total, squares, m = float(eigenvalues.sum()) ** 2, float(eigenvalues.square().sum()), n - 1
+    return (total + 2 * squares / m) / (squares * (1 + 1 / m) + total / m)
+
+
+def sampling_error(measure: Callable[[Tensor], Tensor], spectrum: Tensor, n: int, least: float) -> float:
+    """Five relative standard deviations of a measure of n Gaussian rows, and at least `least`.
+
+    Delta method: each eigenvalue is estimated with relative variance 2/(n − 1), independently of the others.
+    """
+    logs = spectrum[spectrum > 0].log().requires_grad_()
+    slope = torch.autograd.grad(measure(logs.exp()).log(), logs)[0]
+    return max(least, 5 * float(slope.norm()) * (2 / (n - 1)) ** 0.5)
 
 
 def isotropic_rank(d: int, n: int) -> float:
@@ -113,7 +139,7 @@ def run(given: Parameters) -> Result:
 
     flat = torch.ones(d, dtype=F64)
     counts = [max(8, round(d * 2.0**power)) for power in range(-2, 7)]
-    draws = 8
+    draws = 32
     few = [[covariance(sample(flat, n)) for _ in range(draws)] for n in [*counts, given.samples]]
     ranks = [sum(map(rank_of, some)) / draws for some in few]
     ratios = [sum(map(participation, some)) / draws for some in few]
@@ -150,35 +176,40 @@ def run(given: Parameters) -> Result:
     def tail(matrix: Tensor) -> float:
         return float((band.T @ matrix @ band).trace())
 
+    def error(measure: Callable[[Tensor], Tensor], spectrum: Tensor, least: float = 0.03) -> float:
+        return sampling_error(measure, spectrum, given.rows, least)
+
     first = "first order in 1/n"
+    # Both laws are those of large d and n; the next terms are of the order of 1/min(d, m).
+    few_rows_error = max(0.03, 1 / min(d, m))
     claims = [
         about(
             "isotropic rows, your n: effective rank is too low",
             "d e^(−d/2m), or m e^(−m/2d)",
             isotropic_rank(d, m + 1),
             ranks[-1],
-            0.03,
+            few_rows_error,
         ),
         about(
             "isotropic rows, your n: participation ratio is too low",
-            "dm / (m + d + 1)",
-            d * m / (m + d + 1),
+            "(m + 2/d)d / (m + d + 1)",
+            sampled_participation(flat, given.samples),
             ratios[-1],
-            0.03,
+            few_rows_error,
         ),
         about(
             "shifted rows, uncentred effective rank",
             "entropy of (1 + |μ|², 1, …)",
-            entropy_rank(second),
+            sampled_rank(second, given.rows),
             rank_of(raw),
-            0.03,
+            error(entropy_of, second),
         ),
         about(
             "shifted rows, uncentred RankMe",
             "entropy of its square roots",
             entropy_rank(second.sqrt()),
             entropy_rank(torch.linalg.svdvals(shifted)),
-            0.03,
+            error(lambda lam: entropy_of(lam.sqrt()), second),
         ),
         below("shifted rows, centred effective rank does not move", "relative change 0", 1e-9, moved),
         below(
@@ -187,36 +218,52 @@ def run(given: Parameters) -> Result:
             1e-9,
             abs(rank_of(shrunk) / rank_of(centred) - 1),
         ),
-        about("shrunk rows: total variance sees it", "d scale²", d * given.scale**2, float(shrunk.trace()), 0.03),
         about(
-            "one point and a breath of noise: effective rank calls it healthy",
-            "sampled_rank(1, …, 1, 0)",
-            sampled_rank(flat[1:], given.rows),
-            rank_of(collapsed),
-            0.05 if given.scale <= 0.1 else 1.0,
+            "shrunk rows: total variance sees it",
+            "d scale²",
+            d * given.scale**2,
+            float(shrunk.trace()),
+            error(torch.sum, flat),
+        ),
+        where(
+            given.scale <= 0.1,
+            "the breath is as large as the point: scale above 0.1",
+            about(
+                "one point and a breath of noise: effective rank calls it healthy",
+                "sampled_rank(1, …, 1, 0)",
+                sampled_rank(flat[1:], given.rows),
+                rank_of(collapsed),
+                error(entropy_of, flat[1:], 0.05),
+            ),
         ),
         about(
             "one point and a breath of noise: total variance of normalised rows",
             "scale²(d − 1)/d / (1 + scale²)",
             given.scale**2 * (d - 1) / d / (1 + given.scale**2),
             float(collapsed.trace()),
-            0.03 + given.scale**2,
+            error(torch.sum, flat[1:]) + given.scale**2,
         ),
         about(
             "one loud direction: participation ratio",
             "(d − 1 + L)² / (d − 1 + L²)",
-            participation(torch.diag(loud)),
+            sampled_participation(loud, given.rows),
             participation(noisy),
-            0.1,
+            error(participation_of, loud, 0.1),
         ),
         about(
             "one loud direction: effective rank",
             f"entropy of (L, 1, …, 1), {first}",
             sampled_rank(loud, given.rows),
             rank_of(noisy),
-            0.05,
+            error(entropy_of, loud, 0.05),
         ),
-        about("one loud direction: mean variance of the others, untouched", "1", 1.0, float(others), 0.03),
+        about(
+            "one loud direction: mean variance of the others, untouched",
+            "1",
+            1.0,
+            float(others),
+            error(torch.sum, flat[1:]),
+        ),
         about(
             "flat spectrum, dead tail: effective rank counts what is left",
             f"d − dead, {first}",
@@ -228,20 +275,24 @@ def run(given: Parameters) -> Result:
     claims += [
         about(
             "decaying spectrum, its tail dies: effective rank keeps",
-            "ratio of the entropies' exponentials",
-            entropy_rank(maimed) / entropy_rank(power),
+            f"ratio of the entropies' exponentials, {first}",
+            sampled_rank(maimed, given.rows) / sampled_rank(power, given.rows),
             rank_of(broken) / rank_of(whole),
-            0.02,
+            error(entropy_of, power, 0.02),
         ),
         about(
             "decaying spectrum, its tail dies: participation ratio keeps",
-            "ratio of (Σλ)²/Σλ²",
-            participation(torch.diag(maimed)) / participation(torch.diag(power)),
+            f"ratio of (Σλ)²/Σλ², {first}",
+            sampled_participation(maimed, given.rows) / sampled_participation(power, given.rows),
             participation(broken) / participation(whole),
-            0.02,
+            error(participation_of, power, 0.02),
         ),
         about(
-            "the tail's band energy before", "Σ λ_k over the tail", float(power[-given.dead :].sum()), tail(whole), 0.1
+            "the tail's band energy before",
+            "Σ λ_k over the tail",
+            float(power[-given.dead :].sum()),
+            tail(whole),
+            error(torch.sum, power[-given.dead :], 0.1),
         ),
         below("the tail's band energy after, over before", "0", 1e-9, tail(broken) / tail(whole)),
     ]

@@ -108,8 +108,12 @@ def integrate(
     watch: Callable[[Tensor, Tensor], None] | None = None,
     target: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The state (W, W_p) at time `until`; W_a starts at `target` or at W. `watch` sees about 100 states on the way."""
-    state, steps = [w, p, w if target is None else target], round(until / step)
+    """The state (W, W_p) at time `until`, by steps of at most `step`; W_a starts at `target` or at W.
+
+    `watch` sees about 100 states on the way.
+    """
+    state, steps = [w, p, w if target is None else target], math.ceil(until / step)
+    step = until / steps  # so that the last state is that of `until` itself
     for index in range(steps + 1):
         if watch is not None and index % max(1, steps // 100) == 0:
             watch(state[0], state[1])

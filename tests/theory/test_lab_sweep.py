@@ -1,0 +1,57 @@
+"""Random parameters: whatever a user asks for, no claim fails inside its domain and nothing crashes."""
+
+import math
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from theory import NAMES
+from theory.lab import Diverged, ParameterError, Settings, find
+
+RUNS = 200
+# Larger problems show nothing that these do not, and take minutes.
+LARGEST = {"dimension": 40, "samples": 400, "rows": 8192, "steps": 2000, "batch": 256, "classes": 8, "depth": 4}
+LEAST = {"steps": 300}
+
+
+def drawn(parameters: type[Settings], rng: random.Random) -> Settings:
+    """Parameters from their whole domain: each the default half of the time, else log-uniform around it."""
+    while True:
+        values: dict[str, Any] = {"seed": rng.randrange(1000)}
+        for name, entry in parameters.model_fields.items():
+            if name == "seed" or entry.annotation is str or rng.random() < 0.4:
+                continue
+            kinds = ("gt", "ge", "le")
+            bounds = {kind: getattr(it, kind) for it in entry.metadata for kind in kinds if hasattr(it, kind)}
+            low = max(bounds.get("ge", bounds.get("gt", 0.0)) or entry.default / 30, LEAST.get(name, 0))
+            high = min(bounds.get("le", entry.default * 30), LARGEST.get(name, math.inf))
+            value = math.exp(rng.uniform(math.log(low or 1e-9), math.log(max(high, low or 1e-9))))
+            if bounds.get("ge") == 0 and rng.random() < 0.1:
+                value = 0.0
+            values[name] = round(value) if entry.annotation is int else value
+        if "dimension" in parameters.model_fields:
+            values.setdefault("dimension", min(16, LARGEST["dimension"]))
+        try:
+            return parameters(**values)
+        except ParameterError:
+            continue
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", NAMES)
+def test_no_claim_fails_inside_its_domain(name: str) -> None:
+    torch.set_num_threads(1)
+    lab, rng = find(name), random.Random(0)
+    failures = []
+    for _ in range(RUNS):
+        given = drawn(lab.parameters, rng)
+        try:
+            result = lab.run(given)
+        except Diverged as error:
+            failures.append(f"{given}: {error}")
+            continue
+        failed = [claim for claim in result.claims if claim.verdict == "fails"]
+        failures += [f"{given}: {c.statement}: {c.expectation}, seen {c.observed:.6g}" for c in failed]
+    assert not failures, "\n".join(failures)
