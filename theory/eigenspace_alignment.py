@@ -155,15 +155,11 @@ def run(given: Parameters) -> Result:
     model = Model(spread, given.weight_decay, given.predictor_rate)
     paths: dict[str, list[Tensor]] = {"symmetric start": [], "any start": []}
     for name, predictor in (("symmetric start", p), ("any start", 0.5 * a + 0.7 * torch.eye(d, dtype=F64))):
-        watch = paths[name]
-        integrate(
-            model,
-            w,
-            predictor,
-            200.0,
-            min(0.1, 0.5 / fastest),
-            lambda w, p, watch=watch: watch.append(cosines(w @ w.T, p)),
-        )  # type: ignore[misc]
+
+        def watch(w: Tensor, p: Tensor, path: list[Tensor] = paths[name]) -> None:
+            path.append(cosines(w @ w.T, p))
+
+        integrate(model, w, predictor, 200.0, min(0.1, 0.5 / fastest), watch)
 
     claims = [
         below("d/dt of the commutator is −K[F,W_p] − [F,W_p]K", "relative error", 1e-10, identity),

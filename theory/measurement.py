@@ -106,7 +106,7 @@ def sampling_error(measure: Callable[[Tensor], Tensor], spectrum: Tensor, n: int
     """
     logs = spectrum[spectrum > 0].log().requires_grad_()
     slope = torch.autograd.grad(measure(logs.exp()).log(), logs)[0]
-    return max(least, 5 * float(slope.norm()) * (2 / (n - 1)) ** 0.5)
+    return max(least, 5 * float(slope.norm()) * math.sqrt(2 / (n - 1)))
 
 
 def isotropic_rank(d: int, n: int) -> float:
