@@ -31,6 +31,24 @@ def test_the_wheel_holds_the_library_alone(library: tuple[Path, Path]) -> None:
     assert [it.split(">")[0] for it in LIBRARY["project"]["dependencies"]] == ["numpy", "safetensors", "torch"]
 
 
+def three_lines(page: Path) -> str:
+    """The first Python block of a page."""
+    found = re.search(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    assert found, page
+    return found[1]
+
+
+def test_the_three_lines_print_a_number_and_end_well(bare: Path, tmp_path: Path) -> None:
+    lines = three_lines(ROOT / "README.md")
+    assert three_lines(ROOT / "fullrank" / "README.md") == lines
+    rows = "import torch\nembeddings = torch.randn(4096, 256, generator=torch.Generator().manual_seed(0))\n"
+    done = run(bare, "-c", rows + lines, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"effective rank\D+([\d.]+)", done.stdout)
+    assert found, done.stdout
+    assert float(found[1]) == pytest.approx(256, rel=0.05)  # as many as isotropic rows have dimensions
+
+
 @pytest.mark.parametrize("module", ["fullrank", "fullrank.monitor", "fullrank.reference", "fullrank.verdict"])
 def test_importing_it_loads_no_web_framework(bare: Path, module: str, tmp_path: Path) -> None:
     program = f"import sys, {module}; print(sorted(set({WEB}) & sys.modules.keys()))"
