@@ -8,7 +8,7 @@ PORT    ?= 8000
 ENCODER ?= models/pretrained/fashion-directclr
 BIN     := .venv/bin
 
-.PHONY: openapi serve test lock soak demo e2e compose-test grafana-test dashboards bench lint clean
+.PHONY: openapi serve test lock coverage architecture soak demo e2e compose-test grafana-test dashboards bench lint clean
 
 serve: .venv/serve
 	$(BIN)/fullrank serve --encoder $(ENCODER) --host $(HOST) --port $(PORT)
@@ -42,6 +42,16 @@ grafana-test: .venv/dev
 
 dashboards: .venv/dev
 	$(BIN)/python -m tools.grafana
+
+architecture: .venv/serve
+	$(BIN)/python -m tools.architecture
+
+# In a process of its own each: lines that only child processes of the tests run are counted too.
+coverage: .venv/dev
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -m "not soak"
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 bench: .venv/dev
 	$(BIN)/python -m benchmarks

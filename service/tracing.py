@@ -5,10 +5,11 @@ import time
 from typing import TYPE_CHECKING
 
 from fullrank import __version__ as VERSION
-from service.encoders.served import Answer
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
+
+    from service.encoders.served import Answer
 
 
 class Tracing:
@@ -39,7 +40,7 @@ class Tracing:
         route: str,
         status: int,
         started: float,
-        work: tuple[float, Answer] | None,
+        work: "tuple[float, Answer] | None",
     ) -> None:
         """A request from `started` (time.monotonic()) until now, as a child of its traceparent; `work` began when."""
         now, wall = time.monotonic(), time.time_ns()
