@@ -2,9 +2,10 @@
 
     python -m tools.architecture [--check]
 
-Read from the import statements of every module, those inside functions too; those for type checkers do not count. A room
-stands only on rooms below it: an import that points up is drawn in red. An arrow that follows from others is left out:
-where a imports b and b imports c, a may import c. --check writes nothing and ends with exit code 1 if the picture is old.
+Read from the import statements of every module, those inside functions too; those for type checkers do not count. A
+room stands only on rooms below it: an import that points up is drawn in red. An arrow that follows from others is left
+out: where a imports b and b imports c, a may import c. --check writes nothing and ends with exit code 1 if the picture
+is old.
 """
 
 import argparse
