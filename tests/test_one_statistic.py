@@ -118,7 +118,7 @@ RATIOS = {f"{room}, ratio" for room in ("monitor", "calibration", "reference", "
                 "sequential test",
             },
         ),
-        ("head_bands", lambda half: half - 2, {"monitor, head", "calibration, head", "threshold, tail"}),
+        ("head_bands", lambda half: half + 1, {"monitor, head", "calibration, head", "threshold, tail"}),
     ],
 )
 def test_a_statistic_of_the_profile_moves_all_its_users(
