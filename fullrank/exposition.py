@@ -35,6 +35,7 @@ _GAUGES: dict[str, tuple[str, list[str]]] = {
     ),
     "head_energy_ratio": ("Variance in all head bands over the reference's, with 95 % bounds", ["window", "bound"]),
     "window_rows": ("Rows the window holds", ["window"]),
+    "zero_share": ("Rows of zeros over all rows: answers without a direction", ["window"]),
     "embedding_norm": ("Norm of embeddings before normalising", ["window", "quantile"]),
     "mean_shift_ratio": ("Squared shift of the mean, in units of the reference's total variance (shortest window)", []),
     "canary_cosine_min": ("Least cosine of a canary image's embedding to its stored one", []),
@@ -103,7 +104,7 @@ def _families() -> dict[str, GaugeMetricFamily | CounterMetricFamily]:
 def _gauges(snapshot: Snapshot) -> Iterator[tuple[str, list[str], float]]:
     for seconds, w in snapshot.windows.items():
         window = duration(seconds)
-        for name in ("effective_rank", "rankme", "stable_rank", "total_variance", "mean_cosine"):
+        for name in ("effective_rank", "rankme", "stable_rank", "total_variance", "mean_cosine", "zero_share"):
             yield name, [window], getattr(w, name)
         yield "numerical_rank", [window], w.numerical_rank
         yield "window_rows", [window], w.rows

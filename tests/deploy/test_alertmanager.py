@@ -14,7 +14,7 @@ import pytest
 
 IDENTITY = {"job": "fullrank", "instance": "a:8000", "model": "m", "revision": "r", "severity": "page"}
 TICKET, OTHER = {"severity": "ticket"}, {"instance": "b:8000"}
-COLLAPSE = ("EmbeddingCompleteCollapse", "EmbeddingDirectionsDied", "EmbeddingRankCollapse")
+COLLAPSE = ("EmbeddingCompleteCollapse", "EmbeddingDirectionsDied")
 Alert = tuple[str, dict[str, str]]
 
 
@@ -65,11 +65,6 @@ def active(tool: Callable[[str], str], deploy: Path, tmp_path: Path) -> Iterator
 Active = Callable[..., set[tuple[str, str]]]
 
 
-def test_narrow_traffic_mutes_the_rank_that_falls_with_it(active: Active) -> None:
-    alerts = [("EmbeddingTrafficNarrowed", TICKET), ("EmbeddingRankCollapse", {}), ("EmbeddingRankCollapse", TICKET)]
-    assert active(*alerts) == {("EmbeddingTrafficNarrowed", "ticket")}
-
-
 def test_a_broken_model_is_one_page_and_the_monitor_keeps_its_voice(active: Active) -> None:
     tickets = [(f"Embedding{name}", TICKET) for name in ("TrafficShifted", "TrafficNarrowed", "MonitorDropping")]
     hour = [(name, TICKET) for name in COLLAPSE]
@@ -83,22 +78,24 @@ def test_a_collapse_is_one_notification(active: Active, severity: str) -> None:
     assert loud == {("EmbeddingCompleteCollapse", severity)}
 
 
-def test_the_hour_says_nothing_beside_the_five_minutes(active: Active) -> None:
+def test_the_hour_says_nothing_beside_what_is_said_of_now(active: Active) -> None:
     loud = active(
-        ("EmbeddingDirectionsDied", {}), ("EmbeddingDirectionsDied", TICKET), ("EmbeddingRankCollapse", TICKET)
+        ("EmbeddingDirectionsDied", {}), ("EmbeddingDirectionsDied", TICKET), ("EmbeddingCompleteCollapse", TICKET)
     )
     assert loud == {("EmbeddingDirectionsDied", "page")}
 
 
-def test_a_ticket_mutes_no_page_of_another_reason(active: Active) -> None:
-    loud = active(("EmbeddingCompleteCollapse", TICKET), ("EmbeddingRankCollapse", {}))
-    assert loud == {("EmbeddingCompleteCollapse", "ticket"), ("EmbeddingRankCollapse", "page")}
+def test_a_ticket_mutes_no_page(active: Active) -> None:
+    loud = active(("EmbeddingCompleteCollapse", TICKET), ("EmbeddingDirectionsDied", {}), ("EmbeddingTrafficShifted", TICKET))
+    assert loud == {("EmbeddingDirectionsDied", "page")}
+    loud = active(("EmbeddingTrafficNarrowed", TICKET), ("EmbeddingDirectionsDied", OTHER))
+    assert loud == {("EmbeddingDirectionsDied", "page"), ("EmbeddingTrafficNarrowed", "ticket")}
 
 
 @pytest.mark.parametrize("other", [OTHER, {"revision": "s"}])
 def test_one_replica_or_revision_mutes_no_other(active: Active, other: dict[str, str]) -> None:
-    alerts = [("EmbeddingTrafficNarrowed", TICKET), ("EmbeddingRankCollapse", other)]
-    assert active(*alerts) == {("EmbeddingTrafficNarrowed", "ticket"), ("EmbeddingRankCollapse", "page")}
+    alerts = [("EmbeddingCompleteCollapse", {}), ("EmbeddingDirectionsDied", other)]
+    assert active(*alerts) == {("EmbeddingCompleteCollapse", "page"), ("EmbeddingDirectionsDied", "page")}
 
 
 def test_an_incident_on_two_replicas_is_one_call(tool: Callable[[str], str], deploy: Path, tmp_path: Path) -> None:

@@ -47,14 +47,13 @@ def test_rules_fire_when_they_should_and_only_then(tool: Tool, deploy: Path) -> 
 @pytest.mark.parametrize(
     ("alert", "old", "new"),
     [
-        ("EmbeddingRankCollapse", 'bound="upper"', 'bound="lower"'),
+        ("EmbeddingCompleteCollapse", 'state="complete_collapse"} == 1', 'state="complete_collapse"} >= 0'),
         pytest.param(
             "EmbeddingDirectionsDied",
-            "> on (job, instance, model, revision) 2 *",
-            "> on (job, instance, model) 0 *",
+            'unless on (job, instance, model, revision) fullrank_verdict{state="healthy"} == 1',
+            'unless on (job, instance, model, revision) fullrank_verdict{state="none"} == 1',
             marks=pytest.mark.soak,
         ),
-        pytest.param("EmbeddingCompleteCollapse", ">= 256", ">= 0", marks=pytest.mark.soak),
     ],
 )
 def test_the_rule_tests_can_fail(tool: Tool, deploy: Path, tmp_path: Path, alert: str, old: str, new: str) -> None:
@@ -114,20 +113,34 @@ def test_every_alert_says_what_to_do(deploy: Path, alerts: Rules, names: set[str
     assert {path.stem for path in (deploy.parent / "docs" / "runbooks").glob("*.md")} == names
 
 
-def test_pages_come_within_minutes_and_tickets_read_the_hour(alerts: Rules, names: set[str]) -> None:
+def test_what_the_verdicts_rules_write_is_what_is_committed() -> None:
+    from tools.rules import files
+
+    written = files()
+    assert {path: path.read_text() for path in written} == written
+
+
+def test_pages_rest_on_the_verdict_and_tickets_on_the_hours(alerts: Rules) -> None:
+    from fullrank.rules import STATES
+
+    embeddings = [rule for rule in alerts if "verdict{" in rule["expr"] and rule["labels"]["severity"] != "info"]
+    told = {rule["expr"]: (rule["alert"], rule["labels"]["severity"], rule["for"]) for rule in embeddings}
+    for state in set(STATES) - {"healthy", "insufficient_data"}:
+        name, severity, wait = told.pop(f'fullrank_verdict{{state="{state}"}} == 1')
+        assert (severity, wait) == ("page", "1m") or state.startswith("traffic")
+        for expression in [it for it in told if f'window="1h",state="{state}"' in it]:
+            assert told.pop(expression) == (name, "ticket", "5m")
+            assert re.fullmatch(
+                r'fullrank_window_verdict{[^}]*} == 1\nunless on \(.*\) fullrank_verdict{state="healthy"} == 1', expression
+            )
+    assert not told
     pages = [rule for rule in alerts if rule["labels"]["severity"] == "page"]
-    assert {"EmbeddingRankCollapse", "EmbeddingCompleteCollapse", "EmbeddingDirectionsDied"} <= {
-        p["alert"] for p in pages
-    }
-    for rule in pages:
-        assert rule["for"] == "1m"
-        assert set(re.findall(r'window="(\w+)"', rule["expr"])) <= {"5m"}
-    for name in ("EmbeddingRankCollapse", "EmbeddingCompleteCollapse", "EmbeddingDirectionsDied"):
-        (ticket,) = [r for r in alerts if r["alert"] == name and r["labels"]["severity"] == "ticket"]
-        low, *exceptions = ticket["expr"].split("unless")
-        (well_again,) = [part for part in exceptions if 'window="5m"' in part]
-        assert set(re.findall(r'window="(\w+)"', low)) == {"1h"}
-        assert set(re.findall(r'window="(\w+)"', well_again)) == {"5m"}
+    assert {rule["for"] for rule in pages} == {"1m"}
+
+
+def test_no_rule_decides_on_embeddings_a_second_time(rules: Rules) -> None:
+    for rule in rules:
+        assert "fullrank_threshold" not in rule["expr"], rule
 
 
 def test_alertmanager_accepts_its_configuration(tool: Tool, deploy: Path) -> None:
@@ -156,4 +169,4 @@ def test_inhibitions_name_alerts_and_arrive_in_time(deploy: Path, alerts: Rules,
                 # A source that fires later than what it mutes lets the page through first.
                 key, muted = [(r["alert"], r["labels"]["severity"]) for r in (source, target)]
                 assert minutes[key] <= minutes[muted], (key, muted)
-                assert not (key[1] == "ticket" and muted[1] == "page") or key[0] == "EmbeddingTrafficNarrowed"
+                assert not (key[1] == "ticket" and muted[1] == "page")
