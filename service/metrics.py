@@ -24,7 +24,7 @@ class Metrics:
             self.requests.labels("/embed", code)
         self.request_seconds = Histogram(
             "fullrank_request_seconds",
-            "From a request's first byte to its answer's last.",
+            "From a request's first byte to its answer's last; of requests that were not refused (4xx).",
             ["route"],
             buckets=SECONDS,
             registry=r,
@@ -91,7 +91,8 @@ class Metrics:
             known = self.requests.labels(route, str(status)), self.request_seconds.labels(route)
             self._answered[route, status] = known
         known[0].inc()
-        known[1].observe(seconds)
+        if not 400 <= status < 500:  # refusals are quick: counted in, they would hide that the answers are slow
+            known[1].observe(seconds)
 
     def watch_pending(self, pending: Callable[[], int], limit: int) -> None:
         """Read the admitted count when scraped, rather than counting it twice."""

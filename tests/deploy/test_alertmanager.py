@@ -86,10 +86,10 @@ def test_the_hour_says_nothing_beside_what_is_said_of_now(active: Active) -> Non
 
 
 def test_a_ticket_mutes_no_page(active: Active) -> None:
-    loud = active(("EmbeddingCompleteCollapse", TICKET), ("EmbeddingDirectionsDied", {}), ("EmbeddingTrafficShifted", TICKET))
+    loud = active(
+        ("EmbeddingCompleteCollapse", TICKET), ("EmbeddingDirectionsDied", {}), ("EmbeddingTrafficShifted", TICKET)
+    )
     assert loud == {("EmbeddingDirectionsDied", "page")}
-    loud = active(("EmbeddingTrafficNarrowed", TICKET), ("EmbeddingDirectionsDied", OTHER))
-    assert loud == {("EmbeddingDirectionsDied", "page"), ("EmbeddingTrafficNarrowed", "ticket")}
 
 
 @pytest.mark.parametrize("other", [OTHER, {"revision": "s"}])

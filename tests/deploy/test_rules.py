@@ -131,7 +131,8 @@ def test_pages_rest_on_the_verdict_and_tickets_on_the_hours(alerts: Rules) -> No
         for expression in [it for it in told if f'window="1h",state="{state}"' in it]:
             assert told.pop(expression) == (name, "ticket", "5m")
             assert re.fullmatch(
-                r'fullrank_window_verdict{[^}]*} == 1\nunless on \(.*\) fullrank_verdict{state="healthy"} == 1', expression
+                r'fullrank_window_verdict{[^}]*} == 1\nunless on \(.*\) fullrank_verdict{state="healthy"} == 1',
+                expression,
             )
     assert not told
     pages = [rule for rule in alerts if rule["labels"]["severity"] == "page"]

@@ -13,7 +13,7 @@ from tools.demo.traffic import Traffic
 from tools.stack import Prometheus, StackError, call, wait
 
 RATE = 40.0
-COLLAPSES = frozenset({"EmbeddingCompleteCollapse", "EmbeddingDirectionsDied", "EmbeddingRankCollapse"})
+COLLAPSES = frozenset({"EmbeddingCompleteCollapse", "EmbeddingDirectionsDied"})
 
 
 @dataclass(frozen=True)
