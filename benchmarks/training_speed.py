@@ -2,6 +2,7 @@
 
     python -m benchmarks.training_speed [--recipe cifar10-simclr] [--device cuda] [--workers 8] [--seconds 20]
     python -m benchmarks.training_speed --lightly DIR      # also lightly's own transform, from pip install --target DIR
+    python -m benchmarks.training_speed --formats --width 32 --stem 3x3/2 --threads 1 --workers 0      # on a CPU
 
 All run the same method, batch and optimiser in one process, in turns. `fullrank` is `Trainer`: images on the device,
 augmentation batched there. `pil` is written as lightly's and FAIR's examples are: a Dataset that makes two views of a
@@ -9,10 +10,14 @@ PIL image by PIL operations, a DataLoader with workers, the same trainer's step.
 batch of views that is there already: what is left when data cost nothing. Images are random pixels of the recipe's
 size: no data set is needed, and none of the three is helped by its content.
 
-A ratio is the median over rounds, each loop having one turn a round, and its range: other load moves both sides of a
-ratio, but not alike. What data and augmentation take of the step is no difference of two turns on a CPU, where a
-per cent would drown: it is their share of the process's CPU time within fullrank's turns. An accelerator works behind
-the host's back; there it is the difference.
+`--formats` adds the same loop as it was before formats could be chosen and small maps were matrix products, `before` in
+float32 and `before, bfloat16`, and the loop of today in each format and, with `--compile`, compiled.
+
+With `--workers 0` on a CPU everything is in one process, and a rate is of views per second of its CPU time, which other
+processes hardly touch; else it is by the clock on the wall. A ratio is the median over rounds, each loop having one
+turn a round, and its range: other load moves both sides of a ratio, but not alike. What data and augmentation take of
+the step is no difference of two turns on a CPU, where a per cent would drown: it is their share of the process's CPU
+time within fullrank's turns. An accelerator works behind the host's back; there it is the difference.
 """
 
 import argparse
@@ -24,6 +29,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -36,9 +42,11 @@ from models.preprocess import to_image
 from training.augment import Augmentation
 from training.data import SOURCES, ImageSet, Split
 from training.loop import Trainer
+from training.precision import PRECISIONS, Precision
 from training.recipes import recipe
 
 Transform = Callable[[Image.Image], Image.Image]
+BEFORE = "before, float32"
 
 
 def pil_transform(chosen: Augmentation, size: int) -> Transform:
@@ -131,15 +139,16 @@ class Turn:
     """One loop's turn: views a second, and the share of this process's CPU time that went into getting them."""
 
     rate: float
+    """By the wall's clock, or by this process's CPU time; main chooses."""
     data_share: float
 
 
-def turn(trainer: Trainer, source: Iterator[Tensor], seconds: float) -> Turn:
+def turn(trainer: Trainer, source: Iterator[Tensor], seconds: float, clock: Callable[[], float]) -> Turn:
     """Steps for about `seconds`, at least one, after one to warm up; a loss is read at the end."""
     trainer.train_step(next(source))
     synchronize(trainer)
-    start, busy, data, steps = time.perf_counter(), time.process_time(), 0.0, 0
-    while steps == 0 or time.perf_counter() - start < seconds:
+    start, busy, data, steps = clock(), time.process_time(), 0.0, 0
+    while steps == 0 or clock() - start < seconds:
         asked = time.process_time()
         views = next(source)
         data += time.process_time() - asked
@@ -148,7 +157,7 @@ def turn(trainer: Trainer, source: Iterator[Tensor], seconds: float) -> Turn:
         if steps % 32 == 0:
             float(loss)  # as the loop does: else an accelerator's queue would run away from the clock
     synchronize(trainer)
-    rate = 2 * trainer.recipe.batch_size * steps / (time.perf_counter() - start)
+    rate = 2 * trainer.recipe.batch_size * steps / (clock() - start)
     return Turn(rate, data / (time.process_time() - busy))
 
 
@@ -156,6 +165,20 @@ def ratio(first: list[Turn], second: list[Turn]) -> str:
     """Rates of the first over those of the second, round by round: median and range."""
     ratios = [a.rate / b.rate for a, b in zip(first, second, strict=True)]
     return f"{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
+
+
+def formats(make: Callable[..., Trainer], compiled: bool) -> dict[str, Trainer]:
+    """The loop as it was, with the library's convolutions, and as it is, in each format of a CPU."""
+    trainers: dict[str, Trainer] = {}
+    with patch("training.loop.quicken", lambda method: None):
+        trainers[BEFORE] = make("float32")
+        trainers["before, bfloat16"] = make("bfloat16")
+    trainers["today, float32"] = make("float32")
+    trainers["today, bfloat16"] = make("bfloat16")
+    if compiled:
+        trainers["today, float32, compiled"] = make("float32", compiled=True)
+        trainers["today, bfloat16, compiled"] = make("bfloat16", compiled=True)
+    return trainers
 
 
 def main() -> None:
@@ -168,14 +191,31 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="of each loop's turn in each round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--precision", choices=PRECISIONS, default="auto")
+    parser.add_argument("--formats", action="store_true", help="also every format, and the loop before them")
+    parser.add_argument("--width", type=int)
+    parser.add_argument("--stem", choices=("3x3", "3x3/2", "7x7"))
+    parser.add_argument("--threads", type=int)
     parser.add_argument("--lightly", help="folder that pip install --target put lightly into")
     arguments = parser.parse_args()
     chosen = recipe(arguments.recipe)
-    chosen = replace(chosen, batch_size=arguments.batch_size or chosen.batch_size)
+    shape = {key: value for key in ("width", "stem") if (value := getattr(arguments, key))}
+    chosen = replace(
+        chosen,
+        batch_size=arguments.batch_size or chosen.batch_size,
+        architecture=chosen.architecture.model_copy(update=shape),
+    )
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     size = SOURCES[chosen.data].size
     images = random_images(chosen.data, max(arguments.images, chosen.batch_size + 32))
-    trainer = Trainer(chosen, Split.of(images, 32, seed=0), arguments.device, compiled=arguments.compile)
-    trainer.method.train()
+
+    def make(numbers: Precision, compiled: bool = False) -> Trainer:
+        made = Trainer(chosen, Split.of(images, 32, seed=0), arguments.device, compiled=compiled, numbers=numbers)
+        made.method.train()
+        return made
+
+    trainer = make(arguments.precision, arguments.compile)
 
     def loader(first: Callable[..., Any], second: Callable[..., Any]) -> Iterator[Tensor]:
         data = DataLoader(
@@ -190,26 +230,33 @@ def main() -> None:
         return epochs_of(data, trainer)
 
     fixed = trainer.views(images.images[: chosen.batch_size], images.images[: chosen.batch_size])
-    loops = {"step alone": iter(lambda: fixed, None), "fullrank": resident(trainer)}
-    loops["pil"] = loader(*(pil_transform(augmentation, size) for augmentation in trainer.augmentations))
+    loops = {"step alone": (trainer, iter(lambda: fixed, None)), "fullrank": (trainer, resident(trainer))}
+    if arguments.formats:
+        loops |= {name: (each, resident(each)) for name, each in formats(make, arguments.compile).items()}
+    loops["pil"] = trainer, loader(*(pil_transform(augmentation, size) for augmentation in trainer.augmentations))
     if arguments.lightly:
         try:
-            loops["lightly"] = loader(*[lightly_transform(arguments.lightly, size)] * 2)
+            loops["lightly"] = trainer, loader(*[lightly_transform(arguments.lightly, size)] * 2)
         except ImportError as error:
             print(f"lightly does not load here ({error}); the PIL loop stands in for it")
+    own = arguments.device == "cpu" and arguments.workers == 0
+    clock = time.process_time if own else time.perf_counter
     found: dict[str, list[Turn]] = {name: [] for name in loops}
     for _ in range(arguments.rounds):
-        for name, source in loops.items():
-            found[name].append(turn(trainer, source, arguments.seconds))
+        for name, (each, source) in loops.items():
+            found[name].append(turn(each, source, arguments.seconds, clock))
+    base = BEFORE if arguments.formats else "step alone"
     alone, ours = found["step alone"], found["fullrank"]
     cpu = arguments.device == "cpu"
+    unit = "views per CPU second" if own else "views/s"
     where = f"{torch.get_num_threads()} CPU thread(s)" if cpu else torch.cuda.get_device_name()
-    print(f"{chosen.name}, batch {chosen.batch_size}, {where}, {arguments.workers} workers for PIL", end="")
+    print(f"{chosen.name}, width {chosen.architecture.width}, stem {chosen.architecture.stem}", end=", ")
+    print(f"{trainer.precision}, batch {chosen.batch_size}, {where}, {arguments.workers} workers for PIL", end="")
     print(f", {arguments.rounds} rounds; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
-    print("| loop | views/s | over the step alone's | fullrank's over it |\n|---|---|---|---|")
+    print(f"| loop | {unit} | over {base} | fullrank's over it |\n|---|---|---|---|")
     for name, turns in found.items():
         rate = statistics.median(each.rate for each in turns)
-        print(f"| {name} | {rate:,.0f} | {ratio(turns, alone)} | {ratio(ours, turns)} |")
+        print(f"| {name} | {rate:,.0f} | {ratio(turns, found[base])} | {ratio(ours, turns)} |")
     medians = [statistics.median(each.rate for each in turns) for turns in (ours, alone)]
     spent = statistics.median(each.data_share for each in ours) if cpu else 1 - medians[0] / medians[1]
     print(f"data and augmentation take {spent:.1%} of fullrank's step")

@@ -37,15 +37,14 @@ class SmallMapConv2d(nn.Conv2d):
     def matrix(self, h: int, w: int, rows: int, columns: int) -> Tensor:
         """(rows * columns * out_channels, h * w * in_channels): W, transposed, from the kernel; differentiable."""
         kernel, stride, padding = self.kernel_size[0], self.stride[0], int(self.padding[0])
-        taps = self.weight.permute(2, 3, 0, 1)
-        nothing = torch.zeros_like(taps[0, 0])
+        # unbind, whose gradient is one stack; a view of each tap would have a gradient of the whole kernel's size.
+        taps = self.weight.flatten(2).unbind(2)
+        nothing = torch.zeros_like(taps[0])
         lines = []
         for i, j in ((i, j) for i in range(rows) for j in range(columns)):
-            reach = [
-                (a + padding - stride * i, b + padding - stride * j) for a in range(h) for b in range(w)
-            ]  # where in the kernel each input pixel falls
-            inside = [0 <= a < kernel and 0 <= b < kernel for a, b in reach]
-            blocks = [taps[at] if within else nothing for at, within in zip(reach, inside, strict=True)]
+            reach = [(a + padding - stride * i, b + padding - stride * j) for a in range(h) for b in range(w)]
+            inside = [0 <= a < kernel and 0 <= b < kernel for a, b in reach]  # where in the kernel each pixel falls
+            blocks = [taps[a * kernel + b] if has else nothing for (a, b), has in zip(reach, inside, strict=True)]
             lines.append(torch.cat(blocks, dim=1))
         return torch.cat(lines, dim=0)
 
