@@ -120,8 +120,8 @@ def label(card: EncoderCard) -> str:
     """An architecture in words."""
     if card.architecture is None:
         return "graph"
-    shape = card.architecture.model_dump()
-    return " ".join([str(shape.pop("name")), *(f"{key} {value}" for key, value in shape.items())])
+    shape = card.architecture.model_dump(exclude_defaults=True, exclude={"name", "in_channels"})
+    return ", ".join([card.architecture.name, *(f"{key} {value}" for key, value in shape.items())])
 
 
 def table(found: Sequence[Record]) -> str:
