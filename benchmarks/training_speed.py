@@ -1,13 +1,14 @@
 """Views a second while training: this project's loop against a PIL + DataLoader loop, and against the model alone.
 
     python -m benchmarks.training_speed [--recipe cifar10-simclr] [--device cuda] [--workers 8] [--seconds 20]
-    python -m benchmarks.training_speed --lightly DIR      # also lightly's own transform, from pip install --target DIR
+    python -m benchmarks.training_speed --lightly DIR      # also lightly's own loop, from pip install --target DIR
     python -m benchmarks.training_speed --formats --width 32 --stem 3x3/2 --threads 1 --workers 0      # on a CPU
 
 All run the same method, batch and optimiser in one process, in turns. `fullrank` is `Trainer`: images on the device,
 augmentation batched there. `pil` is written as lightly's and FAIR's examples are: a Dataset that makes two views of a
 PIL image by PIL operations, a DataLoader with workers, the same trainer's step. `step alone` repeats the step on one
-batch of views that is there already: what is left when data cost nothing. Images are random pixels of the recipe's
+batch of views that is there already: what is left when data cost nothing. `lightly` is lightly's example around the
+same backbone, its transform, head, loss and step. Images are random pixels of the recipe's
 size: no data set is needed, and none of the three is helped by its content.
 
 `--formats` adds the same loop as it was before formats could be chosen and small maps were matrix products, `before` in
@@ -24,7 +25,6 @@ import argparse
 import os
 import random
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -38,6 +38,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.augmentation import random_images
+from benchmarks.training_lightly import Lightly
 from models.preprocess import to_image
 from training.augment import Augmentation
 from training.data import SOURCES, ImageSet, Split
@@ -105,15 +106,6 @@ class TwoViews(Dataset[tuple[Tensor, Tensor]]):
         return first, second
 
 
-def lightly_transform(folder: str, size: int) -> Callable[..., Any]:
-    """lightly's SimCLRTransform with its defaults for the size; raises ImportError where torchvision does not load."""
-    sys.path.insert(0, folder)
-    from lightly.transforms import SimCLRTransform  # type: ignore[import-not-found]
-
-    both = SimCLRTransform(input_size=size, gaussian_blur=0.0, normalize=None)
-    return lambda image: (both(image)[0].permute(1, 2, 0) * 255).byte()
-
-
 def epochs_of(loader: DataLoader[tuple[Tensor, Tensor]], trainer: Trainer) -> Iterator[Tensor]:
     while True:
         for first, second in loader:
@@ -129,7 +121,7 @@ def resident(trainer: Trainer) -> Iterator[Tensor]:
         epoch += 1
 
 
-def synchronize(trainer: Trainer) -> None:
+def synchronize(trainer: Trainer | Lightly) -> None:
     if trainer.device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -143,7 +135,7 @@ class Turn:
     data_share: float
 
 
-def turn(trainer: Trainer, source: Iterator[Tensor], seconds: float, clock: Callable[[], float]) -> Turn:
+def turn(trainer: Trainer | Lightly, source: Iterator[Tensor], seconds: float, clock: Callable[[], float]) -> Turn:
     """Steps for about `seconds`, at least one, after one to warm up; a loss is read at the end."""
     trainer.train_step(next(source))
     synchronize(trainer)
@@ -230,13 +222,15 @@ def main() -> None:
         return epochs_of(data, trainer)
 
     fixed = trainer.views(images.images[: chosen.batch_size], images.images[: chosen.batch_size])
-    loops = {"step alone": (trainer, iter(lambda: fixed, None)), "fullrank": (trainer, resident(trainer))}
+    loops: dict[str, tuple[Trainer | Lightly, Iterator[Tensor]]] = {}
+    loops |= {"step alone": (trainer, iter(lambda: fixed, None)), "fullrank": (trainer, resident(trainer))}
     if arguments.formats:
         loops |= {name: (each, resident(each)) for name, each in formats(make, arguments.compile).items()}
     loops["pil"] = trainer, loader(*(pil_transform(augmentation, size) for augmentation in trainer.augmentations))
     if arguments.lightly:
         try:
-            loops["lightly"] = trainer, loader(*[lightly_transform(arguments.lightly, size)] * 2)
+            theirs = Lightly(arguments.lightly, chosen, images, trainer.device, arguments.workers)
+            loops["lightly"] = theirs, theirs.source()
         except ImportError as error:
             print(f"lightly does not load here ({error}); the PIL loop stands in for it")
     own = arguments.device == "cpu" and arguments.workers == 0
