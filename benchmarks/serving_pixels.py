@@ -3,7 +3,7 @@
     python -m benchmarks.serving_pixels --device cuda --dtype bfloat16
 
 Requests are those of the Open Inference Protocol: uint8 pixels as they go into the encoder, one or 64 images each, from
-wrk. The limit is the same encoder in a loop over 64 images that already lie on the device. Each round measures the
+wrk. The limit is the same encoder in a loop over 64 images that already lie in memory. Each round measures the
 loop before and after each load, with the service halted; ratios are taken within rounds, their intervals bootstrapped
 over rounds. The monitor is on, as it is by default; bodies repeat after 16, and it skips what it has seen.
 """
@@ -46,7 +46,7 @@ def request_body(pixels: Pixels) -> bytes:
     return json.dumps(head).encode().ljust(HEAD) + pixels.tobytes()
 
 
-def bare(embedder: Embedder, pixels: torch.Tensor, seconds: float) -> float:
+def bare(embedder: Embedder, pixels: Pixels, seconds: float) -> float:
     """Images a second of the encoder in a loop; each pass ends with its rows on the host."""
     embedder.embed(pixels)
     passes, started = 0, time.perf_counter()
@@ -86,7 +86,6 @@ def measure(name: Name, folder: Path, options: argparse.Namespace) -> None:
         (place := folder / str(images)).mkdir()
         for i in range(BODIES):
             (place / f"{i:04}").write_bytes(request_body(pixels[i, :images]))
-    there = torch.from_numpy(pixels[0]).to(options.device)
     flags = {"max_batch": BATCH} | {flag: getattr(options, flag) for flag in ("device", "dtype", "threads")}
     kind = replace(
         KINDS["fullrank"],
@@ -106,11 +105,11 @@ def measure(name: Name, folder: Path, options: argparse.Namespace) -> None:
         for _ in range(options.rounds):
             for images, figures in found.items():
                 level = Level(str(images), CONNECTIONS[images], options.seconds, lead=1.0)
-                before = bare(embedder, there, options.seconds / 8)
+                before = bare(embedder, pixels[0], options.seconds / 8)
                 server.resume()
                 load = drive(server, folder / str(images), level)
                 server.pause()
-                after = bare(embedder, there, options.seconds / 8)
+                after = bare(embedder, pixels[0], options.seconds / 8)
                 if load["bad"] or load["broken"]:
                     raise SystemExit(f"{load['bad']:.0f} requests refused, {load['broken']:.0f} broken")
                 figures.append(((before + after) / 2, images * load["requests"] / load["seconds"]))

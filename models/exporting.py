@@ -70,7 +70,7 @@ def to_onnx(artifact: Artifact, folder: Path) -> list[Path]:
     fresh = save_tensors(state)
     if content and content != fresh:
         raise ExportError(f"{weights} holds other weights; choose another folder with --out")
-    model = graph.serialized(WEIGHTS, _offsets(fresh))
+    model = graph.serialized(WEIGHTS, offsets(fresh))
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".onnx-") as scratch:
         trial = Path(scratch)
@@ -113,7 +113,7 @@ def _read_onnx(path: Path) -> Callable[[Pixels], Rows]:
     return lambda pixels: session.run([ROWS], {PIXELS: pixels})[0]
 
 
-def _offsets(content: bytes) -> dict[str, int]:
+def offsets(content: bytes) -> dict[str, int]:
     """The byte at which each tensor of a safetensors file begins."""
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length])

@@ -1,10 +1,12 @@
-"""Our service against a bare decode-and-forward loop, a plain thread batcher and its peers; load from wrk.
+"""Our service against bare decode-and-forward loops, a plain thread batcher and its peers; load from wrk.
 
-    python -m benchmarks.serving [--rounds 10] [--servers fullrank mosec ...] [--models null resnet18]
+    python -m benchmarks.serving [--rounds 10] [--servers fullrank mosec ...] [--models null resnet18 efficientnet]
+    python -m benchmarks.serving --rounds 3 --goals    what the goals compare, and nothing else
 
-Every round measures each server at each level, and the loop just before and after its fullest and its lightest: the
-speed of a shared machine drifts within seconds, so what our goals compare is measured in slices, in turns. Ratios are
-taken within rounds and their intervals bootstrapped over rounds. Servers not being measured are paused. Each
+Every round measures each server at each level, and the loops just before and after its fullest and its lightest: the
+speed of a shared machine drifts within seconds, so what our goals compare is measured in slices, in turns. The loop
+called offline runs onnxruntime; beside our service eager PyTorch loops too. Ratios are taken within rounds and their
+intervals bootstrapped over rounds. Servers not being measured are paused. Each
 measurement is appended to FOLDER/results.jsonl at once: started again, the command goes on where it stopped (--fresh
 begins anew).
 """
@@ -19,25 +21,36 @@ from pathlib import Path
 
 from benchmarks.serving import report
 from benchmarks.serving.load import OPEN_SHARE, Level, Offline, Results, bodies, check, drive
-from benchmarks.serving.processes import KINDS, ROOT, Running
+from benchmarks.serving.processes import KINDS, ROOT, Running, bring_efficientnet
 from benchmarks.serving.workload import MODELS, Model, Workload, prepare
 
 FULL, ONE = Level("64", 64, 6, loop=32), Level("1", 1, loop=1)
 OTHERS = [Level("open", 64, 3, open=True), Level("32", 32, 5), Level("8", 8)]
 # What a pause has earned for the monitor's sample must be spent before it is steady.
-UNLIKE = Level("unlike", 64, 7, unlike=True, lead=2.5, slices=8)
+UNLIKE = Level("unlike", 64, 7, unlike=True, lead=2.5, slices=4)
 FINE = 3  # slices of what our goals are about
 ONE_SERVER = ("fullrank", "fullrank, monitor off")
+RIVALS = ("thread batcher", "mosec", "mosec onnx")  # those that our goals name
+LOOPS = {"offline": "onnx", "offline, eager": "torch"}
 LOOP_SECONDS = 1.0
 OVERHEAD = 0.35  # seconds of each measurement that are not the measurement: starting wrk, reading CPU times
 
 
-def levels(server: str, model: Model) -> list[Level]:
-    """The loads that a server gets beside the loop, the fullest first."""
-    if server == ONE_SERVER[1]:
+def levels(server: str, model: Model, options: argparse.Namespace) -> list[Level]:
+    """The loads that a server gets beside the loops, the fullest first."""
+    if server == ONE_SERVER[1] or (model == "efficientnet" and server not in (ONE_SERVER[0], *RIVALS)):
         return []
     slices = FINE if server == ONE_SERVER[0] and model == "resnet18" else 1
+    if model == "efficientnet" or (model == "resnet18" and options.goals):
+        return [replace(FULL, slices=slices), replace(ONE, slices=slices)]
+    if options.goals:
+        return [replace(FULL, slices=slices), *(it for it in OTHERS if it.name == "32")]
     return [replace(FULL, slices=slices), *OTHERS, replace(ONE, slices=slices)]
+
+
+def loops(server: str, model: Model) -> list[str]:
+    """The loops that are measured beside a server."""
+    return list(LOOPS) if server == ONE_SERVER[0] and model != "null" else ["offline"]
 
 
 def watched(model: Model, servers: Sequence[str]) -> list[str]:
@@ -45,18 +58,21 @@ def watched(model: Model, servers: Sequence[str]) -> list[str]:
     return list(ONE_SERVER) if model == "resnet18" and set(ONE_SERVER) <= set(servers) else []
 
 
-def plan(model: Model, servers: Sequence[str]) -> list[float]:
+def plan(model: Model, options: argparse.Namespace) -> list[float]:
     """Seconds of each measurement of a round."""
-    loads = [level for server in servers for level in levels(server, model)]
-    loads += [UNLIKE for _ in watched(model, servers)]
-    loops = [LOOP_SECONDS for level in loads if level.loop for _ in range(level.slices + 1)]
-    return [float(level.seconds) for level in loads for _ in range(level.slices)] + loops
+    seconds = [float(UNLIKE.seconds) for _ in watched(model, options.servers) for _ in range(UNLIKE.slices)]
+    for server in options.servers:
+        for level in levels(server, model, options):
+            seconds += [float(level.seconds)] * level.slices
+            if level.loop:
+                seconds += [LOOP_SECONDS] * (level.slices + 1) * len(loops(server, model))
+    return seconds
 
 
 def start(model: Model, names: list[str], folder: Path) -> list[Running]:
     """Start, check, warm up and pause the servers; one that cannot run is named and left out."""
     images = [path.read_bytes() for path in sorted((folder / f"{model}-jpeg").iterdir())][:8]
-    wanted, running = Workload(folder, model)(images), []
+    wanted, running = Workload(folder, model, "onnx" if model == "efficientnet" else "torch")(images), []
     for name in names:
         try:
             server = Running(name, model, folder)
@@ -81,11 +97,12 @@ def start(model: Model, names: list[str], folder: Path) -> list[Running]:
 def measure_all(results: Results, model: Model, options: argparse.Namespace, tick: Callable[[str], None]) -> None:
     """All rounds of one model."""
     pair = watched(model, options.servers)
-    names = [name for name in options.servers if levels(name, model) or name in pair]
+    names = [name for name in options.servers if levels(name, model, options) or name in pair]
     rounds = [it for it in range(options.rounds) if not results.find(model=model, round=it, whole=names)]
     if not rounds:
         return
-    running, offline = start(model, names, options.folder), Offline(model, options.folder)
+    running = start(model, names, options.folder)
+    idle = {name: Offline(model, options.folder, LOOPS[name]) for name in loops(ONE_SERVER[0], model)}
     ours = [server for server in running if server.name in pair]
     ours = ours if len(ours) == len(ONE_SERVER) else []
 
@@ -104,18 +121,19 @@ def measure_all(results: Results, model: Model, options: argparse.Namespace, tic
             results.add(here | {"slice": part} | drive(server, images, level, rate))
 
     def loop(number: int, server: Running, level: Level, part: int) -> None:
-        here = {"model": model, "round": number, "server": "offline", "level": level.name, "beside": server.name}
-        if level.loop and not results.find(**here, slice=part):
-            tick(f"{model} round {number + 1}: offline, beside {server.name}")
-            server.pause()
-            results.add(here | {"slice": part} | offline.measure(level.loop, LOOP_SECONDS))
-            server.resume()
+        for name in loops(server.name, model) if level.loop else ():
+            here = {"model": model, "round": number, "server": name, "level": level.name, "beside": server.name}
+            if not results.find(**here, slice=part):
+                tick(f"{model} round {number + 1}: {name}, beside {server.name}")
+                server.pause()
+                results.add(here | {"slice": part} | idle[name].measure(level.loop, LOOP_SECONDS))
+                server.resume()
 
     try:
         for number in rounds:
             # Another order each round: whoever follows a heavy neighbour is not always the same.
             for server in running[number % len(running) :] + running[: number % len(running)]:
-                if not (own := levels(server.name, model)):
+                if not (own := levels(server.name, model, options)):
                     continue
                 wake(server, "jpeg")
                 for level in own:
@@ -134,7 +152,8 @@ def measure_all(results: Results, model: Model, options: argparse.Namespace, tic
                     server.pause()
             results.add({"model": model, "round": number, "whole": names})
     finally:
-        offline.stop()
+        for process in idle.values():
+            process.stop()
         for server in running:
             server.stop()
 
@@ -146,15 +165,20 @@ def main() -> None:
         "--servers", nargs="+", choices=KINDS, default=list(KINDS), metavar="NAME", help=", ".join(KINDS)
     )
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--goals", action="store_true", help="only the servers and loads that the goals compare")
     parser.add_argument("--folder", type=Path, default=ROOT / "build/serving")
     parser.add_argument("--fresh", action="store_true", help="forget earlier measurements in the folder")
     options = parser.parse_args()
     if shutil.which("wrk") is None:
         parser.error("wrk is not installed; apt-get install wrk")
+    if options.goals:
+        options.servers = [name for name in options.servers if name in (*ONE_SERVER, *RIVALS)]
     options.folder.mkdir(parents=True, exist_ok=True)
-    prepare(options.folder)
+    if "efficientnet" in options.models:
+        bring_efficientnet(options.folder)
+    prepare(options.folder, options.models)
     results = Results(options.folder / "results.jsonl", options.fresh)
-    each = [seconds + OVERHEAD for model in options.models for seconds in plan(model, options.servers)]
+    each = [seconds + OVERHEAD for model in options.models for seconds in plan(model, options)]
     had = sum(it["model"] in options.models and it["round"] < options.rounds for it in results.records)
     left = max(0, options.rounds * len(each) - had)
     mean = sum(each) / len(each)

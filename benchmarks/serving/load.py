@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.serving.processes import ACCEPT, ROOT, Running
+from benchmarks.serving.processes import ACCEPT, ROOT, Running, python_path
 from benchmarks.serving.workload import Model, Rows
 
 OPEN_SHARE = 0.7
@@ -78,12 +78,12 @@ def check(server: Running, images: list[bytes], wanted: Rows) -> float:
 
 
 class Offline:
-    """The loop's process, asleep between measurements."""
+    """A loop's process, asleep between measurements. engine: onnx or torch, as for a Workload."""
 
-    def __init__(self, model: Model, folder: Path) -> None:
-        environment = os.environ | {"BENCH_MODEL": model, "BENCH_FOLDER": str(folder), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "benchmarks.serving.offline"]
-        pipe = subprocess.PIPE
+    def __init__(self, model: Model, folder: Path, engine: str) -> None:
+        own = {"BENCH_MODEL": model, "BENCH_ENGINE": engine, "BENCH_FOLDER": str(folder), "OMP_NUM_THREADS": "1"}
+        command, pipe = [sys.executable, "-m", "benchmarks.serving.offline"], subprocess.PIPE
+        environment = os.environ | own | {"PYTHONPATH": python_path(folder)}
         self._process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True, cwd=ROOT)
         self._read()
 

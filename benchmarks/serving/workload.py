@@ -1,10 +1,14 @@
-"""What every server and the offline loop run alike: the same weights, decoded and embedded by the same code.
+"""What every server and the offline loops run alike: the same weights, decoded and embedded by the same code.
 
-`null` reduces the decoded pixels to 32 numbers: what remains is the server. `resnet18` is a ResNet-18 at 64 x 64.
+`null` reduces the decoded pixels to 32 numbers: what remains is the server. `resnet18` is a ResNet-18 at 64 x 64,
+`efficientnet` EfficientNet-Lite0 at 224 x 224, see efficientnet.py. Peers run them in eager PyTorch unless their name
+says onnx.
 """
 
 import io
 import os
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -15,11 +19,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fullrank import Reference
-from models.artifact import Architecture, Artifact, EncoderCard, load, save
+from models.artifact import GRAPH, WEIGHTS, Architecture, Artifact, EncoderCard, load, save
 from models.embedder import Embedder, normalize
+from models.exporting import to_onnx
 from models.preprocess import Preprocessing, decode
 
-Model = Literal["null", "resnet18"]
+Model = Literal["null", "resnet18", "efficientnet"]
 MODELS: tuple[Model, ...] = get_args(Model)
 MAX_BATCH, IMAGES = 32, 64
 Rows = NDArray[np.float32]
@@ -35,27 +40,39 @@ class NullEmbedder(Embedder):
 
 
 class Workload:
-    """Encoded images -> (n, d) float32 rows of unit norm, on one torch thread."""
+    """Encoded images -> (n, d) float32 rows of unit norm, on one thread.
 
-    def __init__(self, folder: Path, model: Model) -> None:
+    engine: onnx as `fullrank serve` runs it; torch is eager PyTorch, as most people write it.
+    """
+
+    def __init__(self, folder: Path, model: Model, engine: Literal["onnx", "torch"] = "torch") -> None:
         torch.set_num_threads(1)
         artifact = load(folder / model)
-        kind = NullEmbedder if model == "null" else Embedder
-        self.embedder = kind(artifact, max_batch=MAX_BATCH)
         self.preprocessing = artifact.card.preprocessing
-        self.embedder.warm_up((1, MAX_BATCH))
+        self.embed: Callable[[NDArray[np.uint8]], torch.Tensor]
+        if model == "null":
+            self.embed = NullEmbedder(artifact).embed
+        elif model == "efficientnet" and engine == "torch":
+            from benchmarks.serving.efficientnet import Eager
+
+            self.embed = Eager(self.preprocessing)
+        else:
+            self.embed = Embedder(artifact, max_batch=MAX_BATCH, engine=engine, threads=1).embed
+        for count in (1, MAX_BATCH):
+            self.embed(np.zeros((count, 3, self.preprocessing.size, self.preprocessing.size), np.uint8))
 
     @classmethod
     def from_environment(cls) -> "Workload":
         """As the benchmark asks of a server it starts."""
-        model = os.environ["BENCH_MODEL"]
-        return cls(Path(os.environ["BENCH_FOLDER"]), "null" if model == "null" else "resnet18")
+        model, engine = (os.environ[f"BENCH_{name}"] for name in ("MODEL", "ENGINE"))
+        (chosen,) = (it for it in MODELS if it == model)
+        return cls(Path(os.environ["BENCH_FOLDER"]), chosen, "onnx" if engine == "onnx" else "torch")
 
     def decode(self, data: bytes) -> NDArray[np.uint8]:
         return decode(data, self.preprocessing)
 
     def forward(self, images: list[NDArray[np.uint8]]) -> Rows:
-        rows: Rows = normalize(self.embedder.embed(np.stack(images))).numpy()
+        rows: Rows = normalize(self.embed(np.stack(images))).numpy()
         return rows
 
     def __call__(self, data: list[bytes]) -> Rows:
@@ -77,15 +94,37 @@ def picture(side: int, seed: int) -> Image.Image:
     return Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC)
 
 
-def prepare(folder: Path) -> None:
-    """Write the encoders and the images: JPEG of 16 KB for resnet18, of 1 KB for null, and BMP to be stamped."""
-    for model, size, side in (("null", 32, 32), ("resnet18", 64, 256)):
+def write_graph(encoder: Path, folder: Path) -> None:
+    """The encoder as an ONNX file and its weights, for servers that run onnxruntime themselves."""
+    artifact = load(encoder)
+    if artifact.module is not None:
+        to_onnx(artifact, folder)
+        return
+    folder.mkdir()
+    for name in (GRAPH, WEIGHTS):
+        shutil.copy(encoder / name, folder / name)
+
+
+def prepare(folder: Path, models: Sequence[Model]) -> None:
+    """Write the encoders and the images: JPEG of 16 KB, of 1 KB for null, and BMP to be stamped."""
+    sizes: tuple[tuple[Model, int, int], ...] = (("null", 32, 32), ("resnet18", 64, 256), ("efficientnet", 224, 256))
+    for model, size, side in sizes:
+        if model not in models:
+            continue
         if not (folder / model).is_dir():
-            artifact = random_encoder(model, Architecture(name="resnet18", width=4 if model == "null" else 64), size)
+            if model == "efficientnet":  # from another environment: see processes.bring_efficientnet
+                artifact = load(folder / "efficientnet-lite0")
+            else:
+                width = 4 if model == "null" else 64
+                artifact = random_encoder(model, Architecture(name="resnet18", width=width), size)
             embedder = (NullEmbedder if model == "null" else Embedder)(artifact)
-            seen = torch.from_numpy(np.stack([np.asarray(picture(size, i)).transpose(2, 0, 1) for i in range(1200)]))
+            seen = torch.from_numpy(
+                np.stack([np.asarray(picture(size, i)).transpose(2, 0, 1) for i in range(1200 if size < 200 else 400)])
+            )
             rows = normalize(embedder.embed(seen))
             save(replace(artifact, reference=Reference.build(rows[::2], rows[1::2])), folder / model)
+        if not (folder / f"{model}-onnx").is_dir():
+            write_graph(folder / model, folder / f"{model}-onnx")
         for form, options in (("JPEG", {"quality": 85}), ("BMP", {})):
             images = folder / f"{model}-{form.lower()}"
             images.mkdir(exist_ok=True)

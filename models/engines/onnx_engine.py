@@ -1,5 +1,6 @@
 """The onnx engine: an encoder as an ONNX graph in onnxruntime, on a CPU in float32."""
 
+import os
 from collections.abc import Mapping
 
 import numpy as np
@@ -36,6 +37,8 @@ class OnnxEngine:
         options = session_options(threads)
         arrays = [onnxruntime.OrtValue.ortvalue_from_numpy(it.detach().contiguous().numpy()) for it in weights.values()]
         options.add_external_initializers(list(weights), arrays)
+        # For what was not handed over it would look in the working directory: send it where there is nothing.
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
         try:
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions have no common base of their own

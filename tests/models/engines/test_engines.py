@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from models.artifact import Architecture, Artifact, ArtifactError, EncoderCard, load
+from models.artifact import Architecture, Artifact, ArtifactError, EncoderCard, Graph, load
 from models.embedder import Embedder
-from models.engines import EngineError, start
+from models.engines import EngineError, protobuf, start
 from models.engines.onnx_engine import OnnxEngine
 from models.preprocess import Preprocessing
 
@@ -141,3 +141,53 @@ def test_rows_that_prove_nothing_are_not_compared(artifact: Artifact) -> None:
 def test_a_graph_that_onnxruntime_refuses_is_an_error_with_its_reason() -> None:
     with pytest.raises(EngineError, match="onnxruntime refuses the graph: "):
         OnnxEngine(b"not a model", {}, 1)
+
+
+def linear_graph(location: str, outputs: int = 3) -> bytes:
+    """rows = pixels of (n, 1, 28, 28) @ w, an external (784, outputs)."""
+    nodes = [
+        protobuf.node("Cast", ["pixels"], ["float"], {"to": protobuf.FLOAT}),
+        protobuf.node("Flatten", ["float"], ["flat"]),
+        protobuf.node("MatMul", ["flat", "w"], ["rows"]),
+    ]
+    weights = [protobuf.external("w", (784, outputs), location, 0)]
+    return protobuf.model(nodes, weights, ("pixels", ("n", 1, 28, 28)), ("rows", ("n", outputs)), "test")
+
+
+@pytest.mark.parametrize("location", ["here.bin", "../outside.bin", "{root}/outside.bin"])
+def test_a_graph_opens_no_file_whatever_path_it_names(
+    location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "within").mkdir()
+    for place in ("outside.bin", "within/here.bin"):
+        (tmp_path / place).write_bytes(bytes(4 * 784 * 3))
+    monkeypatch.chdir(tmp_path / "within")
+    model = linear_graph(location.format(root=tmp_path))
+    with pytest.raises(EngineError, match="onnxruntime refuses the graph"):
+        OnnxEngine(model, {}, 1)
+    rows = OnnxEngine(model, {"w": torch.ones(784, 3)}, 1)(images(2))
+    np.testing.assert_allclose(rows, images(2).reshape(2, -1).sum(1, keepdims=True).repeat(3, 1), rtol=1e-6)
+
+
+def graph_artifact(model: bytes, weights: dict[str, torch.Tensor], dimension: int) -> Artifact:
+    how = Preprocessing(size=28, channels=1, mean=(0.0,), std=(1.0,))
+    card = EncoderCard(name="graph", graph="encoder.onnx", preprocessing=how, dimension=dimension)
+    return Artifact(card, None, graph=Graph(model, weights))
+
+
+def test_a_graph_that_is_the_encoder_is_tried_before_it_serves() -> None:
+    weights = {"w": torch.ones(784, 3)}
+    assert start(graph_artifact(linear_graph("x"), weights, 3)).name == "onnx"
+    with pytest.raises(EngineError, match="graph is an ONNX graph: it runs in the onnx engine"):
+        start(graph_artifact(linear_graph("x"), weights, 3), "torch")
+    with pytest.raises(ArtifactError, match=r"gives float32 \(3, 3\), not float32 \(3, 5\)"):
+        start(graph_artifact(linear_graph("x"), weights, 5))
+    sums = [
+        protobuf.node("Cast", ["pixels"], ["float"], {"to": protobuf.FLOAT}),
+        protobuf.node("Flatten", ["float"], ["flat"]),
+        protobuf.node("ReduceMean", ["flat"], ["mean"], {"keepdims": 1}),
+        protobuf.node("Add", ["flat", "mean"], ["rows"]),
+    ]
+    mixing = protobuf.model(sums, [], ("pixels", ("n", 1, 28, 28)), ("rows", ("n", 784)), "test")
+    with pytest.raises(ArtifactError, match="another row in a batch than alone"):
+        start(graph_artifact(mixing, {}, 784))
