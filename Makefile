@@ -8,7 +8,7 @@ PORT    ?= 8000
 ENCODER ?= models/pretrained/fashion-directclr
 BIN     := .venv/bin
 
-.PHONY: openapi serve test lock coverage architecture soak demo e2e compose-test grafana-test dashboards bench lint clean
+.PHONY: helm kustomize openapi serve test lock coverage architecture soak demo e2e compose-test grafana-test dashboards bench lint clean
 
 serve: .venv/serve
 	$(BIN)/fullrank serve --encoder $(ENCODER) --host $(HOST) --port $(PORT)
@@ -42,6 +42,13 @@ grafana-test: .venv/dev
 
 dashboards: .venv/dev
 	$(BIN)/python -m tools.grafana
+
+# helm and kubectl into .venv/bin, for the tests of the chart
+helm: .venv/dev
+	$(BIN)/python -m tools.helm
+
+kustomize: .venv/dev
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tools.kustomize
 
 architecture: .venv/serve
 	$(BIN)/python -m tools.architecture
