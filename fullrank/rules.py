@@ -61,7 +61,7 @@ _FOREIGN = Case(
 _SHRUNK = Case(
     "inputs shrank as much",
     "traffic_narrowed",
-    "; but most directions of the inputs hold {inputs.shrinkage:.2f} of theirs too: near-copies of few images",
+    "; but a band of the inputs holds {inputs.weakest_band:.2f} of its variance too: near-copies of few images",
 )
 _ONE_PICTURE = Case("inputs are one picture", "traffic_narrowed", "; but the inputs are all but one and the same")
 _MODEL = (
@@ -134,7 +134,7 @@ RULES: tuple[Rule, ...] = (
         "estimate",
         "dimensional_collapse",
         "only {window.numerical_rank} directions carry variance {n}; the reference has {reference.numerical_rank}",
-        (_FOREIGN,),
+        (_SHRUNK, _FOREIGN),
     ),
     Rule(
         "any tail band",

@@ -53,7 +53,7 @@ MINIMUM_ROWS = 256
 # Inputs that shrank excuse rows that shrank, down to these shares of what the inputs keep.
 EXCUSED_BAND_SHARE = 0.5
 EXCUSED_VARIANCE_SHARE = 0.03
-# Input bands below this have shrunk.
+# Inputs of which a band is below this have shrunk.
 INPUTS_SHRUNK = 0.5
 # Variance of 8-bit pixels' means that is rounding and nothing else, as a share of the reference's.
 INPUT_ROUNDING = 1e-9
@@ -144,11 +144,11 @@ class Reading:
         return self.inputs.variance_ratio < VARIANCE_SHARE and share >= EXCUSED_VARIANCE_SHARE * kept
 
     def inputs_shrank_as_much(self) -> bool:
-        """Whether most directions of the inputs shrank, and the rows' with them, none of them further."""
-        if not (self.inputs.shrinkage < INPUTS_SHRUNK and self.all_shrank()):
+        """Whether inputs shrank, as near-copies make them, and all of the rows' bands with them but no further."""
+        if not (self.inputs.weakest_band < INPUTS_SHRUNK and self.all_shrank()):
             return False
         ratios = [band.ratio.estimate for band in self.window.bands]
-        return min(ratios) >= EXCUSED_BAND_SHARE * self.inputs.shrinkage
+        return min(ratios) >= EXCUSED_BAND_SHARE * self.inputs.weakest_band
 
     def all_shrank(self) -> bool:
         """Whether the head bands hold too little as well."""

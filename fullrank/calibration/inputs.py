@@ -38,13 +38,13 @@ def thumbnails(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
 class InputReading:
     """How inputs differ from the reference's; NaN where that is not known.
 
-    distance: 0 where they are alike; variance_ratio: their total variance over the reference's; shrinkage: the median
-    over bands of that ratio, which is below 1 where most of their directions have shrunk, as near-copies shrink all.
+    distance: 0 where they are alike; variance_ratio: their total variance over the reference's; weakest_band: the least
+    of that ratio over bands. Where a share of the inputs are near-copies of one, it is about what the others make up.
     """
 
     distance: float = math.nan
     variance_ratio: float = math.nan
-    shrinkage: float = math.nan
+    weakest_band: float = math.nan
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,7 @@ class InputReference:
         shift = profile.mean_shift(moments.mean(), self.mean, variance, moments.count, total)
         ratios = band_sums(profile.energies_of_covariance(covariance, self.basis), self.bands) / self.band_energy
         largest = float(ratios.clamp(min=1e-3).log().abs().max())
-        return InputReading(max(math.sqrt(max(0.0, shift)), largest), variance / total, float(ratios.median()))
+        return InputReading(max(math.sqrt(max(0.0, shift)), largest), variance / total, float(ratios.min()))
 
     def tensors(self) -> dict[str, Tensor]:
         """Contiguous tensors for safetensors, named "inputs.mean", ..."""

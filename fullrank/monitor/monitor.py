@@ -90,6 +90,10 @@ class SpectrumMonitor:
             self._input_width = descriptors.shape[1]
         self._worker.put(batch)
 
+    def count_duplicates(self, rows: int) -> None:
+        """Count rows that the caller left out because it had handed over the same content before."""
+        self._worker.count_duplicates(rows)
+
     def record_canary(self, embeddings: ArrayLike) -> None:
         """Hand over what the reference's canary images embed to now, (m, d). ValueError for another shape."""
         if self.reference is None or self.reference.canary is None:

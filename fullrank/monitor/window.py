@@ -121,13 +121,18 @@ class RecentKeys:
     def __len__(self) -> int:
         return len(self._entered)
 
-    def enter(self, key: Hashable, now: float) -> bool:
-        """Whether the key is new; if it is, it now counts as seen. Seeing it again does not prolong its stay."""
+    def holds(self, key: Hashable, now: float) -> bool:
+        """Whether the key entered within the horizon."""
         entered = self._entered
         while entered and now - next(iter(entered.values())) >= self.horizon:
             entered.popitem(last=False)
-        if key in entered:
+        return key in entered
+
+    def enter(self, key: Hashable, now: float) -> bool:
+        """Whether the key is new; if it is, it now counts as seen. Seeing it again does not prolong its stay."""
+        if self.holds(key, now):
             return False
+        entered = self._entered
         entered[key] = now
         if len(entered) > self.limit:
             entered.popitem(last=False)

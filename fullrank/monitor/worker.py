@@ -112,6 +112,12 @@ class Worker:
             if self._pending_rows >= self.block_rows:
                 self.wake.notify_all()
 
+    def count_duplicates(self, rows: int) -> None:
+        """Count rows that never needed to come."""
+        with self.wake:
+            self._taken += rows
+            self._counters.rows["duplicate"] += rows
+
     def put_canary(self, rows: Tensor) -> None:
         """Hand over what the canary images embed to now."""
         self._start()

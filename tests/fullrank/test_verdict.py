@@ -8,7 +8,7 @@ import torch
 from fullrank import Reference, SpectrumMonitor
 from fullrank.calibration.inputs import InputReading
 from fullrank.calibration.resample import calibrated
-from fullrank.verdict import SIGNALS, STATES, diagnose, thresholds
+from fullrank.verdict import CONDITIONS, READERS, RULES, SIGNALS, STATES, diagnose, thresholds
 
 D, CLASSES = 64, 10
 
@@ -141,6 +141,90 @@ def test_a_collapse_is_blamed_on_inputs_beyond_any_one_kind_of_healthy_ones(worl
 
     assert [state(d) for d in (0.0, narrow, math.nan)] == ["dimensional_collapse"] * 3
     assert state(1.3 * narrow) == "traffic_shifted"
+
+
+def watched(reference, parts, seconds=0.0):
+    """The snapshots after each part, (rows, inputs, seconds that they take), of one monitor."""
+    now = [0.0]
+    snapshots = []
+    with SpectrumMonitor(D, reference, clock=lambda: now[0]) as monitor:
+        for rows, inputs, length in parts:
+            for i, part in enumerate(rows.split(64)):
+                now[0] += length * len(part) / len(rows)
+                monitor.observe(part, inputs=None if inputs is None else inputs[64 * i : 64 * i + 64])
+            assert monitor.flush(120)
+            snapshots.append(monitor.snapshot())
+    return snapshots
+
+
+@pytest.fixture(scope="module")
+def known(world, reference):
+    rows = world.rows(4000, 2)
+    return calibrated(reference, rows, inputs=inputs_of(rows), windows=6, blocks=60)
+
+
+def inputs_of(rows):
+    """Descriptors that the encoder would map to the rows."""
+    return rows[:, :12] * 2 + 1
+
+
+def test_near_copies_of_one_picture_are_narrow_traffic_and_hide_no_collapse(world, known):
+    """80 % are one picture with a little noise: all directions shrink, those of the inputs too."""
+    healthy, copies = world.rows(3000, 40), world.rows(1, 41) + 0.01 * world.rows(3000, 42)
+    mixed = torch.where(torch.rand(3000, 1, generator=torch.Generator().manual_seed(1)) < 0.8, copies, healthy)
+    inputs = inputs_of(mixed)
+    for broken, state in (
+        (mixed, "traffic_narrowed"),
+        (project(mixed, 16, basis=known.basis), "dimensional_collapse"),
+        (mixed * 1e-4 + 1, "complete_collapse"),
+    ):
+        (snapshot,) = watched(known, [(broken, inputs, 250.0)])
+        assert snapshot.verdict.state == state, snapshot.verdict
+    assert watched(known, [(mixed, None, 250.0)])[0].verdict.state == "dimensional_collapse"  # nothing excuses it
+
+
+def test_one_picture_alone_is_narrow_traffic_and_a_dead_encoder_is_not(world, known):
+    one = world.rows(1, 41) + 1e-4 * world.rows(1000, 42)
+    (snapshot,) = watched(known, [(one, inputs_of(one), 100.0)])
+    assert snapshot.verdict.state == "traffic_narrowed"
+    (snapshot,) = watched(known, [(torch.ones(1000, D), inputs_of(world.rows(1000, 43)), 100.0)])
+    assert snapshot.verdict.state == "complete_collapse"
+
+
+def test_an_earlier_change_hides_no_later_collapse(world, known):
+    """Six minutes of good rows, fifteen of one kind of image, then one constant row."""
+    good, narrow, point = world.rows(3600, 50), world.rows(9000, 51, [0]), torch.ones(3100, D)
+    parts = [(good, None, 360.0), (narrow, None, 900.0), (point, None, 310.0), (point, None, 60.0)]
+    well, other, dead, still = watched(known, parts)
+    assert [it.verdict.state for it in (well, other)] == ["healthy", "traffic_narrowed"]
+    assert (dead.evidence.alarm, dead.evidence.since) == (True, other.evidence.since)  # still the first change
+    assert [it.verdict.state for it in (dead, still)] == ["complete_collapse"] * 2
+    assert dead.window_verdicts[300.0].state == "complete_collapse"
+
+
+def test_each_window_has_its_own_verdict(world, reference):
+    low = project(world.rows(9000, 60), 16, basis=reference.basis)
+    well = world.rows(1500, 61)
+    before, after = watched(reference, [(low, None, 1200.0), (well, None, 320.0)])
+    assert {s: it.state for s, it in before.window_verdicts.items()} == dict.fromkeys(
+        (300.0, 3600.0), "dimensional_collapse"
+    )
+    assert after.window_verdicts[300.0].state == after.verdict.state == "healthy"
+    assert after.window_verdicts[3600.0].state == "dimensional_collapse"
+
+
+def test_every_rule_names_what_exists():
+    for rule in RULES:
+        assert rule.signal in READERS
+        assert rule.threshold in SIGNALS
+        assert rule.window in {"canary", "rows", "rows, twice"}
+        assert (rule.side in {"below", "above"}, rule.reading in {"bound", "estimate"}) == (True, True)
+        for case in rule.cases:
+            assert case.when in CONDITIONS
+            assert case.state in STATES
+        assert rule.state in STATES
+    assert set(CONDITIONS) == {case.when for rule in RULES for case in rule.cases}
+    assert set(READERS) == {rule.signal for rule in RULES}
 
 
 def test_a_collapse_too_small_to_matter_is_no_alarm(world, reference):

@@ -107,7 +107,7 @@ async def test_traffic_shows_on_metrics_and_in_the_spectrum(start: Start) -> Non
         ranks = {s.labels["window"]: s.value for s in families["fullrank_effective_rank"].samples}
         assert ranks == {"5m": window["effective_rank"], "1h": window["effective_rank"]}
         rows = {s.labels["fate"]: s.value for s in families["fullrank_rows"].samples}
-        assert rows == {"sampled": 640, "duplicate": 0, "dropped": 0, "nonfinite": 0}
+        assert rows == {"sampled": 640, "duplicate": 0, "dropped": 0, "nonfinite": 0, "zero": 0}
 
         for seed in (21, 21):
             await send(client, service, 64, seed)
@@ -120,7 +120,7 @@ async def test_beyond_its_rate_the_monitor_sees_a_sample(start: Start) -> None:
         for seed in range(3):
             await send(client, service, 128, seed)
         rows = service.current.monitor.counters.rows  # type: ignore[union-attr]
-        assert rows == {"sampled": BURST, "duplicate": 0, "dropped": 0, "nonfinite": 0}
+        assert rows == {"sampled": BURST, "duplicate": 0, "dropped": 0, "nonfinite": 0, "zero": 0}
         assert f"fullrank_unsampled_images_total {3 * 128 - BURST}.0" in (await client.get("/metrics")).text
 
 

@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from fullrank import Reference, SpectrumMonitor
 from fullrank.calibration.inputs import thumbnails
 from service.engine.queue import Rows
 from service.metrics import Metrics
@@ -70,6 +72,8 @@ def test_what_the_backlog_cannot_take_is_counted(metrics: Metrics, monkeypatch: 
     seen: list[int] = []
 
     class Monitor:
+        windows = (300.0,)
+
         def observe(self, rows: Rows, keys: object, inputs: object) -> None:
             seen.extend(rows[:, 0])
 
@@ -93,16 +97,19 @@ def test_of_more_images_than_the_rate_so_many_are_observed_at_random(
     seen: list[tuple[float, float]] = []
 
     class Monitor:
+        windows = (300.0,)
+
         def observe(self, rows: Rows, keys: object, inputs: np.ndarray) -> None:
             seen.extend(zip(rows[:, 0], inputs[:, 0], strict=True))
 
     now = 0.0
-    monkeypatch.setattr("service.watching.observer.Sample", lambda rate, burst: Sample(rate, burst, lambda: now))
+    monkeypatch.setattr("service.watching.observer.Sample", lambda *options: Sample(*options, lambda: now))
     observer, busy, quiet = Observer(metrics, rate=40.0), Monitor(), Monitor()
     for step in range(200):  # 256 images a second; times without rounding
         now = step / 8
         images = np.arange(step * 32, step * 32 + 32)
         pixels = np.broadcast_to((images % 251)[:, None, None, None], (32, 1, 8, 8)).astype(np.uint8)
+        pixels[:, 0, 7, 7] = images // 251  # no two alike
         observer.put(busy, pixels, images[:, None].astype(np.float32))  # type: ignore[arg-type]
     observer.join()
     assert len(seen) == len(set(seen)) == BURST + 5 * 199
@@ -111,15 +118,40 @@ def test_of_more_images_than_the_rate_so_many_are_observed_at_random(
     assert in_batch.min() > 5  # 136 batches choose 5 of 32: 21 of each place, give or take 4
     assert metrics.registry.get_sample_value("fullrank_unsampled_images_total") == 200 * 32 - len(seen)
     del seen[:]
-    observer.put(quiet, np.zeros((128, 1, 8, 8), np.uint8), np.zeros((128, 1), np.float32))  # type: ignore[arg-type]
+    others = np.arange(128, dtype=np.uint8)[:, None, None, None].repeat(8, 2).repeat(8, 3)
+    observer.put(quiet, others, np.zeros((128, 1), np.float32))  # type: ignore[arg-type]
     observer.close()
     assert len(seen) == 128  # a monitor's sample is its own
+
+
+def test_copies_of_one_picture_take_no_place_in_the_sample(metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
+    """150 exact copies a second beside 2 honest images on a collapsed encoder: the honest ones tell."""
+    now = 0.0
+    monkeypatch.setattr("service.watching.observer.Sample", lambda *options: Sample(*options, lambda: now))
+    random = np.random.default_rng(3)
+    healthy = torch.from_numpy(random.normal(size=(2, 600, 8)).astype(np.float32))
+    observer = Observer(metrics, rate=50.0)
+    with SpectrumMonitor(8, Reference.build(*healthy), clock=lambda: now) as monitor:
+        for second in range(299):
+            now = float(second)
+            pixels = np.zeros((152, 3, 40, 40), np.uint8)
+            pixels[:2] = random.integers(0, 256, (2, 3, 40, 40))
+            observer.put(monitor, random.permutation(pixels), np.ones((152, 8), np.float32))
+        observer.close()
+        snapshot = monitor.snapshot(wait=120)
+        assert snapshot.verdict.state == "complete_collapse"
+        assert snapshot.windows[300.0].rows == 2 * 299 + 1
+        assert monitor.counters.rows["duplicate"] == 150 * 299 - 1
+        assert snapshot.waiting == 0
+    assert metrics.registry.get_sample_value("fullrank_unsampled_images_total") == 0
 
 
 def test_a_monitor_that_refuses_rows_does_not_end_the_observer(metrics: Metrics) -> None:
     observer, seen = Observer(metrics), []
 
     class Monitor:
+        windows = (300.0,)
+
         def observe(self, rows: Rows, keys: object, inputs: object) -> None:
             if rows[0, 0] < 0:
                 raise ValueError("negative")

@@ -152,7 +152,7 @@ async def test_the_spectrum_says_how_sure_it_is_and_why(start: Start, calibrated
 async def test_one_image_again_and_again_counts_once(start: Start, calibrated_alpha: Path) -> None:
     async with start(encoder=calibrated_alpha, block_rows=64) as (client, service):
         spectrum = await seen(client, service, np.repeat(pictures(1, 5), 300, axis=0))
-        assert spectrum["counters"]["rows"] == {"sampled": 1, "duplicate": 299, "dropped": 0, "nonfinite": 0}
+        assert spectrum["counters"]["rows"] == {"sampled": 1, "duplicate": 299, "dropped": 0, "nonfinite": 0, "zero": 0}
         assert spectrum["verdict"]["state"] == "insufficient_data"
         metrics = (await client.get("/metrics")).text
         assert 'fullrank_rows_total{fate="duplicate",model="alpha",' in metrics
