@@ -5,7 +5,25 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, PlatformCollector, ProcessCollector
 
 PHASES = ("decode", "queue", "forward", "encode")
-REJECTIONS = ("overloaded", "unready", "deadline", "disconnected", "invalid", "nonfinite")
+REJECTIONS = ("overloaded", "unready", "deadline", "client_deadline", "disconnected", "invalid", "nonfinite")
+# Routes that alerts and dashboards watch, and what each may answer: a rate needs a zero to rise from.
+EMBEDDING_ROUTES = (
+    "/embed",
+    "/v1/embeddings",
+    "/v2/models/{name}/infer",
+    "/v2/models/{name}/versions/{version}/infer",
+)
+EMBEDDING_CODES = (200, 400, 401, 403, 404, 406, 408, 413, 415, 422, 429, 499, 500, 503, 504)
+CODES = dict.fromkeys(EMBEDDING_ROUTES, EMBEDDING_CODES) | {
+    "/observe": (202, 400, 401, 403, 408, 409, 413, 415, 422, 429, 499, 500, 503),
+    "/admin/encoders": (200, 400, 401, 403, 404, 408, 409, 413, 415, 422, 499, 500, 503),
+    "/moments": (200, 401, 403, 404, 422, 500, 503),
+    "/metrics": (200, 401, 403, 500),
+    "/spectrum": (200, 404, 422, 500, 503),
+    "/readyz": (200, 500, 503),
+    "/healthz": (200, 500),
+    "other": (400, 404, 405, 408, 431, 499, 500, 503),
+}
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 POWERS_OF_TWO = tuple(float(2**k) for k in range(11))
 
@@ -20,8 +38,6 @@ class Metrics:
         self.requests = Counter(
             "fullrank_requests", "Requests answered, by route and status.", ["route", "code"], registry=r
         )
-        for code in ("200", "422", "429", "500", "503", "504"):
-            self.requests.labels("/embed", code)
         self.request_seconds = Histogram(
             "fullrank_request_seconds",
             "From a request's first byte to its answer's last; of requests that were not refused (4xx).",
@@ -55,6 +71,12 @@ class Metrics:
         )
         self.pending = Gauge("fullrank_pending_images", "Images admitted and not yet answered.", registry=r)
         self.limit = Gauge("fullrank_pending_images_limit", "Images admitted at most.", registry=r)
+        self.pending_bytes = Gauge("fullrank_pending_bytes", "Bytes of request bodies that are held.", registry=r)
+        self.pending_bytes_limit = Gauge(
+            "fullrank_pending_bytes_limit", "Bytes held at most; beyond it large bodies are refused.", registry=r
+        )
+        self.connections = Gauge("fullrank_connections", "Connections that are open.", registry=r)
+        self.connections_limit = Gauge("fullrank_connections_limit", "Connections open at most.", registry=r)
         rejected = Counter("fullrank_rejected_images", "Images not embedded, by reason.", ["reason"], registry=r)
         self.rejected = {reason: rejected.labels(reason) for reason in REJECTIONS}
         canary = Counter(
@@ -82,6 +104,10 @@ class Metrics:
             {"version": version, "torch": torch_version, "device": device}
         )
 
+        for route, codes in CODES.items():
+            self.request_seconds.labels(route)
+            for code in codes:
+                self.requests.labels(route, str(code))
         self._answered: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
 
     def answered(self, route: str, status: int, seconds: float) -> None:
@@ -93,6 +119,16 @@ class Metrics:
         known[0].inc()
         if not 400 <= status < 500:  # refusals are quick: counted in, they would hide that the answers are slow
             known[1].observe(seconds)
+
+    def watch_bodies(self, held: Callable[[], int], limit: int) -> None:
+        """Read the bytes of request bodies that are held when scraped."""
+        self.pending_bytes.set_function(held)
+        self.pending_bytes_limit.set(limit)
+
+    def watch_connections(self, connections: Callable[[], int], limit: int) -> None:
+        """Read the open connections when scraped."""
+        self.connections.set_function(connections)
+        self.connections_limit.set(limit)
 
     def watch_pending(self, pending: Callable[[], int], limit: int) -> None:
         """Read the admitted count when scraped, rather than counting it twice."""

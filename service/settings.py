@@ -1,7 +1,10 @@
 """Every knob of the service, in one place: FULLRANK_* environment variables or keyword arguments."""
 
 import contextlib
+import difflib
+import functools
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 import models
 from fullrank.verdict import CANARY_COSINE
+from service import keys
 
 PRETRAINED = Path(models.__file__).parent / "pretrained"
 Gate = Literal["enforce", "warn", "off"]
@@ -31,6 +35,11 @@ def available_cpus() -> int:
     return allowed
 
 
+# What Kubernetes sets in every container beside a Service called fullrank or fullrank-something.
+LINKS = re.compile(r".*_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
+LINK = re.compile(r"(tcp|udp|sctp)://.*")
+
+
 class Settings(BaseSettings):
     """Serve an encoder over HTTP. Each flag --some-name may also be given as the variable FULLRANK_SOME_NAME.
 
@@ -40,6 +49,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="FULLRANK_",
         extra="forbid",
+        hide_input_in_errors=True,  # it may be a key
         env_ignore_empty=True,
         validate_default=True,
         cli_prog_name="fullrank serve",
@@ -70,9 +80,25 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(
         None,
         min_length=8,
-        description="Bearer key asked of every route that embeds, observes or administers. Without one those that "
-        "administer or reveal state answer on loopback only. Set one behind a proxy on the same host: all "
-        "requests then seem to come from there.",
+        description="Bearer key asked of every route that embeds, observes or administers. It may do everything but "
+        "what a key of api_keys is for. Without any key, routes that administer or reveal state answer on loopback "
+        "only. Set one behind a proxy on the same host: all requests then seem to come from there.",
+    )
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (),
+        description="Keys that may do some things only: SCOPE=KEY or SCOPE+SCOPE=KEY, comma-separated. The scopes are "
+        "embed, observe (POST /observe), metrics (/moments and, once a key names this scope, /metrics) and admin "
+        "(all of /admin).",
+    )
+    api_keys_file: Path | None = Field(
+        None,
+        description="A file with such keys, one a line, or a folder whose files hold a key each and are named for its "
+        "scopes, such as embed or embed-observe: a mounted secret.",
+    )
+    aliases: Annotated[dict[str, str], NoDecode] = Field(
+        {},
+        description="Other names that a request's model may have, for clients that cannot say ours: NAME=ENCODER, "
+        "comma-separated. ENCODER is an encoder in service, or default, which is also an alias by itself.",
     )
 
     device: str = Field("cpu", description="Torch device: cpu, cuda, cuda:1.")
@@ -110,6 +136,18 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         32 * 2**20, ge=1024, description="Bytes in one request body, enforced while it streams."
     )
+    max_pending_bytes: int = Field(
+        256 * 2**20,
+        ge=2**20,
+        description="Bytes of request bodies held at once, over all connections. Beyond it, requests whose bodies are "
+        "longer than 64 KiB get 429 with Retry-After.",
+    )
+    max_connections: int = Field(
+        1000,
+        ge=1,
+        description="Connections open at once. Where all are taken, a new one takes the place of one that has been "
+        "idle for a while, or gets 503.",
+    )
     max_pixels: int = Field(
         50_000_000, ge=1, description="Width x height of one image, read from its header before any pixel is allocated."
     )
@@ -119,7 +157,11 @@ class Settings(BaseSettings):
         description="The same of an image that is no JPEG: a JPEG is decoded at a fraction of its size, others whole.",
     )
     request_timeout: float = Field(
-        30.0, gt=0, le=3600, description="Seconds from a request's first byte after which its work is dropped: 504."
+        30.0,
+        gt=0,
+        le=3600,
+        description="Seconds from a request's first byte in which its head and body must have come (408), after "
+        "which its work is dropped (504), and after which a client that has not read its answer is left.",
     )
     drain_seconds: float = Field(
         0.0, ge=0, description="Seconds between SIGTERM (readiness off) and the end of listening, for load balancers."
@@ -177,12 +219,45 @@ class Settings(BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
+    def _knows_the_variables(cls, values: dict[str, object]) -> dict[str, object]:
+        """Refuse a variable FULLRANK_... that is no setting: a misspelt key would leave the service open."""
+        known = {f"FULLRANK_{name}".upper() for name in cls.model_fields}
+        for variable, value in os.environ.items():
+            name = variable.upper()
+            if name.startswith("FULLRANK_") and name not in known and not (LINKS.fullmatch(name) or LINK.match(value)):
+                near = difflib.get_close_matches(name, known, 1, 0.5)
+                hint = f"; did you mean {near[0]}?" if near else "; `fullrank serve --help` lists them"
+                raise ValueError(f"the variable {variable} is no setting of this service{hint}")
+        if isinstance(port := values.get("port"), str) and LINK.match(port):
+            return {name: value for name, value in values.items() if name != "port"}
+        return values
+
+    @model_validator(mode="before")
+    @classmethod
     def _split_lists(cls, values: dict[str, object]) -> dict[str, object]:
-        for name in ("encoders", "windows", "cors_origins"):
+        for name in ("encoders", "windows", "cors_origins", "api_keys"):
             if isinstance(text := values.get(name), str):
                 parts = (part.strip(" \"'") for part in text.strip("[] ").split(","))
                 values = values | {name: [part for part in parts if part]}
         return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_aliases(cls, values: dict[str, object]) -> dict[str, object]:
+        if not isinstance(text := values.get("aliases"), str):
+            return values
+        aliases = {}
+        for part in filter(None, (part.strip() for part in text.split(","))):
+            alias, equals, name = (piece.strip() for piece in part.partition("="))
+            if not (alias and equals and name):
+                raise ValueError(f"aliases: write NAME=ENCODER, comma-separated, not {part!r}")
+            aliases[alias] = name
+        return values | {"aliases": aliases}
+
+    @field_validator("api_key", mode="before")
+    @classmethod
+    def _without_newline(cls, key: object) -> object:
+        return key.strip() if isinstance(key, str) else key
 
     @field_validator("device")
     @classmethod
@@ -192,6 +267,17 @@ class Settings(BaseSettings):
         except RuntimeError as error:
             raise ValueError(f"{device!r} is no torch device; write cpu, cuda or cuda:1") from error
         return device
+
+    @functools.cached_property
+    def grants(self) -> tuple[keys.Grant, ...]:
+        """All keys and what each may do."""
+        key = None if self.api_key is None else self.api_key.get_secret_value()
+        return keys.grants(key, [it.get_secret_value() for it in self.api_keys], self.api_keys_file)
+
+    @model_validator(mode="after")
+    def _keys_can_be_used(self) -> "Settings":
+        assert self.grants is not None
+        return self
 
     @model_validator(mode="after")
     def _fits(self) -> "Settings":

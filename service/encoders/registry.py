@@ -113,11 +113,19 @@ class Service:
         default = self.current
         if model is None:
             return default
+        model = self._unaliased(model)
         for served in self._serving:
             if model in (served.name, str(served)):
                 return served
         there = ", ".join(map(str, self._serving))
         raise NotFoundError("model_not_found", f"no encoder {model!r} is in service; there are: {there}", field="model")
+
+    def _unaliased(self, model: str) -> str:
+        """The encoder's own name where `model` is an alias. The default encoder is called "default" too."""
+        if any(model in (served.name, str(served)) for served in self._serving):
+            return model
+        name = self.settings.aliases.get(model, model)
+        return self._serving[0].name if name == "default" else name
 
     def monitors(self) -> list[tuple[str, str, SpectrumMonitor]]:
         """(model, revision, monitor) of everything watched; called by scrapes, on any thread."""
@@ -130,8 +138,12 @@ class Service:
 
     # ---- requests
 
-    async def embed(self, sources: Sequence[Source], deadline: float, model: str | None = None) -> Answer:
+    async def embed(
+        self, sources: Sequence[Source], deadline: float, model: str | None = None, *, hurried: bool = False
+    ) -> Answer:
         """Decode and embed; all rows come from one encoder, see served(). `deadline` is in time.monotonic() seconds.
+
+        hurried: it is the client's own, and counted apart.
 
         Raises NotFoundError for a model that is not in service, InvalidError for a bad image, OverloadedError when
         full, UnreadyError while starting or stopped, DeadlineError, EmbeddingError for a row that is not finite.
@@ -156,7 +168,7 @@ class Service:
         try:
             job = await self.engine.embed(served, sources, deadline)
         except TimeoutError:
-            self.metrics.rejected["deadline"].inc(len(sources))
+            self.metrics.rejected["client_deadline" if hurried else "deadline"].inc(len(sources))
             raise DeadlineError(
                 "deadline_exceeded",
                 "the request's deadline passed before its images were embedded; "

@@ -106,7 +106,7 @@ def to_bytes(data: bytes | str, field: str) -> bytes:
     """The image's bytes, decoded from base64 or a data URI where they came as text. Raises InvalidError."""
     if isinstance(data, bytes):
         return data
-    text = data
+    text = data.lstrip()
     if text[:5].lower() == "data:":
         header, comma, text = text.partition(",")
         if not comma or not header.lower().endswith(";base64"):
@@ -114,7 +114,23 @@ def to_bytes(data: bytes | str, field: str) -> bytes:
     elif text[:8].lower().startswith(("http://", "https://")):
         raise InvalidError("no_urls", "this service fetches no URLs; send the image's bytes as base64", field=field)
     try:
-        return base64.b64decode(text, validate=True)
+        return _from_base64(text)
     except ValueError as error:
         message = f"not base64 ({error}); encode the image's bytes with the standard alphabet"
         raise InvalidError("bad_base64", message, field=field) from error
+
+
+URL_SAFE = bytes.maketrans(b"-_", b"+/")
+ESCAPES = {b"%2B": b"+", b"%2F": b"/", b"%3D": b"="}
+
+
+def _from_base64(text: str) -> bytes:
+    """Base64 as clients write it: with line breaks, without padding, in a URL's alphabet. Raises ValueError."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        plain = text.encode("ascii").translate(URL_SAFE, b" \t\r\n\f\v")
+        for escape, character in ESCAPES.items() if b"%" in plain else ():
+            plain = plain.replace(escape, character).replace(escape.lower(), character)
+        plain = plain.rstrip(b"=")
+        return base64.b64decode(plain + b"=" * (-len(plain) % 4), validate=True)

@@ -13,7 +13,6 @@ from types import FrameType
 
 import torch
 import uvicorn
-from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from fullrank import __version__ as VERSION
@@ -21,6 +20,7 @@ from fullrank.exposition import SpectrumCollector
 from service import logs
 from service.encoders.registry import Service
 from service.http import errors, limits, openapi
+from service.http.context import Bodies, Front
 from service.http.direct import DirectAPI
 from service.http.middleware import Edge
 from service.http.routes import admin, embed, inference, openai, operations, statistics
@@ -28,8 +28,13 @@ from service.metrics import Metrics
 from service.settings import Settings
 from service.tracing import Tracing
 
-log = logging.getLogger("fullrank.service")
+try:
+    import resource
+except ImportError:  # Windows has no such limit
+    resource = None  # type: ignore[assignment]
 
+log = logging.getLogger("fullrank.service")
+SPARE_FILES = 128  # for encoders, logs, threads and what else a process opens
 
 EXPOSED = ("Retry-After", "Server-Timing", "X-Model", "X-Request-ID", "X-Revision", "X-Shape")
 
@@ -39,7 +44,7 @@ def create_app(
     on_failure: Callable[[], None] = lambda: None,
     tracing: Tracing | None = None,
     on_ready: Callable[[], object] = lambda: None,
-) -> FastAPI:
+) -> DirectAPI:
     """The ASGI app of one replica, on a metrics registry of its own.
 
     It answers /healthz at once and loads its encoder meanwhile; `on_ready` is called after that, or `on_failure` if it
@@ -52,7 +57,7 @@ def create_app(
     metrics.registry.register(SpectrumCollector(service.monitors))
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: object) -> AsyncIterator[None]:
         service.open()
         loading = asyncio.create_task(service.load())
 
@@ -73,7 +78,10 @@ def create_app(
         if tracing is not None:
             await asyncio.to_thread(tracing.close)
 
+    front = Front(service, Bodies(settings.max_pending_bytes), settings.grants)
+    metrics.watch_bodies(lambda: front.bodies.held, settings.max_pending_bytes)
     app = DirectAPI(
+        front,
         title="fullrank",
         version=VERSION,
         summary="Image embeddings that say when they collapse.",
@@ -140,7 +148,8 @@ def build_server(settings: Settings) -> Server:
     app = create_app(settings, on_failure=lambda: setattr(server, "should_exit", True), on_ready=gc.freeze)
     config = uvicorn.Config(
         app,
-        http=limits.bounded(app.state.service),
+        http=limits.bounded(app.front),
+        ws="none",
         timeout_keep_alive=75,  # longer than clients and balancers keep them: they, not we, end idle connections
         host=settings.host,
         port=settings.port,
@@ -151,7 +160,24 @@ def build_server(settings: Settings) -> Server:
         timeout_graceful_shutdown=int(settings.request_timeout) + 5,
     )
     server = Server(config, app.state.service)
+    connections = server.server_state.connections
+    app.state.service.metrics.watch_connections(lambda: len(connections), settings.max_connections)
+    _allow_files(settings.max_connections)
     return server
+
+
+def _allow_files(connections: int) -> None:
+    """Let this process have a file open for each connection and some more, as far as the system allows."""
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + connections // 4 + SPARE_FILES
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < wanted:
+        log.warning("max_connections is %d, but this process may have %d files open (ulimit -n)", connections, allowed)
 
 
 def serve(settings: Settings) -> None:

@@ -52,6 +52,11 @@ def problem_of(error: ServiceError) -> Problem:
     return Problem(STATUS[type(error)], error.code, error.message, field=error.field, headers=headers)
 
 
+def client_closed() -> Problem:
+    """What nobody reads: the client left. Its status shows in fullrank_requests_total."""
+    return Problem(CLIENT_CLOSED_REQUEST, "client_closed_request", "the client left before its answer")
+
+
 def internal_error() -> Problem:
     """What a client learns of an unexpected exception: nothing but that it is ours; the log has the rest."""
     return Problem(500, "internal", "an unexpected error on the server; its log has the details")

@@ -1,11 +1,12 @@
 """What a client sends to POST /embed, in any of its forms, and the form its answer takes."""
 
+import asyncio
 import base64
 import functools
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import orjson
@@ -19,12 +20,16 @@ from service.engine.queue import Rows
 from service.http.errors import Problem
 from service.settings import Settings
 
+T = TypeVar("T")
 Form = Literal["json", "npy", "raw"]
 JSON, NPY, RAW = "application/json", "application/x-npy", "application/octet-stream"
 FORMS: dict[str, Form] = {JSON: "json", "application/*": "json", "*/*": "json", NPY: "npy", RAW: "raw"}
 OPTIONS = ("normalize", "encoding_format", "model")
-# Parsing holds the interpreter, on whatever thread, and every other request with it: a million values take about 0.1 s.
-MAX_VALUES = 1_000_000
+# Parsing holds the interpreter, on whatever thread, and every other request with it: a million numbers take a tenth of
+# a second, as many lists or fields four times as long.
+MAX_VALUES, MAX_NESTED, MAX_FIELDS = 1_000_000, 100_000, 10_000
+FEW_VALUES = 10_000  # of a body whose values are images
+LARGE = 256 * 2**10  # bytes that are worth a thread, so that the event loop gets its turns in between
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,8 @@ async def read(request: Request, settings: Settings) -> Payload:
     media = request.headers.get("content-type", RAW).partition(";")[0].strip().lower()
     fields: dict[str, Any] = dict(request.query_params) if request.scope["query_string"] else {}
     if media == JSON:
-        fields |= json_object(await request.body())
+        body = await request.body()
+        fields |= await apart(len(body), json_object, body, FEW_VALUES)
         sources = texts(fields.pop("images", None), settings, "images")
     elif media == "multipart/form-data":
         sources, options = await _multipart(request, settings)
@@ -62,11 +68,21 @@ async def read(request: Request, settings: Settings) -> Payload:
     return Payload(sources, **_options(fields))
 
 
-def json_object(body: bytes) -> dict[str, Any]:
-    """A JSON object's fields. Raises Problem 400, 413 or 422."""
-    if body.count(b",") > MAX_VALUES:
-        message = f"JSON of more than {MAX_VALUES} values is not read; send fewer at a time, or numbers in binary form"
-        raise Problem(413, "body_too_large", message, field="body")
+async def apart(size: int, function: Callable[..., T], *arguments: Any) -> T:
+    """function(*arguments), on a worker thread where it has so many bytes to work on that others would have to wait."""
+    return function(*arguments) if size <= LARGE else await asyncio.to_thread(function, *arguments)
+
+
+def json_object(body: bytes, values: int = MAX_VALUES) -> dict[str, Any]:
+    """A JSON object's fields, at most `values` of them in all. Raises Problem 400, 413 or 422."""
+    for limit, what, marks in (
+        (values, "values", (b",",)),
+        (MAX_NESTED, "lists and objects", (b"[", b"{")),
+        (MAX_FIELDS, "fields", (b":",)),
+    ):
+        if sum(map(body.count, marks)) > limit:
+            message = f"JSON of more than {limit} {what} is not read; send fewer at a time, or numbers in binary form"
+            raise Problem(413, "body_too_large", message, field="body")
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -106,6 +122,9 @@ async def _multipart(request: Request, settings: Settings) -> tuple[list[Source]
         form = await parser.parse()
         if not parser.complete:
             raise MultiPartException("it ends before its last boundary")
+    except (UnicodeError, LookupError) as error:  # charset= may name any of Python's codecs, some of which are none
+        message = "the charset of the multipart body is not understood; leave it out"
+        raise Problem(400, "malformed_multipart", message, field="Content-Type") from error
     except MultiPartException as error:
         if error.message.startswith("Too many files"):
             raise too_many(limit) from error
@@ -211,6 +230,12 @@ class _Encoded(Response):
         self.status_code, self.background, self.body = 200, None, body
         own = [(b"content-length", b"%d" % len(body)), (b"content-type", media_type.encode())]
         self.raw_headers = [*headers, *own]
+
+
+def named(answer: Answer) -> dict[str, str]:
+    """Headers of an answer that say whose rows these are and what they took."""
+    served = answer.served
+    return {"X-Model": served.name, "X-Revision": served.revision, "Server-Timing": timing(answer)}
 
 
 def timing(answer: Answer) -> str:

@@ -9,6 +9,7 @@ from typer.testing import CliRunner, Result
 from cli import app
 from service import settings
 from service.settings import Settings
+from tools import settings_docs
 
 
 def serve(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[Result, list[Settings]]:
@@ -95,3 +96,8 @@ def test_a_containers_quota_counts_as_its_cpus(
     monkeypatch.setattr(settings, "CGROUP", tmp_path)
     monkeypatch.setattr(settings.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     assert settings.available_cpus() == cpus
+
+
+def test_the_table_in_the_docs_is_that_of_the_settings() -> None:
+    page = settings_docs.PAGE.read_text()
+    assert page == settings_docs.written(page), "run `python -m tools.settings_docs`"

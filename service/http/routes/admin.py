@@ -6,12 +6,12 @@ from typing import Literal
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.http.access import Trust
+from service.http.access import Administering
 from service.http.context import service_of
 from service.http.routes import operations
 from service.http.routes.schemas import KEY, SWAP_RESPONSES
 
-router = APIRouter(tags=["administration"], dependencies=[Trust])
+router = APIRouter(tags=["administration"], route_class=Administering)
 
 
 class SwapBody(BaseModel):

@@ -8,20 +8,21 @@ from typing import TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from starlette.requests import ClientDisconnect
 
 from service.encoders.served import Answer, Source
+from service.failures import DeadlineError
 from service.http import payload
-from service.http.access import Key
+from service.http.access import Embedding
+from service.http.bodies import body_timeout
 from service.http.context import context_of, service_of
-from service.http.errors import CLIENT_CLOSED_REQUEST, Problem
+from service.http.errors import Problem, client_closed
 from service.http.routes.schemas import EMBED_BODY, EMBED_RESPONSES
 
-router = APIRouter(tags=["embeddings"])
+router = APIRouter(tags=["embeddings"], route_class=Embedding)
 T = TypeVar("T")
 
 
-@router.post("/embed", dependencies=[Key], openapi_extra=EMBED_BODY, responses=EMBED_RESPONSES, response_class=Response)
+@router.post("/embed", openapi_extra=EMBED_BODY, responses=EMBED_RESPONSES, response_class=Response)
 async def embed(request: Request) -> Response:
     """Embed one image (the body) or many (multipart `images`, JSON with base64), L2-normalised unless asked otherwise.
 
@@ -58,7 +59,12 @@ async def embedded(request: Request, sources: Sequence[Source], deadline: float,
     if context.gone is not None:
         context.gone.add_done_callback(leave)
     try:
-        answer = await context.service.embed(sources, deadline, model)
+        answer = await context.service.embed(sources, deadline, model, hurried=context.hurried)
+    except DeadlineError:
+        if not context.hurried:
+            raise
+        message = "the request's own deadline, X-Request-Timeout or its like, passed before its images were embedded"
+        raise Problem(408, "client_deadline", message, field="X-Request-Timeout") from None
     except asyncio.CancelledError:
         if left and not work.uncancel():
             raise client_closed() from None
@@ -78,16 +84,13 @@ async def read_by(request: Request, deadline: float, reading: Awaitable[T]) -> T
             return await reading  # nothing to wait for
         async with asyncio.timeout(deadline - time.monotonic()):
             return await reading
-    except ClientDisconnect:
-        raise client_closed() from None
     except TimeoutError:
-        message, headers = "the body did not arrive before the deadline", {"Connection": "close"}
-        raise Problem(408, "body_timeout", message, field="body", headers=headers) from None
+        raise body_timeout() from None
 
 
 def deadline_of(request: Request, longest: float) -> float:
-    """In time.monotonic() seconds, from X-Request-Timeout, at most `longest` seconds from now. Raises Problem 422."""
-    seconds = longest
+    """In time.monotonic() seconds: X-Request-Timeout, at most `longest`, from the first byte on. Raises Problem 422."""
+    context, seconds = context_of(request.scope), longest
     if (text := request.headers.get("x-request-timeout")) is not None:
         try:
             seconds = float(text)
@@ -100,9 +103,5 @@ def deadline_of(request: Request, longest: float) -> float:
                 f"X-Request-Timeout must be seconds above 0, not {text!r}",
                 field="X-Request-Timeout",
             )
-    return time.monotonic() + min(seconds, longest)
-
-
-def client_closed() -> Problem:
-    """What nobody reads: the client left. Its status shows in fullrank_requests_total."""
-    return Problem(CLIENT_CLOSED_REQUEST, "client_closed_request", "the client left before its answer")
+        context.hurried = seconds < longest
+    return context.started + min(seconds, longest)

@@ -7,8 +7,8 @@ in JSON, as they are in a binary tail) or `pixels` (UINT8, shape [n, 1 or 3, hei
 """
 
 import math
+import re
 import struct
-import time
 from typing import Any, Literal
 
 import numpy as np
@@ -22,14 +22,15 @@ from fullrank import __version__ as VERSION
 from service.encoders.served import Answer, Source
 from service.engine.queue import Pixels
 from service.http import payload
-from service.http.access import Key
-from service.http.context import service_of
+from service.http.access import Embedding
+from service.http.context import context_of, service_of
 from service.http.errors import Problem, retry
 from service.http.routes import schemas
 from service.http.routes.embed import deadline_of, embedded, read_by
 from service.settings import Settings
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])
+guarded = APIRouter(route_class=Embedding)
 LENGTH = "Inference-Header-Content-Length"
 INPUTS = {"images": "BYTES", "pixels": "UINT8"}
 NAMED, VERSIONED = ("name",), ("name", "version")
@@ -178,14 +179,13 @@ async def model_ready(request: Request) -> dict[str, Any]:
 
 
 INFER: dict[str, Any] = {
-    "dependencies": [Key],
     "responses": schemas.INFER_RESPONSES,
     "response_class": Response,
 }
 
 
-@router.post("/models/{name}/infer", openapi_extra=schemas.infer_body(Inference, *NAMED), **INFER)
-@router.post(
+@guarded.post("/models/{name}/infer", openapi_extra=schemas.infer_body(Inference, *NAMED), **INFER)
+@guarded.post(
     "/models/{name}/versions/{version}/infer", openapi_extra=schemas.infer_body(Inference, *VERSIONED), **INFER
 )
 async def infer(request: Request) -> Response:
@@ -194,13 +194,15 @@ async def infer(request: Request) -> Response:
     With a tail, the header Inference-Header-Content-Length is the length of the JSON before it, in both directions.
     """
     service = service_of(request)
-    started, deadline = time.monotonic(), deadline_of(request, service.settings.request_timeout)
+    deadline = deadline_of(request, service.settings.request_timeout)
     service.served(model := model_of(request))  # a stranger's body is not read
     body = await read_by(request, deadline, request.body())
-    asked, tail = split(body, request.headers.get(LENGTH))
+    asked, images = await payload.apart(len(body), understood, body, request.headers.get(LENGTH), service.settings)
     if asked.parameters.timeout:
-        deadline = min(deadline, started + asked.parameters.timeout / 1e6)
-    answer = await embedded(request, sources(asked.inputs[0], tail, service.settings), deadline, model)
+        own = context_of(request.scope).started + asked.parameters.timeout / 1e6
+        if own < deadline:
+            deadline, context_of(request.scope).hurried = own, True
+    answer = await embedded(request, images, deadline, model)
     return answered(answer, asked)
 
 
@@ -209,9 +211,15 @@ def model_of(request: Request) -> str:
     return "@".join(request.path_params[part] for part in VERSIONED if part in request.path_params)
 
 
+def understood(body: bytes, length: str | None, settings: Settings) -> tuple[Inference, list[Source]]:
+    """The request and its images. Raises Problem 4xx or RequestValidationError (422)."""
+    asked, tail = split(body, length)
+    return asked, sources(asked.inputs[0], tail, settings)
+
+
 def split(body: bytes, length: str | None) -> tuple[Inference, bytes]:
     """The request and the binary tail after it. Raises Problem 400 or RequestValidationError (422)."""
-    if length is not None and not (length.isdecimal() and int(length) <= len(body)):
+    if length is not None and not (re.fullmatch("[0-9]{1,12}", length) and int(length) <= len(body)):
         message = f"{LENGTH} must be the length of the JSON, at most the body's {len(body)} bytes, not {length!r}"
         raise Problem(400, "invalid_field", message, field=LENGTH)
     end = len(body) if length is None else int(length)
@@ -288,8 +296,11 @@ def answered(answer: Answer, asked: Inference) -> Response:
     output |= {"parameters": {"binary_data_size": rows.nbytes}} if binary else {"data": rows.ravel()}
     head = {"model_name": answer.served.name, "model_version": answer.served.revision, "outputs": [output]}
     content = orjson.dumps(head | ({} if asked.id is None else {"id": asked.id}), option=orjson.OPT_SERIALIZE_NUMPY)
-    headers = {"Server-Timing": payload.timing(answer)}
+    headers = payload.named(answer)
     if not binary:
         return Response(content, headers=headers, media_type=payload.JSON)
     headers[LENGTH] = str(len(content))
     return Response(content + rows.tobytes(), headers=headers, media_type=payload.RAW)
+
+
+router.include_router(guarded)

@@ -1,25 +1,34 @@
-"""POST /v1/embeddings: the OpenAI shape, so that existing clients work; images come as data URIs or base64."""
+"""/v1/embeddings and /v1/models: OpenAI's shape, so that existing clients work. Images come as data URIs or base64."""
 
 import base64
+import contextlib
 from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from service.encoders.served import Served
+from service.failures import NotFoundError
 from service.http import payload
-from service.http.access import Key
+from service.http.access import Embedding
 from service.http.context import service_of
 from service.http.errors import Problem
 from service.http.routes.embed import deadline_of, embedded, read_by
-from service.http.routes.schemas import OPENAI_BODY, OPENAI_RESPONSES
+from service.http.routes.schemas import (
+    OPENAI_BODY,
+    OPENAI_MODEL_RESPONSES,
+    OPENAI_MODELS_RESPONSES,
+    OPENAI_RESPONSES,
+    OpenAIModel,
+    OpenAIModels,
+)
 
-router = APIRouter(tags=["embeddings"])
+router = APIRouter(tags=["embeddings"], route_class=Embedding)
 
 
 @router.post(
     "/v1/embeddings",
-    dependencies=[Key],
     openapi_extra=OPENAI_BODY,
     responses=OPENAI_RESPONSES,
     response_class=Response,
@@ -28,27 +37,53 @@ async def embeddings(request: Request) -> Response:
     """Embed `input`, one image or a list, L2-normalised. `model` names the served encoder; errors are OpenAI's."""
     service = service_of(request)
     deadline = deadline_of(request, service.settings.request_timeout)
-    body = payload.json_object(await read_by(request, deadline, request.body()))
-    if not isinstance(model := body.get("model"), str):
+    content = await read_by(request, deadline, request.body())
+    asked = await payload.apart(len(content), payload.json_object, content, payload.FEW_VALUES)
+    if not isinstance(name := asked.get("model"), str):
         there = ", ".join(it.name for it in service.in_service())
         raise Problem(422, "invalid_field", f"model must name an encoder in service: {there}", field="model")
-    served = service.served(model)
-    if body.get("dimensions") not in (None, served.artifact.card.dimension):
+    served = service.served(name)
+    if asked.get("dimensions") not in (None, served.artifact.card.dimension):
         message = f"embeddings have {served.artifact.card.dimension} dimensions; leave dimensions out"
         raise Problem(422, "invalid_field", message, field="dimensions")
-    encoding = body.get("encoding_format") or "float"
+    encoding = asked.get("encoding_format") or "float"
     if encoding not in ("float", "base64"):
         raise Problem(422, "invalid_field", "encoding_format must be float or base64", field="encoding_format")
-    images = body.get("input")
+    images = asked.get("input")
     sources = payload.texts([images] if isinstance(images, str) else images, service.settings, "input")
-    answer = await embedded(request, sources, deadline, model)
+    answer = await embedded(request, sources, deadline, name)
     rows = payload.rows_of(answer, normalized=True)
     values: Any = [base64.b64encode(row).decode() for row in rows] if encoding == "base64" else rows
-    content = {
+    body = {
         "object": "list",
         "data": [{"object": "embedding", "index": i, "embedding": value} for i, value in enumerate(values)],
         "model": answer.served.name,
+        "revision": answer.served.revision,
         "usage": {"prompt_tokens": 0, "total_tokens": 0},
     }
-    headers = {"Server-Timing": payload.timing(answer)}
-    return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), headers=headers, media_type=payload.JSON)
+    content = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+    return Response(content, headers=payload.named(answer), media_type=payload.JSON)
+
+
+@router.get("/v1/models", responses=OPENAI_MODELS_RESPONSES)
+async def models(request: Request) -> OpenAIModels:
+    """The encoders in service, the default first, and the other names that a request's `model` may have."""
+    service = service_of(request)
+    names = dict.fromkeys([*(it.name for it in service.in_service()), "default", *service.settings.aliases])
+    data = []
+    for name in names:
+        with contextlib.suppress(NotFoundError):  # an alias of an encoder that is not in service now
+            data.append(_model(name, service.served(name)))
+    return OpenAIModels(object="list", data=data)
+
+
+@router.get("/v1/models/{name}", responses=OPENAI_MODEL_RESPONSES)
+async def model(request: Request, name: str) -> OpenAIModel:
+    """An encoder in service by one of its names."""
+    return _model(name, service_of(request).served(name))
+
+
+def _model(name: str, served: Served) -> OpenAIModel:
+    return OpenAIModel(
+        id=name, object="model", created=0, owned_by="fullrank", root=served.name, revision=served.revision
+    )

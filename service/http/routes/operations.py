@@ -15,6 +15,7 @@ from prometheus_client.exposition import choose_encoder
 import service.http.page
 from fullrank import __version__ as VERSION
 from service.encoders.served import Served
+from service.http.access import authorize_scrape
 from service.http.context import service_of
 from service.http.errors import Problem, retry
 from service.http.routes import schemas
@@ -54,6 +55,7 @@ async def readyz(request: Request) -> dict[str, str]:
 @router.get("/metrics", response_class=Response, responses=schemas.METRICS_RESPONSES)
 def metrics(request: Request) -> Response:
     """Prometheus or OpenMetrics text, as Accept asks. On a worker thread: writing text must not delay requests."""
+    authorize_scrape(request)
     encoder, media = choose_encoder(request.headers.get("accept", ""))
     return Response(encoder(service_of(request).metrics.registry), headers={"Content-Type": media})
 

@@ -80,7 +80,22 @@ class OpenAIEmbeddings(BaseModel):
     object: Literal["list"]
     data: list[OpenAIEmbedding]
     model: str
+    revision: str = Field(description="The encoder's: rows of two revisions do not compare.")
     usage: OpenAIUsage
+
+
+class OpenAIModel(BaseModel):
+    id: str = Field(description="What a request's model may say.")
+    object: Literal["model"]
+    created: int = Field(description="0: not known.")
+    owned_by: str
+    root: str = Field(description="The encoder's own name.")
+    revision: str
+
+
+class OpenAIModels(BaseModel):
+    object: Literal["list"]
+    data: list[OpenAIModel]
 
 
 class OutputTensor(BaseModel):
@@ -103,20 +118,20 @@ class InferAnswer(BaseModel):
 FAILURES = {
     400: "The body cannot be read.",
     401: "A key is needed.",
-    403: "Without a key, loopback only.",
+    403: "This key may not; or without a key, loopback only, and no page of another site.",
     404: "Not here; the message says what is.",
     406: "No form of answer suits Accept.",
-    408: "The body came too slowly.",
+    408: "The body came too slowly, or the request's own deadline passed.",
     409: "Refused as things are.",
     413: "The body is too large.",
     415: "The Content-Type is not understood.",
     422: "A field or an image is not acceptable.",
-    429: "Too many images pending; see Retry-After.",
+    429: "Too many images or bytes pending; see Retry-After.",
     500: "Not the client's fault.",
     503: "Starting or draining; see Retry-After.",
     504: "The deadline passed.",
 }
-EMBEDDING = (400, 401, 408, 413, 415, 422, 429, 500, 503, 504)
+EMBEDDING = (400, 401, 403, 408, 413, 415, 422, 429, 500, 503, 504)
 
 
 def failures(*codes: int, shape: type[BaseModel] = ErrorBody) -> Responses:
@@ -202,13 +217,19 @@ OPENAI_BODY: dict[str, Any] = KEY | {
 _OPENAI = {
     "object": "list",
     "data": [{"object": "embedding", "index": 0, "embedding": [0.6, 0.0, 0.8]}],
-    "model": ENCODER["model"],
+    **ENCODER,
     "usage": {"prompt_tokens": 0, "total_tokens": 0},
 }
 OPENAI_RESPONSES: Responses = {
     200: {"model": OpenAIEmbeddings, "content": {"application/json": {"example": _OPENAI}}},
     **failures(404, *EMBEDDING, shape=OpenAIError),
 }
+_MODEL = {"id": ENCODER["model"], "object": "model", "created": 0, "owned_by": "fullrank"}
+_MODEL |= {"root": ENCODER["model"], "revision": ENCODER["revision"]}
+OPENAI_MODEL_RESPONSES: Responses = example(_MODEL) | failures(401, 403, 404, 503, shape=OpenAIError)
+OPENAI_MODELS_RESPONSES: Responses = example({"object": "list", "data": [_MODEL]}) | failures(
+    401, 403, 503, shape=OpenAIError
+)
 
 
 def in_path(*names: str) -> dict[str, Any]:
@@ -276,12 +297,12 @@ OBSERVE_BODY: dict[str, Any] = KEY | {
 }
 OBSERVE_RESPONSES: Responses = {
     202: {"content": {"application/json": {"example": {"model": "their-encoder", "rows": 2, "dimension": 3}}}},
-    **failures(400, 401, 403, 409, 413, 415, 422),
+    **failures(400, 401, 403, 408, 409, 413, 415, 422, 429),
 }
 METRICS = """# TYPE fullrank_effective_rank gauge
 fullrank_effective_rank{model="fashion-directclr",revision="7b4d5acfe760",window="5m"} 37.1
 """
-METRICS_RESPONSES: Responses = {
+METRICS_RESPONSES: Responses = failures(401, 403) | {
     200: {
         "content": {
             "text/plain": {"schema": {"type": "string"}, "example": METRICS},
@@ -361,5 +382,5 @@ SWAP_RESPONSES: Responses = {
             | {"incumbent": FIGURES},
         }
     ),
-    **failures(400, 401, 403, 404, 409, 413, 415, 422, 503),
+    **failures(400, 401, 403, 404, 408, 409, 413, 415, 422, 503),
 }

@@ -15,14 +15,16 @@ from safetensors.torch import save
 
 from fullrank import SpectrumMonitor
 from service.encoders.registry import Service
-from service.http.access import Trust
+from service.http.access import Observing, Revealing
 from service.http.context import service_of
 from service.http.errors import Problem
-from service.http.payload import JSON, NPY, json_object
+from service.http.payload import JSON, NPY, apart, json_object
 from service.http.routes import schemas
 from service.watching.sidecar import REVISION
 
 router = APIRouter(tags=["statistics"])
+revealing = APIRouter(route_class=Revealing)
+observing = APIRouter(route_class=Observing)
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 MAX_DIMENSION = 2048  # a monitor holds some dozens of d x d matrices
 Model = Annotated[str | None, Query(description="A model known from POST /observe; without it, the served encoder.")]
@@ -38,10 +40,9 @@ async def spectrum(request: Request, model: Model = None) -> Response:
     return Response(orjson.dumps(identity | snapshot), media_type=JSON)
 
 
-@router.get(
+@revealing.get(
     "/moments",
     response_class=Response,
-    dependencies=[Trust],
     openapi_extra=schemas.KEY,
     responses=schemas.MOMENTS_RESPONSES,
 )
@@ -62,11 +63,10 @@ async def moments(request: Request, window: float | None = None, model: Model = 
     return Response(body, media_type="application/octet-stream")
 
 
-@router.post(
+@observing.post(
     "/observe",
     status_code=202,
     response_class=Response,
-    dependencies=[Trust],
     openapi_extra=schemas.OBSERVE_BODY,
     responses=schemas.OBSERVE_RESPONSES,
 )
@@ -79,9 +79,9 @@ async def observe(request: Request) -> Response:
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     body = await request.body()
     if media == NPY:
-        model, rows = request.query_params.get("model"), _from_npy(body)
+        model, rows = request.query_params.get("model"), await apart(len(body), _from_npy, body)
     elif media == JSON:
-        model, rows = _from_json(body)
+        model, rows = await apart(len(body), _from_json, body)
     else:
         message = f"Content-Type {media!r} is not understood; send {NPY} or {JSON}"
         raise Problem(415, "unsupported_media_type", message, field="Content-Type")
@@ -116,6 +116,12 @@ def _from_json(body: bytes) -> tuple[Any, NDArray[np.float32]]:
     value = json_object(body)
     if value.keys() != {"model", "rows"}:
         raise Problem(422, "invalid_field", 'the body must be {"model": name, "rows": [[...], ...]}', field="body")
+    if not isinstance(value["rows"], list) or not all(isinstance(row, list) for row in value["rows"]):
+        raise Problem(422, "invalid_field", "rows must be a list of lists of numbers", field="rows")
+    for index, row in enumerate(value["rows"]):
+        if not set(map(type, row)) <= {int, float}:
+            message = f"rows[{index}] holds something that is no number; leave out rows that have none"
+            raise Problem(422, "invalid_field", message, field=f"rows[{index}]")
     try:
         # What overflows becomes infinite and counts as not finite: no warning on the server's log.
         with np.errstate(over="ignore"):
@@ -153,3 +159,7 @@ def _checked(rows: NDArray[np.float32]) -> NDArray[np.float32]:
         message = f"rows must be (n, d) with n >= 1 and 2 <= d <= {MAX_DIMENSION}, not of shape {rows.shape}"
         raise Problem(422, "invalid_field", message, field="rows")
     return rows
+
+
+router.include_router(revealing)
+router.include_router(observing)

@@ -49,15 +49,28 @@ async def test_past_its_deadline_work_is_dropped_before_it_is_computed(start: St
             running = post(client, 1)
             assert await asyncio.to_thread(hold.entered.wait, 120)
             late = await post(client, 2, headers={"x-request-timeout": "0.5"})
-            error_of(late, 504, "deadline_exceeded")
+            error_of(late, 408, "client_deadline")
             hold.release.set()
             assert (await running).status_code == 200
         assert service.admission.pending == 0
-        assert rejected(service, "deadline") == 2
+        assert rejected(service, "client_deadline") == 2
+        assert rejected(service, "deadline") == 0
         assert (await post(client, 1)).status_code == 200
         await service.engine.call(int)
         # The late images were never in a batch: 1 + 1 were.
         assert service.metrics.registry.get_sample_value("fullrank_batch_size_sum") == 2
+
+
+async def test_past_the_services_own_deadline_it_is_the_services_fault(start: Start) -> None:
+    async with start(request_timeout=0.5) as (client, service):
+        with held(service.current) as hold:
+            first = post(client, 1)
+            assert await asyncio.to_thread(hold.entered.wait, 120)
+            error_of(await post(client, 2, headers={"x-request-timeout": "60"}), 504, "deadline_exceeded")
+            hold.release.set()
+            await first
+        assert rejected(service, "deadline") >= 2
+        assert rejected(service, "client_deadline") == 0
 
 
 async def test_a_slow_body_is_408(start: Start) -> None:

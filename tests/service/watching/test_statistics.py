@@ -212,7 +212,7 @@ BAD: dict[str, tuple[dict[str, Any], int, str]] = {
     "no model": ({"content": npy(np.ones((2, 4))), "headers": NPY}, 422, "model"),
     "bad model": ({"json": {"model": "../x", "rows": [[1.0, 2.0]]}}, 422, "model"),
     "ragged rows": ({"json": {"model": "m", "rows": [[1.0, 2.0], [1.0]]}}, 422, "rows"),
-    "rows of text": ({"json": {"model": "m", "rows": [["a", "b"]]}}, 422, "rows"),
+    "rows of text": ({"json": {"model": "m", "rows": [["a", "b"]]}}, 422, "rows[0]"),
     "one row, flat": ({"json": {"model": "m", "rows": [1.0, 2.0]}}, 422, "rows"),
     "no rows": ({"json": {"model": "m", "rows": []}}, 422, "rows"),
     "missing rows": ({"json": {"model": "m"}}, 422, "body"),

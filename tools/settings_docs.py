@@ -1,0 +1,38 @@
+"""The table of settings in docs/service.md, written from the settings themselves: `python -m tools.settings_docs`."""
+
+from pathlib import Path
+
+from service.settings import PRETRAINED, Settings
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "service.md"
+MARK = "<!-- settings -->\n"
+
+
+def table() -> str:
+    """One line a setting: its variable, its default and what it does."""
+    lines = ["Each is a flag of `fullrank serve` and a variable.", "", "| variable | default | |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        lines.append(f"| `FULLRANK_{name.upper()}` | {_default(name, field.default)} | {field.description} |")
+    return "\n".join(lines) + "\n"
+
+
+def _default(name: str, value: object) -> str:
+    if name in ("threads", "decode_threads"):
+        return "by the CPUs"
+    if isinstance(value, Path):
+        return f"`{Path('pretrained') / value.relative_to(PRETRAINED)}`"
+    if isinstance(value, tuple):
+        value = ",".join(f"{it:g}" if isinstance(it, float) else str(it) for it in value)
+    if value is None or value in ("", {}):
+        return ""
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def written(page: str) -> str:
+    """The page with today's table at its end."""
+    before, mark, _ = page.partition(MARK)
+    return before + mark + "\n" + table()
+
+
+if __name__ == "__main__":
+    PAGE.write_text(written(PAGE.read_text()))
