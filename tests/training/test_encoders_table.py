@@ -9,8 +9,10 @@ from torch import nn
 
 from benchmarks._page import write_between
 from benchmarks.encoders import MARKS, TWINS, accuracy, pixels, plan, table, twin
+from benchmarks.encoders_picture import picture
 from models.artifact import load
 from training.data import SAMPLE, ImageSet, read_fashion_mnist
+from training.report import PARTS, RunLog
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +99,17 @@ def test_the_page_holds_the_table(tmp_path: Path) -> None:
     write_between(page, begin, end, table(found))
     assert "**mine**" in page.read_text()
     assert "old" not in page.read_text()
+
+
+def test_the_picture_has_a_row_a_run_and_a_line_an_epoch() -> None:
+    spectrum = {"dimension": 4, "ranks": [1, 2, 4], "eigenvalues": [2.0, 0.2, 0.0]}
+    logs = [
+        RunLog(name, [{"epoch": n + 1, "knn": 0.5, **dict.fromkeys(PARTS, spectrum)} for n in range(epochs)], {})
+        for name, epochs in (("short", 2), ("long", 3))
+    ]
+    axes = picture(logs).axes
+    assert len(axes) == 6
+    assert [len(axes[at].lines) for at in (1, 2, 4, 5)] == [2, 2, 3, 3]
+    assert axes[0].get_title() == "short: kNN %, held-out images"
+    assert list(axes[3].lines[0].get_xydata()[:, 1]) == [50.0, 50.0, 50.0]
+    assert list(axes[1].lines[0].get_xydata()[:, 1]) == [1.0, 0.1, 1e-7]
