@@ -59,7 +59,7 @@ async def cost(app: DirectAPI, body: bytes, requests: int) -> float:
 
 async def measure(requests: int) -> dict[str, list[float]]:
     """way -> a figure for each round."""
-    app = create_app(Settings(threads=1, monitor_rate=math.inf))
+    app = create_app(Settings.model_validate({"threads": 1, "monitor_rate": math.inf}))
     body = IMAGE.read_bytes()
     found: dict[str, list[float]] = {"through FastAPI": [], "past it": []}
     async with app.router.lifespan_context(app):
