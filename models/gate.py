@@ -7,7 +7,9 @@ The service's swap and `fullrank check` share this judgement.
 import math
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fullrank import Moments, Reference, measures
@@ -21,8 +23,9 @@ from fullrank.verdict import (
     VARIANCE_FLOOR,
     VARIANCE_SHARE,
 )
-from models.artifact import Artifact
+from models.artifact import Artifact, Canary
 from models.embedder import Embedder, normalize
+from models.preprocess import Pixels, Preprocessing
 
 FLOOR_PARTICIPATION_RATIO = 3.0
 MAX_DEAD_FRACTION = 0.5
@@ -106,18 +109,37 @@ class Judgement:
 
 def judge(embedder: Embedder, candidate: Artifact, against: Artifact | None = None) -> Judgement:
     """Judge `candidate`, ready to run as `embedder`, on the incumbent's canary images, else on its own."""
-    incumbent = against if against is not None and against.canary is not None else None
-    canary = incumbent.canary if incumbent is not None else candidate.canary
-    if canary is None:
+    judge_of = incumbent_canary(against) or candidate.canary
+    rows = embedder.embed_arrays(judge_of.images) if judge_of is not None else None
+    own = rows
+    if candidate.canary is not None and judge_of is not candidate.canary:
+        own = embedder.embed_arrays(candidate.canary.images)
+    return judge_rows(candidate, against, rows, own, embedder.dtype)
+
+
+def incumbent_canary(against: Artifact | None) -> Canary | None:
+    """The canary that a candidate is judged on in place of its own, if there is one."""
+    return None if against is None else against.canary
+
+
+def judge_rows(
+    candidate: Artifact, against: Artifact | None, rows: Tensor | None, own: Tensor | None, dtype: torch.dtype
+) -> Judgement:
+    """Judge `candidate` by what it makes of the incumbent's canary images, else of its own.
+
+    rows (m, d), not normalised, embedded with `dtype`: of the incumbent's canary images, else of its own; None where
+    neither has any. own (m, d): of its own canary images.
+    """
+    incumbent = incumbent_canary(against)
+    canary = incumbent or candidate.canary
+    if canary is None or rows is None:
         remedy = "build a reference with `fullrank reference ENCODER --data DIR`"
         return Judgement(False, f"there are no canary images to judge by; {remedy}")
-    rows = embedder.embed_arrays(canary.images)
-    figures, stored = Figures.of(rows, embedder.dtype), Figures.of(canary.embeddings, embedder.dtype)
+    figures, stored = Figures.of(rows, dtype), Figures.of(canary.embeddings, dtype)
     baseline = stored if incumbent is not None else None
     finite = figures.rows / len(rows)
     checks = [Check("finite", "share of canary images with finite embeddings", finite, 1.0, finite == 1)]
-    if candidate.canary is not None:
-        own = rows if incumbent is None else embedder.embed_arrays(candidate.canary.images)
+    if candidate.canary is not None and own is not None:
         checks.append(_intact(own, candidate.canary.embeddings))
     checks += _varied(figures, baseline)
     faults = [str(check) for check in checks if not check.passed]
@@ -127,6 +149,34 @@ def judge(embedder: Embedder, candidate: Artifact, against: Artifact | None = No
     faults += [f"directions {it.first} to {it.last} hold {it.share:.2g} of {whose} variance" for it in dead]
     faults.append(f"{figures.leading} of {figures.dimension} directions hold 90 % of its variance")
     return Judgement(False, "; ".join(faults), tuple(checks), dead, figures, baseline)
+
+
+def synthetic(preprocessing: Preprocessing) -> Pixels:
+    """(6, channels, size, size) uint8 images that any encoder embeds, whatever its artifact carries.
+
+    Black, white, two ramps, a checkerboard and noise, the same each time.
+    """
+    size, channels = preprocessing.size, preprocessing.channels
+    ramp = np.linspace(0, 255, size).astype(np.uint8)
+    y, x = np.mgrid[:size, :size]
+    flat = np.zeros((size, size), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (size, size), np.uint8)
+    board = ((x // 4 + y // 4) % 2 * 255).astype(np.uint8)
+    images = np.stack([flat, flat + 255, np.tile(ramp, (size, 1)), np.tile(ramp[:, None], (1, size)), board, noise])
+    return np.repeat(images[:, None], channels, axis=1)
+
+
+def self_test(rows: NDArray[np.float32]) -> str | None:
+    """What is wrong with an encoder by its rows (n, d) for `synthetic` images; None if they are embeddings."""
+    if not np.isfinite(rows).all():
+        bad = int((~np.isfinite(rows).all(axis=1)).sum())
+        return (
+            f"{bad} of {len(rows)} synthetic images have embeddings that are not finite: "
+            "its weights overflow, or its preprocessing divides by nothing"
+        )
+    if not rows.any(axis=1).all():
+        return "synthetic images have embeddings that are all zero, hence no direction: its weights are dead"
+    return None
 
 
 def _intact(rows: Tensor, stored: Tensor) -> Check:

@@ -21,7 +21,7 @@ CODES = dict.fromkeys(EMBEDDING_ROUTES, EMBEDDING_CODES) | {
     "/metrics": (200, 401, 403, 500),
     "/spectrum": (200, 404, 422, 500, 503),
     "/readyz": (200, 500, 503),
-    "/healthz": (200, 500),
+    "/healthz": (200, 500, 503),
     "other": (400, 404, 405, 408, 431, 499, 500, 503),
 }
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -64,6 +64,17 @@ class Metrics:
         self.failed_batches = Counter(
             "fullrank_failed_batches", "Batches whose forward pass raised, requests' and canary images'.", registry=r
         )
+        self.unfit = Gauge(
+            "fullrank_unfit",
+            "1 while this replica cannot embed: its threads ended, nothing ends, or every forward pass fails.",
+            registry=r,
+        )
+        self.stalled = Gauge(
+            "fullrank_stalled_seconds", "Seconds for which work has waited while none of it ended.", registry=r
+        )
+        self.dead_threads = Gauge(
+            "fullrank_dead_threads", "Threads of the engine and of the monitors that ended by themselves.", registry=r
+        )
         self.killed_decoders = Gauge(
             "fullrank_killed_decoders_total",
             "Processes that ended, or were killed, before their image was decoded.",
@@ -85,7 +96,7 @@ class Metrics:
             ["result"],
             registry=r,
         )
-        self.canary = {result: canary.labels(result) for result in ("finite", "nonfinite")}
+        self.canary = {result: canary.labels(result) for result in ("finite", "nonfinite", "failed")}
         windows = Counter(
             "fullrank_persisted_windows", "What became of a monitor's windows in state_dir.", ["result"], registry=r
         )

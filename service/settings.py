@@ -163,6 +163,12 @@ class Settings(BaseSettings):
         description="Seconds from a request's first byte in which its head and body must have come (408), after "
         "which its work is dropped (504), and after which a client that has not read its answer is left.",
     )
+    liveness_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="Seconds after which a replica that cannot embed (its threads ended, nothing ends, or every pass "
+        "fails) says on /healthz that it is not alive, so that it is restarted; /readyz says so at once.",
+    )
     drain_seconds: float = Field(
         0.0, ge=0, description="Seconds between SIGTERM (readiness off) and the end of listening, for load balancers."
     )
@@ -204,6 +210,12 @@ class Settings(BaseSettings):
         "by POST /observe are compared with.",
     )
     max_observed_models: int = Field(8, ge=0, description="Models that POST /observe may name; each has a monitor.")
+    max_observed_bytes: int = Field(
+        2**31,
+        ge=2**20,
+        description="Memory of the monitors of POST /observe together, estimated from their dimensions: 776 MiB at "
+        "2,048, 20 at 256. A model that got no rows for the longest window gives its place back.",
+    )
     canary_period: float = Field(
         60.0,
         gt=0,

@@ -157,6 +157,11 @@ class SpectrumMonitor:
         energy = torch.zeros(0) if self.reference is None else self.reference.band_energy
         return {"dimension": torch.tensor([self.dimension]), "reference": energy}
 
+    @property
+    def running(self) -> bool:
+        """Whether its thread runs: until close(), or if it should ever fail."""
+        return self._worker.running()
+
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until everything observed so far is in the snapshot; False if that took over `timeout` seconds."""
         return self._worker.flush(timeout)

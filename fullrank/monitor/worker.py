@@ -132,7 +132,7 @@ class Worker:
             self._tickets += 1
             ticket = self._tickets
             self.wake.notify_all()
-            return self.wake.wait_for(lambda: self._served >= ticket or not self._alive(), timeout)
+            return self.wake.wait_for(lambda: self._served >= ticket or not self.running(), timeout)
 
     def close(self) -> None:
         """Take in what waits, refresh once more and end the thread. Idempotent."""
@@ -159,7 +159,8 @@ class Worker:
             evidence = Evidence() if detector is None else detector.evidence
             self.snapshot = self.snapshots.refresh(self.blocks.ring, evidence, self.counters, everything)
 
-    def _alive(self) -> bool:
+    def running(self) -> bool:
+        """Whether the thread runs."""
         return self._thread is not None and self._thread.is_alive()
 
     def _start(self) -> None:

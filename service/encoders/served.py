@@ -1,8 +1,8 @@
-"""An encoder in service: from an image as it came to a row, and what watches the rows."""
+"""An encoder that runs, and one in service: from an image as it came to a row, and what watches the rows."""
 
-import asyncio
 import base64
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -15,7 +15,6 @@ from models.preprocess import decode, resize
 from service.engine.pool import Apart
 from service.engine.queue import Pixels, Rows
 from service.failures import InvalidError
-from service.watching.canary import CanaryWatch
 from service.watching.observer import Observer
 
 # Seconds that an image's header must promise for it to be decoded among others, on a thread of the service's own.
@@ -46,23 +45,14 @@ class Answer:
 
 
 @dataclass(eq=False)
-class Served:
-    """An encoder in service, its monitor, and the artifact whose health it is compared with (itself, as a rule)."""
+class Candidate:
+    """An encoder that runs, before anybody is served by it; nothing watches its rows."""
 
     artifact: Artifact
+    folder: Path  # that it was read from
     embedder: Embedder
-    baseline: Artifact
-    observer: Observer
     max_pixels: int
     max_whole_pixels: int
-    monitor: SpectrumMonitor | None = None
-    watch: CanaryWatch | None = None
-    trickle: asyncio.Task[None] | None = None
-    in_flight: int = 0
-
-    def __post_init__(self) -> None:
-        self.images = self.observer.metrics.encoder_images.labels(self.name, self.revision)
-        self.headers = ((b"x-model", self.name.encode()), (b"x-revision", self.revision.encode()))
 
     @property
     def name(self) -> str:
@@ -94,12 +84,39 @@ class Served:
             raise refused(error) from error
 
     def embed(self, pixels: Pixels) -> Rows:
+        """(n, c, s, s) uint8 -> (n, d) float32, not normalised."""
         rows: Rows = self.embedder.embed(pixels).numpy()
         return rows
 
     def on_embedded(self, pixels: Pixels, rows: Rows) -> None:
+        """Nothing: these rows are nobody's traffic."""
+
+
+@dataclass(eq=False)
+class Served(Candidate):
+    """An encoder in service: its monitor, and the artifact whose health it is compared with (itself, as a rule)."""
+
+    baseline: Artifact
+    observer: Observer
+    monitor: SpectrumMonitor | None
+    in_flight: int = 0
+
+    @classmethod
+    def of(
+        cls, candidate: Candidate, baseline: Artifact, observer: Observer, monitor: SpectrumMonitor | None
+    ) -> "Served":
+        """The candidate, put in service."""
+        fields = candidate.artifact, candidate.folder, candidate.embedder
+        return cls(*fields, candidate.max_pixels, candidate.max_whole_pixels, baseline, observer, monitor)
+
+    def __post_init__(self) -> None:
+        self.images = self.observer.metrics.encoder_images.labels(self.name, self.revision)
+        self.headers = ((b"x-model", self.name.encode()), (b"x-revision", self.revision.encode()))
+
+    def on_embedded(self, pixels: Pixels, rows: Rows) -> None:
+        """Show the monitor what clients got."""
         if self.monitor is not None:
-            self.observer.put(self.monitor, pixels, rows)
+            self.observer.observe(self.monitor, pixels, rows)
 
 
 def to_bytes(data: bytes | str, field: str) -> bytes:

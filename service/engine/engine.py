@@ -89,7 +89,7 @@ class Engine:
 
     threads: of one forward pass. decode_threads: of one batch's decoding, the lane's own among them, and processes for
     the images that may take long, each image at most decode_seconds of CPU and decode_memory bytes. pinned: batches lie
-    in page-locked memory, for a CUDA device. Made on the event loop that everything public then runs on.
+    in page-locked memory, for a CUDA device. Everything public runs on the event loop that the first job came on.
     """
 
     def __init__(
@@ -106,13 +106,14 @@ class Engine:
         self.queue = Queue(max_batch)
         self.failures = 0  # batches that failed since the last one that did not
         self._metrics, self._pinned, self._decode_threads, self._threads = metrics, pinned, decode_threads, threads
-        self._loop = asyncio.get_running_loop()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._jobs: set[Job] = set()  # that somebody waits for
         self._progress = time.monotonic()  # when a batch last ended
         self._running: dict[int, float] = {}  # since when each lane's batch is on the device
         # Conditions of one lock, so that a lane is woken only for what it waits for: images, or the device.
         self._lock = threading.Lock()
         self._freed = threading.Condition(self._lock)
+        self._busy = 0  # lanes that have taken something
         self._idle: list[threading.Condition] = []  # of lanes that wait for images, who worked last at the end
         self._closing = False
         self._turns: deque[object] = deque()  # whose turn on the device it is, and who comes next
@@ -121,9 +122,7 @@ class Engine:
         self._helpers = ThreadPoolExecutor(max(1, decode_threads - 1), "decode")
         self._pool = Pool(decode_threads, decode_seconds, decode_memory, self._decoded_apart)
         metrics.killed_decoders.set_function(lambda: self._pool.killed)
-        self._lanes = [threading.Thread(target=self._lane, name=f"engine_{i}", daemon=True) for i in range(LANES)]
-        for lane in self._lanes:
-            lane.start()
+        self._lanes: list[threading.Thread] = []
 
     async def embed(
         self,
@@ -141,11 +140,12 @@ class Engine:
         images: (n, c, s, s) uint8, or a list for encoder.decode, whose exceptions come out here. For `yields_for`
         seconds the job only fills room that others leave.
         """
-        job = Job(encoder, images, deadline, self._loop.create_future(), observed, time.monotonic() + yields_for)
+        loop = self._running_loop()
+        job = Job(encoder, images, deadline, loop.create_future(), observed, time.monotonic() + yields_for)
         self._jobs.add(job)
         self.queue.put(job)
         self._notify_soon()
-        timer = None if math.isinf(deadline) else self._loop.call_later(max(0.0, deadline - job.queued), _expire, job)
+        timer = None if math.isinf(deadline) else loop.call_later(max(0.0, deadline - job.queued), _expire, job)
         try:
             await job.answer
         finally:
@@ -157,7 +157,7 @@ class Engine:
 
     async def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """Run a function between two batches."""
-        answer: asyncio.Future[T] = self._loop.create_future()
+        answer: asyncio.Future[T] = self._running_loop().create_future()
 
         def alone() -> None:
             # torch counts the threads of a pass per calling thread; one of them computes at a time, so never more.
@@ -174,6 +174,15 @@ class Engine:
         # Not a pool's thread, which the interpreter would wait for at its end, however long this takes.
         threading.Thread(target=alone, name="call", daemon=True).start()
         return await answer
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop; at the first call also start the lanes."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+            self._lanes = [threading.Thread(target=self._lane, name=f"engine_{i}", daemon=True) for i in range(LANES)]
+            for lane in self._lanes:
+                lane.start()
+        return self._loop
 
     def stalled(self) -> float:
         """Seconds for which work has waited while nothing ended: 0 without work."""
@@ -204,7 +213,7 @@ class Engine:
         if not self._notifying:
             # Once for all that this turn of the loop brings: a lane woken by each would fight the loop for the GIL.
             self._notifying = True
-            self._loop.call_soon(self._notify)
+            self._running_loop().call_soon(self._notify)
 
     def _notify(self) -> None:
         self._notifying = False
@@ -230,6 +239,15 @@ class Engine:
                 self.failures += 1
                 self._metrics.failed_batches.inc()
                 self._call_on_loop(_fail, [part.job for part in taken], error)
+            finally:
+                with self._lock:
+                    self._busy -= 1
+                    self._freed.notify_all()
+
+    def settle(self, seconds: float) -> bool:
+        """Wait until no lane works any more, what it answered observed too; False if that takes longer. Blocks."""
+        with self._freed:
+            return self._freed.wait_for(lambda: not self._busy, seconds)
 
     def _serve(self, taken: list[Part]) -> None:
         """Decode and run parts, and add to them those that came meanwhile."""
@@ -253,6 +271,7 @@ class Engine:
         self._observe(batch, pixels, rows)
 
     def _call_on_loop(self, function: Callable[..., None], *arguments: Any) -> None:
+        assert self._loop is not None
         try:
             self._loop.call_soon_threadsafe(function, *arguments)
         except RuntimeError:  # the loop is closed: nobody waits for an answer any more
@@ -266,6 +285,7 @@ class Engine:
                     break
                 self._idle.append(came)
                 came.wait()
+            self._busy += bool(parts)
             if self.queue:
                 self._wake()
         return parts

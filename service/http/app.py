@@ -58,7 +58,6 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: object) -> AsyncIterator[None]:
-        service.open()
         loading = asyncio.create_task(service.load())
 
         def report(task: asyncio.Task[None]) -> None:
@@ -118,8 +117,10 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.service = service
         self._reloading: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         # As uvicorn does with its own signals: only a main thread may have handlers, and Windows has no SIGHUP.
         if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGHUP"):
@@ -136,8 +137,8 @@ class Server(uvicorn.Server):
         grace, first = self.service.settings.drain_seconds, self.service.phase not in ("draining", "stopped")
         self.service.drain()
         stop = functools.partial(super().handle_exit, sig, frame)
-        if grace and first:
-            self.service.loop.call_soon_threadsafe(self.service.loop.call_later, grace, stop)
+        if grace and first and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._loop.call_later, grace, stop)
         else:
             stop()
 

@@ -5,10 +5,12 @@ to. A file that is damaged, of another encoder or older than the windows is refu
 """
 
 import asyncio
+import contextlib
 import fcntl
 import hashlib
 import json
 import logging
+import math
 import os
 import tempfile
 import time
@@ -26,18 +28,21 @@ from fullrank import __version__ as VERSION
 from service.metrics import Metrics
 
 log = logging.getLogger("fullrank.service")
+SAVING = ".saving-"  # how a file is called until it is whole
 Watched = tuple[str, str, SpectrumMonitor]  # model, revision, monitor
 
 
 class WindowStore:
     """Windows in `folder`, which this process owns while it holds the lock there; None keeps nothing.
 
+    longest: seconds after which windows are too old to be resumed; their files are removed then.
+
     A second process on the same folder saves nothing and restores nothing, which it logs: each would resume the
     other's traffic.
     """
 
-    def __init__(self, folder: Path | None, metrics: Metrics) -> None:
-        self._folder, self._metrics = folder, metrics
+    def __init__(self, folder: Path | None, metrics: Metrics, longest: float = math.inf) -> None:
+        self._folder, self._metrics, self._longest = folder, metrics, longest
         self._lock: IO[bytes] | None = None
         if folder is None:
             return
@@ -49,6 +54,8 @@ class WindowStore:
             log.error("state_dir %s cannot be used, a restart will start blind: %s", folder, error)
             metrics.windows["refused"].inc()
             self.close()
+        else:
+            self._tidy(0.0)
 
     def restore(self, model: str, revision: str, monitor: SpectrumMonitor) -> bool:
         """Whether the monitor resumed the windows of this model and revision. Blocks; raises nothing."""
@@ -87,6 +94,17 @@ class WindowStore:
         """Replace the files of these. Blocks; raises nothing."""
         for model, revision, monitor in monitors:
             self.save(model, revision, monitor)
+        self._tidy(self._longest)
+
+    def _tidy(self, unfinished: float) -> None:
+        """Remove files that no start would resume, and what was being written `unfinished` seconds ago or earlier."""
+        if self._folder is None:
+            return
+        for pattern, longest in (("*@*.safetensors", self._longest), (f"{SAVING}*", unfinished)):
+            for path in self._folder.glob(pattern):
+                with contextlib.suppress(OSError):
+                    if path.stat().st_mtime <= time.time() - longest:
+                        path.unlink()
 
     async def keep(self, monitors: Callable[[], Iterable[Watched]], period: float) -> None:
         """For ever: save them every `period` seconds, or so rarely that it takes a twentieth of the time."""
@@ -137,7 +155,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 def _replace(path: Path, data: bytes) -> None:
     """The old file or the new one, whole, whenever the process or the machine stops."""
-    descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=".saving-")
+    descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=SAVING)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)

@@ -1,7 +1,9 @@
 """Monitors of embeddings made elsewhere: POST /observe turns a replica into a sidecar of any embedding service."""
 
 import asyncio
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -15,37 +17,72 @@ from service.watching.persistence import WindowStore
 REVISION = "observed"
 
 
+# Matrices of dimension x dimension float64 that a monitor with full windows holds at most, and bytes of the rest.
+MATRICES, BESIDES = 24, 8 * 2**20
+LOOK = 30.0  # seconds between two looks at who is idle
+
+
+def memory_of(dimension: int) -> int:
+    """Bytes that a monitor of so many dimensions takes at most."""
+    return MATRICES * 8 * dimension**2 + BESIDES
+
+
+@dataclass(eq=False)
+class Observed:
+    """A model whose rows come from outside: its monitor, and when the last ones came in time.monotonic() seconds."""
+
+    monitor: SpectrumMonitor
+    last: float
+
+
 class Sidecar:
-    """One monitor for each model name seen, never the served encoder's: rows from outside must not mute its alerts."""
+    """One monitor for each model name seen, never the served encoder's: rows from outside must not mute its alerts.
+
+    A model that got no rows for the longest window gives its place, its name and its memory back.
+    """
 
     def __init__(self, settings: Settings, store: WindowStore) -> None:
         self._settings, self._store = settings, store
-        self._monitors: dict[str, SpectrumMonitor] = {}
+        self._models: dict[str, Observed] = {}
         self._opening = asyncio.Lock()
 
     async def observe(self, model: str, rows: Rows) -> None:
         """Hand rows (n, d) to the model's monitor, the first time one with its reference and the windows of before.
 
-        Raises InvalidError for another width, a model too many or a reference that is damaged or of another width.
+        Raises InvalidError for another width, a model too many, no memory left or a reference that is damaged or of
+        another width.
         """
-        if model not in self._monitors:
+        if model not in self._models:
             # At d = 2048 the reference takes a while to read: off the loop, and once for all who ask meanwhile.
             async with self._opening:
-                if model not in self._monitors:
+                if model not in self._models:
+                    await self._end(self._idle())
                     await asyncio.to_thread(self._open, model, rows.shape[1])
-        monitor = self._monitors[model]
-        if rows.shape[1] != monitor.dimension:
-            message = (
-                f"rows of {model} have {monitor.dimension} dimensions, not {rows.shape[1]}; give another model name"
-            )
+        observed = self._models[model]
+        dimension = observed.monitor.dimension
+        if rows.shape[1] != dimension:
+            message = f"rows of {model} have {dimension} dimensions, not {rows.shape[1]}; give another model name"
             raise InvalidError("invalid_field", message, field="rows")
-        monitor.observe(rows)
+        observed.last = time.monotonic()
+        observed.monitor.observe(rows)
+
+    async def forget_idle(self) -> None:
+        """For ever: end the monitors of models that got no rows for the longest window."""
+        while True:
+            await asyncio.sleep(LOOK)
+            async with self._opening:
+                await self._end(self._idle())
+
+    def _idle(self) -> list[str]:
+        since = time.monotonic() - max(self._settings.windows)
+        return [model for model, observed in self._models.items() if observed.last < since]
+
+    async def _end(self, models: Iterable[str]) -> None:
+        ending = [self._models.pop(model) for model in models]
+        await asyncio.gather(*(asyncio.to_thread(observed.monitor.close) for observed in ending))
 
     def _open(self, model: str, dimension: int) -> None:
-        limit = self._settings.max_observed_models
-        if len(self._monitors) >= limit:
-            message = f"{limit} models are observed already, the limit; use one of {', '.join(self._monitors)}"
-            raise InvalidError("too_many_models", message, field="model")
+        self._check_room(dimension)
         monitor = SpectrumMonitor(
             dimension,
             self._reference(model, dimension),
@@ -54,7 +91,23 @@ class Sidecar:
         )
         self._store.restore(model, REVISION, monitor)
         # Here, not after the thread is awaited: a caller that is gone by then would leave a monitor that nobody ends.
-        self._monitors[model] = monitor
+        self._models[model] = Observed(monitor, time.monotonic())
+
+    def _check_room(self, dimension: int) -> None:
+        """Raise InvalidError where one more model, or its memory, is too much."""
+        limit, known = self._settings.max_observed_models, ", ".join(self._models) or "none"
+        if len(self._models) >= limit:
+            message = f"{limit} models are observed already, the limit; use one of {known}"
+            raise InvalidError("too_many_models", message, field="model")
+        room = self._settings.max_observed_bytes - sum(
+            memory_of(observed.monitor.dimension) for observed in self._models.values()
+        )
+        if (needed := memory_of(dimension)) > room:
+            message = (
+                f"a monitor of {dimension} dimensions takes up to {needed / 2**20:.0f} MiB and "
+                f"{max(0, room) / 2**20:.0f} are left of max_observed_bytes; observed are: {known}"
+            )
+            raise InvalidError("too_many_models", message, field="rows")
 
     def _reference(self, model: str, dimension: int) -> Reference | None:
         folder = self._settings.references_dir
@@ -72,17 +125,17 @@ class Sidecar:
     def get(self, model: str) -> SpectrumMonitor:
         """The model's monitor. Raises NotFoundError."""
         try:
-            return self._monitors[model]
+            return self._models[model].monitor
         except KeyError:
-            there = ", ".join(self._monitors) or "none"
+            there = ", ".join(self._models) or "none"
             message = f"no embeddings of {model!r} were observed; observed are: {there}"
             raise NotFoundError("no_such_model", message, field="model") from None
 
     def __iter__(self) -> Iterator[tuple[str, str, SpectrumMonitor]]:
         # A copy: a scrape iterates on another thread.
-        return iter([(model, REVISION, monitor) for model, monitor in self._monitors.copy().items()])
+        return iter([(model, REVISION, observed.monitor) for model, observed in self._models.copy().items()])
 
     async def close(self) -> None:
-        """End the monitors, one that is being opened included."""
+        """End the monitors, one that is being opened included. Their windows can still be read."""
         async with self._opening:
-            await asyncio.gather(*(asyncio.to_thread(monitor.close) for monitor in self._monitors.values()))
+            await asyncio.gather(*(asyncio.to_thread(it.monitor.close) for it in self._models.values()))

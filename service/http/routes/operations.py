@@ -36,9 +36,12 @@ def as_json(value: Any) -> Response:
     return Response(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
 
 
-@router.get("/healthz", responses=schemas.example({"status": "alive"}))
-async def healthz() -> dict[str, str]:
-    """Alive: the event loop answers."""
+@router.get("/healthz", responses=schemas.example({"status": "alive"}) | schemas.failures(503))
+async def healthz(request: Request) -> dict[str, str]:
+    """Alive: the event loop answers. 503 once the replica has been unable to embed for FULLRANK_LIVENESS_SECONDS."""
+    health = service_of(request).health
+    if not health.alive():
+        raise Problem(503, "stuck", f"{health.fault() or 'it cannot embed'}; restart it", headers=retry(1))
     return {"status": "alive"}
 
 
@@ -46,9 +49,9 @@ async def healthz() -> dict[str, str]:
 async def readyz(request: Request) -> dict[str, str]:
     """Ready: weights loaded, warmed, canary passed, not draining. 503 with the reason otherwise."""
     current = service_of(request)
-    if current.phase != "ready":
-        reason = current.failure or f"the service is {current.phase}"
-        raise Problem(503, "failed" if current.failure else current.phase, reason, headers=retry(1))
+    if (reason := current.unready()) is not None:
+        code = "failed" if current.failure else current.phase if current.phase != "ready" else "unfit"
+        raise Problem(503, code, reason, headers=retry(1))
     return {"status": "ready", "model": current.current.name, "revision": current.current.revision}
 
 
@@ -72,6 +75,7 @@ async def info(request: Request) -> Response:
         "max_images_per_request",
         "max_body_bytes",
         "max_pixels",
+        "max_whole_pixels",
         "request_timeout",
     )
     return as_json(

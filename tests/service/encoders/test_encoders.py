@@ -65,8 +65,7 @@ async def count(client: httpx.AsyncClient, model: str) -> float:
 async def test_each_has_its_own_monitor_and_metrics(start: Start) -> None:
     async with start(encoders=("beta",)) as (client, service):
         assert (await client.post("/embed?model=beta", files=as_files(IMAGES))).status_code == 200
-        await service.engine.call(int)
-        await asyncio.to_thread(service.observer.join)
+        assert await asyncio.to_thread(service.engine.settle, 120)
         seen = {}
         for name in ("alpha", "beta"):
             monitor = service.served(name).monitor

@@ -63,8 +63,7 @@ async def test_with_warn_the_incumbents_reference_stays_the_comparison_until_a_c
         pictures_seen = [encoded(picture) for picture in pictures(600, seed=7)]
         for i in range(0, 600, 100):
             assert (await client.post("/embed", files=as_files(pictures_seen[i : i + 100]))).status_code == 200
-        await service.engine.call(int)
-        await asyncio.to_thread(service.observer.join)
+        assert await asyncio.to_thread(service.engine.settle, 120)
         assert service.current.monitor is not None
         assert await asyncio.to_thread(service.current.monitor.flush, 120)
         assert (await client.get("/spectrum")).json()["verdict"]["state"] == "complete_collapse"

@@ -208,8 +208,8 @@ async def asleep(engine: Engine) -> None:
 async def test_requests_one_after_another_stay_with_one_lane_whose_caches_are_warm(metrics: Metrics) -> None:
     engine, encoder = Engine(8, 1, metrics), Sums()
     for value in range(10):
-        await asleep(engine)
         await engine.embed(encoder, images(value))
+        await asleep(engine)
     assert len(encoder.threads) == 1
     await engine.close()
 

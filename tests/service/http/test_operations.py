@@ -58,7 +58,7 @@ async def send(client: httpx.AsyncClient, service: Service, count: int, seed: in
         response = await client.post("/embed", files=as_files(images[i : i + 64]))
         assert response.status_code == 200, response.text
     await service.engine.call(int)  # the batch is handed over once its answers are on their way
-    await asyncio.to_thread(service.observer.join)
+    assert await asyncio.to_thread(service.engine.settle, 120)
     assert service.current.monitor is not None
     assert await asyncio.to_thread(service.current.monitor.flush, 120)
 

@@ -6,13 +6,23 @@ import time
 import numpy as np
 import pytest
 
+from service.encoders.registry import Service
 from service.engine.queue import Job, Pixels, Queue
-from service.watching.canary import FEW_SECONDS, SHARE, CanaryWatch
+from service.watching.canary import FEW_SECONDS, SHARE, CanaryWatch, embed_in_turns
 from tests.support.app import Start
 from tests.support.images import pictures
 
 pytestmark = pytest.mark.anyio
-FINITE, NONFINITE = (("fullrank_canary_images_total", {"result": result}) for result in ("finite", "nonfinite"))
+FINITE, NONFINITE, FAILED = (
+    ("fullrank_canary_images_total", {"result": result}) for result in ("finite", "nonfinite", "failed")
+)
+
+
+def watch_of(service: Service) -> CanaryWatch:
+    """The watch that the default encoder's trickle runs."""
+    coroutine = service.roster._trickles[service.current].get_coro()
+    watch: CanaryWatch = coroutine.cr_frame.f_locals["self"]  # type: ignore[union-attr]
+    return watch
 
 
 def job(encoder: object, images: int, yields_for: float = 0.0) -> Job:
@@ -65,8 +75,7 @@ async def test_a_saturated_engine_spends_no_more_than_the_share_on_it(
 ) -> None:
     monkeypatch.setattr("service.watching.canary.SHARE", 10 * SHARE)  # so that a cycle ends sooner
     async with start(canary_period=1e-3, max_batch=32) as (_, service):
-        watch = service.current.watch
-        assert watch is not None
+        watch = watch_of(service)
         assert watch.cycle > 1e-3  # the share sets the pace
         count = service.metrics.registry.get_sample_value
         assert service.current.artifact.canary is not None
@@ -92,8 +101,10 @@ async def test_the_pace_follows_from_what_an_image_costs(start: Start) -> None:
 
             def on_embedded(self, pixels: Pixels, rows: np.ndarray) -> None: ...
 
-        watch = CanaryWatch(artifact, Slow(), service.engine, service.metrics, 0.5)
-        await watch.embed_all()
+        pixels = artifact.canary.images.numpy()
+        rows, seconds = await embed_in_turns(service.engine, Slow(), pixels)
+        assert rows.shape == (len(pixels), 32)
+        watch = CanaryWatch(artifact.canary, rows, seconds, service.metrics, 0.5)
         least = 0.002 * len(artifact.canary.images)
         assert watch.cycle >= least / SHARE
         assert 1 <= watch.few <= FEW_SECONDS / 0.002
@@ -106,7 +117,6 @@ async def test_a_fault_shows_at_the_first_image_and_is_gone_a_cycle_after_it_end
     async with start(canary_period=0.5) as (_, service):
         served = service.current
         assert served.monitor is not None
-        assert served.watch is not None
         honest = served.embed
 
         async def until(state: str) -> None:
@@ -125,21 +135,19 @@ async def test_a_fault_shows_at_the_first_image_and_is_gone_a_cycle_after_it_end
 
 async def test_a_swap_ends_the_old_encoders_trickle_and_starts_the_new_ones(start: Start) -> None:
     async with start(canary_period=0.05) as (client, service):
-        old = service.current
+        old = service.roster._trickles[service.current]
         assert (await client.post("/admin/encoders", json={"name": "beta"})).status_code == 200
-        assert old.trickle is not None
-        assert service.current.trickle is not None
         async with asyncio.timeout(120):
-            while not old.trickle.done():
+            while not old.done():
                 await asyncio.sleep(0.01)
-        assert not service.current.trickle.done()
+        (new,) = service.roster._trickles.values()
+        assert not new.done()
 
 
 async def test_a_failing_forward_pass_does_not_end_it(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.watching.canary.SHARE", 1.0)
     async with start(canary_period=0.01) as (_, service):
         served = service.current
-        assert served.watch is not None
         honest, calls = served.embed, 0
 
         def fail_once(pixels: Pixels) -> np.ndarray:
@@ -153,5 +161,30 @@ async def test_a_failing_forward_pass_does_not_end_it(start: Start, monkeypatch:
         async with asyncio.timeout(120):
             while calls < 3:
                 await asyncio.sleep(0.01)
-        assert served.trickle is not None
-        assert not served.trickle.done()
+        assert not service.roster._trickles[served].done()
+        assert (service.metrics.registry.get_sample_value(*FAILED) or 0) > 0
+
+
+async def test_images_that_cannot_be_embedded_for_a_period_are_a_fault(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.watching.canary.SHARE", 1.0)
+    async with start(canary_period=0.2) as (client, service):
+        served = service.current
+        assert served.monitor is not None
+        honest = served.embed
+
+        def fail(pixels: Pixels) -> np.ndarray:
+            raise RuntimeError("no")
+
+        async def until(state: str) -> None:
+            async with asyncio.timeout(120):
+                while served.monitor.snapshot().verdict.state != state:
+                    await asyncio.sleep(0.01)
+
+        served.embed = fail  # type: ignore[method-assign]
+        await until("model_fault")
+        assert (await client.get("/readyz")).status_code == 503
+        served.embed = honest  # type: ignore[method-assign]
+        await until("insufficient_data")
+        assert (await client.get("/readyz")).status_code == 200

@@ -46,7 +46,7 @@ def replicas(settings: Callable[..., Settings]) -> Iterator[list[tuple[str, Serv
             )
             assert answer.status_code == 200, answer.text
             assert server.service.current.monitor is not None
-            server.service.observer.join()
+            assert server.service.engine.settle(120)
             assert server.service.current.monitor.flush(120)
             found.append((url, server, torch.tensor(answer.json()["embeddings"])))
         yield found

@@ -1,8 +1,5 @@
 """What the observer makes of answered images before a monitor gets them."""
 
-import threading
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +9,7 @@ from fullrank import Reference, SpectrumMonitor
 from fullrank.calibration.inputs import thumbnails
 from service.engine.queue import Rows
 from service.metrics import Metrics
-from service.watching.observer import BURST, Observer, _joined
+from service.watching.observer import BURST, Observer
 from service.watching.sampling import Sample
 from tests.support.app import Start
 from tests.support.images import pictures
@@ -36,11 +33,11 @@ def test_thumbnails_are_area_means() -> None:
 async def test_keys_are_of_pixels_and_secret(start: Start) -> None:
     pixels = pictures(2)[:, None]
     async with start() as (_, service):
-        keys = service.observer.keys(np.concatenate([pixels, pixels[:1]]))
+        observer = service.current.observer
+        keys = observer.keys(np.concatenate([pixels, pixels[:1]]))
         assert keys[0] == keys[2] != keys[1]
         other = Observer(service.metrics)
         assert set(other.keys(pixels)).isdisjoint(keys)
-        other.close()
 
 
 def test_keys_are_multilinear_hashes(metrics: Metrics) -> None:
@@ -53,42 +50,6 @@ def test_keys_are_multilinear_hashes(metrics: Metrics) -> None:
         words = [int.from_bytes(image.tobytes().ljust(88, b"\0")[i : i + 4], "little") for i in range(0, 88, 4)]
         pairs = zip(words[::2], words[1::2], secret[:11].tolist(), secret[11:].tolist(), strict=True)
         assert int(key) == sum((a + first) * (b + second) for a, b, first, second in pairs) % 2**64
-    observer.close()
-
-
-def test_small_batches_of_a_monitor_are_observed_together() -> None:
-    one, other = object(), object()
-    sizes = [(one, 1)] * 70 + [(other, 2), (one, 100), (one, 3)]
-    items: Any = [
-        (monitor, np.full((n, 1, 8, 8), i, np.uint8), np.full((n, 4), i)) for i, (monitor, n) in enumerate(sizes)
-    ]
-    got = list(_joined(items))
-    assert [(monitor, len(rows)) for monitor, _, rows in got] == [(one, 63), (one, 7), (other, 2), (one, 103)]
-    assert all(np.array_equal(pixels[:, 0, 0, 0], rows[:, 0]) for _, pixels, rows in got)
-    assert [row for _, _, rows in got for row in rows[:, 0]] == [i for i, (_, n) in enumerate(sizes) for _ in range(n)]
-
-
-def test_what_the_backlog_cannot_take_is_counted(metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[int] = []
-
-    class Monitor:
-        windows = (300.0,)
-
-        def observe(self, rows: Rows, keys: object, inputs: object) -> None:
-            seen.extend(rows[:, 0])
-
-    monkeypatch.setattr("service.watching.observer.BACKLOG", 3 * 64)
-    gate = threading.Event()
-    observer = Observer(metrics)
-    monkeypatch.setattr(observer._awaited, "wait", lambda _: gate.wait())
-    for count in (2, 2, 1):
-        observer.put(Monitor(), np.zeros((count, 1, 8, 8), np.uint8), np.full((count, 2), count, np.float32))  # type: ignore[arg-type]
-    gate.set()
-    observer.join()
-    observer.put(Monitor(), np.zeros((3, 1, 8, 8), np.uint8), np.full((3, 2), 3, np.float32))  # type: ignore[arg-type]
-    observer.close()
-    assert seen == [2, 2, 1, 3, 3, 3]
-    assert metrics.registry.get_sample_value("fullrank_unobserved_images_total") == 2
 
 
 def test_of_more_images_than_the_rate_so_many_are_observed_at_random(
@@ -110,8 +71,7 @@ def test_of_more_images_than_the_rate_so_many_are_observed_at_random(
         images = np.arange(step * 32, step * 32 + 32)
         pixels = np.broadcast_to((images % 251)[:, None, None, None], (32, 1, 8, 8)).astype(np.uint8)
         pixels[:, 0, 7, 7] = images // 251  # no two alike
-        observer.put(busy, pixels, images[:, None].astype(np.float32))  # type: ignore[arg-type]
-    observer.join()
+        observer.observe(busy, pixels, images[:, None].astype(np.float32))  # type: ignore[arg-type]
     assert len(seen) == len(set(seen)) == BURST + 5 * 199
     assert all(abs(pixel * 255 - image % 251) < 0.01 for image, pixel in seen)  # each row with its own image
     in_batch = np.bincount([int(image) % 32 for image, _ in seen if image >= 2048], minlength=32)  # after the burst
@@ -119,8 +79,7 @@ def test_of_more_images_than_the_rate_so_many_are_observed_at_random(
     assert metrics.registry.get_sample_value("fullrank_unsampled_images_total") == 200 * 32 - len(seen)
     del seen[:]
     others = np.arange(128, dtype=np.uint8)[:, None, None, None].repeat(8, 2).repeat(8, 3)
-    observer.put(quiet, others, np.zeros((128, 1), np.float32))  # type: ignore[arg-type]
-    observer.close()
+    observer.observe(quiet, others, np.zeros((128, 1), np.float32))  # type: ignore[arg-type]
     assert len(seen) == 128  # a monitor's sample is its own
 
 
@@ -136,8 +95,7 @@ def test_copies_of_one_picture_take_no_place_in_the_sample(metrics: Metrics, mon
             now = float(second)
             pixels = np.zeros((152, 3, 40, 40), np.uint8)
             pixels[:2] = random.integers(0, 256, (2, 3, 40, 40))
-            observer.put(monitor, random.permutation(pixels), np.ones((152, 8), np.float32))
-        observer.close()
+            observer.observe(monitor, random.permutation(pixels), np.ones((152, 8), np.float32))
         snapshot = monitor.snapshot(wait=120)
         assert snapshot.verdict.state == "complete_collapse"
         assert snapshot.windows[300.0].rows == 2 * 299 + 1
@@ -158,7 +116,6 @@ def test_a_monitor_that_refuses_rows_does_not_end_the_observer(metrics: Metrics)
             seen.append(rows[0, 0])
 
     for value in (-1, 5):
-        observer.put(Monitor(), np.zeros((1, 1, 8, 8), np.uint8), np.full((1, 2), value, np.float32))  # type: ignore[arg-type]
-    observer.close()
+        observer.observe(Monitor(), np.zeros((1, 1, 8, 8), np.uint8), np.full((1, 2), value, np.float32))  # type: ignore[arg-type]
     assert seen == [5]
     assert metrics.registry.get_sample_value("fullrank_unobserved_images_total") == 1

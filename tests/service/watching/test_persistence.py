@@ -1,5 +1,6 @@
 """Windows that outlive their process: a restart, a kill, and every file that must not be believed."""
 
+import os
 import re
 import time
 from collections.abc import Callable
@@ -203,3 +204,21 @@ def test_a_restart_and_a_kill_do_not_blind_the_monitor(
     with running(settings(**kept)) as (url, _):
         assert seen(url) == 192
     assert caplog.text.count("resumed the windows of alpha@") == 1
+
+
+def test_files_that_no_start_would_resume_are_removed(tmp_path: Path, metrics: Metrics) -> None:
+    def file(name: str, age: float) -> Path:
+        path = tmp_path / name
+        path.write_bytes(b"x")
+        os.utime(path, (time.time() - age,) * 2)
+        return path
+
+    old, young = file("m@old.safetensors", 4000), file("m@young.safetensors", 1000)
+    half, other = file(".saving-abc", 10), file("notes.txt", 9000)
+    store = WindowStore(tmp_path, metrics, longest=3600.0)
+    assert [path.exists() for path in (old, young, half, other)] == [False, True, False, True]
+    os.utime(young, (time.time() - 4000,) * 2)
+    writing = file(".saving-def", 10)
+    with monitor_of(40) as monitor:
+        store.save_all([("m", "now", monitor)])
+    assert [path.exists() for path in (young, writing, tmp_path / "m@now.safetensors")] == [False, True, True]

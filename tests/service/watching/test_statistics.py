@@ -3,6 +3,7 @@
 import asyncio
 import io
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from fullrank.calibration.resample import calibrated
 from models import artifact
 from models.embedder import Embedder, normalize
 from service.encoders.registry import Service
+from service.watching.sidecar import memory_of
 from tests.support.app import Start, error_of
 from tests.support.images import DIMENSION, SIZE, as_files, encoded, pictures
 
@@ -112,7 +114,7 @@ async def seen(client: httpx.AsyncClient, service: Service, images: np.ndarray) 
     for i in range(0, len(files), 100):
         assert (await client.post("/embed", files=as_files(files[i : i + 100]))).status_code == 200
     await service.engine.call(int)
-    await asyncio.to_thread(service.observer.join)
+    assert await asyncio.to_thread(service.engine.settle, 120)
     assert service.current.monitor is not None
     assert await asyncio.to_thread(service.current.monitor.flush, 120)
     spectrum: dict[str, Any] = (await client.get("/spectrum")).json()
@@ -191,8 +193,7 @@ async def test_moments_are_exact_and_add_up(start: Start) -> None:
     async with start() as (client, service):
         images = [encoded(picture) for picture in pictures(96, 40)]
         answer = (await client.post("/embed", files=as_files(images), params={"normalize": "false"})).json()
-        await service.engine.call(int)
-        await asyncio.to_thread(service.observer.join)
+        assert await asyncio.to_thread(service.engine.settle, 120)
         assert service.current.monitor is not None
         assert await asyncio.to_thread(service.current.monitor.flush, 120)
         for query in ("", "?window=300"):
@@ -265,6 +266,25 @@ async def test_models_and_widths_are_bounded(start: Start) -> None:
         assert (await client.post("/observe", json={"model": "m", "rows": [[1, 2]]})).status_code == 202
         error_of(await client.post("/observe", json={"model": "m", "rows": [[1, 2, 3]]}), 422, "invalid_field")
         error_of(await client.post("/observe", json={"model": "n", "rows": [[1, 2]]}), 422, "too_many_models")
+
+
+async def test_the_memory_of_observed_models_is_bounded_and_comes_back_from_idle_ones(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = memory_of(64) + memory_of(32)
+    async with start(max_observed_bytes=room, windows=(1.0, 2.0)) as (client, service):
+
+        async def observe(model: str, width: int) -> httpx.Response:
+            return await client.post("/observe", json={"model": model, "rows": [list(range(1, width + 1))]})
+
+        assert [(await observe(*it)).status_code for it in (("a", 64), ("b", 32))] == [202, 202]
+        error = error_of(await observe("c", 64), 422, "too_many_models")
+        assert "max_observed_bytes" in error["message"]
+        now = time.monotonic()
+        monkeypatch.setattr("service.watching.sidecar.time.monotonic", lambda: now + 2.5)
+        assert (await observe("b", 32)).status_code == 202  # a is idle for longer than the longest window, b is not
+        assert (await observe("c", 64)).status_code == 202
+        assert {model for model, _, _ in service.sidecar} == {"b", "c"}
 
 
 async def test_only_the_trusted_may_read_or_write_state(start: Start) -> None:
