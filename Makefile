@@ -63,6 +63,18 @@ coverage: .venv/dev
 bench: .venv/dev
 	$(BIN)/python -m benchmarks
 
+# What a release uploads, checked; what the image holds, listed with versions, hashes and licences.
+dist: .venv/dev
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements/release.txt
+	$(BIN)/python -m tools.dist --twice
+	$(BIN)/twine check --strict dist/*.whl dist/*.tar.gz
+	$(BIN)/check-wheel-contents --no-config dist/fullrank-*.whl
+	$(BIN)/check-wheel-contents dist/fullrank_server-*.whl
+	$(BIN)/validate-pyproject pyproject.toml fullrank/pyproject.toml
+	cat requirements/torch.txt requirements/image.txt | $(BIN)/cyclonedx-py requirements --output-reproducible --of JSON -o dist/image.cdx.json -
+	$(BIN)/pip-licenses --from=mixed --with-urls --format=markdown --output-file=dist/image-licences.md \
+	    --packages $(shell sed -nE 's/^([A-Za-z0-9_.-]+)==.*/\1/p' requirements/torch.txt requirements/image.txt)
+
 # Renew the exact versions: `make lock UPGRADE=--upgrade` takes the newest releases.
 lock: .venv/dev
 	$(BIN)/python -m pip install --quiet uv

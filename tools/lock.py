@@ -1,4 +1,4 @@
-"""Write requirements/*.txt: the exact version and hashes of everything the image, `make serve` and `make test` install.
+"""Write requirements/*.txt: exact versions and hashes of all that the image, `make serve`, `test` and `dist` install.
 
     python -m tools.lock [--upgrade]
 
@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "requirements"
 # Each file and the extras of fullrank-server that it holds. The largest comes first: the others keep its versions.
-LOCKS = {"dev": "[dev]", "serve": "[train]", "image": ""}
+LOCKS = {"dev": "[dev]", "serve": "[train]", "image": "", "release": "[release]"}
 OURS = ("fullrank", "fullrank-server")
 WITH_TORCH = re.compile(r"(torch|triton|nvidia-\S+|cuda-\S+)==")
 HEADER = "# Written by `make lock` from pyproject.toml; `make lock UPGRADE=--upgrade` takes the newest releases.\n"

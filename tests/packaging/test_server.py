@@ -30,6 +30,7 @@ def test_both_have_one_version(library: tuple[Path, Path], server: tuple[Path, P
     (depends,) = [it for it in requirements(SERVER) if it.name == "fullrank"]
     assert (str(depends.specifier), depends.extras) == (f"=={version()}", {"client", "prometheus"})
     assert {path.name.split("-")[1] for path in (library[1], server[1])} == {version()}
+    assert re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1] == version()  # type: ignore[index]
     for file in ("docker-compose.yml", "deploy/compose/demo.yml"):
         assert set(re.findall(r"image: fullrank:([\d.]+)", (ROOT / file).read_text())) == {version()}
 
