@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli import check, embed, evaluate, export, fleet, lab, reference, report, rules, serve, train
+from cli import check, embed, evaluate, export, fleet, import_, lab, reference, report, rules, serve, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,6 +21,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     train.train,
     evaluate.evaluate,
     report.report,
+    import_.import_,
     check.check,
     export.export,
     reference.reference,
@@ -30,7 +31,8 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     rules.rules,
 )
 for command in COMMANDS:
-    app.command(context_settings=FORWARDED if command is serve.serve else None)(command)
+    name = command.__name__.rstrip("_")  # `import` is a word of Python
+    app.command(name, context_settings=FORWARDED if command is serve.serve else None)(command)
 app.add_typer(lab.app, name="lab")
 
 

@@ -24,6 +24,7 @@ class Architecture(Strict):
     wide: int = Field(default=1, ge=1, le=16, description="the 3x3 convolutions of bottlenecks are so many times wider")
     groups: int = Field(default=1, ge=1, le=64, description="of the 3x3 convolutions of bottlenecks")
     stride_first: bool = Field(default=False, description="bottlenecks stride in their first convolution")
+    stem_relu: bool = Field(default=True, description="a ReLU follows the stem's normalisation")
 
     def build(self) -> Encoder:
         return ResNet(**self.model_dump())

@@ -92,6 +92,7 @@ class ResNet(Encoder):
     dimension is 8 * width for resnet18 and resnet34 and 32 * width for the deeper ones, whose blocks are bottlenecks.
     `wide`, `groups` and `stride_first` are theirs alone: how many times wider their 3x3 convolutions are, in how many
     groups, and whether a block strides in its first convolution, as in the paper, or in the 3x3 one, as everyone does.
+    Without `stem_relu`, none follows the stem, as in lightly's CIFAR benchmarks.
     """
 
     def __init__(
@@ -104,8 +105,10 @@ class ResNet(Encoder):
         wide: int = 1,
         groups: int = 1,
         stride_first: bool = False,
+        stem_relu: bool = True,
     ) -> None:
         super().__init__()
+        self.stem_relu = stem_relu
         block, depths = LAYOUTS[name]
         extra: dict[str, Any] = {}
         if block is Bottleneck:
@@ -136,7 +139,8 @@ class ResNet(Encoder):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
+        x = self.bn1(self.conv1(x))
+        x = self.maxpool(F.relu(x, inplace=True) if self.stem_relu else x)
         for name in ("layer1", "layer2", "layer3", "layer4"):
             x = self.get_submodule(name)(x)
         return torch.flatten(F.adaptive_avg_pool2d(x, 1), 1)

@@ -1,0 +1,1 @@
+"""Imported encoders against the libraries that they come from: `make` runs there, `compare` here."""

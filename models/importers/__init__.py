@@ -1,0 +1,372 @@
+"""Import encoders of other libraries: checkpoint -> artifact, by one short file a family, and nothing in silence.
+
+A checkpoint is read as data (`checkpoint`), its family recognised by its names, and its tensors renamed to ours
+(`layouts`). Geometry is read from shapes (`geometry`); what shapes cannot tell is a question with the family's default.
+One missing tensor, or one without a place, refuses the import.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.artifact import CARD, AnyArchitecture, Artifact, EncoderCard, Preprocessing, Source, load
+from models.importers import (
+    clip,
+    dino,
+    dinov2,
+    fair,
+    geometry,
+    huggingface,
+    lightly_train,
+    lightning,
+    luckmatters,
+    mae,
+    moco,
+    onnx,
+    records,
+    simsiam,
+    timm,
+    torchvision,
+)
+from models.importers.base import FEW, Checkpoint, Family, Found, ImportRefusedError, Questions, Weights
+from models.importers.checkpoint import read, record
+
+__all__ = ["FAMILIES", "ImportRefusedError", "Options", "Report", "import_encoder"]
+
+# In the order in which they are asked: the more particular names come first.
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        fair.FAMILY,
+        moco.FAMILY,
+        simsiam.FAMILY,
+        dino.FAMILY,
+        dinov2.FAMILY,
+        luckmatters.FAMILY,
+        mae.FAMILY,
+        clip.FAMILY,
+        lightning.LIGHTLY,
+        lightning.SOLO,
+        torchvision.FAMILY,
+        huggingface.FAMILY,
+        timm.FAMILY,
+        lightning.STABLE,
+        lightly_train.FAMILY,
+    )
+}
+HINTS = {
+    "a language model": ("embed_tokens", "lm_head", "wte.weight", "word_embeddings", "tok_embeddings"),
+    "a detector": ("rpn.", "roi_heads", "bbox", "fpn.", "anchor", "class_embed.", "detect."),
+}
+HINT_OPTIMISER = ("param_groups", "exp_avg", "momentum_buffer")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user says about a source; see `fullrank import --help`."""
+
+    family: str = "auto"
+    weights: Weights | None = None
+    pool: str | None = None
+    preprocess: Path | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+    name: str | None = None
+    licence: str | None = None
+    strip: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of a source: every tensor is kept or dropped, and every assumption is named."""
+
+    family: str
+    file: str
+    sha256: str
+    weights: str
+    architecture: str
+    parameters: int
+    dimension: int
+    kept: int
+    dropped: dict[str, dict[str, Any]]
+    assumed: dict[str, str]
+    preprocessing: str
+    preprocessing_from: str
+    left_out: tuple[str, ...]
+    licence: str
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def import_encoder(source: Path, options: Options | None = None) -> tuple[Artifact, Report]:
+    """The encoder in a checkpoint, a folder, an ONNX file or an artifact, ready to be saved; and what became of it.
+
+    Raises ImportRefusedError, or ArtifactError for an artifact of ours that is damaged.
+    """
+    options = options or Options()
+    if options.family not in ("auto", "onnx", "fullrank", *FAMILIES):
+        raise ImportRefusedError(
+            f"--family {options.family}: choose one of auto, onnx, fullrank, {', '.join(FAMILIES)}"
+        )
+    if source.is_dir() and (source / CARD).is_file():
+        return _ours(source, options)
+    questions = Questions(options.settings, options.weights, options.pool)
+    if source.suffix == ".onnx" or options.family == "onnx":
+        how, origin = _given(options)
+        imported = onnx.read(source, questions, _adjusted(how or onnx.USUAL, questions), options.pool)
+        return _graph(imported, questions, options, origin or "ImageNet's (256, 224, bilinear)")
+    checkpoint = read(source, options.strip)
+    family = _family(checkpoint, options.family)
+    found = family.translate(checkpoint, questions)
+    given, origin = _given(options)
+    if given is not None:
+        found.preprocessing, found.origin = given, origin
+    architecture, how = _described(found, questions)
+    _all_used(questions, options.settings)
+    module = _loaded(architecture, found)
+    card = EncoderCard(
+        name=_name(options.name or (source.stem if source.is_file() else source.name)),
+        architecture=architecture,
+        preprocessing=how,
+        dimension=module.dimension,
+        source=_source(checkpoint, family, found, questions, options),
+    )
+    artifact = Artifact(card, module)
+    _alive(artifact)
+    return artifact, _report(artifact, checkpoint.left_out, found.dropped)
+
+
+def _family(checkpoint: Checkpoint, name: str) -> Family:
+    if name != "auto":
+        if name not in FAMILIES:
+            raise ImportRefusedError(f"--family {name}: {checkpoint.path} is no {name} source")
+        return FAMILIES[name]
+    for family in FAMILIES.values():
+        if family.claims(checkpoint):
+            return family
+    tensors = checkpoint.state()
+    keys = [str(key) for key in checkpoint.content] if isinstance(checkpoint.content, Mapping) else []
+    text = " ".join([*tensors, *keys])
+    what = next((kind for kind, marks in HINTS.items() if any(mark in text for mark in marks)), None)
+    if what is None and any(mark in text for mark in HINT_OPTIMISER):
+        what = "the state of an optimiser"
+    if not tensors:
+        raise ImportRefusedError(
+            f"{checkpoint.path} holds no tensors by name"
+            + (f"; it looks like {what}" if what else f" (it has {keys[:FEW]})")
+        )
+    raise ImportRefusedError(
+        f"{checkpoint.path}: no family knows these names"
+        + (f", which look like those of {what}" if what else "")
+        + f": {', '.join(list(tensors)[:FEW])}. Known are {', '.join(FAMILIES)}; anything else comes through ONNX"
+    )
+
+
+def _given(options: Options) -> tuple[Preprocessing | None, str]:
+    if options.preprocess is None:
+        return None, ""
+    return records.preprocessing(record(options.preprocess), str(options.preprocess)), options.preprocess.name
+
+
+def _described(found: Found, questions: Questions) -> tuple[AnyArchitecture, Preprocessing]:
+    """The architecture and the preprocessing, whose sizes agree; positions are resampled where they must be."""
+    how = found.preprocessing
+    assert how is not None
+    if found.kind == "resnet":
+        architecture: AnyArchitecture = geometry.resnet(found, questions)
+        return architecture, _adjusted(_channels(how, architecture.in_channels, questions), questions)
+    native = geometry.native_size(found.tensors)
+    if not found.origin.endswith(".json"):
+        # What the family does with its published models, at the size of this one; DINOv2 is rarely used at its 518.
+        size = min(native, how.size) if "dinov2" in found.origin.lower() else native
+        how = how.model_copy(update={"size": size, "to": round(size * how.target / how.size)})
+    how = _adjusted(how, questions)
+    architecture = geometry.vit(found, questions, how.size)
+    found.tensors["pos_embed"] = geometry.resampled_positions(found, how.size, architecture.patch)
+    return architecture, _channels(how, architecture.in_channels, questions)
+
+
+def _channels(how: Preprocessing, channels: int, questions: Questions) -> Preprocessing:
+    """For an encoder of one channel, the mean of a preprocessing of three."""
+    if how.channels == channels:
+        return how
+    changes: dict[str, Any] = {"channels": channels, "fill": how.fill[:channels]}
+    changes |= {key: (sum(values) / 3,) for key, values in (("mean", how.mean), ("std", how.std))}
+    questions.assumed |= {key: f"{changes[key][0]:.4g}, for its one channel" for key in ("mean", "std")}
+    return how.model_copy(update=changes)
+
+
+def _adjusted(how: Preprocessing, questions: Questions) -> Preprocessing:
+    """With what the user sets. A size without a `to` keeps their ratio. ImportRefusedError for what cannot be."""
+    names = ("size", "to", "resize", "interpolation", "antialias", "centre", "mean", "std", "scale")
+    questions.asked |= set(names)
+    given = {key: questions.settings[key] for key in names if key in questions.settings}
+    if not given:
+        return how
+    values: dict[str, Any] = how.model_dump() | given
+    values |= {key: tuple(given[key].split(",")) for key in ("mean", "std") if key in given}
+    if "size" in given and "to" not in given and given["size"].isdigit():
+        values["to"] = round(int(given["size"]) * how.target / how.size)
+    checked: Preprocessing = geometry.checked(Preprocessing, values)
+    return checked
+
+
+def _all_used(questions: Questions, settings: Mapping[str, str]) -> None:
+    if unused := sorted(set(settings) - questions.asked):
+        raise ImportRefusedError(
+            f"--set {unused[0]}: nothing asks for it here; this source asks for {', '.join(sorted(questions.asked))}"
+        )
+
+
+def _loaded(architecture: AnyArchitecture, found: Found) -> Any:
+    """The module with the tensors in it. ImportRefusedError unless every one of them has its place."""
+    with torch.device("meta"):
+        module = architecture.build()
+    expected = module.state_dict()
+    for name, tensor in expected.items():
+        if name.endswith("num_batches_tracked"):  # old files have none, and only training counts
+            found.tensors.setdefault(name, torch.zeros(tensor.shape, dtype=tensor.dtype))
+    missing = [name for name in expected if name not in found.tensors]
+    surplus = [name for name in found.tensors if name not in expected]
+    unlike = [
+        f"{name} {tuple(found.tensors[name].shape)}, not {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in found.tensors and found.tensors[name].shape != tensor.shape
+    ]
+    faults = [
+        f"{len(names)} {words}, such as {', '.join(names[:FEW])}"
+        for names, words in ((missing, "are missing"), (unlike, "have another shape"), (surplus, "have no place in it"))
+        if names
+    ]
+    if faults:
+        raise ImportRefusedError(
+            f"the tensors are not those of {architecture.named()}: {'; '.join(faults)}. Nothing is left to chance: "
+            "give the family it comes from (--family), or export it to ONNX and import the .onnx file"
+        )
+    module.load_state_dict({name: _own(found.tensors[name], like) for name, like in expected.items()}, assign=True)
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ImportRefusedError(
+                f"{name} holds values that are not finite: the training diverged, or the file is damaged"
+            )
+    return module.eval().requires_grad_(False)
+
+
+def _own(tensor: Tensor, like: Tensor) -> Tensor:
+    """In the type and layout of our module, and not a part of a larger tensor."""
+    tensor = tensor.detach().to(like.dtype).contiguous()
+    return tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor
+
+
+@torch.inference_mode()
+def _alive(artifact: Artifact) -> None:
+    """Two different images must give two different finite rows."""
+    how = artifact.card.preprocessing
+    noise = torch.randn(2, how.channels, how.size, how.size, generator=torch.Generator().manual_seed(0))
+    rows = artifact.encoder(noise)
+    if not rows.isfinite().all():
+        raise ImportRefusedError("its embeddings are not finite: the weights are damaged, or of another architecture")
+    if torch.equal(rows[0], rows[1]):
+        raise ImportRefusedError(
+            "it gives every image the same embedding: complete collapse, or weights of another architecture"
+        )
+
+
+def _source(checkpoint: Checkpoint, family: Family, found: Found, questions: Questions, options: Options) -> Source:
+    config = checkpoint.records.get("config.json")
+    timms = (config.get("pretrained_cfg") or {}).get("license") if isinstance(config, Mapping) else None
+    reasons: dict[str, int] = {}
+    for reason in found.dropped.values():
+        reasons[reason] = reasons.get(reason, 0) + 1
+    return Source(
+        family=family.name,
+        file=checkpoint.path.name,
+        sha256=checkpoint.sha256,
+        licence=options.licence or checkpoint.licence or str(timms or ""),
+        weights=found.weights,
+        kept=len(found.tensors),
+        dropped=reasons,
+        assumed=questions.assumed,
+        preprocessing=found.origin,
+    )
+
+
+def _report(artifact: Artifact, left_out: tuple[str, ...], dropped: Mapping[str, str]) -> Report:
+    card = artifact.card
+    source = card.source
+    assert source is not None
+    how = card.preprocessing
+    firsts: dict[str, dict[str, Any]] = {}
+    for name, reason in dropped.items():
+        entry = firsts.setdefault(reason, {"count": 0, "first": name})
+        entry["count"] += 1
+    weights = artifact.module.state_dict() if artifact.module is not None else artifact.graph.weights  # type: ignore[union-attr]
+    return Report(
+        family=source.family,
+        file=source.file,
+        sha256=source.sha256,
+        weights=source.weights,
+        architecture=card.architecture.named() if card.architecture is not None else "ONNX graph",
+        parameters=sum(it.numel() for it in weights.values() if it.is_floating_point()),
+        dimension=card.dimension,
+        kept=source.kept,
+        dropped=firsts,
+        assumed=dict(source.assumed),
+        preprocessing=f"{how.resize} to {how.target}, centre {how.size}, {how.interpolation}",
+        preprocessing_from=source.preprocessing,
+        left_out=left_out,
+        licence=source.licence,
+    )
+
+
+def _graph(imported: onnx.Imported, questions: Questions, options: Options, origin: str) -> tuple[Artifact, Report]:
+    _all_used(questions, options.settings)
+    source = Source(
+        family="onnx",
+        file=imported.path.name,
+        sha256=imported.sha256,
+        licence=options.licence or "",
+        kept=len(imported.graph.weights),
+        assumed=questions.assumed,
+        preprocessing=origin,
+    )
+    card = EncoderCard(
+        name=_name(options.name or imported.path.stem),
+        graph="encoder.onnx",
+        preprocessing=imported.preprocessing,
+        dimension=imported.dimension,
+        source=source,
+    )
+    artifact = Artifact(card, None, graph=imported.graph)
+    return artifact, _report(artifact, (), {})
+
+
+def _ours(source: Path, options: Options) -> tuple[Artifact, Report]:
+    """An artifact of ours, of any schema version, as it is but for its name and licence."""
+    for flag, given in (
+        ("family", options.family not in ("auto", "fullrank")),
+        ("pool", options.pool),
+        ("set", options.settings),
+    ):
+        if given:
+            raise ImportRefusedError(f"--{flag}: {source} is an artifact already, whose card says all that")
+    artifact = load(source)
+    found = artifact.card.source
+    origin = found or Source(family="fullrank", file=source.name, sha256=artifact.card.files["encoder.safetensors"])
+    changes: dict[str, Any] = {"name": _name(options.name or artifact.card.name)}
+    if found is not None or options.licence:
+        changes["source"] = origin.model_copy(update={"licence": options.licence or origin.licence})
+    card = artifact.card.model_copy(update=changes)
+    renamed = Artifact(card, artifact.module, artifact.reference, artifact.canary, artifact.graph)
+    shown = card.model_copy(update={"source": origin})
+    return renamed, _report(Artifact(shown, artifact.module, graph=artifact.graph), (), {})
+
+
+def _name(text: str) -> str:
+    """A name that a card takes."""
+    kept = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "-" for letter in text)
+    return kept.lstrip("._-")[:64] or "encoder"

@@ -1,0 +1,168 @@
+"""Read a checkpoint as data: safetensors, or PyTorch's own files, of which only tensors and containers are made."""
+
+import hashlib
+import json
+import pickle
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from models.importers.base import FEW, Checkpoint, ImportRefusedError
+from models.importers.strip import stripped
+
+RECORDS = ("config.json", "preprocessor_config.json", "open_clip_config.json")
+# In a folder, the first of these is the encoder's weights.
+USUAL = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "open_clip_model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "open_clip_pytorch_model.bin",
+)
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
+# Whatever damage does to a reader of zip files and pickles.
+DAMAGE = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    MemoryError,
+    SafetensorError,
+    OSError,
+)
+
+
+def read(source: Path, strip: bool = False) -> Checkpoint:
+    """The checkpoint in a file or in a folder that holds one. Nothing in it is run. Raises ImportRefusedError."""
+    if not source.exists():
+        raise ImportRefusedError(f"{source} does not exist; give a checkpoint file, or a folder that holds one")
+    path = _weights(source) if source.is_dir() else source
+    beside = source.is_dir() or path.name in USUAL
+    records = {name: record(path.parent / name) for name in RECORDS if beside and (path.parent / name).is_file()}
+    parts = _parts(path)
+    digest = hashlib.sha256()
+    content: Any = {}
+    left_out: set[str] = set()
+    for part in parts:
+        _hash(part, digest)
+        loaded, stubs = _load(part, strip)
+        left_out |= stubs
+        content = loaded if len(parts) == 1 else content | loaded
+    licence = _licence(path.parent) if beside else ""
+    return Checkpoint(content, path, digest.hexdigest(), records, licence, tuple(sorted(left_out)))
+
+
+def record(path: Path) -> Any:
+    """The content of a JSON file. Raises ImportRefusedError."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ImportRefusedError(f"{path}: no JSON file ({error})") from error
+
+
+def _weights(folder: Path) -> Path:
+    for name in USUAL:
+        if (folder / name).is_file():
+            return folder / name
+    found = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
+    if len(found) != 1:
+        what = f"{len(found)} checkpoints ({', '.join(it.name for it in found[:FEW])})" if found else "no checkpoint"
+        raise ImportRefusedError(f"{folder} holds {what}; name the file")
+    return found[0]
+
+
+def _parts(path: Path) -> Sequence[Path]:
+    """The files of a checkpoint: one, or the shards that an index names, all beside it."""
+    if not path.name.endswith(".index.json"):
+        return [path]
+    names = record(path).get("weight_map", {}).values()
+    shards = sorted({str(name) for name in names})
+    if not shards or any(Path(name).name != name for name in shards):
+        raise ImportRefusedError(f"{path}: an index names files beside it; this one names {shards[:FEW]}")
+    for name in shards:
+        if not (path.parent / name).is_file():
+            raise ImportRefusedError(f"{path.parent / name}: missing, though {path.name} names it")
+    return [path.parent / name for name in shards]
+
+
+def _hash(path: Path, digest: Any) -> None:
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+
+
+def _load(path: Path, strip: bool) -> tuple[Any, set[str]]:
+    """The content, and the types that were left out of it."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    try:
+        if len(start) == 9 and start[8:] == b"{":
+            with safe_open(path, framework="pt") as tensors:
+                return {name: tensors.get_tensor(name) for name in tensors.keys()}, set()  # noqa: SIM118
+        if start[:2] == b"PK":
+            _refuse_programs(path)
+        elif start[:1] != b"\x80":
+            raise ImportRefusedError(
+                f"{path} is neither a safetensors file nor one that torch.save wrote"
+                + ("" if start else " (it is empty)")
+            )
+        if strip:
+            return stripped(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=start[:2] == b"PK"), set()
+    except ImportRefusedError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise ImportRefusedError(_blocked(path, error)) from error
+    except DAMAGE as error:
+        raise ImportRefusedError(f"{path} is truncated or damaged: {str(error).partition(chr(10))[0]}") from error
+
+
+def _refuse_programs(path: Path) -> None:
+    """Archives that hold programs. torch.export's loader may unpickle anything in one, TorchScript runs its code."""
+    with zipfile.ZipFile(path) as archive:
+        names = [name.partition("/")[2] or name for name in archive.namelist()]
+    if any(name.startswith(("code/", "constants.pkl")) for name in names):
+        raise ImportRefusedError(f"{path} is a TorchScript archive, which holds code; save the module's state_dict")
+    if any(name.endswith((".pt2", "serialized_exported_program.json")) or name.startswith("models/") for name in names):
+        raise ImportRefusedError(
+            f"{path} is an archive of torch.export, whose loader may run code; export the model to ONNX instead"
+        )
+
+
+def _blocked(path: Path, error: Exception) -> str:
+    """Why torch would not unpickle the file, naming what it holds besides tensors and containers."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except DAMAGE:
+        names = []
+    if not names:
+        return f"{path} cannot be read as tensors: {str(error).partition(chr(10))[0]}"
+    more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
+    return (
+        f"{path} holds more than tensors and containers: {', '.join(names[:FEW])}{more}. Making such objects may run "
+        "code, so they are not made; --strip reads the tensors and leaves those objects out"
+    )
+
+
+def _licence(folder: Path) -> str:
+    """The licence in the front matter of a model card beside the weights, if there is one."""
+    try:
+        lines = (folder / "README.md").read_text(errors="replace")[:4096].splitlines()
+    except OSError:
+        return ""
+    if not lines or lines[0].strip() != "---":
+        return ""
+    found = [line.partition(":")[2].strip().strip("\"'") for line in lines[1:] if line.startswith("license:")]
+    return found[0][:100] if found else ""

@@ -1,0 +1,334 @@
+"""An encoder as an ONNX file from anywhere: checked, given our input and output, its weights moved to safetensors.
+
+The graph that is kept takes pixels (n, c, s, s) uint8, scales and normalises them, runs what it was, pools, and gives
+rows (n, d) float32. Needs the `onnx` package, which serving does not.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.artifact import WEIGHTS, Graph
+from models.engines.engine import affine
+from models.engines.trace import PIXELS, ROWS
+from models.importers.base import FEW, ImportRefusedError, Questions, imagenet
+from models.preprocess import Preprocessing
+
+USUAL = imagenet()
+INLINE = 1024  # bytes; smaller weights, among them shapes that the runtime must know, stay in the graph
+DOMAINS = ("", "ai.onnx", "com.microsoft")  # onnxruntime's own
+CLASSES = (10, 100, 1000, 1001, 21841, 21843)  # usual numbers of classes
+SCORES = ("logit", "prob", "softmax", "class", "score")
+AGREE = 1e-3
+
+
+@dataclass(frozen=True)
+class Imported:
+    path: Path
+    sha256: str
+    graph: Graph
+    preprocessing: Preprocessing
+    dimension: int
+
+
+def read(path: Path, questions: Questions, how: Preprocessing, pool: str | None) -> Imported:
+    """The encoder in an ONNX file. Raises ImportRefusedError, saying what to do, for what is no encoder of images."""
+    try:
+        import onnx
+    except ImportError:
+        raise ImportRefusedError("ONNX files are read with the onnx package: pip install onnx") from None
+    try:
+        model = onnx.load(path, load_external_data=False)
+        digest = hashlib.sha256(path.read_bytes())
+    except OSError as error:
+        raise ImportRefusedError(f"{path}: {error.strerror or error}") from error
+    except Exception as error:  # the parser's exceptions have no common base
+        raise ImportRefusedError(f"{path} is no ONNX file: {error}") from error
+    if not model.graph.node:
+        raise ImportRefusedError(f"{path} is no ONNX file: it has no graph")
+    _standard(model)
+    for tensor in _tensors(model.graph):
+        _internalise(tensor, path, digest)
+    given = _input(model)
+    how = _sized(given, how, questions)
+    output = _output(model, questions)
+    _framed(model, given, output, how)
+    weights = _moved(model)
+    rows = _answers(model, weights, how, output)
+    if rows.ndim > 2:
+        _pool(model, rows.ndim, pool, questions)
+        rows = _answers(model, weights, how, output)
+    elif pool is not None:
+        raise ImportRefusedError(f"--pool {pool}: its output {output} is one row an image already")
+    _last(model, output, rows.shape[1], questions)
+    return Imported(path, digest.hexdigest(), Graph(model.SerializeToString(), weights), how, int(rows.shape[1]))
+
+
+def _graphs(graph: Any) -> Iterator[Any]:
+    """The graph and those within its nodes."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
+                yield from _graphs(inner)
+
+
+def _tensors(graph: Any) -> Iterator[Any]:
+    for inner in _graphs(graph):
+        yield from inner.initializer
+        for node in inner.node:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                yield from attribute.tensors
+
+
+def _standard(model: Any) -> None:
+    """Refuse operators that onnxruntime has not of itself; those would need a library of somebody's code."""
+    own = {(it.domain, it.name) for it in model.functions}
+    nodes = [node for graph in _graphs(model.graph) for node in graph.node]
+    custom = sorted(
+        {f"{it.domain}.{it.op_type}" for it in nodes if it.domain not in DOMAINS and (it.domain, it.op_type) not in own}
+    )
+    if custom:
+        raise ImportRefusedError(
+            f"it uses operators that are not ONNX's: {', '.join(custom[:FEW])}; export it with standard operators"
+        )
+
+
+def _internalise(tensor: Any, path: Path, digest: Any) -> None:
+    """Read a tensor's external data, which must lie in the model's own folder."""
+    if tensor.data_location != 1:
+        return
+    places = {entry.key: entry.value for entry in tensor.external_data}
+    location = places.get("location", "")
+    folder = path.parent.resolve()
+    file = (folder / location).resolve()
+    if not location or Path(location).is_absolute() or not file.is_relative_to(folder):
+        raise ImportRefusedError(
+            f"the weights of {tensor.name} lie in {location!r}, outside the model's folder: refused"
+        )
+    try:
+        offset, size = int(places.get("offset", 0)), file.stat().st_size
+        length = int(places.get("length", size - offset))
+        if offset < 0 or length < 0 or offset + length > size:
+            raise ImportRefusedError(f"{file} is {size} bytes, too short for {tensor.name}: copy it again")
+        with file.open("rb") as stream:
+            stream.seek(offset)
+            tensor.raw_data = stream.read(length)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ImportRefusedError):
+            raise
+        raise ImportRefusedError(f"{file}, which holds the weights of {tensor.name}: {error}") from error
+    digest.update(tensor.raw_data)
+    tensor.ClearField("external_data")
+    tensor.ClearField("data_location")
+
+
+def _input(model: Any) -> Any:
+    """The one input that is an image. ImportRefusedError for another number, type, rank, or a fixed batch."""
+    held = {tensor.name for tensor in model.graph.initializer}
+    inputs = [it for it in model.graph.input if it.name not in held]
+    if len(inputs) != 1:
+        names = ", ".join(it.name for it in inputs) or "none"
+        raise ImportRefusedError(f"it has {len(inputs)} inputs ({names}); an image encoder has one, the pixels")
+    kind = inputs[0].type.tensor_type
+    shape = kind.shape.dim
+    name = inputs[0].name
+    if kind.elem_type not in (1, 10, 11):
+        raise ImportRefusedError(
+            f"its input {name} takes no floating-point numbers; export it from the normalised image on"
+        )
+    if len(shape) != 4:
+        raise ImportRefusedError(
+            f"its input {name} has {len(shape)} dimensions; (n, channels, height, width) is needed"
+        )
+    if shape[0].HasField("dim_value"):
+        raise ImportRefusedError(
+            f"its batch is fixed at {shape[0].dim_value}; export it again with a dynamic batch "
+            "(torch.onnx.export(..., dynamic_shapes={'x': {0: 'n'}}))"
+        )
+    if shape[1].HasField("dim_value") and shape[1].dim_value not in (1, 3):
+        raise ImportRefusedError(
+            f"its input has {shape[1].dim_value} channels in second place; 1 or 3 are needed, channels before height"
+        )
+    return inputs[0]
+
+
+def _sized(given: Any, how: Preprocessing, questions: Questions) -> Preprocessing:
+    """The preprocessing at the input's own size and channels, where it says them."""
+    _, channels, height, width = given.type.tensor_type.shape.dim
+    sides = {it.dim_value for it in (height, width) if it.HasField("dim_value")}
+    if len(sides) > 1:
+        raise ImportRefusedError(
+            f"its input is {height.dim_value} x {width.dim_value} pixels; only square ones are supported"
+        )
+    if sides and (side := sides.pop()) != how.size:
+        if "size" in questions.settings:
+            raise ImportRefusedError(f"--set size={how.size}: its input is fixed at {side} x {side} pixels")
+        questions.assumed["size"] = f"{side}, as its input is"
+        how = how.model_copy(update={"size": side, "to": round(side * how.target / how.size)})
+    if channels.HasField("dim_value") and channels.dim_value == 1 and how.channels == 3:
+        how = how.model_copy(
+            update={"channels": 1, "mean": (sum(how.mean) / 3,), "std": (sum(how.std) / 3,), "fill": ()}
+        )
+    return how
+
+
+def _output(model: Any, questions: Questions) -> str:
+    """The name of the tensor that is the embedding: the first output, or what the user names."""
+    first = model.graph.output[0].name if model.graph.output else ""
+    name = questions.ask("output", first)
+    known = {output for node in model.graph.node for output in node.output}
+    if name not in known:
+        some = ", ".join(it.name for it in model.graph.output)
+        raise ImportRefusedError(f"--set output={name}: it computes no such tensor; its outputs are {some}")
+    return name
+
+
+def _framed(model: Any, given: Any, output: str, how: Preprocessing) -> None:
+    """Put scaling and normalisation before the graph, and make `output` its only output."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = model.graph
+    taken = {name for node in graph.node for name in (*node.input, *node.output)} | {
+        it.name for it in graph.initializer
+    }
+    if clash := taken & {PIXELS, ROWS, "fullrank_factor", "fullrank_offset"} - {given.name, output}:
+        raise ImportRefusedError(f"it names tensors as we do ({', '.join(sorted(clash))}); rename them")
+    inner = given.name if given.name != PIXELS else "fullrank_input"
+    for node in graph.node if inner != given.name else ():
+        node.input[:] = [inner if it == PIXELS else it for it in node.input]
+    factor, offset = affine(how)
+    graph.initializer.extend(
+        [
+            numpy_helper.from_array(factor.numpy(), "fullrank_factor"),
+            numpy_helper.from_array(offset.numpy(), "fullrank_offset"),
+        ]
+    )
+    kind = given.type.tensor_type.elem_type
+    before = [
+        helper.make_node("Cast", [PIXELS], ["fullrank_float"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["fullrank_float", "fullrank_factor"], ["fullrank_scaled"]),
+        helper.make_node("Add", ["fullrank_scaled", "fullrank_offset"], ["fullrank_normal"]),
+        helper.make_node("Cast", ["fullrank_normal"], [inner], to=kind),
+    ]
+    after = helper.make_node("Cast", [output], [ROWS], to=TensorProto.FLOAT)
+    nodes = [*before, *graph.node, after]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    shape = ["n", how.channels, how.size, how.size]
+    held = {tensor.name for tensor in graph.initializer}
+    kept = [it for it in graph.input if it.name in held]
+    del graph.input[:]
+    graph.input.extend([helper.make_tensor_value_info(PIXELS, TensorProto.UINT8, shape), *kept])
+    del graph.output[:]
+    graph.output.extend([helper.make_tensor_value_info(ROWS, TensorProto.FLOAT, None)])
+    del graph.value_info[:]
+
+
+def _moved(model: Any) -> dict[str, torch.Tensor]:
+    """The larger weights, by name; the graph keeps their shapes and where they will lie."""
+    from onnx import numpy_helper
+
+    weights: dict[str, torch.Tensor] = {}
+    for tensor in model.graph.initializer:
+        array = numpy_helper.to_array(tensor)
+        if array.nbytes < INLINE or array.dtype.kind not in "fiub":
+            continue
+        weights[tensor.name] = torch.from_numpy(array.copy())
+        for field in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
+            tensor.ClearField(field)
+        tensor.data_location = 1
+        place = tensor.external_data.add()
+        place.key, place.value = "location", WEIGHTS
+    if not weights:
+        raise ImportRefusedError("it has no weights: this is no encoder")
+    for name, values in weights.items():
+        if values.is_floating_point() and not values.isfinite().all():
+            raise ImportRefusedError(
+                f"{name} holds values that are not finite: the training diverged, or the file is damaged"
+            )
+    return weights
+
+
+def _answers(model: Any, weights: dict[str, torch.Tensor], how: Preprocessing, output: str) -> NDArray[np.float32]:
+    """What it makes of two images. ImportRefusedError when it cannot run, or a row depends on its batch."""
+    from models.engines.engine import EngineError
+    from models.engines.onnx_engine import OnnxEngine
+
+    pixels = np.random.default_rng(0).integers(0, 256, (2, how.channels, how.size, how.size), dtype=np.uint8)
+    try:
+        engine = OnnxEngine(model.SerializeToString(), weights, torch.get_num_threads())
+        both, alone = engine(pixels), engine(pixels[:1])
+    except EngineError as error:
+        raise ImportRefusedError(str(error)) from error
+    except Exception as error:  # onnxruntime's exceptions have no common base
+        raise ImportRefusedError(
+            f"it does not run on {how.size} x {how.size} pixels: {str(error).strip()[:500]}"
+        ) from error
+    if both.ndim not in (2, 3, 4) or len(both) != 2:
+        raise ImportRefusedError(
+            f"its output {output} is {both.shape} for two images; (n, d), (n, tokens, d) or (n, d, h, w) is needed"
+        )
+    if not np.isfinite(both).all():
+        raise ImportRefusedError("its rows are not finite: the weights are damaged, or overflow (float16?)")
+    if np.abs(both[:1] - alone).max() > AGREE * np.abs(both).max():
+        raise ImportRefusedError("an image's row depends on the other images of its batch: export it in eval mode")
+    return both
+
+
+def _pool(model: Any, ndim: int, pool: str | None, questions: Questions) -> None:
+    """Pool tokens or positions between the embedding's tensor and the output."""
+    from onnx import helper, numpy_helper
+
+    graph = model.graph
+    graph.node[-1].output[0] = "fullrank_unpooled"
+    if ndim == 4:
+        if pool not in (None, "mean", "avg"):
+            raise ImportRefusedError(f"--pool {pool}: its output is a map of positions, which are averaged")
+        nodes = [
+            helper.make_node("GlobalAveragePool", ["fullrank_unpooled"], ["fullrank_pooled"]),
+            helper.make_node("Flatten", ["fullrank_pooled"], [ROWS], axis=1),
+        ]
+        questions.assumed["pool"] = "mean over positions"
+    elif pool in ("mean", "avg"):
+        version = max((it.version for it in model.opset_import if it.domain in ("", "ai.onnx")), default=1)
+        if version >= 18:
+            graph.initializer.append(numpy_helper.from_array(np.array([1]), "fullrank_axes"))
+            nodes = [helper.make_node("ReduceMean", ["fullrank_unpooled", "fullrank_axes"], [ROWS], keepdims=0)]
+        else:
+            nodes = [helper.make_node("ReduceMean", ["fullrank_unpooled"], [ROWS], axes=[1], keepdims=0)]
+    elif pool in (None, "cls", "class"):
+        if pool is None:
+            questions.assumed["pool"] = "cls, the first token (--pool chooses; mean is over all tokens)"
+        graph.initializer.append(numpy_helper.from_array(np.array(0), "fullrank_first"))
+        nodes = [helper.make_node("Gather", ["fullrank_unpooled", "fullrank_first"], [ROWS], axis=1)]
+    else:
+        raise ImportRefusedError(f"--pool {pool}: choose cls or mean for an ONNX file")
+    graph.node.extend(nodes)
+
+
+def _last(model: Any, output: str, dimension: int, questions: Questions) -> None:
+    """Refuse class scores in place of an embedding, unless the user names that output."""
+    if "output" in questions.settings:
+        return
+    makers = {name: node for node in model.graph.node for name in node.output}
+    maker = makers[output]
+    scores = any(word in output.lower() for word in SCORES) or maker.op_type == "Softmax"
+    if not scores and not (dimension in CLASSES and maker.op_type in ("Gemm", "Add", "MatMul")):
+        return
+    while maker.op_type not in ("Gemm", "MatMul", "Conv") and maker.input and maker.input[0] in makers:
+        maker = makers[maker.input[0]]
+    before = maker.input[0] if maker.input else ""
+    raise ImportRefusedError(
+        f"its output {output} of {dimension} numbers looks like class scores, which are no "
+        "embedding; the tensor before "
+        f"its last layer is {before!r}: --set output={before} (or --set output={output} if it is an embedding)"
+    )
