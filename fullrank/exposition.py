@@ -1,4 +1,4 @@
-"""The monitor's statistics for Prometheus: a collector that yields what the latest snapshots hold."""
+"""Prometheus collector of monitors: yields what their latest snapshots hold."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict

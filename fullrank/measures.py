@@ -244,10 +244,12 @@ def entropy_correction(eigenvalues: ArrayLike, rows: float, kurtosis: float = 1.
         return 0.0
     log = p.log()
     entropy = -float(p @ log)
-    pairs, panel = 0.0, 64  # rows that stay in the cache: twice as fast at d = 2048
+    pairs = 0.0
+    panel = 64  # rows that stay in the cache: twice as fast at d = 2048
     for start in range(0, len(p), panel):
         part, rest = slice(start, start + panel), slice(start, None)
-        b, step = p[rest], log[part, None] - log[rest]
+        b = p[rest]
+        step = log[part, None] - log[rest]
         # (ln a - ln b) / (a - b) is 1 / a at a = b; near it the quotient of differences loses every digit.
         quotient = torch.where(step.abs() < 2e-9, 1 / b, step / (p[part, None] - b))
         # Symmetric: right of the diagonal block an entry stands for two.

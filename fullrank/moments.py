@@ -78,14 +78,18 @@ class Moments:
         assert other.shift is not None
         if self.shift is None:
             self.shift = other.shift.clone()
-        n, s, q = other.count, other.sum, other.quartic
+        n = other.count
+        s = other.sum
+        q = other.quartic
         self.count += n
         self.scatter += other.scatter
         delta = other.shift - self.shift
         if bool(delta.any()):
             # y' = y + delta, expanded: |y'|^2 = |y|^2 + 2 delta.y + |delta|^2.
             half = s + (n / 2) * delta
-            square, trace, moved = float(delta @ delta), float(other.scatter.trace()), other.scatter @ delta
+            square = float(delta @ delta)
+            trace = float(other.scatter.trace())
+            moved = other.scatter @ delta
             self.scatter.addr_(half, delta).addr_(delta, half)
             self.sum += s + n * delta
             self.cubic += other.cubic + trace * delta + 2 * moved + (2 * float(s @ delta) + n * square) * delta
@@ -170,8 +174,11 @@ class Traces:
     """
 
     def __init__(self, count: int, trace: float, trace_squared: float, square_trace: float, fourth: float) -> None:
-        self.count, self.trace, self.fourth = count, trace, fourth
-        self.trace_squared, self.square_trace = trace_squared, square_trace
+        self.count = count
+        self.trace = trace
+        self.fourth = fourth
+        self.trace_squared = trace_squared
+        self.square_trace = square_trace
 
     @classmethod
     def of(
@@ -247,7 +254,8 @@ def pool(parts: Sequence[Moments]) -> Pool:
 
     Half of each matrix is read, once, in panels that stay in the cache, and no merged copy is made.
     """
-    d, shift = parts[0].dimension, parts[0].shift
+    d = parts[0].dimension
+    shift = parts[0].shift
     assert shift is not None
     parts = [
         part if part.shift is not None and torch.equal(part.shift, shift) else Moments(d, shift).merge(part)

@@ -1,4 +1,4 @@
-"""What a window of rows says: every statistic of it with its bounds, measured once per refresh."""
+"""Statistics of a window of rows, each with its bounds where it has any."""
 
 import math
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Canary:
-    """What fixed images embed to now: least cosine to their stored embeddings, and their participation ratio."""
+    """The canary images' embeddings now: least cosine to the stored ones, and participation ratio."""
 
     cosine_min: float
     participation_ratio: float
@@ -101,7 +101,7 @@ class WindowStatistics:
 
 
 class Group(Protocol):
-    """A run of rows, as `fullrank.monitor.window` keeps them."""
+    """A group of consecutive rows, such as a block of `fullrank.monitor.window`."""
 
     moments: Moments
     energies: Tensor
@@ -121,7 +121,8 @@ def measure(seconds: float, groups: Sequence[Group], reference: Reference | None
     if n < 2:
         return WindowStatistics(seconds, n, len(groups), bands=bands, norms=norms, zeros=zeros)
     pooled = pool([group.moments for group in groups])
-    mean, eigenvalues = pooled.mean, pooled.eigenvalues
+    mean = pooled.mean
+    eigenvalues = pooled.eigenvalues
     # A block of one row has no variance of its own and adds none.
     weights = torch.tensor([float(group.moments.count) for group in groups], dtype=torch.float64)
     variance = float(eigenvalues.sum())

@@ -1,6 +1,6 @@
-"""The inputs' twin of the reference: what was embedded, told by small descriptors, to tell traffic from model.
+"""Reference of the inputs: small descriptors of healthy images, to tell other traffic from a broken model.
 
-A model that breaks changes the embeddings while the inputs stay what they were; other traffic changes both.
+A model that breaks changes the embeddings while the inputs stay what they were. Other traffic changes both.
 """
 
 import math
@@ -24,8 +24,7 @@ _PREFIX = "inputs."
 
 
 def thumbnails(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(n, c, s, s) uint8 with s >= 8 -> (n, c * 64) area means in 0..1: a descriptor of images that costs next to
-    nothing."""
+    """Thumbnails of 8 x 8 area means: (n, c, s, s) uint8 with s >= 8 -> (n, c * 64) in 0..1."""
     side = pixels.shape[-1]
     edges = np.linspace(0, side, THUMBNAIL + 1).astype(np.intp)
     cells = np.searchsorted(edges, np.arange(side), "right") - 1

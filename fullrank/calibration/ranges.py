@@ -1,4 +1,4 @@
-"""Calibration: how far healthy statistics stray from the reference, and hence from where on they count as abnormal."""
+"""Calibration: the range of each statistic on healthy traffic. Thresholds lie outside it."""
 
 import math
 from collections.abc import Mapping

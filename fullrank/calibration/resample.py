@@ -1,4 +1,4 @@
-"""Healthy traffic, resampled from healthy rows, and the calibration of a reference on it."""
+"""Resamples healthy traffic from healthy rows, and calibrates a reference on it."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -24,7 +24,8 @@ WINDOWS = (1024, 6144)
 
 
 class Traffic:
-    """Indices into labelled rows, drawn with replacement as healthy traffic draws them; deterministic in the seed."""
+    """Draws healthy traffic: indices into labelled rows, with replacement, by one of several laws. Deterministic in
+    the seed."""
 
     def __init__(self, labels: Tensor, seed: int = 0) -> None:
         self.labels = labels

@@ -1,13 +1,14 @@
-"""A sequential test: has what passes strayed from healthy traffic by more than it is known to, and since when?
+"""Sequential test: has the traffic strayed from healthy traffic, and since when?
 
-Each block gives a few cheap statistics: band energies, their sum, the participation ratio of products of neighbouring
-blocks, the shift of the mean. Each is standardised by what healthy blocks do, and bets, on either side, that it lies
-beyond a tolerance: the effect below which nothing matters, no less than healthy windows themselves stray. A bet is an
-e-value: its expectation is at most 1 whatever healthy traffic does within the tolerance, provided its noise is
-sub-Gaussian with the calibrated spread, which is inflated for the doubt. The e-detector is the mean over statistics
-of e-CUSUMs M_t = max(1, M_{t-1}) e_t (Shin, Ramdas & Rinaldo 2023, "E-detectors", definition 2.5): from its property
-E[M_t] <= t follows a mean time to a false alarm of at least the level, in blocks, whatever the dependence between the
-statistics.
+Each block gives a few cheap statistics: band energies, their sum, the participation ratio of neighbouring blocks
+and the shift of the mean. Each statistic is standardised by its mean and spread on healthy blocks. On either side
+it then bets that it lies beyond a tolerance. The tolerance is the effect below which nothing matters, and no less
+than healthy windows stray. A bet is an e-value: its expectation is at most 1 whatever healthy traffic does within
+the tolerance, provided the noise is sub-Gaussian with the calibrated spread, which is inflated for the doubt.
+
+The e-detector is the mean over statistics of e-CUSUMs M_t = max(1, M_{t-1}) e_t (Shin, Ramdas & Rinaldo 2023,
+"E-detectors", definition 2.5). From E[M_t] <= t follows a mean time to a false alarm of at least the level, in blocks,
+whatever the dependence between the statistics.
 """
 
 import math
@@ -32,9 +33,12 @@ _SIGNALS = ("participation_ratio", "total_variance", "mean_shift")
 
 @dataclass(frozen=True)
 class Evidence:
-    """The e-detector's value and what drives it: `log10` of the evidence against healthy traffic, capped; `signal`,
-    the statistic with most of it ("band 64 high"); `since`, when the first block of its present run began. That block
-    may hold rows of before the change; those after it do not."""
+    """Evidence against healthy traffic, and what gives it.
+
+    log10: of the e-detector's value, capped; signal: the statistic with most of it ("band 64 high"); since: when the
+    first block of that statistic's present run began. That block may hold rows of before the change; later ones do
+    not.
+    """
 
     log10: float = math.nan
     signal: str = ""
@@ -47,7 +51,7 @@ class Evidence:
 
 
 class Detector:
-    """The e-detector of a calibrated reference: feed it blocks, in order."""
+    """The e-detector of a calibrated reference. Give it blocks in order. ValueError for one without a calibration."""
 
     def __init__(self, reference: Reference) -> None:
         calibration = reference.calibration
@@ -82,7 +86,8 @@ class Detector:
         self._frobenius += frobenius
         if self._rows < BLOCK_ROWS:
             return
-        reference, named = self.reference, {}
+        reference = self.reference
+        named = {}
         if self._frobenius > 0 and self._trace > 0:
             named["participation_ratio"] = math.log(self._trace / self._frobenius / reference.participation_ratio)
         statistics = columns(reference, self._energies / self._rows, self._sum / self._rows, self._rows, named)

@@ -19,7 +19,7 @@ from fullrank.statistics import norm_histogram
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows (n, d) observed together at `time` (seconds), on whatever device `ready` says when to read from."""
+    """Rows (n, d) observed together at `time` (seconds). On an accelerator `ready` says when they may be read."""
 
     time: float
     rows: Tensor
@@ -36,10 +36,11 @@ class Batch:
 
 
 class BlockMaker:
-    """Fills a ring with blocks of `block_rows` rows, or of a tenth of the shortest window; one thread at a time.
+    """Makes blocks of rows and puts them into a ring. For one thread at a time.
 
-    `count` is called with what each batch and block adds to the totals. The detector is None without a calibrated
-    reference. `abandoned` says whether to stop after the block at hand.
+    A block closes at `block_rows` rows, or after a tenth of the shortest window. `count` is called with what each batch
+    and each block adds to the totals. `abandoned` says whether to stop after the block at hand. `detector` is None
+    without a calibrated reference.
     """
 
     def __init__(
@@ -52,8 +53,12 @@ class BlockMaker:
         count: Callable[[Counters], None],
         abandoned: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._dimension, self._reference, self._block_rows = dimension, reference, block_rows
-        self._clock, self._count, self._abandoned = clock, count, abandoned
+        self._dimension = dimension
+        self._reference = reference
+        self._block_rows = block_rows
+        self._clock = clock
+        self._count = count
+        self._abandoned = abandoned
         self._longest_wait = windows[0] / GROUPS
         self.ring = Ring(windows, GROUPS)
         self.shift = None if reference is None else reference.mean
@@ -116,7 +121,8 @@ class BlockMaker:
         return Batch(batch.time, rows[keep], None, inputs, None, zeros)
 
     def _close_block(self) -> None:
-        parts, self._open = self._open, []
+        parts = self._open
+        self._open = []
         raw = torch.cat([part.rows for part in parts])
         rows = unit(raw)
         n = len(rows)

@@ -144,19 +144,22 @@ class Snapshot:
 
 
 class SnapshotMaker:
-    """Makes the snapshots of one monitor; windows: seconds, rising. One thread at a time."""
+    """Makes the snapshots of one monitor. `windows` are seconds, rising. For one thread at a time."""
 
     def __init__(
         self, dimension: int, reference: Reference | None, windows: Sequence[float], clock: Callable[[], float]
     ) -> None:
-        self._dimension, self._reference, self._windows, self._clock = dimension, reference, tuple(windows), clock
+        self._dimension = dimension
+        self._reference = reference
+        self._windows = tuple(windows)
+        self._clock = clock
         self._canary: Canary | None = None
         self._canary_time = -math.inf
         self._measured: dict[float, WindowStatistics] = {}
         self._due = dict.fromkeys(self._windows, -math.inf) | {_SINCE: math.inf}
         self._rested = -math.inf
         self._change = math.nan
-        # What is known of the latest so many blocks, as long as the ring's count of changes stands still.
+        # Number of latest blocks -> their statistics, for as long as the ring does not change.
         self._known: dict[int, WindowStatistics] = {}
         self._known_at = -1
 
@@ -174,8 +177,9 @@ class SnapshotMaker:
         self._canary_time = self._clock()
 
     def refresh(self, ring: Ring, evidence: Evidence, counters: Counters, everything: bool) -> Snapshot:
-        """Measure the one window that is most overdue, or all of them, and say what they show together."""
-        started, now = time.monotonic(), self._clock()
+        """Measure the most overdue window, or all of them, and judge the traffic by all that is known."""
+        started = time.monotonic()
+        now = self._clock()
         ring.expire(now)
         held = {seconds: ring.within(seconds, now) for seconds in self._windows}
         wanted = held | self._since(held[self._windows[-1]], evidence, now)
@@ -230,16 +234,19 @@ class SnapshotMaker:
     def _since(self, blocks: Sequence[Block], evidence: Evidence, now: float) -> dict[float, list[Block]]:
         """The blocks that began after the change, under its own key; a new change is due at once."""
         if not evidence.alarm:
-            self._due[_SINCE], self._change = math.inf, math.nan
+            self._due[_SINCE] = math.inf
+            self._change = math.nan
             return {}
         if evidence.since != self._change:
-            self._due[_SINCE], self._change = -math.inf, evidence.since
+            self._due[_SINCE] = -math.inf
+            self._change = evidence.since
         return {_SINCE: [block for block in blocks if block.start > evidence.since]}
 
     def _measure(self, blocks: Sequence[Block], changes: int) -> WindowStatistics:
         """The statistics of the latest blocks: computed once for windows that hold the same."""
         if changes != self._known_at:
-            self._known, self._known_at = {}, changes
+            self._known = {}
+            self._known_at = changes
         if len(blocks) not in self._known:
             self._known[len(blocks)] = measure(math.nan, blocks, self._reference, self._dimension)
         return self._known[len(blocks)]

@@ -1,4 +1,4 @@
-"""Recent rows as groups of moments that are only ever added up, and the memory of recent keys."""
+"""Sliding windows of rows, kept as blocks of moments; and the keys that were seen recently."""
 
 import math
 from collections import OrderedDict
@@ -14,9 +14,11 @@ from fullrank.moments import Moments
 
 @dataclass
 class Block:
-    """Rows that arrived between `start` and `end` (seconds): their moments, energies (d,) along the reference's
-    directions (each block about its own mean, times rows), histogram of norms, moments of their input descriptors; and
-    how many rows of zeros came beside them."""
+    """Rows that arrived between `start` and `end` (seconds), as sums.
+
+    energies (d,): variance along the reference's directions times rows, about the block's own mean; norms: their
+    histogram; inputs: moments of their descriptors; zeros: rows of zeros that came beside them.
+    """
 
     start: float
     end: float
@@ -38,20 +40,20 @@ class Block:
 
 
 class Ring:
-    """Blocks of the longest window, in order, coarser with age: at most `groups` of them for each window's own stretch.
+    """The blocks of the longest window, in order of time.
 
-    The 5-minute window is the last 10 groups, the 1-hour window those and up to 10 more for the 55 minutes before.
-    Neighbours join when a stretch holds too many, so a busy minute and a quiet hour both end up in several groups,
-    which the bounds need. Rows leave with their group, when its first row is too old: sums are added again, never
-    subtracted. Memory: about 2 x groups x d^2 x 8 bytes with two windows, 42 MB at d = 512 and 671 MB at d = 2048
-    with 10.
+    Each window's own stretch holds at most `groups` blocks: the last 5 minutes 10, the 55 minutes before them 10
+    more. Neighbours are joined where a stretch holds too many. So a busy minute and a quiet hour both end up in
+    several groups, which the bounds need. A block leaves whole, when its first row is too old. Sums are added up
+    again and never subtracted, so rounding does not build up. Memory: about 2 x groups x d^2 x 8 bytes with two
+    windows, 42 MB at d = 512 and 671 MB at d = 2048 with 10.
     """
 
     def __init__(self, windows: Sequence[float], groups: int = 10) -> None:
         self.windows = tuple(sorted(windows))
         self.groups = groups
         self.blocks: list[Block] = []
-        # Counts what happens to the blocks: while it stands still, as many of the latest blocks are the same rows.
+        # Counts changes of the list: while it stands still, the latest so many blocks hold the same rows.
         self.changes = 0
 
     def add(self, block: Block) -> None:
@@ -111,7 +113,7 @@ class Ring:
 
 
 class RecentKeys:
-    """Which keys have entered within the horizon: each enters once, the oldest of more than `limit` is forgotten."""
+    """A set of keys that forgets: each key after `horizon` seconds, and the oldest of more than `limit`."""
 
     def __init__(self, horizon: float, limit: int = 1 << 18) -> None:
         self.horizon = horizon

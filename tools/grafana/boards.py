@@ -42,7 +42,7 @@ def fleet() -> Dashboard:
         ),
         lines(
             "Participation ratio",
-            "(tr C)² / tr C², unbiased at any number of rows, with 95 % bounds. A page asks the upper one.",
+            "(tr C)² / tr C², unbiased at any number of rows, with 95 % bounds. The verdict asks the upper one.",
             query(
                 f"max by (instance, model, bound) (fullrank_participation_ratio{{{RECENT}}})", f"{EACH} {{{{bound}}}}"
             ),
