@@ -19,7 +19,7 @@ def export(
     safetensors: Annotated[
         bool, typer.Option("--safetensors", help="encoder.json and encoder.safetensors: an encoder without reference.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder to write to. [the encoder's own]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write to; the encoder's own if absent.")] = None,
 ) -> None:
     """Write an encoder in a form that other tools read: from (n, channels, size, size) uint8 pixels to rows.
 

@@ -75,8 +75,8 @@ class Metrics:
         self.dead_threads = Gauge(
             "fullrank_dead_threads", "Threads of the engine and of the monitors that ended by themselves.", registry=r
         )
-        self.killed_decoders = Gauge(
-            "fullrank_killed_decoders_total",
+        self.killed_decoders = Counter(
+            "fullrank_killed_decoders",
             "Processes that ended, or were killed, before their image was decoded.",
             registry=r,
         )

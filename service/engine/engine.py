@@ -120,8 +120,9 @@ class Engine:
         self._filling = False  # a lane that waits for its turn has room for more images
         self._notifying = False
         self._helpers = ThreadPoolExecutor(max(1, decode_threads - 1), "decode")
-        self._pool = Pool(decode_threads, decode_seconds, decode_memory, self._decoded_apart)
-        metrics.killed_decoders.set_function(lambda: self._pool.killed)
+        self._pool = Pool(
+            decode_threads, decode_seconds, decode_memory, self._decoded_apart, metrics.killed_decoders.inc
+        )
         self._lanes: list[threading.Thread] = []
 
     async def embed(

@@ -134,14 +134,15 @@ class Pool:
         seconds: float,
         memory: int,
         finish: Callable[[Part, list[Pixels] | Exception], None],
+        on_killed: Callable[[], None] = lambda: None,
     ) -> None:
+        self._on_killed = on_killed  # a process ended before its image was decoded
         self._seconds, self._memory, self._finish, self._size = seconds, memory, finish, processes
         self._tasks: deque[Task] = deque()
         self._came = threading.Condition()
         self._closing = False
         self._processes: dict[int, Process] = {}
         self._threads: list[threading.Thread] = []
-        self.killed = 0  # processes that ended before their image was decoded
 
     def put(self, part: Part, images: Sequence[Any]) -> None:
         """Decode those of the part's images that are Apart; the others are pixels. Never blocks."""
@@ -209,7 +210,8 @@ class Pool:
         try:
             return process.decode(cast(Apart, task.images[index]), lambda: task.part.job.wanted(time.monotonic()))
         finally:
-            self.killed += not process.running
+            if not process.running:
+                self._on_killed()
 
     def _give_up(self, task: Task) -> None:
         """Forget what else the part has."""
