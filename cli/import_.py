@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 def import_(
     source: Annotated[Path, typer.Argument(help="A checkpoint file, a folder that holds one, or an .onnx file.")],
     family: Annotated[str, typer.Option(help="auto, or the library it comes from; see docs/import.md.")] = "auto",
-    pool: Annotated[str | None, typer.Option(help="cls, mean, cls+mean or attention. [the family's]")] = None,
+    pool: Annotated[
+        str | None, typer.Option(help="cls, mean, cls+mean or attention.", show_default="the family's")
+    ] = None,
     weights: Annotated[str | None, typer.Option(help="online or ema, where a checkpoint has both.")] = None,
     preprocess: Annotated[
         Path | None, typer.Option(help="timm's config.json, preprocessor_config.json or open_clip_config.json.")
@@ -28,11 +30,11 @@ def import_(
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of image files: build a reference and a canary.")] = None,
     limit: Annotated[int, typer.Option(min=128, help="Use at most so many images of --data.")] = 40_000,
-    name: Annotated[str | None, typer.Option(help="Name of the encoder. [the source's]")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the encoder.", show_default="the source's")] = None,
     licence: Annotated[
-        str | None, typer.Option(help="Licence of the weights. [what a model card beside them says]")
+        str | None, typer.Option(help="Licence of the weights.", show_default="what a model card beside them says")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder to write. [./NAME]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write.", show_default="./NAME")] = None,
     strip: Annotated[
         bool, typer.Option("--strip", help="Leave out objects that are neither tensors nor containers.")
     ] = False,
