@@ -16,6 +16,12 @@ def serve(context: typer.Context) -> None:
     try:
         run_service(CliApp.run(Settings, context.args))
     except ValidationError as error:
-        fail("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()), 2)
+        fail("; ".join(_words(".".join(map(str, it["loc"])), it["msg"]) for it in error.errors()), 2)
     except RuntimeError as error:
         fail(error)
+
+
+def _words(setting: str, message: str) -> str:
+    """What is wrong with a setting; what is wrong with several, or with a variable that is none, names them itself."""
+    message = message.removeprefix("Value error, ")
+    return f"{setting}: {message}" if setting else message
