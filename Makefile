@@ -27,6 +27,7 @@ lint: .venv/dev
 
 openapi: .venv/serve
 	$(BIN)/python -m service.http.openapi
+	$(BIN)/python -m tools.settings_docs
 
 demo: .venv/serve
 	$(BIN)/python -m tools.demo
