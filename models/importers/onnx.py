@@ -192,19 +192,28 @@ def _output(model: Any, questions: Questions) -> str:
     return name
 
 
+def _free(name: str) -> str:
+    """The name, or another where it is one of ours."""
+    return f"source_{name}" if name in (PIXELS, ROWS) or name.startswith("fullrank_") else name
+
+
+def _rename(graph: Any) -> None:
+    """Make a graph free of our names."""
+    for node in graph.node:
+        node.input[:] = [_free(name) for name in node.input]
+        node.output[:] = [_free(name) for name in node.output]
+    for part in (graph.initializer, graph.input, graph.output):
+        for it in part:
+            it.name = _free(it.name)
+
+
 def _framed(model: Any, given: Any, output: str, how: Preprocessing) -> None:
     """Put scaling and normalisation before the graph, and make `output` its only output."""
     from onnx import TensorProto, helper, numpy_helper
 
     graph = model.graph
-    taken = {name for node in graph.node for name in (*node.input, *node.output)} | {
-        it.name for it in graph.initializer
-    }
-    if clash := taken & {PIXELS, ROWS, "fullrank_factor", "fullrank_offset"} - {given.name, output}:
-        raise ImportRefusedError(f"it names tensors as we do ({', '.join(sorted(clash))}); rename them")
-    inner = given.name if given.name != PIXELS else "fullrank_input"
-    for node in graph.node if inner != given.name else ():
-        node.input[:] = [inner if it == PIXELS else it for it in node.input]
+    for part in _graphs(graph):
+        _rename(part)
     factor, offset = affine(how)
     graph.initializer.extend(
         [
@@ -217,12 +226,15 @@ def _framed(model: Any, given: Any, output: str, how: Preprocessing) -> None:
         helper.make_node("Cast", [PIXELS], ["fullrank_float"], to=TensorProto.FLOAT),
         helper.make_node("Mul", ["fullrank_float", "fullrank_factor"], ["fullrank_scaled"]),
         helper.make_node("Add", ["fullrank_scaled", "fullrank_offset"], ["fullrank_normal"]),
-        helper.make_node("Cast", ["fullrank_normal"], [inner], to=kind),
+        helper.make_node("Cast", ["fullrank_normal"], [_free(given.name)], to=kind),
     ]
-    after = helper.make_node("Cast", [output], [ROWS], to=TensorProto.FLOAT)
-    nodes = [*before, *graph.node, after]
+    after = helper.make_node("Cast", [_free(output)], [ROWS], to=TensorProto.FLOAT)
+    nodes, read = _needed([*before, *graph.node, after])
     del graph.node[:]
     graph.node.extend(nodes)
+    weights = [it for it in graph.initializer if it.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(weights)
     shape = ["n", how.channels, how.size, how.size]
     held = {tensor.name for tensor in graph.initializer}
     kept = [it for it in graph.input if it.name in held]
@@ -233,6 +245,19 @@ def _framed(model: Any, given: Any, output: str, how: Preprocessing) -> None:
     del graph.value_info[:]
 
 
+def _needed(nodes: list[Any]) -> tuple[list[Any], set[str]]:
+    """The nodes that the last one needs, in their order, and the names that they read."""
+    read = set(nodes[-1].input)
+    kept = [nodes[-1]]
+    for node in reversed(nodes[:-1]):
+        if read.isdisjoint(node.output):
+            continue
+        kept.append(node)
+        inner = [it.g for it in node.attribute if it.HasField("g")] + [it for a in node.attribute for it in a.graphs]
+        read.update(node.input, *(part.input for graph in inner for it in _graphs(graph) for part in it.node))
+    return kept[::-1], read
+
+
 def _moved(model: Any) -> dict[str, torch.Tensor]:
     """The larger weights, by name; the graph keeps their shapes and where they will lie."""
     from onnx import numpy_helper
@@ -240,7 +265,7 @@ def _moved(model: Any) -> dict[str, torch.Tensor]:
     weights: dict[str, torch.Tensor] = {}
     for tensor in model.graph.initializer:
         array = numpy_helper.to_array(tensor)
-        if array.nbytes < INLINE or array.dtype.kind not in "fiub":
+        if array.nbytes < INLINE or array.dtype.kind not in "fiub" or array.dtype.str[1:] in ("u2", "u4", "u8"):
             continue
         weights[tensor.name] = torch.from_numpy(array.copy())
         for field in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
@@ -320,7 +345,7 @@ def _last(model: Any, output: str, dimension: int, questions: Questions) -> None
     if "output" in questions.settings:
         return
     makers = {name: node for node in model.graph.node for name in node.output}
-    maker = makers[output]
+    maker = makers[_free(output)]
     scores = any(word in output.lower() for word in SCORES) or maker.op_type == "Softmax"
     if not scores and not (dimension in CLASSES and maker.op_type in ("Gemm", "Add", "MatMul")):
         return

@@ -119,7 +119,7 @@ def test_a_damaged_encoder_is_named(bare: Artifact, images: ImageSet) -> None:
         from_images(damaged, in_chunks(images.images[:150], bare.card.preprocessing), canary, "CC0")
 
 
-def test_a_folder_is_read_as_the_service_would(folder: Path, bare: Artifact) -> None:
+def test_a_folder_is_read_as_the_service_would(folder: Path, bare: Artifact, tmp_path: Path) -> None:
     found = ImageFolder.of(folder)
     assert len(found) == 202
     pixels = np.concatenate(list(found.pixels(bare.card.preprocessing)))
@@ -131,7 +131,7 @@ def test_a_folder_is_read_as_the_service_would(folder: Path, bare: Artifact) -> 
     with pytest.raises(ImagesError, match="--data is a folder of image files"):
         ImageFolder.of(folder / "notes.txt")
     with pytest.raises(ImagesError, match="holds no image files"):
-        ImageFolder.of(Path(__file__).parent)
+        ImageFolder.of(tmp_path)
     assert canary_images(folder, bare.card.preprocessing).shape[1:] == (1, 28, 28)
     assert CHUNK == 256
 

@@ -1,0 +1,96 @@
+"""`fullrank import`: a checkpoint becomes an encoder with a reference, or an error and nothing on the disk."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from cli import app
+from models.artifact import load
+from models.backbones import ResNet
+from tests.support.images import encoded, photo
+
+runner = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("source") / "my resnet.pth"
+    torch.save(ResNet("resnet18", width=4, stem="3x3").state_dict() | {"fc.weight": torch.ones(2, 32)}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    for i in range(150):
+        (folder / f"{i}.png").write_bytes(encoded(photo((40 + i % 7, 40), i)))
+    return folder
+
+
+def test_an_import_writes_an_encoder_with_reference_and_canary(checkpoint: Path, images: Path, tmp_path: Path) -> None:
+    command = ["import", str(checkpoint), "--out", str(tmp_path / "encoder"), "--set", "size=32", "--data", str(images)]
+    result = runner.invoke(app, [*command, "--name", "mine", "--licence", "MIT", "--json"])
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)
+    assert said["kept"] == 120
+    assert said["dropped"]["the classifier or projector behind the representation"] == {
+        "count": 1,
+        "first": "fc.weight",
+    }
+    assert said["assumed"] == {"stem": "3x3"}
+    artifact = load(tmp_path / "encoder")
+    assert artifact.card.name == "mine"
+    assert artifact.card.revision == said["revision"]
+    assert artifact.card.source is not None
+    assert artifact.card.source.licence == "MIT"
+    assert artifact.reference is not None
+    assert artifact.reference.rows == said["reference"]["rows"] == 75
+    assert artifact.canary is not None
+    assert np.isfinite(artifact.reference.participation_ratio)
+
+
+def test_the_report_names_what_was_assumed_and_how_to_say_otherwise(checkpoint: Path, tmp_path: Path) -> None:
+    result = runner.invoke(app, ["import", str(checkpoint), "--out", str(tmp_path / "e")], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    for words in ("stem: 3x3 (--set stem=...)", "1 tensors", "not stated", "fullrank reference"):
+        assert words in result.stdout
+    result = runner.invoke(app, ["import", str(tmp_path / "e"), "--out", str(tmp_path / "again"), "--name", "new"])
+    assert result.exit_code == 0, result.output
+    first, second = load(tmp_path / "e"), load(tmp_path / "again")
+    assert (second.card.name, second.card.revision) == ("new", first.card.revision)
+
+
+def test_a_refusal_writes_nothing(
+    checkpoint: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    broken = tmp_path / "broken.pth"
+    broken.write_bytes(checkpoint.read_bytes()[:-5000])
+    few = tmp_path / "few"
+    few.mkdir()
+    shutil.copy(images / "0.png", few)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    for arguments, code, words in (
+        ([str(broken)], 1, "truncated or damaged"),
+        ([str(checkpoint), "--family", "moco"], 1, "there are no tensors below"),
+        ([str(checkpoint), "--out", "mine"], 2, "exists and is no encoder"),
+        ([str(checkpoint), "--out", "e", "--data", "few"], 1, "too few"),
+        ([str(checkpoint), "--out", "e", "--data", "nowhere"], 1, "is not a folder"),
+        ([str(checkpoint), "--weights", "best"], 2, "neither online nor ema"),
+        ([str(checkpoint), "--set", "stem"], 2, "write KEY=VALUE"),
+        ([str(checkpoint), "--preprocess", "few/0.png"], 1, "no JSON file"),
+        (["nowhere.pth"], 1, "does not exist"),
+    ):
+        result = runner.invoke(app, ["import", *arguments])
+        assert result.exit_code == code, (arguments, result.output)
+        assert words in " ".join(result.output.split()), (arguments, result.output)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
