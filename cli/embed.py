@@ -56,9 +56,13 @@ def _embed_there(files: list[Path], url: str, key: str | None) -> Any:
 def _embed_here(files: list[Path], encoder: Path, device: str, engine: Engine) -> Any:
     from models.artifact import ArtifactError, load
     from models.decode import ImageError
-    from models.embedder import Embedder, normalize
+    from models.embedder import Embedder, faulty, normalize
 
     try:
-        return normalize(Embedder(load(encoder), device, engine=engine).embed_files(files)).numpy()
+        rows = Embedder(load(encoder), device, engine=engine).embed_files(files)
     except (ArtifactError, ImageError, OSError) as error:
         fail(error)
+    if (bad := faulty(rows)).any():
+        names = ", ".join(str(file) for file, it in zip(files, bad.tolist(), strict=True) if it)
+        fail(f"{encoder} gives no embedding (not finite, or all zero) for {names}")
+    return normalize(rows).numpy()

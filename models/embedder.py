@@ -25,6 +25,11 @@ def normalize(rows: Tensor) -> Tensor:
     return unit.to(rows.dtype)
 
 
+def faulty(rows: Tensor) -> Tensor:
+    """(n, d) -> (n,) bool: which rows are no embedding, since they are not finite or have no direction."""
+    return ~(rows.isfinite().all(dim=1) & rows.any(dim=1))
+
+
 class Embedder:
     """An encoder ready to run: (n, channels, size, size) uint8 -> (n, d) float32 representations on the CPU."""
 

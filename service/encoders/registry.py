@@ -70,6 +70,11 @@ class Service:
     # ---- what is served
 
     @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop that everything public runs on, once anything was loaded."""
+        return self.engine.loop
+
+    @property
     def current(self) -> Served:
         """The encoder that serves requests which name none; UnreadyError while there is none."""
         return self.served()

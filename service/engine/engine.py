@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.embedder import normalize
+from models.embedder import faulty, normalize
 from service.engine.pool import Apart, Pool
 from service.engine.queue import Job, Part, Pixels, Queue, Rows
 from service.metrics import Metrics
@@ -175,6 +175,12 @@ class Engine:
         # Not a pool's thread, which the interpreter would wait for at its end, however long this takes.
         threading.Thread(target=alone, name="call", daemon=True).start()
         return await answer
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop that the first job came on."""
+        assert self._loop is not None, "no job came yet"
+        return self._loop
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         """The event loop; at the first call also start the lanes."""
@@ -357,12 +363,12 @@ class Engine:
         rows = embed_splitting(encoder, pixels)
         seconds = time.monotonic() - started
         self._progress, self.failures = time.monotonic(), 0
-        unit, faulty = normalized(rows)
+        unit, bad = normalized(rows)
         complete, start = [], 0
         for part in batch.parts:
             own = slice(start, start := start + len(part))
-            if faulty[own].any():
-                part.job.faulty = part.start + int(faulty[own].argmax())
+            if bad[own].any():
+                part.job.faulty = part.start + int(bad[own].argmax())
             if part.job.store(part, rows[own], unit[own], started, seconds):
                 complete.append(part.job)
         if complete:
@@ -388,8 +394,8 @@ def normalized(rows: Rows) -> tuple[Rows, NDArray[np.bool_]]:
 
     In float64, as the monitor does: the square of a finite float32 need not be one.
     """
-    faulty = np.asarray(~(np.isfinite(rows).all(axis=1) & rows.any(axis=1)))
-    return normalize(torch.from_numpy(rows)).numpy(), faulty
+    made = torch.from_numpy(rows)
+    return normalize(made).numpy(), faulty(made).numpy()
 
 
 def _decode_all(images: list[tuple[Job, Any]]) -> list[Pixels | Apart | Exception | None]:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from typer.testing import CliRunner, Result
 import fullrank
 from cli import app
 from cli.common import show
-from models.artifact import load
+from models.artifact import load, save
 from models.embedder import Embedder, normalize
 
 ROOT = Path(__file__).parents[2]
@@ -69,6 +70,18 @@ def test_mistakes_are_named(arguments: tuple[str, ...], code: int, message: str)
     assert result.exit_code == code
     assert message in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_embed_refuses_rows_that_are_no_embedding(small_artifact: Path, tmp_path: Path) -> None:
+    loaded = load(small_artifact)
+    with torch.no_grad():
+        for parameter in loaded.encoder.parameters():
+            parameter.zero_()
+    save(replace(loaded, reference=None, canary=None), tmp_path / "dead")
+    result = run("embed", EXAMPLE, "--encoder", tmp_path / "dead")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert f"no embedding (not finite, or all zero) for {EXAMPLE}" in " ".join(result.stderr.split())
 
 
 def test_embed_prints_what_the_embedder_makes(small_artifact: Path, tmp_path: Path) -> None:

@@ -90,7 +90,8 @@ def test_a_bad_image_fails_its_part_in_its_own_words(pool: Pool, finished: Finis
 def test_an_image_beyond_its_time_or_memory_is_refused_and_the_next_is_decoded(
     finished: Finished, data: bytes, seconds: float, memory: int, words: str
 ) -> None:
-    pool = Pool(1, seconds, memory, finished)
+    killed: list[None] = []
+    pool = Pool(1, seconds, memory, finished, lambda: killed.append(None))
     try:
         pool.put(part(1), [apart(data)])
         result = finished.next()
@@ -99,6 +100,7 @@ def test_an_image_beyond_its_time_or_memory_is_refused_and_the_next_is_decoded(
         assert words in str(result)
         pool.put(part(1), [apart(encoded(noise(), "PNG"))])
         assert isinstance(finished.next(), list)
+        assert killed or words == "too much memory"  # for want of memory a process fails, or an image in it
     finally:
         pool.close()
 
