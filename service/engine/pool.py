@@ -124,8 +124,8 @@ class Task:
 class Pool:
     """Decodes parts of requests in `processes` processes, each image in at most `seconds` of CPU and `memory` bytes.
 
-    finish: called on a thread of the pool's with a part and its pixels, or the exception it fails with. on_killed: called
-    when a process ended before its image was decoded. Parts that nobody waits for any more are dropped.
+    finish: called on a thread of the pool's with a part and its pixels, or the exception it fails with. on_killed:
+    called when a process ended before its image was decoded. Parts that nobody waits for any more are dropped.
     """
 
     def __init__(
