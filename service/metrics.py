@@ -121,7 +121,7 @@ class Metrics:
                 self.requests.labels(route, str(code))
         self._answered: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
 
-    def answered(self, route: str, status: int, seconds: float) -> None:
+    def count_request(self, route: str, status: int, seconds: float) -> None:
         """Count a request."""
         known = self._answered.get((route, status))
         if known is None:  # finding a series by its labels costs ten times what counting does

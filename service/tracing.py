@@ -1,4 +1,4 @@
-"""OpenTelemetry spans, made when a request has ended from times that were taken anyway: no request waits for them."""
+"""OpenTelemetry spans of requests, made once a request has ended, so that none waits for them."""
 
 import os
 import time

@@ -1,6 +1,7 @@
-"""The hot routes, past the framework's middleware, routing and dependencies: those cost more than our own work.
+"""Answers the hot routes without FastAPI's middleware, routing and dependencies, which cost more than our own work.
 
-They stay in FastAPI for its OpenAPI document; their handlers take the request and check it themselves.
+Those routes are declared in FastAPI all the same, for its OpenAPI document. Their handlers take the request and check
+it themselves.
 """
 
 from collections.abc import Iterable

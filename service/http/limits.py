@@ -18,6 +18,9 @@ PIPELINED = 64  # requests of one connection that wait for their turn
 GRACE = 5.0  # seconds that an answer made at the last moment has to be read, and no less for any other
 IDLE = 5.0  # seconds without a request after which a connection may have to make room for another
 PROBE = 0.1  # seconds between two looks at whether a client that closed its side is still there
+HURRY = 2.0  # seconds that a connection beyond the limit has to ask for something
+# What a connection beyond the limit may still ask for, so that nobody restarts a service for being busy.
+ALWAYS = (b"/healthz", b"/readyz", b"/v2/health/live", b"/v2/health/ready", b"/metrics")
 TCP_CLOSE = 7  # the state of a socket whose other end has reset it
 
 
@@ -47,7 +50,7 @@ def bounded(front: Front) -> type[HttpToolsProtocol]:
       the connection ends.
     - An answer that is not read within request_timeout of the request's first byte, or GRACE seconds of being ready,
       ends the connection.
-    - Beyond max_connections a connection that is idle makes room, or the new one gets 503.
+    - Beyond max_connections an idle connection makes room, or the new one gets 503, but for health and metrics.
     - A client that closes its side after a whole request is answered all the same.
     """
     settings, metrics = front.service.settings, front.service.metrics
@@ -84,6 +87,8 @@ def bounded(front: Front) -> type[HttpToolsProtocol]:
             self._timer = self.loop.call_later(seconds, self._late)
             if len(self.connections) > limit and not self._made_room():
                 self._excess = True  # it is told so once it asks, unless there are very many of its kind
+                self._stop(self._timer)
+                self._timer = self.loop.call_later(min(seconds, HURRY), self._late)
                 if len(self.connections) > limit + limit // 4 + 16:
                     transport.abort()
 
@@ -132,12 +137,12 @@ def bounded(front: Front) -> type[HttpToolsProtocol]:
                 self._timer = self.loop.call_later(max(0.0, began + seconds - time.monotonic()), self._late)
 
         def on_message_begin(self) -> None:
-            self._began, self._in_head = time.monotonic(), True
+            self._began, self._in_head, self._overdue = time.monotonic(), True, False
             super().on_message_begin()
 
         def on_headers_complete(self) -> None:
             self._unused, self._in_head, self._in_body, self._thrown_away = 0, False, True, 0
-            if self._excess:
+            if self._excess and self.url.partition(b"?")[0] not in ALWAYS:
                 self._refuse(full)
             elif len(self.pipeline) >= PIPELINED:
                 self.transport.abort()
@@ -147,6 +152,8 @@ def bounded(front: Front) -> type[HttpToolsProtocol]:
             self._context = Context(front, peer, self._gone, self._began)
             self.scope[CONTEXT] = self._context  # type: ignore[literal-required]
             super().on_headers_complete()
+            if self._excess:
+                self.cycle.keep_alive = False
 
         def on_body(self, body: bytes) -> None:
             self._unused = 0
@@ -189,7 +196,8 @@ def bounded(front: Front) -> type[HttpToolsProtocol]:
 
         def _unsupported_upgrade_warning(self) -> None:
             # The request is answered as any other: a line of log for each would be a stranger's to write.
-            self.cycle.keep_alive = False
+            if self.cycle is not None:
+                self.cycle.keep_alive = False
 
         # ---- answers
 
@@ -220,6 +228,10 @@ def bounded(front: Front) -> type[HttpToolsProtocol]:
                 self._flush = self.loop.call_later(rest + GRACE, self.transport.abort)
 
         def send_400_response(self, msg: str) -> None:
+            if self.cycle is not None and not self.cycle.response_complete and not self._in_body:
+                self.cycle.keep_alive = False  # what came before is whole: it is answered, and nothing after it
+                self.flow.pause_reading()
+                return
             if self.cycle is not None and not self.cycle.response_started:
                 self.cycle.response_complete = self.cycle.disconnected = True  # this is its answer
                 self.cycle.message_event.set()

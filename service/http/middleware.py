@@ -1,4 +1,4 @@
-"""The edge every request passes: its id, the bounds of its body, counters, logs, a last resort."""
+"""ASGI middleware around every request: its id, bounds on its body, counters, logs, answers to unexpected errors."""
 
 import itertools
 import logging
@@ -22,7 +22,7 @@ SANE_ID = re.compile(rb"[\w.:/+=-]{1,128}")
 
 
 class Edge:
-    """Pure ASGI: a BaseHTTPMiddleware would cost more than the routes it wraps."""
+    """Middleware in plain ASGI: Starlette's BaseHTTPMiddleware would cost more than the routes it wraps."""
 
     def __init__(self, app: ASGIApp, service: Service, tracing: Tracing | None = None) -> None:
         self.app, self.service, self.tracing = app, service, tracing
@@ -63,7 +63,7 @@ class Edge:
             # The template, never the raw path: one series per route however inventive the clients.
             route = getattr(scope.get("route"), "path", "other")
             seconds = time.monotonic() - context.started
-            self.service.metrics.answered(route, status, seconds)
+            self.service.metrics.count_request(route, status, seconds)
             if self.service.settings.access_log:
                 logs.log_access(method, route, status, seconds, context.images)
             if self.tracing is not None:

@@ -1,4 +1,4 @@
-"""What a client sends to POST /embed, in any of its forms, and the form its answer takes."""
+"""Requests to POST /embed in each of their forms, and the forms of its answer."""
 
 import asyncio
 import base64
@@ -232,7 +232,7 @@ class _Encoded(Response):
         self.raw_headers = [*headers, *own]
 
 
-def named(answer: Answer) -> dict[str, str]:
+def identity_headers(answer: Answer) -> dict[str, str]:
     """Headers of an answer that say whose rows these are and what they took."""
     served = answer.served
     return {"X-Model": served.name, "X-Revision": served.revision, "Server-Timing": timing(answer)}

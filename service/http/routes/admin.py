@@ -74,6 +74,6 @@ async def swap(body: SwapBody, request: Request) -> Swapped:
     return Swapped(
         served=Encoder(model=done.served.name, revision=done.served.revision),
         previous=Encoder(model=done.previous.name, revision=done.previous.revision),
-        compared_with=Encoder.model_validate(operations.named(done.served)),
+        compared_with=Encoder.model_validate(operations.baseline_of(done.served)),
         judgement=None if done.judgement is None else Judged.model_validate(asdict(done.judgement)),
     )

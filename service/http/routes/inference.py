@@ -296,7 +296,7 @@ def answered(answer: Answer, asked: Inference) -> Response:
     output |= {"parameters": {"binary_data_size": rows.nbytes}} if binary else {"data": rows.ravel()}
     head = {"model_name": answer.served.name, "model_version": answer.served.revision, "outputs": [output]}
     content = orjson.dumps(head | ({} if asked.id is None else {"id": asked.id}), option=orjson.OPT_SERIALIZE_NUMPY)
-    headers = payload.named(answer)
+    headers = payload.identity_headers(answer)
     if not binary:
         return Response(content, headers=headers, media_type=payload.JSON)
     headers[LENGTH] = str(len(content))

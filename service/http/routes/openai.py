@@ -62,7 +62,7 @@ async def embeddings(request: Request) -> Response:
         "usage": {"prompt_tokens": 0, "total_tokens": 0},
     }
     content = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
-    return Response(content, headers=payload.named(answer), media_type=payload.JSON)
+    return Response(content, headers=payload.identity_headers(answer), media_type=payload.JSON)
 
 
 @router.get("/v1/models", responses=OPENAI_MODELS_RESPONSES)

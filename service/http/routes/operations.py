@@ -1,4 +1,4 @@
-"""Health, metrics, limits, the spectrum, the page: what operators and their tools read."""
+"""Routes that operators and their tools read: health, metrics, limits, the page and the API's description."""
 
 import platform
 from importlib.resources import files
@@ -83,7 +83,7 @@ async def info(request: Request) -> Response:
             "version": VERSION,
             "encoder": card.model_dump(mode="json", exclude={"files"}) | {"revision": card.revision},
             "encoders": [{"model": it.name, "revision": it.revision} for it in current.in_service()],
-            "compared_with": named(served),
+            "compared_with": baseline_of(served),
             "limits": {name: getattr(settings, name) for name in limits},
             "engine": {"device": settings.device, "dtype": settings.dtype, "threads": settings.threads},
             "monitor": {"enabled": settings.monitor, "windows": settings.windows, "block_rows": settings.block_rows},
@@ -117,6 +117,6 @@ async def docs_asset(name: Literal["swagger-ui-bundle.js", "swagger-ui.css"]) ->
     return FileResponse(SWAGGER / name, headers={"Cache-Control": "max-age=86400"})
 
 
-def named(served: Served) -> dict[str, str]:
-    """Whose health this encoder's is compared with."""
+def baseline_of(served: Served) -> dict[str, str]:
+    """The encoder whose reference this one is compared with."""
     return {"model": served.baseline.card.name, "revision": served.baseline.card.revision}

@@ -1,4 +1,4 @@
-"""The monitor's state: the spectrum for all, rows in and exact moments out for the trusted."""
+"""The monitors' state: GET /spectrum for all, GET /moments and POST /observe for who may."""
 
 import asyncio
 import io

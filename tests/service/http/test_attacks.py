@@ -219,8 +219,11 @@ def test_connections_are_bounded(settings: Callable[..., Settings], monkeypatch:
         idle = stack.enter_context(connect(url))
         until(lambda: value(server, "fullrank_connections") == 8)
         assert value(server, "fullrank_connections_limit") == 8
-        with connect(url) as it:  # nobody has been idle for long: it is told
+        with connect(url) as it:  # who looks after it is answered all the same
             it.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert b"alive" in to_the_end(it)
+        with connect(url) as it:  # nobody has been idle for long: it is told
+            it.sendall(b"GET /info HTTP/1.1\r\nHost: localhost\r\n\r\n")
             status, body = answer(it)
             assert (status, orjson.loads(body)["error"]["code"]) == (503, "too_many_connections")
             assert to_the_end(it) == b""
@@ -229,7 +232,7 @@ def test_connections_are_bounded(settings: Callable[..., Settings], monkeypatch:
 
         def answered() -> bool:  # it searches for idle connections once a second
             with connect(url) as it:
-                it.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                it.sendall(b"GET /info HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 return answer(it)[0] == 200
 
         until(answered)
@@ -317,6 +320,15 @@ def test_what_is_no_request_gets_the_json_of_every_failure_and_is_counted(
     assert b"content-type: application/json" in start.lower()
     assert orjson.loads(body)["error"]["code"] == "malformed_request"
     assert value(server, "fullrank_requests_total", route="other", code="400") == before + 1
+
+
+def test_what_follows_a_whole_request_does_it_no_harm(locked: tuple[str, Server]) -> None:
+    url, _ = locked
+    with connect(url) as it:
+        it.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nrubbish\r\n\r\n")
+        received = to_the_end(it)
+        assert received.startswith(b"HTTP/1.1 200 OK")
+        assert b"alive" in received
 
 
 def test_an_upgrade_is_answered_as_any_request(locked: tuple[str, Server]) -> None:
