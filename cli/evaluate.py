@@ -47,7 +47,7 @@ def evaluate(
     if epochs and not protocol:
         fail("--epochs: only --sgd trains for epochs; add it", 2)
     try:
-        folder = encoder / "encoder" if (encoder / "encoder" / "encoder.json").is_file() else encoder
+        folder = _folder(encoder)
         artifact = None if str(encoder) == "pixels" else load(folder)
         trained_on = artifact.card.training.get("data") if artifact else "fashion"
         source = dataset or trained_on
@@ -64,3 +64,11 @@ def evaluate(
     except (ArtifactError, DataError, ValueError) as error:
         fail(error)
     show(quality, f"{encoder} on {source}", as_json)
+
+
+def _folder(named: Path) -> Path:
+    """The encoder of a run's folder, its last epoch's if it has not ended; else the folder itself."""
+    if (named / "encoder" / "encoder.json").is_file():
+        return named / "encoder"
+    epochs = sorted((named / "encoders").glob("epoch-*/encoder.json"))
+    return epochs[-1].parent if epochs else named

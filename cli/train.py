@@ -17,6 +17,7 @@ STEMS = ("3x3", "3x3/2", "7x7")
 
 
 def train(
+    context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="A recipe, DATA-METHOD; see --list.")] = "",
     data: DataFolder = None,
     out: Annotated[
@@ -24,21 +25,28 @@ def train(
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
     batch_size: Annotated[int | None, typer.Option(min=2)] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(min=1, help="Parts that a batch is cut into, to save memory; see the docs.")
+    ] = None,
     learning_rate: Annotated[float | None, typer.Option(min=0.0, help="The peak, for this batch size.")] = None,
     weight_decay: Annotated[float | None, typer.Option(min=0.0)] = None,
     optimizer: Annotated[str | None, typer.Option(help="sgd, lars or adamw.")] = None,
     clip: Annotated[float | None, typer.Option(min=0.0, help="Largest norm of the gradient.")] = None,
     width: Annotated[int | None, typer.Option(min=1, max=1024, help="Channels of the first stage.")] = None,
     stem: Annotated[str | None, typer.Option(help="First convolution: 3x3, 3x3/2 (stride 2) or 7x7.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="resnet18, resnet50, vit_tiny_patch4, ...")] = None,
+    image_size: Annotated[int | None, typer.Option(min=8, max=1024, help="Side of the encoder's input.")] = None,
     crop: Annotated[float | None, typer.Option(help="Least share of the image's area that a view keeps.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use only this many training images.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only so many training and test images.")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
     option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the method, e.g. d0=64. Repeatable.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the encoder.", show_default="the recipe's")] = None,
     device: Device = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="torch's choice")] = None,
     init: Annotated[Path | None, typer.Option(help="Start from this encoder's weights.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's checkpoint, if any.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the run folder's checkpoint, if any, with what it began with.")
+    ] = False,
     checkpoint_minutes: Annotated[float, typer.Option(min=0.0, help="Save this often, and after each epoch.")] = 10.0,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode image files.")] = 8,
     compiled: Annotated[bool, typer.Option("--compile", help="Run the model through torch.compile.")] = False,
@@ -46,7 +54,13 @@ def train(
         str, typer.Option(help="auto (what is native to the device), float32, bfloat16 or float16.")
     ] = "auto",
     guard: Annotated[str, typer.Option(help="On collapse: warn, stop or off.")] = "warn",
-    guard_share: Annotated[float, typer.Option(help="Collapse: effective rank below this share of its best.")] = 0.5,
+    guard_share: Annotated[
+        float, typer.Option(help="Collapse: total variance below this share of the untrained twin's.")
+    ] = 0.1,
+    keep: Annotated[int, typer.Option(min=0, help="Encoders kept in OUT/encoders, one an epoch.")] = 1,
+    tracker: Annotated[
+        list[str] | None, typer.Option(help="MODULE:FUNCTION that starts your tracker; see the docs. Repeatable.")
+    ] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write OUT/tensorboard.")] = False,
     metrics_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Serve Prometheus metrics.")] = None,
     as_json: AsJson = False,
@@ -56,37 +70,52 @@ def train(
 
     Example: fullrank train fashion-directclr --epochs 5 --out runs/first
     """
-    from training.checkpoint import StoppedError
+    from training.checkpoint import StoppedError, began_with
     from training.data import DataError
     from training.loop import Run, TrainingError
     from training.loop import train as run_training
+    from training.plugins import PluginError, found
     from training.recipes import RECIPES, describe
     from training.recipes import recipe as find
 
-    if show or not recipe:
+    began = out / "checkpoint.pt" if out else Path("runs", name or recipe, "checkpoint.pt")
+    if show or not (recipe or (resume and out)):
         typer.echo("\n".join(describe(name) for name in RECIPES))
         raise typer.Exit(0 if show else 2)
-    try:
-        chosen = find(recipe)
-    except ValueError as error:
-        fail(error, 2)
     choices = ("optimizer", optimizer, OPTIMIZERS), ("guard", guard, GUARDS), ("stem", stem, STEMS)
     for flag, value, allowed in (*choices, ("precision", precision, PRECISIONS)):
         if value is not None and value not in allowed:
             fail(f"--{flag}: {value!r} is none of {', '.join(allowed)}", 2)
+    settings: dict[str, Any] = {}
+    try:
+        if resume and began.is_file():
+            chosen, settings = began_with(began)
+            if (
+                recipe
+                and name is None
+                and out is not None
+                and recipe not in (chosen.name, f"{chosen.data}-{chosen.method}")
+            ):
+                fail(f"{began} is a run of {chosen.name}, not of {recipe}")
+            if settings.get("data"):
+                settings["data"] = Path(settings["data"])
+        else:
+            chosen = replace(find(recipe), name=name or recipe)
+        trackers = tuple(found(it) for it in tracker or [])
+    except (ValueError, PluginError) as error:
+        fail(error, 2)
+    except TrainingError as error:
+        fail(error)
     flags: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
-    flags |= {"weight_decay": weight_decay, "optimizer": optimizer, "clip": clip}
+    flags |= {"weight_decay": weight_decay, "optimizer": optimizer, "clip": clip, "accumulate": accumulate}
+    flags |= {"image_size": image_size}
     chosen = replace(chosen, **{key: value for key, value in flags.items() if value is not None})
-    chosen = replace(chosen, name=name or recipe, options=chosen.options | _options(option or []))
-    shape = {key: value for key, value in {"width": width, "stem": stem}.items() if value is not None}
-    unknown = ", ".join(f"--{key}" for key in shape if key not in type(chosen.architecture).model_fields)
-    if unknown:
-        fail(f"{unknown}: {chosen.architecture.name}, the encoder of {recipe}, has no such thing", 2)
-    chosen = replace(chosen, architecture=chosen.architecture.model_copy(update=shape))
+    chosen = replace(chosen, options=chosen.options | _options(option or []))
+    chosen = replace(chosen, architecture=_architecture(chosen, backbone, width, stem))
     if crop is not None:
         chosen = _cropped(chosen, crop)
     run = Run(
-        out=out or Path("runs", chosen.name),
+        out=began.parent,
         data=data,
         limit=limit,
         device=device,
@@ -98,11 +127,14 @@ def train(
         compile=compiled,
         precision=precision,  # type: ignore[arg-type]
         checkpoint_minutes=checkpoint_minutes,
+        keep=keep,
         guard=guard,  # type: ignore[arg-type]
         guard_share=guard_share,
         tensorboard=tensorboard,
         metrics_port=metrics_port,
+        trackers=trackers,
     )
+    run = replace(run, **{key: value for key, value in settings.items() if not _was_given(context, key)})
     try:
         artifact = run_training(chosen, run)
     except StoppedError as error:
@@ -111,6 +143,33 @@ def train(
         fail(error)
     if as_json:
         typer.echo(artifact.card.model_dump_json(indent=2))
+
+
+def _was_given(context: typer.Context, setting: str) -> bool:
+    """Whether the setting of a run was asked for on the command line."""
+    source = context.get_parameter_source({"compile": "compiled"}.get(setting, setting))
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _architecture(recipe: Any, backbone: str | None, width: int | None, stem: str | None) -> Any:
+    """The recipe's architecture, or the one called `backbone` for the same input, with what is changed in it."""
+    from models.artifact import architecture
+    from training.data import SOURCES
+
+    shape = {key: value for key, value in {"width": width, "stem": stem}.items() if value is not None}
+    preprocessing = SOURCES[recipe.data].sized(recipe.image_size)
+    try:
+        if backbone is not None:
+            return architecture(backbone, size=preprocessing.size, in_channels=preprocessing.channels, **shape)
+        if recipe.architecture.name == "vit" and recipe.architecture.size != preprocessing.size:
+            shape["size"] = preprocessing.size
+        fields = type(recipe.architecture).model_fields
+        if unknown := ", ".join(f"--{key}" for key in shape if key not in fields):
+            fail(f"{unknown}: {recipe.architecture.name}, the encoder of {recipe.name}, has no such thing", 2)
+        return type(recipe.architecture)(**(recipe.architecture.model_dump() | shape))
+    except ValueError as error:
+        reason = "; ".join(each["msg"] for each in error.errors()) if hasattr(error, "errors") else str(error)
+        fail(f"--backbone: {reason}", 2)
 
 
 def _cropped(recipe: Any, least: float) -> Any:

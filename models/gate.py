@@ -141,7 +141,7 @@ def judge_rows(
     checks = [Check("finite", "share of canary images with finite embeddings", finite, 1.0, finite == 1)]
     if candidate.canary is not None and own is not None:
         checks.append(_intact(own, candidate.canary.embeddings))
-    checks += _varied(figures, baseline)
+    checks += varied(figures, baseline)
     faults = [str(check) for check in checks if not check.passed]
     if not faults:
         return Judgement(True, "as varied as it should be", tuple(checks), (), figures, baseline)
@@ -186,20 +186,23 @@ def _intact(rows: Tensor, stored: Tensor) -> Check:
     return Check("canary", words, least, CANARY_COSINE, least >= CANARY_COSINE)
 
 
-def _varied(figures: Figures, incumbent: Figures | None) -> list[Check]:
-    """The criteria of collapse. Floors hold with an incumbent too, unless it lies below them itself."""
+def varied(figures: Figures, incumbent: Figures | None, *, share: float = VARIANCE_SHARE) -> list[Check]:
+    """The criteria of collapse. Floors hold with an incumbent too, unless it lies below them itself.
+
+    `share` is the least total variance allowed, over the incumbent's.
+    """
     criteria = (
-        ("total_variance", "total variance", VARIANCE_FLOOR, VARIANCE_SHARE),
+        ("total_variance", "total variance", VARIANCE_FLOOR, share),
         ("participation_ratio", "participation ratio", FLOOR_PARTICIPATION_RATIO, PARTICIPATION_COLLAPSE_SHARE),
         ("effective_rank", "effective rank", 0.0, PARTICIPATION_COLLAPSE_SHARE),
         ("alive_fraction", "share of its directions that are alive", 1 - MAX_DEAD_FRACTION, NUMERICAL_RANK_SHARE),
     )
     checks = []
-    for name, words, floor, share in criteria:
+    for name, words, floor, least in criteria:
         value, limit = getattr(figures, name), floor
         if incumbent is not None:
             theirs = getattr(incumbent, name)
-            limit = max(share * theirs, min(floor, SAME * theirs))
+            limit = max(least * theirs, min(floor, SAME * theirs))
         # Fewer than 32 rows leave some of them unknown; from so many on NaN is a fault.
         passed = not value < limit if figures.rows < MINIMUM_ROWS_PARTICIPATION else value >= limit
         checks.append(Check(name, words, value, limit, passed))

@@ -59,10 +59,11 @@ class Augmentation:
     sigma: tuple[float, float] = (0.1, 2.0)
     solarise: float = 0.0
 
-    def __call__(self, images: Tensor, generator: Generator, cropped: bool = False) -> Tensor:
-        """(n, c, h, w) uint8 -> (n, c, h, w) float32 in [0, 1]. The generator lives on the CPU.
+    def __call__(self, images: Tensor, generator: Generator, cropped: bool = False, size: int | None = None) -> Tensor:
+        """(n, c, h, w) uint8 -> (n, c, size, size) float32 in [0, 1], by default of the images' own size.
 
-        `cropped` images were cropped and resized where they were decoded: only the flip is left of the geometry.
+        The generator lives on the CPU. `cropped` images were cropped and resized where they were decoded: only the
+        flip is left of the geometry.
         """
         draw, order = self.draw(len(images), generator)
         packed = torch.stack(draw)
@@ -70,7 +71,7 @@ class Augmentation:
             packed = packed.pin_memory().to(images.device, non_blocking=True)
         d = Draw._make(packed.view(len(Draw._fields), -1, 1, 1, 1).unbind())
         x = images.float().div_(255)
-        x = torch.where(d.sign < 0, x.flip(-1), x) if cropped else crop_and_flip(x, d)
+        x = torch.where(d.sign < 0, x.flip(-1), x) if cropped else crop_and_flip(x, d, size)
         colour = x.shape[1] == 3
         if self.jitter:
             for name in order:
@@ -140,12 +141,13 @@ def crop_boxes(
     return torch.stack([where[0] * (1 - height), where[1] * (1 - width), height, width], dim=1)
 
 
-def crop_and_flip(x: Tensor, d: Draw) -> Tensor:
-    """Each image's box, mirrored where sign is -1, resampled bilinearly to the image's own size."""
+def crop_and_flip(x: Tensor, d: Draw, size: int | None = None) -> Tensor:
+    """Each image's box, mirrored where sign is -1, resampled bilinearly to `size`, by default the image's own."""
     n, zero = len(x), torch.zeros_like(d.width)
     rows = [d.width * d.sign, zero, 2 * d.left + d.width - 1, zero, d.height, 2 * d.top + d.height - 1]
     affine = torch.cat(rows, dim=-1).view(n, 2, 3)
-    grid = F.affine_grid(affine, list(x.shape), align_corners=False)
+    shape = [n, x.shape[1], size or x.shape[2], size or x.shape[3]]
+    grid = F.affine_grid(affine, shape, align_corners=False)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 

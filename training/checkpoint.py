@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
 from training.recipes import Recipe
 
@@ -29,6 +30,11 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     """The recipe as JSON-ready values."""
     described: dict[str, Any] = json.loads(json.dumps(asdict(recipe), default=lambda model: model.model_dump()))
     return described
+
+
+def recipe_of(described: dict[str, Any]) -> Recipe:
+    """The inverse of `describe`, for older versions too: what they did not know has its default."""
+    return TypeAdapter(Recipe).validate_python(described)
 
 
 def save(state: Mapping[str, Any], path: Path) -> None:
@@ -56,13 +62,12 @@ def load(path: Path, recipe: Recipe, device: torch.device) -> dict[str, Any]:
     """The state in `path`, checked to be of a run by the same recipe. TrainingError when it is not, or is damaged."""
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location=device)
-        made_by: dict[str, Any] = json.loads(state["recipe"])
+        made_by = describe(recipe_of(json.loads(state["recipe"])))
     except Exception as error:  # torch meets damaged bytes with whatever exception comes first
         raise TrainingError(f"{path} is damaged, or no checkpoint of this version ({error}); start again") from error
     wanted = describe(recipe)
     if made_by["name"] != wanted["name"]:
         raise TrainingError(f"{path} is a run of {made_by['name']}, not of {wanted['name']}")
-    made_by |= {"architecture": _completed(made_by.get("architecture"), recipe)}
     for key in wanted:
         if made_by.get(key) != wanted[key]:
             raise TrainingError(
@@ -71,12 +76,24 @@ def load(path: Path, recipe: Recipe, device: torch.device) -> dict[str, Any]:
     return state
 
 
-def _completed(architecture: Any, recipe: Recipe) -> Any:
-    """What an older version wrote of an architecture, with what it did not know of yet at its default."""
+def began_with(path: Path) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe of the run that wrote the checkpoint, and its settings beside it. TrainingError as `load`."""
     try:
-        return type(recipe.architecture).model_validate(architecture).model_dump(mode="json")
-    except ValueError:
-        return architecture
+        state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+        return recipe_of(json.loads(state["recipe"])), json.loads(state.get("run", "{}"))
+    except Exception as error:
+        raise TrainingError(f"{path} is damaged, or no checkpoint of this version ({error}); start again") from error
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a text file: written beside it and renamed. TrainingError when it cannot be written."""
+    fresh = path.with_name(f"{path.name}.new")
+    try:
+        fresh.write_text(text)
+        fresh.replace(path)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        raise TrainingError(f"{path} cannot be written ({error.strerror}); make room, then --resume") from error
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """How good a representation is and how much of its space it uses, through the path that serves it."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from training.probe import LEAST_ROWS, few_labels, linear_probe
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07
 CURVE = 32
+CHUNK = 256
 FEW = {"one_percent": 0.01, "ten_percent": 0.1}
 
 
@@ -97,12 +99,18 @@ class Spectrum:
 
 
 @torch.no_grad()
-def embed(embedder: Embedder, images: Images) -> tuple[Tensor, Tensor]:
+def embed(
+    embedder: Embedder, images: Images, progress: Callable[[int], None] = lambda images: None
+) -> tuple[Tensor, Tensor]:
     """(n, d) representations and (n,) labels of a set, wherever it lies, by the path that serves files."""
-    parts = [
-        (embedder.embed_arrays(chunk.images), chunk.labels) for chunk in images.chunks(embedder.card.preprocessing)
-    ]
-    return torch.cat([rows for rows, _ in parts]), torch.cat([labels for _, labels in parts])
+    rows: list[Tensor] = []
+    labels: list[Tensor] = []
+    for chunk in images.chunks(embedder.card.preprocessing):
+        labels.append(chunk.labels)
+        for part in torch.split(chunk.images, CHUNK):
+            rows.append(embedder.embed_arrays(part))
+            progress(len(part))
+    return torch.cat(rows), torch.cat(labels)
 
 
 def evaluate(
@@ -131,13 +139,12 @@ def evaluate_pixels(train: Images, test: Images, probes: bool = False) -> dict[s
 
 
 def quality(bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor) -> dict[str, Any]:
-    """kNN and spectrum of representations: what an artifact's card records."""
-    return {
-        "knn": round(knn_accuracy(bank, bank_labels, queries, labels), 4),
-        "knn_bank": len(bank),
-        "knn_queries": len(queries),
-        **Spectrum.of(queries).summary(),
-    }
+    """kNN and spectrum of representations: what an artifact's card records. Without labels, the spectrum alone."""
+    summary: dict[str, Any] = {**Spectrum.of(queries).summary()}
+    if min(int(bank_labels.min()), int(labels.min())) < 0:
+        return {"rows": len(queries)} | summary
+    knn = round(knn_accuracy(bank, bank_labels, queries, labels), 4)
+    return {"knn": knn, "knn_bank": len(bank), "knn_queries": len(queries)} | summary
 
 
 def probe_table(bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor) -> dict[str, float]:

@@ -6,10 +6,20 @@ reads the split that carries the reference once more, from the data and the seed
 """
 
 import argparse
+import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from models.artifact import Artifact, load, save
+import torch
+from torch import Tensor
+
+from fullrank import Reference
+from models.artifact import Artifact, Canary, load, save
+from models.embedder import Embedder, normalize
+from models.gate import Figures
+from models.preprocess import prepare_arrays
 from models.references import (
     BASIS_ROWS,
     CANARY_ROWS,
@@ -21,33 +31,124 @@ from models.references import (
     synthetic_canary,
     with_reference,
 )
+from training.checkpoint import TrainingError
 from training.data import SOURCES, Images, ImageSet, load_split
-from training.evaluate import Spectrum, evaluate
+from training.evaluate import Spectrum, embed, quality
+from training.guard import Twin, in_words, is_a_point
+from training.trainer import Rows, Trainer
+
+
+def keep(trainer: Trainer, rows: Rows, record: dict[str, Any], folder: Path, count: int) -> None:
+    """Write the encoder of the epoch that `record` is of to `folder`/epoch-NNNN, and leave the last `count` of them.
+
+    It has what serving asks for: the epoch's measures, a canary, and a reference that is not calibrated, made of rows
+    that are there anyway. TrainingError when it cannot be written.
+    """
+    if not count:
+        return
+    measured = {key: record[key] for key in ("epoch", "loss", "knn", "guard") if record.get(key) is not None}
+    artifact = trainer.artifact()
+    artifact = replace(artifact, card=artifact.card.model_copy(update={"quality": {"held_out": measured}}))
+    try:
+        folder.mkdir(exist_ok=True)
+        save(quickly_referenced(artifact, trainer, rows), folder / f"epoch-{record['epoch']:04d}")
+        for old in epochs_in(folder)[:-count]:
+            shutil.rmtree(old)
+    except OSError as error:
+        reason = error.strerror or error
+        raise TrainingError(f"{folder} cannot be written ({reason}); make room, then --resume") from error
+
+
+def epochs_in(folder: Path) -> list[Path]:
+    """The encoders that `keep` wrote, oldest first."""
+    return sorted(path for path in folder.glob("epoch-*") if path.name.removeprefix("epoch-").isdigit())
+
+
+def quickly_referenced(artifact: Artifact, trainer: Trainer, rows: Rows) -> Artifact:
+    """The artifact with a reference of rows that were embedded to be measured; as it is, where they are one point."""
+    images, licence, aside = canary_of(trainer.split.held_out, artifact)
+    held_out = rows.held_out[: len(trainer.split.held_out) - aside]
+    if is_a_point(Figures.of(held_out)):
+        return artifact
+    expected = normalize(Embedder(artifact, trainer.device).embed_arrays(images))
+    reference = Reference.build(rows.bank, held_out, canary=expected)
+    return replace(artifact, reference=reference, canary=Canary(images, expected, licence))
+
+
+def canary_of(held_out: ImageSet, artifact: Artifact) -> tuple[Tensor, str, int]:
+    """Canary images, their licence, and how many of the last held-out images they are.
+
+    The data set's own where they may be redistributed, else synthetic ones.
+    """
+    source, preprocessing = SOURCES[artifact.card.training["data"]], artifact.card.preprocessing
+    if not source.redistributable:
+        return synthetic_canary(preprocessing), SYNTHETIC, 0
+    count = min(CANARY_ROWS, len(held_out) // 4)
+    own = torch.from_numpy(prepare_arrays(held_out.images[-count:], preprocessing))
+    return own, source.licence, count
+
+
+def finish(
+    trainer: Trainer,
+    test: Images | None,
+    twins: Sequence[Twin],
+    folder: Path,
+    command: str = "",
+    limit: int | None = None,
+    progress: Progress = silent,
+) -> Artifact:
+    """Measure the encoder once on the test set, beside its untrained twin, and write it to `folder`.
+
+    Without a test set the held-out images are what it is measured on.
+    """
+    split = trainer.split
+    artifact = trainer.artifact(command)
+    asked = test if test is not None else split.held_out
+    bank = split.known() if limit is None else split.labelled
+    embedder = Embedder(artifact, trainer.device)
+    known = embed(embedder, bank, lambda n: progress("measuring", n))
+    queries = embed(embedder, asked, lambda n: progress("measuring", n))
+    found = quality(*known, *queries) | {"projection": Spectrum.of(trainer.project(queries[0])).summary()}
+    if isinstance(bank, ImageSet) and isinstance(asked, ImageSet) and "knn" in found:
+        found["untrained"] = untrained(twins, bank, asked, trainer.device, progress)
+    figures = Figures.of(queries[0])
+    if is_a_point(figures):
+        found["collapsed"] = in_words(figures)
+    fit = split.fit if isinstance(split.fit, ImageSet) else split.labelled
+    artifact = replace(artifact, card=artifact.card.model_copy(update={"quality": found}))
+    return export(artifact, fit, split.held_out, folder, progress)
+
+
+def untrained(
+    twins: Sequence[Twin], bank: ImageSet, asked: ImageSet, device: torch.device, progress: Progress
+) -> dict[str, Any]:
+    """kNN of both twins on the same images; `knn` is the better one's, with which a trained encoder is compared."""
+    found = {}
+    for twin in twins:
+        embedder = Embedder(twin.artifact, device)
+        rows = [
+            embed(embedder, images, lambda n: progress("measuring the untrained twin", n)) for images in (bank, asked)
+        ]
+        found[f"knn_{twin.statistics}"] = quality(*rows[0], *rows[1])["knn"]
+    return {"knn": max(found.values())} | found
 
 
 def export(
-    artifact: Artifact,
-    fit: ImageSet,
-    held_out: ImageSet,
-    train: Images,
-    test: Images,
-    projection: Spectrum,
-    folder: Path,
-    progress: Progress = silent,
+    artifact: Artifact, fit: ImageSet, held_out: ImageSet, folder: Path, progress: Progress = silent
 ) -> Artifact:
-    """Measure the encoder once on the test set, give it a reference and a canary, and write it to `folder`."""
-    source, preprocessing = SOURCES[artifact.card.training["data"]], artifact.card.preprocessing
-    canary_rows = min(CANARY_ROWS, len(held_out) // 4)
-    quality = evaluate(artifact, train, test) | {"projection": projection.summary()}
-    if source.redistributable:
-        canary, licence = held_out.images[-canary_rows:], source.licence
-    else:
-        canary, licence = synthetic_canary(preprocessing), SYNTHETIC
-    measured = replace(artifact, card=artifact.card.model_copy(update={"quality": quality}))
+    """Give a measured encoder its reference and canary, and write it to `folder`.
+
+    An encoder that makes one point of all images has no reference: it says so on its card, as `quality.collapsed`.
+    """
+    if "collapsed" in artifact.card.quality:
+        return save(artifact, folder)
+    images, licence, aside = canary_of(held_out, artifact)
     # The canary's images leave the reference's split, so that neither vouches for the other.
-    described = held_out.take(slice(0, len(held_out) - canary_rows))
-    basis, rest = (in_chunks(images, preprocessing) for images in (fit.images[:BASIS_ROWS], described.images))
-    made = with_reference(measured, basis, rest, canary, licence, labels=described.labels, progress=progress)
+    described = held_out.take(slice(0, len(held_out) - aside))
+    preprocessing = artifact.card.preprocessing
+    basis, rest = (in_chunks(part, preprocessing) for part in (fit.images[:BASIS_ROWS], described.images))
+    labels = described.labels if int(described.labels.min()) >= 0 else None
+    made = with_reference(artifact, basis, rest, images, licence, labels=labels, progress=progress)
     return save(made, folder)
 
 

@@ -22,7 +22,8 @@ def artifact_of(path: Path) -> Artifact:
         encoder = architecture.build()
         own = {name.removeprefix(PREFIX): it for name, it in state["method"].items() if name.startswith(PREFIX)}
         encoder.load_state_dict(own)
-        preprocessing, step = SOURCES[recipe["data"]].preprocessing, int(state["step"])
+        preprocessing = SOURCES[recipe["data"]].sized(recipe.get("image_size"))
+        step = int(state["step"])
     except OSError:
         raise
     except Exception as error:  # torch meets damaged bytes with whatever exception comes first

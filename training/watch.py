@@ -1,4 +1,4 @@
-"""Who watches a run: the collapse guard, the terminal, TensorBoard and Prometheus, all fed one record an epoch.
+"""Who watches a run: the terminal, TensorBoard, Prometheus and trackers, told of every step and epoch.
 
 A record is what a line of log.jsonl holds: epoch, step, loss, learning_rate, seconds, views_per_second, knn, and for
 `representation` and `projection` each a `Spectrum.summary()`; a method may add entries of its own.
@@ -8,38 +8,22 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any
 
 Record = Mapping[str, Any]
-Watcher = Callable[[Record], None]
-GuardMode = Literal["warn", "stop", "off"]
+Log = Callable[[int, Mapping[str, float]], None]
+"""What a tracker's function returns: called with a step and numbers by name."""
 PARTS = ("representation", "projection")
-WATCHED = {"effective_rank": "effective rank", "std_ratio": "std x sqrt(d)"}
-"""Rank is blind to scale and scale to rank: complete collapse shows in the second, dimensional in the first."""
 
 
-class Guard:
-    """Remembers the best effective rank and spread of the representation; says when one falls below a share of it."""
+class Watcher:
+    """Is told of a run as it goes. Fill in what is of interest."""
 
-    def __init__(self, share: float = 0.5) -> None:
-        if not 0 < share < 1:
-            raise ValueError(f"guard_share is {share}; it must lie between 0 and 1")
-        self.share = share
-        self.best: dict[str, tuple[float, int]] = {}
+    def step(self, step: int, values: Mapping[str, float]) -> None:
+        """After a step: its loss and learning rate."""
 
-    def __call__(self, record: Record) -> str | None:
-        """What collapsed, from what to what and since when, or None."""
-        found = None
-        for key, name in WATCHED.items():
-            value, epoch = float(record["representation"][key]), int(record["epoch"])
-            best, when = self.best.get(key, (value, epoch))
-            if value < self.share * best and found is None:
-                found = (
-                    f"collapse: the representation's {name} is {value:.3g} in epoch {epoch}, {value / best:.0%} of its"
-                    f" best, {best:.3g} in epoch {when}; it may fall to {self.share:.0%}"
-                )
-            self.best[key] = max((best, when), (value, epoch), key=lambda pair: pair[0])
-        return found
+    def __call__(self, record: Record) -> None:
+        """After an epoch."""
 
 
 def line(record: Record) -> str:
@@ -47,29 +31,55 @@ def line(record: Record) -> str:
     h, z = (record[part] for part in PARTS)
     alignment = record.get("predictor_alignment")
     extra = f"  predictor alignment {fmean(alignment):.2f}" if alignment else ""
+    knn = "" if record["knn"] is None else f"  kNN {record['knn']:.1%}"
     skipped = f"  {record['unreadable']} unreadable images" if record.get("unreadable") else ""
     return (
-        f"epoch {record['epoch']:>3}  loss {record['loss']:.4f}  kNN {record['knn']:.1%}"
+        f"epoch {record['epoch']:>3}  loss {record['loss']:.4f}{knn}"
         f"  effective rank {h['effective_rank']:.1f}/{h['dimension']} (projection {z['effective_rank']:.1f}"
         f"/{z['dimension']})  std {h['std_ratio']:.2f}/1{extra}  {record['views_per_second']} views/s"
         f"  data and augmentation {record['data_share']:.1%}{skipped}"
     )
 
 
-def tensorboard(folder: Path) -> Watcher:
-    """Every number of a record as a scalar. ValueError when TensorBoard is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ValueError("--tensorboard needs the tensorboard package: pip install 'fullrank-server[train]'") from error
-    writer = SummaryWriter(folder)
+class TensorBoard(Watcher):
+    """Each step's loss and rate, every number of an epoch's record, and the run's settings as hyperparameters."""
 
-    def watch(record: Record) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, Any] | None = None) -> None:
+        """ValueError when TensorBoard is not installed."""
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+            from torch.utils.tensorboard.summary import hparams
+        except ImportError as error:
+            raise ValueError("--tensorboard needs the tensorboard package: pip install 'fullrank[train]'") from error
+        self.writer = SummaryWriter(folder)
+        if settings:
+            kept = {
+                key: value if isinstance(value, int | float | str) else str(value) for key, value in settings.items()
+            }
+            for summary in hparams(kept, {"knn": 0.0, "loss": 0.0}):  # type: ignore[no-untyped-call]
+                self.writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
+
+    def step(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(f"step/{name}", value, step)
+
+    def __call__(self, record: Record) -> None:
         for name, value in scalars(record).items():
-            writer.add_scalar(name, value, record["epoch"])
-        writer.flush()
+            self.writer.add_scalar(name, value, record["epoch"])
+        self.writer.flush()
 
-    return watch
+
+class Tracker(Watcher):
+    """Somebody's own tracker, such as wandb, MLflow or trackio: a function of (step, numbers by name)."""
+
+    def __init__(self, log: Log) -> None:
+        self.log = log
+
+    def step(self, step: int, values: Mapping[str, float]) -> None:
+        self.log(step, {f"step/{name}": value for name, value in values.items()})
+
+    def __call__(self, record: Record) -> None:
+        self.log(int(record["step"]), scalars(record))
 
 
 def scalars(record: Record) -> dict[str, float]:
@@ -83,7 +93,7 @@ def scalars(record: Record) -> dict[str, float]:
     return flat
 
 
-def prometheus(port: int, run: str, epochs: int) -> Watcher:
+def prometheus(port: int, run: str, epochs: int) -> "Gauges":
     """Serve the last record as gauges `fullrank_training_*` on every interface at `port`. OSError when it is taken."""
     from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
@@ -108,12 +118,20 @@ def prometheus(port: int, run: str, epochs: int) -> Watcher:
     stamp = gauge("timestamp_seconds", "Unix time of the last update.")
     start_http_server(port, registry=registry)
 
-    def watch(record: Record) -> None:
-        for key, metric in plain.items():
-            metric.labels(run).set(record[key])
-        for part in PARTS:
-            for key, metric in parts.items():
-                metric.labels(run, part).set(record[part][key])
-        stamp.labels(run).set(time.time())
+    return Gauges(run, plain, parts, stamp)
 
-    return watch
+
+class Gauges(Watcher):
+    """Prometheus metrics of the last record."""
+
+    def __init__(self, run: str, plain: dict[str, Any], parts: dict[str, Any], stamp: Any) -> None:
+        self.run, self.plain, self.parts, self.stamp = run, plain, parts, stamp
+
+    def __call__(self, record: Record) -> None:
+        for key, metric in self.plain.items():
+            if record[key] is not None:
+                metric.labels(self.run).set(record[key])
+        for part in PARTS:
+            for key, metric in self.parts.items():
+                metric.labels(self.run, part).set(record[part][key])
+        self.stamp.labels(self.run).set(time.time())

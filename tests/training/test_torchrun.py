@@ -26,7 +26,7 @@ def test_two_processes_make_one_artifact(two: Path, tmp_path: Path) -> None:
     one, both = (json.loads((out / "log.jsonl").read_text()) for out in (tmp_path / "one", two))
     assert both["loss"] == pytest.approx(one["loss"], rel=0.02)
     assert load(two / "encoder").reference is not None
-    assert sorted(path.name for path in two.iterdir()) == ["checkpoint.pt", "encoder", "log.jsonl"]
+    assert sorted(path.name for path in two.iterdir()) == ["checkpoint.pt", "encoder", "encoders", "log.jsonl"]
 
 
 @pytest.mark.soak

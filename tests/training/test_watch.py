@@ -1,4 +1,4 @@
-"""The guard, and what the terminal, TensorBoard and Prometheus are told."""
+"""What the terminal, TensorBoard, Prometheus and a tracker are told."""
 
 import socket
 import urllib.request
@@ -32,29 +32,6 @@ def record(epoch: int, rank: float, std: float = 0.9) -> dict[str, Any]:
         "projection": part | {"effective_rank": 5.0},
         "predictor_alignment": [1.0, 0.5],
     }
-
-
-def test_the_guard_says_what_fell_from_where_and_when() -> None:
-    guard = watch.Guard(0.5)
-    assert [guard(record(epoch, rank)) for epoch, rank in ((1, 10.0), (2, 40.0), (3, 21.0))] == [None] * 3
-    said = guard(record(4, 19.0))
-    assert said is not None
-    for word in ("representation's effective rank is 19 in epoch 4", "best, 40 in epoch 2", "48%"):
-        assert word in said
-    assert guard(record(5, 30.0)) is None
-
-
-def test_the_guard_sees_a_collapse_that_keeps_every_direction() -> None:
-    """All rows at one point but for isotropic dust: the rank is full, the spread is gone."""
-    guard = watch.Guard(0.5)
-    guard(record(1, 40.0, std=0.9))
-    assert "std x sqrt(d)" in str(guard(record(2, 60.0, std=0.1)))
-
-
-@pytest.mark.parametrize("share", [0.0, 1.0, 50.0])
-def test_a_share_is_between_0_and_1(share: float) -> None:
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        watch.Guard(share)
 
 
 def test_an_epochs_line_has_what_matters() -> None:
@@ -102,10 +79,27 @@ def test_prometheus_serves_the_agreed_names(tmp_path: Path) -> None:
 def test_tensorboard_gets_every_number(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    watcher = watch.tensorboard(tmp_path)
+    watcher = watch.TensorBoard(tmp_path, {"batch_size": 64, "options": {"d0": 8}})
+    for step in (1, 2, 3):
+        watcher.step(step, {"loss": 1 / step, "learning_rate": 0.1})
     for epoch in (1, 2):
         watcher(record(epoch, 10.0 * epoch))
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     assert [event.value for event in events.Scalars("representation/effective_rank")] == [10, 20]
     assert {"loss", "knn", "projection/effective_rank"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("step/loss")] == [1, 2, 3]
+    assert events.Scalars("step/learning_rate")[0].value == pytest.approx(0.1)
+    settings = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    assert b"batch_size" in settings
+
+
+def test_a_tracker_is_given_every_number_at_its_step() -> None:
+    seen: list[tuple[int, dict[str, float]]] = []
+    tracker = watch.Tracker(lambda step, values: seen.append((step, dict(values))))
+    tracker.step(3, {"loss": 0.5})
+    tracker(record(1, 10.0))
+    assert seen[0] == (3, {"step/loss": 0.5})
+    assert seen[1][0] == 10
+    assert seen[1][1]["representation/effective_rank"] == 10.0
+    assert "predictor_alignment" not in seen[1][1]

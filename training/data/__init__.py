@@ -7,7 +7,7 @@ from training.data.dataset import DataError, Images, ImageSet
 from training.data.files import FileSet, ShardSet, read_folder
 from training.data.idx import read_fashion_mnist
 from training.data.sources import SOURCES, Source
-from training.data.split import Split, chunks_of, load_data, load_split
+from training.data.split import Split, chunks_of, load_data, load_split, load_test
 from training.data.stl10 import read_stl10
 
 SAMPLE = Path(__file__).parent / "fashion-sample"
@@ -26,6 +26,7 @@ __all__ = [
     "chunks_of",
     "load_data",
     "load_split",
+    "load_test",
     "read_cifar10",
     "read_cifar100",
     "read_fashion_mnist",

@@ -31,11 +31,19 @@ class Source:
     licence: str
     redistributable: bool = False
     unlabelled: bool = False
+    tested: bool = True
+    """Whether there is a test set; without one the held-out images are measured on."""
     resize: Literal["stretch", "crop"] = "stretch"
 
     @property
     def preprocessing(self) -> Preprocessing:
-        return Preprocessing(size=self.size, resize=self.resize, channels=self.channels, mean=self.mean, std=self.std)
+        return self.sized(None)
+
+    def sized(self, size: int | None) -> Preprocessing:
+        """The preprocessing for an input of so many pixels a side; None: the set's own."""
+        return Preprocessing(
+            size=size or self.size, resize=self.resize, channels=self.channels, mean=self.mean, std=self.std
+        )
 
 
 SOURCES: dict[str, Source] = {

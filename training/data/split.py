@@ -28,6 +28,15 @@ class Split:
     fit: ImageSet | FileSet | ShardSet
     held_out: ImageSet
     labelled: ImageSet
+    files: FileSet | ShardSet | None = None
+    """All of the training images, where they lie in files."""
+
+    def known(self) -> Images:
+        """All training images with labels: what neighbours are looked up in once, at the end."""
+        if self.files is not None:
+            return self.files
+        parts = self.labelled, self.held_out
+        return ImageSet(torch.cat([p.images for p in parts]), torch.cat([p.labels for p in parts]))
 
     @classmethod
     def of(cls, images: ImageSet, held_out: int, seed: int) -> "Split":
@@ -36,8 +45,13 @@ class Split:
         return cls(fit, images.take(order[:held_out]), fit)
 
 
-def load_split(name: str, folder: Path | None, held_out: int, limit: int | None, seed: int) -> Split:
-    """The training images of a data set of SOURCES, at most `limit` for the gradient. Raises DataError."""
+def load_split(
+    name: str, folder: Path | None, held_out: int, limit: int | None, seed: int, size: int | None = None
+) -> Split:
+    """The training images of a data set of SOURCES, at most `limit` for the gradient. Raises DataError.
+
+    `size`: side in pixels at which files that are kept in memory are decoded, if not the set's own.
+    """
     source = SOURCES[name]
     root = folder or source.default
     images = source.read(root, "train")
@@ -58,7 +72,8 @@ def load_split(name: str, folder: Path | None, held_out: int, limit: int | None,
         fit, chosen = _cut_shards(images, held_out)
     else:
         raise DataError("--limit does not cut shards; name a folder with fewer of them")
-    return Split(fit, load(chosen, held_out, source.preprocessing), load(fit, BANK, source.preprocessing))
+    how = source.sized(size)
+    return Split(fit, load(chosen, held_out, how), load(fit, BANK, how), images)
 
 
 def _cut_files(images: FileSet, held_out: int, limit: int | None, seed: int) -> tuple[FileSet, FileSet]:
@@ -75,6 +90,19 @@ def _cut_shards(images: ShardSet, held_out: int) -> tuple[ShardSet, ShardSet]:
     while sum(images.counts[first:]) < held_out and sum(images.counts[first - 1 :]) <= len(images) // 2:
         first -= 1
     return images.take(slice(0, first)), images.take(slice(first, None))
+
+
+def load_test(name: str, folder: Path | None = None, limit: int | None = None) -> Images | None:
+    """The test images of a data set of SOURCES, at most `limit`, or None for a set without any. Raises DataError."""
+    source = SOURCES[name]
+    if not source.tested:
+        return None
+    images = source.read(folder or source.default, "test")
+    if isinstance(images, ImageSet):
+        return images.take(slice(limit))
+    if isinstance(images, FileSet) and limit is not None:  # their order is that of their classes
+        return images.take(torch.randperm(len(images), generator=Generator().manual_seed(0))[:limit])
+    return images
 
 
 def load_data(name: str, folder: Path | None = None) -> tuple[Images, Images]:

@@ -8,10 +8,9 @@ from typing import Any, NotRequired, TypedDict
 import torch
 from torch import Tensor, nn
 
-from models.backbones.resnet import ResNet
+from models.backbones import Encoder
 
-Encoder = ResNet
-"""Images (n, c, h, w) -> representations (n, dimension)."""
+__all__ = ["Encoder", "Method", "ParameterGroup", "trainable", "wide", "within"]
 
 
 class ParameterGroup(TypedDict):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from models.artifact import Architecture
+from models.artifact import AnyArchitecture
 from training.augment import Augmentation
 
 
@@ -15,7 +15,7 @@ class Recipe:
     name: str
     data: str
     method: str
-    architecture: Architecture
+    architecture: AnyArchitecture
     augmentation: Augmentation
     second: Augmentation | None = None
     """The other view's augmentation, where it differs from the first's (BYOL's t')."""
@@ -23,6 +23,11 @@ class Recipe:
     epochs: int = 10
     batch_size: int = 128
     """Over all processes."""
+    accumulate: int = 1
+    """Parts that a process's share of a batch is cut into, to save memory: each is a batch of its own to BatchNorm and
+    to losses that compare images."""
+    image_size: int | None = None
+    """Side of the encoder's input in pixels; None: the data set's."""
     optimizer: Literal["sgd", "lars", "adamw"] = "sgd"
     learning_rate: float = 0.2
     """The peak, for this batch size."""

@@ -26,7 +26,7 @@ def _imagenet(method: str, options: dict[str, Any], epochs: int, warm: int, **se
 
 def simclr() -> Recipe:
     """Chen et al. 2020: rate 0.075 sqrt(batch), temperature 0.1, 10 epochs of warm-up; 64.5 % after 100 epochs."""
-    options = {"temperature": 0.1, "hidden": 2048, "projection": 128}
+    options = {"temperature": 0.1, "hidden": 2048, "projection": 128, "final_norm": True}
     return _imagenet("simclr", options, 100, 10, batch_size=4096, learning_rate=4.8, **LARGE)
 
 
@@ -64,16 +64,24 @@ def directcopy() -> Recipe:
 
 
 def barlow_twins() -> Recipe:
-    """Zbontar et al. 2021: rate 0.2 x 2048/256 for weights, 0.0048 x 2048/256 for the rest, heads of 8192; 73.5 %."""
+    """Zbontar et al. 2021: rate 0.2 x 2048/256 for weights, 0.0048 x 2048/256 for the rest, cosine to 0.001 of the
+    peak, heads of 8192; 73.5 %."""
     options = {"projection": 8192, "hidden": 8192, "scale": 1.0}
-    settings = {"batch_size": 2048, "learning_rate": 1.6, "bias_lr_scale": 0.0048 / 0.2} | BYOL_VIEWS | LARGE
+    settings: dict[str, Any] = {
+        "batch_size": 2048,
+        "learning_rate": 1.6,
+        "bias_lr_scale": 0.0048 / 0.2,
+        "final_lr": 0.001,
+    }
+    settings |= BYOL_VIEWS | LARGE
     return _imagenet("barlow-twins", options, 1000, 10, **settings)
 
 
 def vicreg() -> Recipe:
-    """Bardes et al. 2022: rate 0.2 x 2048/256, heads of 8192, one augmentation for both views; 73.2 %."""
+    """Bardes et al. 2022: rate 0.2 x 2048/256, cosine to 0.001 of the peak, heads of 8192, one augmentation for both
+    views; 73.2 %."""
     options = {"projection": 8192, "hidden": 8192}
-    settings = {"batch_size": 2048, "learning_rate": 1.6, "augmentation": VICREG} | LARGE
+    settings = {"batch_size": 2048, "learning_rate": 1.6, "augmentation": VICREG, "final_lr": 0.001} | LARGE
     return _imagenet("vicreg", options, 1000, 10, **settings)
 
 

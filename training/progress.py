@@ -1,0 +1,67 @@
+"""What a run shows while it works: a bar on a terminal, plain lines where the output goes to a file."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+EVERY = 30.0
+"""Seconds between two plain lines."""
+
+
+class Steps:
+    """Counts the steps of an epoch, or the images of a measurement, and shows them."""
+
+    def __init__(self, console: Console, bar: Progress, title: str, total: int | None, done: int, every: float) -> None:
+        self.console, self.bar, self.title, self.total, self.done, self.every = console, bar, title, total, done, every
+        self.task = bar.add_task(escape(title), total=total, completed=done, extra="")
+        self.began = self.shown = time.monotonic()
+        self.first = done
+
+    def advance(self, count: int = 1, extra: str = "") -> None:
+        """So many more are done; `extra` is shown beside them."""
+        self.done += count
+        self.bar.update(self.task, advance=count, extra=escape(extra))
+        if not self.console.is_terminal and time.monotonic() - self.shown >= self.every:
+            self.shown = time.monotonic()
+            of = f"/{self.total}" if self.total else ""
+            self.console.print(f"{self.title}  {self.done}{of}  {extra}".rstrip(), markup=False, soft_wrap=True)
+
+    def rate(self) -> float:
+        """Done a second since it began."""
+        return (self.done - self.first) / max(time.monotonic() - self.began, 1e-9)
+
+
+@contextmanager
+def shown(console: Console, title: str, total: int | None, done: int = 0, every: float = EVERY) -> Iterator[Steps]:
+    """Steps on a bar that goes away when they are done, or on plain lines, one every so many seconds."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    extra = TextColumn("{task.fields[extra]}")
+    with Progress(*columns, extra, console=console, transient=True, disable=not console.is_terminal) as bar:
+        yield Steps(console, bar, title, total, done, every)
+
+
+class Stages:
+    """Shows work in stages of unknown length: `stages(stage, images)`, as `models.references.Progress` has it."""
+
+    def __init__(self, console: Console, bar: Progress) -> None:
+        self.console, self.bar = console, bar
+        self.tasks: dict[str, int] = {}
+
+    def __call__(self, stage: str, images: int) -> None:
+        if stage not in self.tasks:
+            self.tasks[stage] = int(self.bar.add_task(escape(stage), total=None, extra=""))
+            if not self.console.is_terminal:
+                self.console.print(f"{stage} ...", markup=False, soft_wrap=True)
+        self.bar.update(self.tasks[stage], advance=images)  # type: ignore[arg-type]
+
+
+@contextmanager
+def stages(console: Console) -> Iterator[Stages]:
+    """Stages on a terminal, each with its count of images; plain lines, one as each begins, elsewhere."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        yield Stages(console, bar)

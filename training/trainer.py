@@ -1,0 +1,322 @@
+"""What is trained: a method, its optimiser and its data on one device, and everything that a checkpoint has to hold."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_, convert_conv2d_weight_memory_format
+
+from models.artifact import Artifact, EncoderCard
+from models.embedder import Embedder
+from training import checkpoint, distributed, precision
+from training.checkpoint import TrainingError
+from training.data import SOURCES, Split
+from training.data.feed import Stream, feed, seeded
+from training.data.split import BANK
+from training.evaluate import Spectrum, knn_accuracy
+from training.methods import Method, build
+from training.optimizers import cosine, optimizer, set_learning_rate, warm_up
+from training.precision import Precision
+from training.recipes import Recipe
+from training.small_maps import quicken
+
+QUERIES = 5_000
+LOOK_BACK = 32
+"""Steps on an accelerator between two looks at it: to read a loss or a clock the host has to wait for the step."""
+
+
+TOTALS = ("loss", "seconds", "data_seconds", "watched_seconds")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Representations (n, d) after an epoch: of up to `BANK` training images, and of up to `QUERIES` held-out ones."""
+
+    bank: Tensor
+    held_out: Tensor
+
+
+class Trainer:
+    """A method, its optimiser and its data on one device; everything that a checkpoint has to hold."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        split: Split,
+        device: torch.device | str = "cpu",
+        init: Artifact | None = None,
+        workers: int = 0,
+        compiled: bool = False,
+        numbers: Precision = "auto",
+    ) -> None:
+        torch.manual_seed(recipe.seed)
+        self.settings: dict[str, Any] = {}
+        """What a resumed run is to begin with beside its recipe: where the data lie, how many images, ..."""
+        self.recipe, self.split, self.device = recipe, split, torch.device(device)
+        self.preprocessing = SOURCES[recipe.data].sized(recipe.image_size)
+        self.asked: Precision = numbers
+        self.compute_in(precision.choose(numbers, self.device))
+        encoder: Any = recipe.architecture.build()
+        if init is not None:
+            if init.card.architecture != recipe.architecture:
+                raise TrainingError(f"{init.card.name} is {init.card.architecture}, not {recipe.architecture}")
+            encoder.load_state_dict(init.encoder.state_dict())
+        method = build(recipe.method, encoder, recipe.options)
+        distributed.synchronise(method, self.device)
+        if self.device.type == "cpu":
+            quicken(method)
+        self.method: Method = convert_conv2d_weight_memory_format(method.to(self.device), torch.channels_last)
+        self.optimizer = optimizer(self.method, recipe)
+        self.forward: Callable[[Tensor], Tensor] = self.method
+        if distributed.world_size() > 1:
+            cards = [self.device] if self.device.type == "cuda" else None
+            self.forward = DistributedDataParallel(self.method, device_ids=cards, broadcast_buffers=False)
+        if compiled:
+            self.forward = torch.compile(self.forward)
+        self.augmentations = recipe.augmentation, recipe.second or recipe.augmentation
+        size = self.preprocessing.size
+        self.feed = feed(split.fit, self.augmentations, size, recipe.batch_size, recipe.seed, self.device, workers)
+        self.mean = torch.tensor(self.preprocessing.mean, device=self.device).view(1, -1, 1, 1)
+        self.std = torch.tensor(self.preprocessing.std, device=self.device).view(1, -1, 1, 1)
+        self.steps_per_epoch = len(split.fit) // recipe.batch_size
+        self.step = 0
+        self.totals = dict.fromkeys(TOTALS, 0.0)
+        self.unread: list[Tensor] = []
+        self.last_loss = math.nan
+
+    def compute_in(self, numbers: Precision) -> None:
+        """Take the forward pass to a format that `precision.choose` returned."""
+        self.precision: Precision = numbers
+        self.scaler = precision.scaler(numbers, self.device)
+
+    def describe(self) -> str:
+        """What runs, on what, in what, on how much: the line that a run begins with."""
+        why = "what is native here" if self.asked == "auto" else "as asked"
+        resumed = f"; resumed at step {self.step}" if self.step else ""
+        return (
+            f"{self.recipe.name} on {self.device} in {self.precision} ({why}): {self.recipe.epochs} epochs of"
+            f" {self.steps_per_epoch} steps of {self.recipe.batch_size} images, {len(self.split.fit)} to train on,"
+            f" {len(self.split.held_out)} held out{resumed}"
+        )
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished."""
+        return self.step // self.steps_per_epoch
+
+    @property
+    def position(self) -> int:
+        """Steps done in the epoch under way."""
+        return self.step % self.steps_per_epoch
+
+    def views(self, first: Tensor, second: Tensor) -> Tensor:
+        """An augmentation of each of two batches (n, c, h, w) uint8: (2n, c, h, w) float32, normalised."""
+        generator = seeded(Stream.VIEWS, self.recipe.seed, self.step, distributed.rank())
+        batches = zip(self.augmentations, (first, second), strict=True)
+        views = [
+            augment(batch.to(self.device, non_blocking=True), generator, self.feed.cropped, self.preprocessing.size)
+            for augment, batch in batches
+        ]
+        return ((torch.cat(views) - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+    def train_epoch(self, after_step: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """What is left of one pass over the data; its mean loss, its speed, and the share of time spent on data."""
+        self.method.train()
+        batches = self.feed.batches(self.epoch, self.position)
+        end = (self.epoch + 1) * self.steps_per_epoch
+        while self.step < end:
+            # Timing a part of a step means waiting for it, and an accelerator that is waited for idles.
+            watched = not self.asynchronous or self.step % LOOK_BACK == 0
+            start = self.clock(watched)
+            views = self.views(*next(batches))
+            ready = self.clock(watched)
+            self.unread.append(self.train_step(views))
+            if not self.asynchronous or len(self.unread) == LOOK_BACK or self.step == end:
+                self.read_losses()
+            done = self.clock(watched or self.step == end)
+            self.totals["seconds"] += done - start
+            if watched:
+                self.totals["data_seconds"] += ready - start
+                self.totals["watched_seconds"] += done - start
+            if self.step < end:  # the epoch's last step is followed by its record, and saved with it
+                after_step()
+        totals, self.totals = self.totals, dict.fromkeys(TOTALS, 0.0)
+        total_loss = float(distributed.all_reduce(torch.tensor(totals["loss"], device=self.device)))
+        record = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "loss": round(total_loss / distributed.world_size() / self.steps_per_epoch, 5),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "seconds": round(totals["seconds"], 1),
+            "views_per_second": round(2 * self.steps_per_epoch * self.recipe.batch_size / max(totals["seconds"], 1e-9)),
+            "data_share": round(totals["data_seconds"] / max(totals["watched_seconds"], 1e-9), 4),
+        }
+        return record | ({"unreadable": len(self.feed.unreadable)} if self.feed.unreadable else {})
+
+    def train_step(self, views: Tensor) -> Tensor:
+        """One optimiser step on (2n, c, h, w) views; the loss, still on the device."""
+        recipe, total = self.recipe, self.recipe.epochs * self.steps_per_epoch
+        warm = warm_up(self.step, total, recipe.warmup)
+        factor = cosine(self.step, total, recipe.warmup, recipe.final_lr) if recipe.schedule == "cosine" else warm
+        set_learning_rate(self.optimizer, recipe.learning_rate, factor, warm)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.accumulate(views, recipe.accumulate)
+        if recipe.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            clip_grad_norm_(self.method.parameters(), recipe.clip, foreach=True)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.step += 1
+        self.method.step(self.step / total)
+        return loss
+
+    def trivial_loss(self) -> float | None:
+        """The loss of an encoder that gives every image the same row, on a part of a batch as large as this run's."""
+        return self.method.trivial_loss(self.recipe.batch_size // self.recipe.accumulate)
+
+    def numbers(self) -> dict[str, float]:
+        """The last step's loss, as far as it has been read, and its learning rate."""
+        return {"loss": self.last_loss, "learning_rate": float(self.optimizer.param_groups[0]["lr"])}
+
+    def images_to_measure(self) -> int:
+        """How many images `rows` embeds."""
+        return min(BANK, len(self.split.labelled)) + min(QUERIES, len(self.split.held_out))
+
+    def accumulate(self, views: Tensor, parts: int) -> Tensor:
+        """The mean loss of so many parts of a batch, its gradients added up; still on the device.
+
+        Each part is a batch of its own to BatchNorm, and to a loss that compares images with each other.
+        """
+        halves = [half.chunk(parts) for half in views.chunk(2)]
+        total = torch.zeros((), device=views.device)
+        for part, (first, second) in enumerate(zip(*halves, strict=True), 1):
+            together = torch.cat([first, second]) if parts > 1 else views
+            with precision.autocast(self.precision, self.device), self.unsynchronised(part < parts):
+                loss = self.forward(together) / parts
+                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            total = total + loss.detach()
+        return total
+
+    def unsynchronised(self, wanted: bool) -> Any:
+        """Leave gradients of all but a batch's last part to this process."""
+        return self.forward.no_sync() if wanted and isinstance(self.forward, DistributedDataParallel) else nullcontext()
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether a step has only been asked for when `train_step` returns."""
+        return self.device.type != "cpu"
+
+    def clock(self, wait: bool) -> float:
+        """Seconds, after the device has done what it was asked to do if it is to be waited for."""
+        if wait and self.asynchronous:
+            self.wait()
+        return time.perf_counter()
+
+    def wait(self) -> None:
+        """Until the device has done what it was asked to do."""
+        getattr(torch, self.device.type).synchronize()
+
+    def read_losses(self) -> None:
+        """Add the losses not read yet to the epoch's total. TrainingError, naming the step, at one not finite."""
+        values = torch.stack(self.unread).tolist() if self.unread else []
+        for step, value in enumerate(values, self.step - len(values)):
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"the loss is {value} at step {step}; the last checkpoint is intact. Lower the learning rate"
+                )
+            self.totals["loss"] += value
+            self.last_loss = value
+        self.unread.clear()
+
+    def artifact(self, command: str = "") -> Artifact:
+        """The encoder as it is now, without a reference; `command` made it."""
+        card = EncoderCard(
+            name=self.recipe.name,
+            architecture=self.recipe.architecture,
+            preprocessing=self.preprocessing,
+            dimension=self.method.encoder.dimension,
+            training=checkpoint.describe(self.recipe) | {"command": command, "precision": self.precision},
+        )
+        return Artifact(card, self.method.encoder)
+
+    def rows(self, progress: Callable[[int], None] = lambda images: None) -> Rows:
+        """What the encoder makes of images now, through the serving path."""
+        embedder = Embedder(self.artifact(), self.device)
+        parts = self.split.labelled.images[:BANK], self.split.held_out.images[:QUERIES]
+        bank, held_out = (embed_in_chunks(embedder, images, progress) for images in parts)
+        return Rows(bank, held_out)
+
+    def measure(self, rows: Rows | None = None) -> dict[str, Any]:
+        """kNN and spectra on images the gradient has not seen; and the method's own."""
+        rows = rows or self.rows()
+        h, labels, queries = rows.held_out, self.split.labelled.labels[:BANK], self.split.held_out.labels[:QUERIES]
+        spaces = {"representation": Spectrum.of(h), "projection": Spectrum.of(self.project(h))}
+        return {
+            "knn": round(knn_accuracy(rows.bank, labels, h, queries), 4) if int(labels.max()) >= 0 else None,
+            **{name: spectrum.summary() | spectrum.curve() for name, spectrum in spaces.items()},
+            **self.method.watch(),
+        }
+
+    @torch.no_grad()
+    def project(self, h: Tensor) -> Tensor:
+        """What the loss sees of representations (n, d), in evaluation mode: (n, k) on the CPU."""
+        self.method.eval()
+        return self.method.project(h.to(self.device)).float().cpu()
+
+    def state(self, records: list[dict[str, Any]]) -> dict[str, Any]:
+        """All that a resumed run needs. TrainingError when the state is not worth keeping."""
+        self.read_losses()
+        for name, tensor in self.method.state_dict().items():
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise TrainingError(
+                    f"{name} is not finite after step {self.step - 1}; the last checkpoint is intact."
+                    " Lower the learning rate"
+                )
+        return {
+            "recipe": json.dumps(checkpoint.describe(self.recipe)),
+            "images": len(self.split.fit),
+            "records": json.dumps(records),
+            "step": self.step,
+            "totals": self.totals,
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "precision": self.precision,
+            "scaler": self.scaler.state_dict(),
+            "run": json.dumps(self.settings),
+        }
+
+    def restore(self, state: dict[str, Any]) -> list[dict[str, Any]]:
+        """The inverse of `state`: the records. TrainingError when it saw another number of images or other numbers."""
+        if state["images"] != len(self.split.fit):
+            raise TrainingError(
+                f"the run began with {state['images']} images, not {len(self.split.fit)}: --data, --limit"
+            )
+        began_in: Precision = state.get("precision", "bfloat16")  # the only one before there was a choice
+        if self.asked not in ("auto", began_in):
+            raise TrainingError(f"the run began in {began_in}, not {self.asked}: --precision {began_in}, or none")
+        try:
+            self.compute_in(precision.choose(began_in, self.device))
+        except ValueError as error:
+            raise TrainingError(f"the run began in {began_in} and cannot go on here: {error}") from error
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+        self.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.totals = state["step"], dict.fromkeys(TOTALS, 0.0) | state["totals"]
+        records: list[dict[str, Any]] = json.loads(state["records"])
+        return records
+
+
+def embed_in_chunks(embedder: Embedder, images: Tensor, progress: Callable[[int], None]) -> Tensor:
+    parts = []
+    for part in torch.split(images, 256):
+        parts.append(embedder.embed_arrays(part))
+        progress(len(part))
+    return torch.cat(parts)
