@@ -1,4 +1,4 @@
-"""Every method and its ablations on Fashion-MNIST: kNN, linear probe, effective ranks, seconds; and the papers' claims.
+"""Every method and its ablations on Fashion-MNIST beside their untrained twins: kNN, probe, ranks; the papers' claims.
 
     python -m benchmarks.methods [--scale full --device cuda] [--write docs/methods.md]
 
@@ -18,12 +18,15 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from benchmarks._page import write_between
+from benchmarks.experiments import geometry
 from models.artifact import Architecture
 from models.embedder import Embedder
 from training.data import ImageSet, Split, load_data
-from training.evaluate import Spectrum, knn_accuracy
+from training.evaluate import knn_accuracy
+from training.guard import twins
 from training.loop import Trainer, TrainingError
 from training.probe import linear_probe
 from training.recipes import Recipe, recipe
@@ -32,6 +35,7 @@ Record = dict[str, Any]
 BARE, TRAINED, OPTIMAL = "SimCLR, no projector", "BYOL, linear predictor", "DirectPred, optimal predictor"
 LONGER, HARDER, EAGER = ", longer", ", crops from 0.08", ", predictor's rate x 10"
 UNMEASURED = "not measured"
+TWINS = {"initial": "Untrained, initial statistics", "measured": "Untrained, statistics of the data"}
 LARGER = "SimCLR, batch 256", "Barlow Twins, batch 256"
 LOW_RATE = ", rate 0.03"  # half of DirectPred's published step: its loss is a sum over directions, ours their mean
 
@@ -112,6 +116,7 @@ def configurations(scale: Scale) -> list[Configuration]:
         Configuration("Barlow Twins", "barlow-twins", barlow),
         Configuration("Barlow Twins, lambda 42/d", "barlow-twins", barlow | {"redundancy": 42 / scale.wide}),
         Configuration("VICReg", "vicreg", vicreg),
+        Configuration("SIGReg", "sigreg", {"hidden": scale.wide}),
     ]
     table += [
         Configuration(it.name + LOW_RATE, it.method, it.options, learning_rate=0.03)
@@ -148,6 +153,27 @@ def recipe_of(configuration: Configuration, scale: Scale, seed: int) -> Recipe:
     )
 
 
+def twin_records(scale: Scale, seed: int, data: tuple[ImageSet, ImageSet], device: str) -> list[Record]:
+    """What both untrained twins read in the very same measurements: SimCLR's heads, no step taken."""
+    train, test = (images.take(slice(n)) for images, n in zip(data, (scale.images, scale.tests), strict=True))
+    trainer = Trainer(recipe_of(configurations(scale)[0], scale, seed), Split.of(train, 512, seed), device)
+    records = []
+    for twin in twins(trainer):
+        embedder = Embedder(twin.artifact, device)
+        bank, h = embedder.embed_arrays(train.images), embedder.embed_arrays(test.images)
+        record = {"name": TWINS[twin.statistics], "seed": seed, "options": {}, "seconds": None, "alignment": None}
+        records.append(record | measured(bank, train, h, twin.project(h), test))
+    return records
+
+
+def measured(bank: Tensor, train: ImageSet, h: Tensor, z: Tensor, test: ImageSet) -> Record:
+    return {
+        "knn": knn_accuracy(bank, train.labels, h, test.labels),
+        "linear": linear_probe(bank, train.labels, h, test.labels).top1,
+        **geometry(h, z),
+    }
+
+
 def run(configuration: Configuration, scale: Scale, seed: int, data: tuple[ImageSet, ImageSet], device: str) -> Record:
     """Train once and measure on the test images; what a run that diverged has to say is its error.
 
@@ -167,13 +193,8 @@ def run(configuration: Configuration, scale: Scale, seed: int, data: tuple[Image
     embedder = Embedder(trainer.artifact(), device)
     bank, h = embedder.embed_arrays(train.images), embedder.embed_arrays(test.images)
     alignment = trainer.method.watch().get("predictor_alignment")
-    return record | {
-        "knn": knn_accuracy(bank, train.labels, h, test.labels),
-        "linear": linear_probe(bank, train.labels, h, test.labels).top1,
-        "h": Spectrum.of(h).summary(),
-        "z": Spectrum.of(trainer.project(h)).summary(),
-        "alignment": statistics.fmean(alignment) if isinstance(alignment, list) and alignment else None,
-    }
+    mean = statistics.fmean(alignment) if isinstance(alignment, list) and alignment else None
+    return record | {"alignment": mean} | measured(bank, train, h, trainer.project(h), test)
 
 
 @dataclass(frozen=True)
@@ -187,14 +208,29 @@ class Claim:
     second: str
     tolerance: float | None = None
 
+    def tells(self, record: Record) -> bool:
+        """Whether the run ended and measured what the claim is about; the first runs counted no dead dimensions."""
+        return "error" not in record and (self.metric not in (dead_h, dead_z) or "dead" in record["z"])
+
+    def bar(self, records: Sequence[Record]) -> float | None:
+        """The better untrained twin's mean accuracy; None for a claim that is not about accuracy."""
+        if self.metric not in (knn, linear):
+            return None
+        found = [[self.metric(r) for r in records if r["name"] == name] for name in TWINS.values()]
+        return max((statistics.fmean(values) for values in found if values), default=None)
+
     def verdict(self, records: Sequence[Record]) -> str:
         a, b = (
-            {r["seed"]: self.metric(r) for r in records if r["name"] == name and "error" not in r}
+            {r["seed"]: self.metric(r) for r in records if r["name"] == name and self.tells(r)}
             for name in (self.first, self.second)
         )
         seeds = sorted(a.keys() & b.keys())
         if not seeds:
             return UNMEASURED
+        bar = self.bar(records)
+        if bar is not None and max(statistics.fmean(a[s] for s in seeds), statistics.fmean(b[s] for s in seeds)) <= bar:
+            means = f"{statistics.fmean(a[s] for s in seeds):.3g} against {statistics.fmean(b[s] for s in seeds):.3g}"
+            return f"{means}: not counted, both below the untrained twin's {bar:.3g}"
         means = f"{statistics.fmean(a[s] for s in seeds):.3g} against {statistics.fmean(b[s] for s in seeds):.3g}"
         gaps = [a[s] - b[s] for s in seeds]
         if self.tolerance is not None:
@@ -226,6 +262,14 @@ def variance_z(record: Record) -> float:
     return float(record["z"]["total_variance"])
 
 
+def dead_h(record: Record) -> float:
+    return float(record["h"]["dead"])
+
+
+def dead_z(record: Record) -> float:
+    return float(record["z"]["dead"])
+
+
 CLAIMS = [
     Claim("DirectCLR's z uses a larger share of its dimensions than SimCLR's", "Jing", share_z, "DirectCLR", "SimCLR"),
     Claim("rank of h: DirectCLR over no projector", "Jing", rank_h, "DirectCLR", BARE),
@@ -245,12 +289,11 @@ CLAIMS = [
         for rate in ("", LOW_RATE)
         for claim in (
             Claim(
-                f"linear probe: DirectPred within 2 points of a trained predictor{rate}",
+                f"linear probe: DirectPred over a trained linear predictor{rate}",
                 "Tian",
                 linear,
                 "DirectPred" + rate,
                 TRAINED + rate,
-                2,
             ),
             Claim(
                 f"linear probe: DirectPred over the optimal predictor{rate}",
@@ -271,6 +314,16 @@ CLAIMS = [
     ),
 ]
 
+
+CLAIMS.append(
+    Claim("linear probe: DirectPred within 2 points of BYOL's two layers", "Tian", linear, "DirectPred", "BYOL", 2)
+)
+CLAIMS += [
+    Claim("dead dimensions of z: SimCLR over the twin", "Jing", dead_z, "SimCLR", TWINS["measured"]),
+    Claim("dead dimensions of h: no projector over a projector", "Jing", dead_h, BARE, "SimCLR"),
+    Claim("linear probe: Barlow Twins over SimCLR", "Zbontar", linear, "Barlow Twins", "SimCLR"),
+    Claim("linear probe: Barlow Twins within 2 points of BYOL", "Zbontar", linear, "Barlow Twins", "BYOL", 2),
+]
 
 REASONS = [
     Claim("longer, rank of h: a projector over none", "time", rank_h, "SimCLR" + LONGER, BARE + LONGER),
@@ -300,12 +353,32 @@ def of(records: Sequence[Record], name: str) -> list[Record]:
 
 
 def summary(metric: Callable[[Record], float], records: Sequence[Record], digits: int) -> str:
-    """Mean, and half the range over the seeds."""
+    """Mean, and its standard error over the seeds."""
     if not records:
         return ""
     values = [metric(record) for record in records]
-    spread = f" ± {(max(values) - min(values)) / 2:.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{digits}f}{spread}"
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return f"{statistics.fmean(values):.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+
+
+def row(name: str, mine: Sequence[Record]) -> str:
+    """A line of the table. Runs of the first version did not count dead dimensions."""
+    aligned = [r for r in mine if r["alignment"] is not None]
+    counted = [r for r in mine if "dead" in r["z"]]
+    cells = [
+        summary(knn, mine, 1),
+        summary(linear, mine, 1),
+        summary(rank_h, mine, 1),
+        summary(lambda r: r["z"]["effective_rank"], mine, 1),
+        str(mine[0]["z"]["dimension"]),
+        summary(dead_h, counted, 1),
+        summary(dead_z, counted, 1),
+        summary(variance_z, mine, 3),
+        summary(lambda r: r["alignment"], aligned, 2),
+        summary(lambda r: r["seconds"], [r for r in mine if r["seconds"] is not None], 0),
+        str(len(mine)),
+    ]
+    return f"| {name} | " + " | ".join(cells) + " |"
 
 
 def page(scale_name: str, records: Sequence[Record]) -> str:
@@ -316,36 +389,33 @@ def page(scale_name: str, records: Sequence[Record]) -> str:
     )
     lines = [f"Scale `{scale_name}`: {facts}; runs: {len(records)}.", ""]
     lines.append(
-        "| method | kNN % | linear % | rank of h | rank of z | of | variance of z | alignment | seconds | seeds |"
+        "| method | kNN % | linear % | rank of h | rank of z | of | dead of h | dead of z | variance of z | alignment"
+        " | seconds | seeds |"
     )
-    lines.append("|---|---|---|---|---|---|---|---|---|---|")
+    lines.append("|---" * 12 + "|")
+    lines += [row(name, of(records, name)) for name in TWINS.values() if of(records, name)]
     for configuration in configurations(scale):
         mine = of(records, configuration.name)
         if not mine:
             failed = any(record["name"] == configuration.name for record in records)
             if configuration.reason and not failed:
                 continue
-            lines.append(f"| {configuration.name} | {'diverged' if failed else 'not run'} |" + " |" * 8)
+            lines.append(f"| {configuration.name} | {'diverged' if failed else 'not run'} |" + " |" * 10)
             continue
-        aligned = [r for r in mine if r["alignment"] is not None]
-        cells = [
-            summary(knn, mine, 1),
-            summary(linear, mine, 1),
-            summary(rank_h, mine, 1),
-            summary(lambda r: r["z"]["effective_rank"], mine, 1),
-            str(mine[0]["z"]["dimension"]),
-            summary(variance_z, mine, 3),
-            summary(lambda r: r["alignment"], aligned, 2),
-            summary(lambda r: r["seconds"], [r for r in mine if r["seconds"] is not None], 0),
-            str(len(mine)),
-        ]
-        lines.append(f"| {configuration.name} | " + " | ".join(cells) + " |")
+        lines.append(row(configuration.name, mine))
     lines += ["", "| claim | source | measured |", "|---|---|---|"]
     lines += [f"| {claim.says} | {claim.source} | {claim.verdict(records)} |" for claim in CLAIMS]
     lines += ["", "| what a guess says should happen | the guess | measured, first seed |", "|---|---|---|"]
     tried = [(claim, claim.verdict(records)) for claim in REASONS]
     lines += [f"| {claim.says} | {claim.source} | {said} |" for claim, said in tried if said != UNMEASURED]
     return "\n".join([*lines, "", batch_table(scale, records)])
+
+
+def keep(record: Record, results: Path, done: list[Record], console: Console) -> None:
+    done.append(record)
+    with results.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    console.print(json.dumps(record), soft_wrap=True, markup=False)
 
 
 def main() -> None:
@@ -371,17 +441,17 @@ def main() -> None:
     data, deadline = load_data("fashion", given.data), time.monotonic() + 60 * given.minutes
     assert all(isinstance(images, ImageSet) for images in data)
     for seed in range(given.seeds):
+        known = {r["name"] for r in done if r["seed"] == seed}
+        if given.only in "Untrained" and not known >= set(TWINS.values()):
+            for record in twin_records(scale, seed, data, given.device):  # type: ignore[arg-type]
+                keep({"scale": given.scale, **record}, given.results, done, console)
         for configuration in configurations(scale):
             if configuration.reason and seed:
                 continue
-            known = any(r["name"] == configuration.name and r["seed"] == seed for r in done)
-            if known or given.only not in configuration.name or time.monotonic() > deadline:
+            if configuration.name in known or given.only not in configuration.name or time.monotonic() > deadline:
                 continue
             record = {"scale": given.scale, **run(configuration, scale, seed, data, given.device)}  # type: ignore[arg-type]
-            done.append(record)
-            with given.results.open("a") as file:
-                file.write(json.dumps(record) + "\n")
-            console.print(json.dumps(record), soft_wrap=True)
+            keep(record, given.results, done, console)
     print(page(given.scale, done))
 
 

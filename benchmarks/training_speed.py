@@ -244,7 +244,8 @@ def main() -> None:
     cpu = arguments.device == "cpu"
     unit = "views per CPU second" if own else "views/s"
     where = f"{torch.get_num_threads()} CPU thread(s)" if cpu else torch.cuda.get_device_name()
-    print(f"{chosen.name}, width {chosen.architecture.width}, stem {chosen.architecture.stem}", end=", ")
+    shape = chosen.architecture.model_dump()
+    print(f"{chosen.name}, width {shape.get('width')}, stem {shape.get('stem', 'patches')}", end=", ")
     print(f"{trainer.precision}, batch {chosen.batch_size}, {where}, {arguments.workers} workers for PIL", end="")
     print(f", {arguments.rounds} rounds; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     print(f"| loop | {unit} | over {base} | fullrank's over it |\n|---|---|---|---|")

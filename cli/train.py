@@ -39,6 +39,13 @@ def train(
     crop: Annotated[float | None, typer.Option(help="Least share of the image's area that a view keeps.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only so many training and test images.")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
+    method: Annotated[str | None, typer.Option(help="Another method, or a plugin's, in the recipe's place.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Another data set: `folder`, a flat folder of images in --data; or a plugin's.")
+    ] = None,
+    plugin: Annotated[
+        list[str] | None, typer.Option(help="MODULE[:FUNCTION] that registers what is your own. Repeatable.")
+    ] = None,
     option: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the method, e.g. d0=64. Repeatable.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the encoder.", show_default="the recipe's")] = None,
     device: Device = "cpu",
@@ -74,7 +81,7 @@ def train(
     from training.data import DataError
     from training.loop import Run, TrainingError
     from training.loop import train as run_training
-    from training.plugins import PluginError, found
+    from training.plugins import PluginError, found, load, load_installed
     from training.recipes import RECIPES, describe
     from training.recipes import recipe as find
 
@@ -88,6 +95,9 @@ def train(
             fail(f"--{flag}: {value!r} is none of {', '.join(allowed)}", 2)
     settings: dict[str, Any] = {}
     try:
+        load_installed()
+        for each in plugin or []:
+            load(each)
         if resume and began.is_file():
             chosen, settings = began_with(began)
             if (
@@ -97,10 +107,13 @@ def train(
                 and recipe not in (chosen.name, f"{chosen.data}-{chosen.method}")
             ):
                 fail(f"{began} is a run of {chosen.name}, not of {recipe}")
-            if settings.get("data"):
-                settings["data"] = Path(settings["data"])
+            settings["data"] = Path(settings["data"]) if settings.get("data") else None
+            settings["plugins"] = tuple(settings.get("plugins", ()))
+            for each in settings["plugins"]:
+                load(each)
         else:
             chosen = replace(find(recipe), name=name or recipe)
+            chosen = _own(chosen, method, dataset)
         trackers = tuple(found(it) for it in tracker or [])
     except (ValueError, PluginError) as error:
         fail(error, 2)
@@ -133,6 +146,7 @@ def train(
         tensorboard=tensorboard,
         metrics_port=metrics_port,
         trackers=trackers,
+        plugins=tuple(plugin or ()),
     )
     run = replace(run, **{key: value for key, value in settings.items() if not _was_given(context, key)})
     try:
@@ -145,6 +159,19 @@ def train(
         typer.echo(artifact.card.model_dump_json(indent=2))
 
 
+def _own(recipe: Any, method: str | None, dataset: str | None) -> Any:
+    """The recipe with another method, with that method's own options, and on other data."""
+    from training.data import SOURCES
+    from training.methods import METHODS
+
+    for flag, value, known in (("method", method, METHODS), ("dataset", dataset, SOURCES)):
+        if value is not None and value not in known:
+            fail(f"--{flag}: {value!r} is none of {', '.join(known)}", 2)
+    if method is not None and method != recipe.method:
+        recipe = replace(recipe, method=method, options={})
+    return recipe if dataset is None else replace(recipe, data=dataset)
+
+
 def _was_given(context: typer.Context, setting: str) -> bool:
     """Whether the setting of a run was asked for on the command line."""
     source = context.get_parameter_source({"compile": "compiled"}.get(setting, setting))
@@ -155,17 +182,20 @@ def _architecture(recipe: Any, backbone: str | None, width: int | None, stem: st
     """The recipe's architecture, or the one called `backbone` for the same input, with what is changed in it."""
     from models.artifact import architecture
     from training.data import SOURCES
+    from training.plugins import BACKBONES, OwnArchitecture
 
     shape = {key: value for key, value in {"width": width, "stem": stem}.items() if value is not None}
     preprocessing = SOURCES[recipe.data].sized(recipe.image_size)
+    size, channels = preprocessing.size, preprocessing.channels
+    if backbone in BACKBONES:
+        return OwnArchitecture(name=str(backbone), size=size, in_channels=channels)
     try:
         if backbone is not None:
-            return architecture(backbone, size=preprocessing.size, in_channels=preprocessing.channels, **shape)
-        if recipe.architecture.name == "vit" and recipe.architecture.size != preprocessing.size:
-            shape["size"] = preprocessing.size
+            return architecture(backbone, size=size, in_channels=channels, **shape)
         fields = type(recipe.architecture).model_fields
         if unknown := ", ".join(f"--{key}" for key in shape if key not in fields):
             fail(f"{unknown}: {recipe.architecture.name}, the encoder of {recipe.name}, has no such thing", 2)
+        shape |= {"in_channels": channels} | ({"size": size} if "size" in fields else {})
         return type(recipe.architecture)(**(recipe.architecture.model_dump() | shape))
     except ValueError as error:
         reason = "; ".join(each["msg"] for each in error.errors()) if hasattr(error, "errors") else str(error)

@@ -138,10 +138,12 @@ def evaluate_pixels(train: Images, test: Images, probes: bool = False) -> dict[s
     return quality(*bank, *queries) | (probe_table(*bank, *queries) if probes else {})
 
 
-def quality(bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor) -> dict[str, Any]:
+def quality(
+    bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, labelled: bool = True
+) -> dict[str, Any]:
     """kNN and spectrum of representations: what an artifact's card records. Without labels, the spectrum alone."""
     summary: dict[str, Any] = {**Spectrum.of(queries).summary()}
-    if min(int(bank_labels.min()), int(labels.min())) < 0:
+    if not labelled:
         return {"rows": len(queries)} | summary
     knn = round(knn_accuracy(bank, bank_labels, queries, labels), 4)
     return {"knn": knn, "knn_bank": len(bank), "knn_queries": len(queries)} | summary

@@ -16,8 +16,12 @@ import torch
 from torch import Tensor
 
 from fullrank import Reference
-from models.artifact import Artifact, Canary, load, save
+from models.artifact import Artifact, Canary, Graph, load, save
 from models.embedder import Embedder, normalize
+from models.engines import at_rest, sample
+from models.engines.engine import affine
+from models.engines.onnx_engine import ELSEWHERE
+from models.engines.trace import UnsupportedError, trace
 from models.gate import Figures
 from models.preprocess import prepare_arrays
 from models.references import (
@@ -51,7 +55,7 @@ def keep(trainer: Trainer, rows: Rows, record: dict[str, Any], folder: Path, cou
     artifact = replace(artifact, card=artifact.card.model_copy(update={"quality": {"held_out": measured}}))
     try:
         folder.mkdir(exist_ok=True)
-        save(quickly_referenced(artifact, trainer, rows), folder / f"epoch-{record['epoch']:04d}")
+        save(servable(quickly_referenced(artifact, trainer, rows)), folder / f"epoch-{record['epoch']:04d}")
         for old in epochs_in(folder)[:-count]:
             shutil.rmtree(old)
     except OSError as error:
@@ -106,9 +110,12 @@ def finish(
     asked = test if test is not None else split.held_out
     bank = split.known() if limit is None else split.labelled
     embedder = Embedder(artifact, trainer.device)
-    known = embed(embedder, bank, lambda n: progress("measuring", n))
     queries = embed(embedder, asked, lambda n: progress("measuring", n))
-    found = quality(*known, *queries) | {"projection": Spectrum.of(trainer.project(queries[0])).summary()}
+    labelled = int(split.labelled.labels.min()) >= 0 and test is not None
+    known = embed(embedder, bank, lambda n: progress("measuring", n)) if labelled else queries
+    found = quality(*known, *queries, labelled=labelled) | {
+        "projection": Spectrum.of(trainer.project(queries[0])).summary()
+    }
     if isinstance(bank, ImageSet) and isinstance(asked, ImageSet) and "knn" in found:
         found["untrained"] = untrained(twins, bank, asked, trainer.device, progress)
     figures = Figures.of(queries[0])
@@ -141,7 +148,7 @@ def export(
     An encoder that makes one point of all images has no reference: it says so on its card, as `quality.collapsed`.
     """
     if "collapsed" in artifact.card.quality:
-        return save(artifact, folder)
+        return save(servable(artifact), folder)
     images, licence, aside = canary_of(held_out, artifact)
     # The canary's images leave the reference's split, so that neither vouches for the other.
     described = held_out.take(slice(0, len(held_out) - aside))
@@ -149,7 +156,24 @@ def export(
     basis, rest = (in_chunks(part, preprocessing) for part in (fit.images[:BASIS_ROWS], described.images))
     labels = described.labels if int(described.labels.min()) >= 0 else None
     made = with_reference(artifact, basis, rest, images, licence, labels=labels, progress=progress)
-    return save(made, folder)
+    return save(servable(made), folder)
+
+
+def servable(artifact: Artifact) -> Artifact:
+    """The artifact as it is, or, where its backbone is a plugin's, as a graph that runs without the plugin.
+
+    TrainingError when the backbone does something that has no ONNX graph here.
+    """
+    if artifact.card.architecture is not None or artifact.module is None:
+        return artifact
+    scale, offset = affine(artifact.card.preprocessing)
+    try:
+        graph, _ = trace(at_rest(artifact.module), sample(artifact), scale, offset)
+    except UnsupportedError as error:
+        raise TrainingError(
+            f"the backbone has no ONNX graph, and cannot be served without its plugin: {error}"
+        ) from error
+    return replace(artifact, module=None, graph=Graph(graph.serialized(ELSEWHERE), graph.weights))
 
 
 def main() -> None:

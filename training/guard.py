@@ -55,6 +55,13 @@ class Twin:
     statistics: Literal["initial", "measured"]
     artifact: Artifact
     geometry: Geometry
+    method: Method
+
+    @torch.no_grad()
+    def project(self, h: Tensor) -> Tensor:
+        """What the loss would see of representations (n, d), in evaluation mode: (n, k) on the CPU."""
+        projected: Tensor = self.method.project(h.to(next(self.method.parameters()).device))
+        return projected.float().cpu()
 
 
 @torch.no_grad()
@@ -69,11 +76,11 @@ def twins(trainer: Trainer) -> list[Twin]:
 
 
 def _twin(statistics: Literal["initial", "measured"], method: Method, trainer: Trainer) -> Twin:
-    method.eval()
-    encoder = copy.deepcopy(method.encoder)
-    artifact = Artifact(trainer.artifact().card, encoder)
+    method = copy.deepcopy(method).eval().requires_grad_(False)
+    artifact = Artifact(trainer.artifact().card, method.encoder)
     h = Embedder(artifact, trainer.device).embed_arrays(trainer.split.held_out.images[:IMAGES])
-    return Twin(statistics, artifact, Geometry.of(h, method.project(h.to(trainer.device)).float().cpu()))
+    z = method.project(h.to(trainer.device)).float().cpu()
+    return Twin(statistics, artifact, Geometry.of(h, z), method)
 
 
 def measure_statistics(method: Method, trainer: Trainer) -> None:

@@ -55,10 +55,13 @@ class Run:
     tensorboard: bool = False
     metrics_port: int | None = None
     trackers: tuple[Tracker, ...] = field(default=(), compare=False)
+    plugins: tuple[str, ...] = ()
+    """Names of the plugins that the run was begun with."""
 
     def settings(self) -> dict[str, Any]:
         """What a resumed run begins with if nothing else is asked for, as JSON has it."""
-        kept = "limit device threads workers compile checkpoint_minutes keep guard guard_share tensorboard metrics_port"
+        kept = "limit device threads workers compile checkpoint_minutes keep"
+        kept += " guard guard_share tensorboard metrics_port plugins"
         data = None if self.data is None else str(self.data.absolute())
         return {"data": data} | {name: getattr(self, name) for name in kept.split()}
 
@@ -135,7 +138,6 @@ def train(recipe: Recipe, run: Run, console: Console | None = None) -> Artifact:
     distributed.shutdown()
     if not first:
         return trainer.artifact(run.command)
-    assert test is not None
     with stages(console) as stage:
         artifact = export.finish(trainer, test, twins, run.out / "encoder", run.command, run.limit, stage)
     console.print(f"{run.out / 'encoder'}: {json.dumps(artifact.card.quality)}", soft_wrap=True, markup=False)

@@ -1,13 +1,80 @@
-"""Your own methods, backbones, data sets and trackers, from modules that are no part of this project."""
+"""Your own methods, backbones, data sets and trackers, from modules that are no part of this project.
+
+A plugin is a module that calls `register_method`, `register_backbone` or `register_data` when it is imported, or a
+function that does when it is called. `fullrank train --plugin MODULE[:FUNCTION]` names one; an installed distribution
+names its own as an entry point of the group `fullrank.plugins`.
+"""
 
 import importlib
 import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from models.backbones import Encoder
+from models.preprocess import Strict
+from training.data.sources import SOURCES, Source
+from training.methods import METHODS, Method, options_class
+
+GROUP = "fullrank.plugins"
+BACKBONES: dict[str, Callable[[int, int], Encoder]] = {}
 
 
 class PluginError(ValueError):
-    """A plugin that cannot be imported; the message says why."""
+    """A plugin that cannot be imported, or that is no plugin; the message says why."""
+
+
+def register_method(name: str, method: type[Method]) -> None:
+    """Make `--method NAME` known. Its constructor takes the encoder and `options`, a dataclass. PluginError else."""
+    try:
+        options_class(method)
+    except KeyError as error:
+        raise PluginError(f"method {name!r}: its constructor takes no argument `options: A_DATACLASS`") from error
+    METHODS[name] = method
+
+
+def register_data(name: str, source: Source) -> None:
+    """Make `--dataset NAME` known."""
+    SOURCES[name] = source
+
+
+def register_backbone(name: str, build: Callable[[int, int], Encoder]) -> None:
+    """Make `--backbone NAME` known: `build(size, in_channels)` returns a module whose `dimension` is its output's."""
+    BACKBONES[name] = build
+
+
+class OwnArchitecture(Strict):
+    """A backbone that a plugin brings. Its artifact is an ONNX graph, so that serving it needs no plugin."""
+
+    name: str
+    size: int
+    in_channels: Literal[1, 3] = 3
+
+    def build(self) -> Encoder:
+        """PluginError when no plugin of this process brings it."""
+        if self.name not in BACKBONES:
+            raise PluginError(f"no plugin brings the backbone {self.name!r}; name it with --plugin")
+        return BACKBONES[self.name](self.size, self.in_channels)
+
+
+def load(name: str) -> None:
+    """Import MODULE, or call MODULE:FUNCTION, so that it registers what it brings. PluginError when it cannot."""
+    module, separator, _ = name.partition(":")
+    if not separator:
+        imported_module(module)
+        return
+    function = found(name)
+    try:
+        function()
+    except Exception as error:  # it is somebody's code, and may raise anything
+        raise PluginError(f"{name} failed: {type(error).__name__}: {error}") from error
+
+
+def load_installed() -> None:
+    """Load every installed distribution's plugins. PluginError names the one that cannot be."""
+    for entry in entry_points(group=GROUP):
+        load(entry.value)
 
 
 def found(name: str) -> Any:

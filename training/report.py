@@ -126,7 +126,8 @@ def _table(runs: Sequence[RunLog]) -> str:
     for run in runs:
         last, quality = run.records[-1], run.card.get("quality", {})
         h, z = (last[part] for part in PARTS)
-        cells = [html.escape(run.name), last["epoch"], f"{last['loss']:.4g}", f"{last['knn']:.2%}"]
+        cells = [html.escape(run.name), last["epoch"], f"{last['loss']:.4g}"]
+        cells.append("" if last["knn"] is None else f"{last['knn']:.2%}")
         cells += [f"{quality['knn']:.2%}" if "knn" in quality else "", f"{h['effective_rank']:.1f} of {h['dimension']}"]
         cells += [f"{h['rankme']:.1f}", f"{h['participation_ratio']:.1f}", f"{h['std_ratio']:.2f}"]
         cells += [f"{z['effective_rank']:.1f} of {z['dimension']}", f"{last['views_per_second']:,}"]

@@ -23,6 +23,7 @@ from training.data.split import BANK
 from training.evaluate import Spectrum, knn_accuracy
 from training.methods import Method, build
 from training.optimizers import cosine, optimizer, set_learning_rate, warm_up
+from training.plugins import OwnArchitecture
 from training.precision import Precision
 from training.recipes import Recipe
 from training.small_maps import quicken
@@ -65,7 +66,7 @@ class Trainer:
         self.compute_in(precision.choose(numbers, self.device))
         encoder: Any = recipe.architecture.build()
         if init is not None:
-            if init.card.architecture != recipe.architecture:
+            if init.card.architecture is None or init.card.architecture != recipe.architecture:
                 raise TrainingError(f"{init.card.name} is {init.card.architecture}, not {recipe.architecture}")
             encoder.load_state_dict(init.encoder.state_dict())
         method = build(recipe.method, encoder, recipe.options)
@@ -237,9 +238,12 @@ class Trainer:
 
     def artifact(self, command: str = "") -> Artifact:
         """The encoder as it is now, without a reference; `command` made it."""
+        architecture = self.recipe.architecture
+        own = isinstance(architecture, OwnArchitecture)
         card = EncoderCard(
             name=self.recipe.name,
-            architecture=self.recipe.architecture,
+            architecture=None if isinstance(architecture, OwnArchitecture) else architecture,
+            graph="encoder.onnx" if own else None,
             preprocessing=self.preprocessing,
             dimension=self.method.encoder.dimension,
             training=checkpoint.describe(self.recipe) | {"command": command, "precision": self.precision},

@@ -5,7 +5,21 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.methods import CLAIMS, REASONS, SCALES, Claim, configurations, knn, page, recipe_of, run, summary
+from benchmarks import experiments
+from benchmarks.methods import (
+    CLAIMS,
+    REASONS,
+    SCALES,
+    TWINS,
+    Claim,
+    configurations,
+    knn,
+    page,
+    recipe_of,
+    run,
+    summary,
+    twin_records,
+)
 from training.data import SAMPLE, load_data
 from training.methods import METHODS, build
 
@@ -30,6 +44,13 @@ def test_a_claim_is_seen_only_if_every_seed_shows_it(a: list[float], b: list[flo
     assert CLAIM.verdict(records(a, b)) == verdict
 
 
+def test_an_accuracy_below_the_untrained_twins_counts_for_nothing() -> None:
+    twin = [{"name": TWINS["initial"], "seed": s, "knn": x} for s, x in enumerate((0.7, 0.72))]
+    assert CLAIM.verdict([*records([0.8, 0.7], [0.6, 0.5]), *twin]) == "75 against 55: seen"
+    said = CLAIM.verdict([*records([0.7, 0.7], [0.6, 0.5]), *twin])
+    assert said == "70 against 55: not counted, both below the untrained twin's 71"
+
+
 def test_parity_is_of_the_means() -> None:
     level = replace(CLAIM, tolerance=2)
     assert level.verdict(records([0.80, 0.82], [0.82, 0.80])).endswith(": seen")
@@ -43,7 +64,7 @@ def test_a_run_that_diverged_counts_for_nothing() -> None:
     assert "| SimCLR | not run |" in page("small", [])
 
 
-def test_a_cell_holds_the_mean_and_half_the_range() -> None:
+def test_a_cell_holds_the_mean_and_its_standard_error() -> None:
     assert summary(knn, [{"knn": 0.5}], 1) == "50.0"
     assert summary(knn, [{"knn": 0.5}, {"knn": 0.7}], 1) == "60.0 ± 10.0"
 
@@ -54,7 +75,7 @@ def test_claims_name_configurations_and_configurations_cover_the_methods() -> No
         names = [each.name for each in table]
         assert len(names) == len(set(names))
         assert {each.method for each in table} == set(METHODS)
-        assert {name for claim in CLAIMS + REASONS for name in (claim.first, claim.second)} <= set(names)
+        assert {name for claim in CLAIMS + REASONS for name in (claim.first, claim.second)} <= {*names, *TWINS.values()}
         for each in configurations(replace(scale, width=2, wide=8)):
             recipe = recipe_of(each, replace(scale, width=2, wide=8), seed=1)
             build(recipe.method, recipe.architecture.build(), recipe.options)
@@ -70,3 +91,36 @@ def test_a_run_measures() -> None:
     assert record["h"]["dimension"] == 32
     assert record["z"]["dimension"] == 128
     assert record["alignment"] > 0.99
+    both = twin_records(scale, 0, load_data("fashion", SAMPLE), "cpu")  # type: ignore[arg-type]
+    assert [each["name"] for each in both] == list(TWINS.values())
+    assert 0 <= both[0]["z"]["dead"] <= 128
+
+
+def test_dead_dimensions_are_those_far_below_the_largest() -> None:
+    rows = torch.randn(4000, 6, generator=torch.Generator().manual_seed(0)) * torch.tensor([1, 1, 0.05, 3e-3, 3e-4, 0])
+    found = experiments.geometry(rows, rows)
+    assert (found["h"]["dead"], found["z"]["dead"]) == (3, 2)
+
+
+def test_every_experiment_can_be_built_and_says_what_it_costs() -> None:
+    for letter, experiment in experiments.EXPERIMENTS.items():
+        small = replace(experiment, width=2)
+        for case in experiment.cases:
+            chosen = experiments.recipe_of(small, case, seed=1)
+            options = {key: value for key, value in chosen.options.items() if key != "d0"}
+            build(chosen.method, chosen.architecture.build(), options)
+        assert f"python -m benchmarks.experiments {letter}`" in experiments.page([])
+        assert experiment.gpu_hours > 0
+
+
+def test_an_experiment_is_measured_beside_both_twins(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = torch.get_num_threads()
+    small = replace(experiments.EXPERIMENTS["C"], width=4, images=700, epochs=1)
+    monkeypatch.setitem(experiments.EXPERIMENTS, "C", small)
+    record = experiments.run("C", small.cases[0], 0, load_data("fashion", SAMPLE), "cpu")  # type: ignore[arg-type]
+    torch.set_num_threads(threads)
+    assert len(record["epochs"]) == 1
+    lines = experiments.table("C", [record])
+    assert lines[3].startswith("| untrained, initial statistics | ")
+    assert "of 32 |" in lines[5]
+    assert "1 of 18 runs" in experiments.page([record])

@@ -88,6 +88,16 @@ def read_folder(folder: Path, split: str) -> FileSet | ShardSet:
     raise DataError(f"{folder} has no folder {names} of class folders and no shards *{names}*.tar; {REMEDY}")
 
 
+def read_flat(folder: Path, split: str) -> FileSet:
+    """Every image file of a folder and of the folders below it, without labels (-1). Raises DataError for none."""
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder; --data is a folder of image files ({', '.join(SUFFIXES)})")
+    found = tuple(sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()))
+    if not found:
+        raise DataError(f"{folder} holds no image files ({', '.join(SUFFIXES)}), nor do the folders below it")
+    return FileSet(found, torch.full((len(found),), -1))
+
+
 def _class_folders(folder: Path) -> FileSet:
     classes = sorted(path for path in folder.iterdir() if path.is_dir())
     paths: list[Path] = []

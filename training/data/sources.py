@@ -8,7 +8,7 @@ from typing import Literal
 from models.preprocess import Preprocessing
 from training.data.cifar import read_cifar10, read_cifar100
 from training.data.dataset import ImageSet
-from training.data.files import FileSet, ShardSet, read_folder
+from training.data.files import FileSet, ShardSet, read_flat, read_folder
 from training.data.idx import read_fashion_mnist
 from training.data.stl10 import read_stl10
 
@@ -86,6 +86,17 @@ SOURCES: dict[str, Source] = {
         IMAGENET_MEAN,
         IMAGENET_STD,
         "non-commercial research only (image-net.org)",
+        resize="crop",
+    ),
+    "folder": Source(
+        read_flat,
+        Path("data/images"),
+        224,
+        3,
+        IMAGENET_MEAN,
+        IMAGENET_STD,
+        "unstated: whose images they are is not known",
+        tested=False,
         resize="crop",
     ),
 }

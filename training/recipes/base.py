@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from models.artifact import AnyArchitecture
 from training.augment import Augmentation
+from training.plugins import OwnArchitecture
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Recipe:
     name: str
     data: str
     method: str
-    architecture: AnyArchitecture
+    architecture: AnyArchitecture | OwnArchitecture
     augmentation: Augmentation
     second: Augmentation | None = None
     """The other view's augmentation, where it differs from the first's (BYOL's t')."""
