@@ -1,5 +1,6 @@
 """Put the monitor into a server that is not ours: the standard library's, with Prometheus metrics.
 
+    pip install 'fullrank[prometheus]'
     python examples/other_server.py 8001
     curl -d '[[0.1, 0.5, ...]]' 127.0.0.1:8001/embed      # rows of 16 numbers -> rows of 32
     curl 127.0.0.1:8001/metrics
