@@ -66,6 +66,10 @@ class Service:
         ]
         self.phase = "ready"
         log.info("serving %s", ", ".join(map(str, self.in_service())))
+        names = {"default", *(served.name for served in self.in_service())}
+        for alias, name in self.settings.aliases.items():
+            if name not in names:
+                log.warning("the alias %s means %s, which is not in service: requests for it get 404", alias, name)
 
     # ---- what is served
 

@@ -64,8 +64,9 @@ class Roster:
         """The encoder's own name where `model` is an alias. The default encoder is called "default" too."""
         if any(model in (served.name, str(served)) for served in self._serving):
             return model
-        name = self._settings.aliases.get(model, model)
-        return self._serving[0].name if name == "default" else name
+        name, at, revision = model.partition("@")
+        name = self._settings.aliases.get(name, name)
+        return (self._serving[0].name if name == "default" else name) + at + revision
 
     async def load(self) -> None:
         """Load, warm up and check the configured encoders; ArtifactError if one cannot be trusted."""

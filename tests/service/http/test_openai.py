@@ -1,8 +1,11 @@
 """POST /v1/embeddings in OpenAI's shape, errors included."""
 
 import base64
+import json
+import shutil
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -65,6 +68,53 @@ async def test_errors_have_openais_shape(
     error = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert (error["type"], error["param"]) == ("invalid_request_error", param)
+
+
+async def test_other_names_lead_to_the_encoders_in_service(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    aliases = "text-embedding-3-small=default, clip=beta, gone=nobody"
+    async with start(encoders="beta", aliases=aliases) as (client, service):
+        assert "the alias gone means nobody" in caplog.text
+        alpha, beta = (it.revision for it in service.in_service())
+        listed = (await client.get("/v1/models")).json()
+        assert listed["object"] == "list"
+        assert {it["id"]: (it["root"], it["revision"]) for it in listed["data"]} == {
+            "alpha": ("alpha", alpha),
+            "beta": ("beta", beta),
+            "default": ("alpha", alpha),
+            "text-embedding-3-small": ("alpha", alpha),
+            "clip": ("beta", beta),
+        }
+        for asked, name, revision in (
+            ("default", "alpha", alpha),
+            ("text-embedding-3-small", "alpha", alpha),
+            ("clip", "beta", beta),
+            (f"clip@{beta}", "beta", beta),
+        ):
+            answer = await client.post("/v1/embeddings", json={"model": asked, "input": TEXTS[0]})
+            assert answer.status_code == 200, answer.text
+            assert (answer.json()["model"], answer.json()["revision"]) == (name, revision)
+            assert (answer.headers["x-model"], answer.headers["x-revision"]) == (name, revision)
+            embedded = await client.post("/embed", json=as_json(IMAGES, model=asked))
+            assert (embedded.json()["model"], embedded.json()["revision"]) == (name, revision)
+            path, _, version = asked.partition("@")
+            metadata = await client.get(f"/v2/models/{path}" + (f"/versions/{version}" if version else ""))
+            assert metadata.json()["name"] == name
+        one = (await client.get("/v1/models/clip")).json()
+        assert (one["id"], one["root"], one["object"]) == ("clip", "beta", "model")
+        for missing in ("gone", "nobody", f"clip@{alpha}"):
+            answer = await client.post("/v1/embeddings", json={"model": missing, "input": TEXTS[0]})
+            assert answer.status_code == 404
+            assert answer.json()["error"]["code"] == "model_not_found"
+
+
+async def test_an_encoder_called_default_is_no_alias(start: Start, encoders: Path, tmp_path: Path) -> None:
+    shutil.copytree(encoders / "beta", tmp_path / "default")
+    card = json.loads((tmp_path / "default" / "encoder.json").read_text())
+    (tmp_path / "default" / "encoder.json").write_text(json.dumps(card | {"name": "default"}))
+    async with start(encoders=str(tmp_path / "default")) as (client, service):
+        answer = await client.post("/v1/embeddings", json={"model": "default", "input": TEXTS[0]})
+        assert answer.json()["model"] == "default"
+        assert answer.json()["revision"] == service.in_service()[1].revision
 
 
 async def test_a_key_is_asked_for_in_openais_shape(start: Start) -> None:
