@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli import check, embed, evaluate, export, fleet, import_, lab, reference, report, rules, serve, train
+from cli import check, doctor, embed, evaluate, export, fleet, import_, lab, reference, report, rules, serve, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,6 +29,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     fleet.fleet,
     embed.embed,
     rules.rules,
+    doctor.doctor,
 )
 for command in COMMANDS:
     name = command.__name__.rstrip("_")  # `import` is a word of Python

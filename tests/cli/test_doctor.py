@@ -1,0 +1,71 @@
+"""fullrank doctor: what it finds on a machine that can serve, and on ones that cannot."""
+
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cli import app
+from tools.stack import free_port, prometheus
+
+Findings = dict[str, tuple[str, str]]
+
+
+def examine(*arguments: object) -> tuple[int, Findings]:
+    """The exit code, and check -> state and words."""
+    done = CliRunner().invoke(app, ["doctor", "--json", *map(str, arguments)])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.output
+    return done.exit_code, {it["check"]: (it["state"], it["says"]) for it in json.loads(done.stdout)}
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FULLRANK_PORT", str(free_port()))
+    monkeypatch.setenv("FULLRANK_THREADS", "1")
+
+
+def test_a_machine_that_can_serve(small_artifact: Path) -> None:
+    code, found = examine("--encoder", small_artifact)
+    assert code == 0, found
+    assert {found[it][0] for it in ("versions", "device", "threads", "port", "encoder", "speed")} == {"ok"}
+    assert "is free" in found["port"][1]
+
+
+def test_a_taken_port_a_bad_folder_and_too_many_threads(
+    small_artifact: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setenv("FULLRANK_PORT", str(taken.getsockname()[1]))
+        monkeypatch.setenv("FULLRANK_STATE_DIR", str(tmp_path / "file" / "state"))
+        monkeypatch.setenv("FULLRANK_THREADS", "512")
+        code, found = examine("--encoder", small_artifact)
+    assert code == 1
+    assert found["port"][0] == found["state_dir"][0] == "fail"
+    assert found["threads"][0] == "note"
+    assert "FULLRANK_THREADS=" in found["threads"][1]
+
+
+def test_a_setting_and_an_encoder_that_are_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    code, found = examine("--encoder", tmp_path / "nowhere[1]")
+    assert code == 1
+    assert "nowhere[1] is not a folder" in found["encoder"][1]
+    monkeypatch.setenv("FULLRANK_PORT", "many")
+    code, found = examine()
+    assert code == 1
+    assert found["settings"][1].startswith("port: ")
+
+
+def test_it_asks_a_real_prometheus(tool: Callable[[str], str], small_artifact: Path, tmp_path: Path) -> None:
+    tool("prometheus")
+    code, found = examine("--encoder", small_artifact, "--prometheus", f"http://127.0.0.1:{free_port()}")
+    assert (code, found["prometheus"][0]) == (1, "fail")
+    with prometheus(tmp_path, []) as server:
+        code, found = examine("--encoder", small_artifact, "--prometheus", f"{server.url}/")
+    assert (code, found["prometheus"][0]) == (0, "note")
+    assert "scrapes no replica" in found["prometheus"][1]
