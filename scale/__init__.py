@@ -1,0 +1,1 @@
+"""Past one machine: bulk embedding whose output can be resumed, shard by shard."""

@@ -1,0 +1,190 @@
+"""What is to be embedded: folders, tar shards, Parquet files and lists of paths, cut into shards that are read alone.
+
+Every name is a path on this machine, or an address that says its protocol (s3://..., gs://...), which fsspec opens. A
+file's own name is never an address.
+"""
+
+import hashlib
+import io
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+ADDRESS = re.compile(r"[a-z][a-z0-9+]*://", re.IGNORECASE)
+FILES_A_SHARD = 1024
+LARGEST_FILE = 1 << 28  # bytes: no image file is larger, and a damaged header may claim anything
+IMAGE_COLUMNS = ("image", "bytes", "jpg", "png", "content")
+
+
+class SourceError(ValueError):
+    """A source that cannot be read at all; the message names it and says what would do."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image: its id in the output, and its bytes, or why there are none."""
+
+    id: str
+    data: bytes
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of a source that is read, embedded and written by itself. `name` is its output's, without an ending."""
+
+    name: str
+    kind: str  # files, tar or parquet
+    paths: tuple[str, ...]
+    root: str = ""
+
+    def read(self) -> Iterator[Item]:
+        """Its images, in an order that never changes. Raises SourceError where the shard itself is unreadable."""
+        try:
+            yield from {"files": _files, "tar": _members, "parquet": _rows}[self.kind](self)
+        except (OSError, EOFError, tarfile.TarError) as error:
+            raise SourceError(f"{self.paths[0]}: {error}") from error
+
+
+def shards(source: str) -> list[Shard]:
+    """The shards of a source. Raises SourceError.
+
+    source: a folder (its tar or Parquet files if it has any, else its image files), one tar or Parquet file, or a text
+    file (.txt) with one path or address a line.
+    """
+    if ADDRESS.match(source):
+        return [_one(source)]
+    path = Path(source)
+    if path.is_dir():
+        found = sorted(it for it in path.rglob("*") if it.is_file())
+        for endings in ((".tar",), (".parquet",)):
+            if of_kind := [it for it in found if it.suffix.lower() in endings]:
+                return _named([_one(str(it), str(path)) for it in of_kind])
+        images = [str(it) for it in found if it.suffix.lower() in SUFFIXES]
+        if not images:
+            raise SourceError(f"{source} holds no images ({', '.join(SUFFIXES)}), no .tar and no .parquet files")
+        return _in_parts(images, str(path))
+    if not path.is_file():
+        raise SourceError(f"{source} is no file and no folder; an address starts with its protocol, such as s3://")
+    if path.suffix.lower() == ".txt":
+        try:
+            lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise SourceError(f"{source}: {error}") from error
+        if not lines:
+            raise SourceError(f"{source} is empty; it holds one path or address a line")
+        return _in_parts(lines, "")
+    return [_one(source)]
+
+
+def open_name(name: str) -> IO[bytes]:
+    """A path on this machine, or an address with a protocol. OSError if it cannot be opened."""
+    if not ADDRESS.match(name):
+        return Path(name).open("rb")
+    try:
+        import fsspec
+    except ImportError as error:
+        raise SourceError(f"{name}: addresses need fsspec: pip install 'fullrank-server[bulk]'") from error
+    try:
+        opened: IO[bytes] = fsspec.open(name, "rb").open()
+    except (ImportError, ValueError) as error:
+        raise SourceError(f"{name}: {error}") from error
+    return opened
+
+
+def _in_parts(names: list[str], root: str) -> list[Shard]:
+    """Image files, so many a shard. A shard's name holds a hash of what is in it, so that a new file makes it new."""
+    found = []
+    for index, start in enumerate(range(0, len(names), FILES_A_SHARD)):
+        part = tuple(names[start : start + FILES_A_SHARD])
+        digest = hashlib.sha256("\n".join(part).encode()).hexdigest()[:8]
+        found.append(Shard(f"files-{index:06d}-{digest}", "files", part, root))
+    return found
+
+
+def _one(name: str, root: str = "") -> Shard:
+    ending = name.rpartition(".")[2].lower()
+    if ending not in ("tar", "parquet"):
+        raise SourceError(f"{name}: expected a folder, a .tar, a .parquet or a .txt file")
+    short = name if not root else str(Path(name).relative_to(root))
+    stem = re.sub(r"[^\w.-]+", "_", short.rpartition(".")[0].rpartition("/")[2] or short)
+    return Shard(stem, ending, (name,), root)
+
+
+def _named(found: list[Shard]) -> list[Shard]:
+    """The same shards; those of one name in several folders get a number."""
+    seen: dict[str, int] = {}
+    named = []
+    for shard in found:
+        count = seen[shard.name] = seen.get(shard.name, 0) + 1
+        name = shard.name if count == 1 else f"{shard.name}.{count}"
+        named.append(Shard(name, shard.kind, shard.paths, shard.root))
+    return named
+
+
+def _files(shard: Shard) -> Iterator[Item]:
+    for name in shard.paths:
+        id_ = str(Path(name).relative_to(shard.root)) if shard.root else name
+        try:
+            with open_name(name) as file:
+                data = file.read(LARGEST_FILE + 1)
+        except (OSError, SourceError) as error:
+            yield Item(id_, b"", str(error))
+            continue
+        large = f"the file is larger than {LARGEST_FILE} bytes"
+        yield Item(id_, data) if len(data) <= LARGEST_FILE else Item(id_, b"", large)
+
+
+def _members(shard: Shard) -> Iterator[Item]:
+    with open_name(shard.paths[0]) as file, tarfile.open(fileobj=file, mode="r|") as archive:
+        for member in archive:
+            if not member.isfile() or not member.name.lower().endswith(SUFFIXES):
+                continue
+            if member.size > LARGEST_FILE:
+                raise tarfile.TarError(f"{member.name} claims {member.size} bytes")
+            content = archive.extractfile(member)
+            assert content is not None
+            data = content.read()
+            if len(data) < member.size:
+                raise tarfile.TarError(f"{member.name} is cut short")
+            yield Item(member.name, data)
+
+
+def _rows(shard: Shard) -> Iterator[Item]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise SourceError("Parquet needs pyarrow: pip install 'fullrank-server[bulk]'") from error
+    with open_name(shard.paths[0]) as file:
+        try:
+            table = pq.ParquetFile(io.BytesIO(file.read()) if ADDRESS.match(shard.paths[0]) else file)
+            column = next((name for name in IMAGE_COLUMNS if name in table.schema_arrow.names), None)
+            if column is None:
+                there = ", ".join(table.schema_arrow.names)
+                raise SourceError(
+                    f"{shard.paths[0]}: no column of images; it is called {', '.join(IMAGE_COLUMNS)}; there are {there}"
+                )
+            names = [column] + (["id"] if "id" in table.schema_arrow.names else [])
+            number = 0
+            for batch in table.iter_batches(FILES_A_SHARD, columns=names):
+                for row in batch.to_pylist():
+                    yield Item(str(row.get("id", number)), *_bytes_of(row[column]))
+                    number += 1
+        except pa.ArrowException as error:
+            raise SourceError(f"{shard.paths[0]}: {error}") from error
+
+
+def _bytes_of(value: Any) -> tuple[bytes, str]:
+    """Image bytes of a cell, plain or as Hugging Face's {"bytes": ..., "path": ...}; else why there are none."""
+    if isinstance(value, dict):
+        value = value.get("bytes")
+    if isinstance(value, bytes | bytearray | memoryview | np.bytes_):
+        return bytes(value), ""
+    return b"", f"expected image bytes, got {type(value).__name__}"

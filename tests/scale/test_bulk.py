@@ -1,0 +1,227 @@
+"""Bulk embedding: every id exactly once, bad images as rows, and the same bytes however often a run was killed."""
+
+import io
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from fullrank import Moments
+from models.artifact import load
+from models.embedder import Embedder, normalize
+from scale import bulk, sources
+
+RUN = """
+import sys
+from pathlib import Path
+from scale import bulk, sources
+sources.FILES_A_SHARD = 8
+encoder, data, out = map(Path, sys.argv[1:])
+found = sources.shards(str(data))
+bulk.run_local(bulk.begin(out, encoder, found), encoder, out, done=lambda it: print(it.name, flush=True))
+"""
+
+
+def png(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (30, 40), np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty images in two folders, one that is cut off, one that is no image and a file of another kind."""
+    folder = tmp_path_factory.mktemp("images")
+    for index in range(40):
+        path = folder / f"class{index % 2}" / f"{index:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(png(index))
+    (folder / "class0" / "cut.png").write_bytes(png(99)[:200])
+    (folder / "class0" / "text.jpg").write_bytes(b"hello")
+    (folder / "notes.md").write_text("no image")
+    return folder
+
+
+def run(source: str, encoder: Path, out: Path, **options: int) -> list[str]:
+    failures = list[str]()
+    bulk.run_local(bulk.begin(out, encoder, sources.shards(source)), encoder, out, failed=failures.append, **options)
+    return failures
+
+
+def rows_of(out: Path) -> dict[str, tuple[list[float] | None, str | None]]:
+    """id -> (embedding, error) of all output files; every id must be there once."""
+    table = pa.concat_tables([pq.read_table(file) for file in sorted(out.glob("*.parquet"))])
+    found = {it["id"]: (it["embedding"], it["error"]) for it in table.to_pylist()}
+    assert len(found) == len(table)
+    return found
+
+
+def test_a_folder_becomes_rows_and_bad_images_become_errors(
+    images: Path, small_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "FILES_A_SHARD", 16)
+    assert run(str(images), small_artifact, tmp_path / "out") == []
+    found = rows_of(tmp_path / "out")
+    assert len(found) == 42
+    assert {name for name, (_, error) in found.items() if error} == {"class0/cut.png", "class0/text.jpg"}
+    assert "no image in a known format" in str(found["class0/text.jpg"][1])
+    assert found["class0/cut.png"][0] is None
+    names = [name for name, (_, error) in found.items() if not error]
+    expected = normalize(Embedder(load(small_artifact)).embed_files([images / name for name in names]))
+    torch.testing.assert_close(torch.tensor([found[name][0] for name in names]), expected, atol=1e-5, rtol=0)
+
+
+def test_merged_moments_are_those_of_all_rows(
+    images: Path, small_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "FILES_A_SHARD", 7)
+    run(str(images), small_artifact, tmp_path)
+    report = bulk.report(tmp_path)
+    rows = torch.tensor([row for row, error in rows_of(tmp_path).values() if error is None])
+    whole = Moments(rows.shape[1]).add(rows)
+    assert (report.shards, report.rows, report.errors) == (6, 42, 2)
+    assert report.total_variance == pytest.approx(float(rows.double().var(0).sum()), rel=1e-6)
+    assert report.participation_ratio == pytest.approx(whole.participation_ratio(), rel=1e-6)
+
+
+def test_tar_parquet_and_lists_give_the_same_rows(images: Path, small_artifact: Path, tmp_path: Path) -> None:
+    files = sorted(images.rglob("*.png"))
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        for file in files:
+            tar.add(file, str(file.relative_to(images)))
+    ids = [str(file.relative_to(images)) for file in files]
+    cells = [file.read_bytes() for file in files]
+    pq.write_table(pa.table({"id": ids, "image": cells}), tmp_path / "plain.parquet")
+    pq.write_table(
+        pa.table({"id": ids, "image": [{"bytes": it, "path": None} for it in cells]}), tmp_path / "hf.parquet"
+    )
+    (tmp_path / "list.txt").write_text("\n".join(map(str, files)) + "\n")
+    found = []
+    for name in ("shard.tar", "plain.parquet", "hf.parquet", "list.txt"):
+        out = tmp_path / f"{name}-out"
+        assert run(str(tmp_path / name), small_artifact, out) == []
+        found.append({key.removeprefix(f"{images}/"): value for key, value in rows_of(out).items()})
+    assert all(it == found[0] for it in found)
+    assert len(found[0]) == 41
+
+
+def test_two_processes_write_what_one_writes(
+    images: Path, small_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "FILES_A_SHARD", 11)
+    run(str(images), small_artifact, tmp_path / "one")
+    run(str(images), small_artifact, tmp_path / "two", processes=2)
+    contents = [{file.name: file.read_bytes() for file in (tmp_path / it).iterdir()} for it in ("one", "two")]
+    assert contents[0] == contents[1]
+
+
+def killed_and_finished(images: Path, encoder: Path, out: Path, delays: list[float]) -> None:
+    """Start the run, kill it so long after its first shard, over and over, and let the last one end."""
+    command = [sys.executable, "-c", RUN, str(encoder), str(images), str(out)]
+    for delay in delays:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(delay)
+            process.send_signal(signal.SIGKILL)
+    subprocess.run(command, check=True, timeout=600, capture_output=True)
+
+
+def test_a_killed_run_ends_with_the_unbroken_runs_bytes(images: Path, small_artifact: Path, tmp_path: Path) -> None:
+    killed_and_finished(images, small_artifact, tmp_path / "whole", [])
+    killed_and_finished(images, small_artifact, tmp_path / "killed", [0.0, 0.01])
+    contents = [{file.name: file.read_bytes() for file in (tmp_path / it).iterdir()} for it in ("whole", "killed")]
+    assert contents[0] == contents[1]
+    assert len(rows_of(tmp_path / "killed")) == 42
+
+
+@pytest.mark.soak
+def test_twenty_kills(images: Path, small_artifact: Path, tmp_path: Path) -> None:
+    killed_and_finished(images, small_artifact, tmp_path / "whole", [])
+    rng = np.random.default_rng(0)
+    for trial in range(20):
+        killed_and_finished(images, small_artifact, tmp_path / str(trial), [float(rng.uniform(0, 0.1))])
+        contents = [{f.name: f.read_bytes() for f in (tmp_path / it).iterdir()} for it in ("whole", str(trial))]
+        assert contents[0] == contents[1]
+
+
+def test_an_unreadable_shard_is_left_for_the_next_run(images: Path, small_artifact: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    with tarfile.open(data / "good.tar", "w") as tar:
+        tar.add(images / "class0" / "00.png", "00.png")
+    whole = (data / "good.tar").read_bytes()
+    (data / "torn.tar").write_bytes(whole[:700])
+    [failure] = run(str(data), small_artifact, tmp_path / "out")
+    assert "torn.tar" in failure
+    assert set(rows_of(tmp_path / "out")) == {"00.png"}
+    (data / "torn.tar").write_bytes(whole)
+    assert run(str(data), small_artifact, tmp_path / "out") == []
+    assert {file.stem for file in (tmp_path / "out").glob("*.parquet")} == {"good", "torn"}
+
+
+def test_rows_of_two_encoders_are_never_mixed(images: Path, small_artifact: Path, tmp_path: Path) -> None:
+    (tmp_path / bulk.RUN).write_text('{"encoder": "other", "revision": "0123"}')
+    with pytest.raises(bulk.BulkError, match="holds rows of other@0123"):
+        run(str(images), small_artifact, tmp_path)
+
+
+def test_a_full_disk_stops_the_run_and_leaves_what_is_complete(
+    images: Path, small_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "FILES_A_SHARD", 16)
+    real, calls = pq.write_table, list[str]()
+
+    def full(table: pa.Table, path: Path) -> None:
+        calls.append(str(path))
+        if len(calls) == 2:
+            Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        real(table, path)
+
+    monkeypatch.setattr(pq, "write_table", full)
+    with pytest.raises(bulk.BulkError, match="No space left"):
+        run(str(images), small_artifact, tmp_path)
+    assert len(list(tmp_path.glob("*.parquet"))) == 1
+    assert list(tmp_path.glob(".*")) == []
+    assert run(str(images), small_artifact, tmp_path) == []
+    assert len(rows_of(tmp_path)) == 42
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("nowhere", "no file and no folder"),
+        ("empty", "holds no images"),
+        ("empty.txt", "one path or address a line"),
+        ("model.bin", "expected a folder, a .tar"),
+        ("s3://bucket/key.csv", "expected a folder, a .tar"),
+    ],
+)
+def test_a_bad_source_is_named(source: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "model.bin").write_bytes(b"x")
+    with pytest.raises(sources.SourceError, match=says):
+        sources.shards(source if "://" in source else str(tmp_path / source))
+
+
+def test_a_files_name_is_no_command(images: Path, small_artifact: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    name = "pipe:touch PWNED; cat x.tar #.tar"
+    with tarfile.open(data / name, "w") as tar:
+        tar.add(images / "class0" / "00.png", "00.png")
+    assert run(str(data), small_artifact, tmp_path / "out") == []
+    assert len(rows_of(tmp_path / "out")) == 1
+    assert not list(tmp_path.rglob("PWNED"))
+    assert not Path("PWNED").exists()
