@@ -1,6 +1,8 @@
 """What several commands share: their options, how they fail, how they print."""
 
+import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -48,3 +50,15 @@ def show(values: dict[str, Any], title: str, as_json: bool) -> None:
     for key, value in values.items():
         table.add_row(key, str(value))
     console.print(table)
+
+
+def write(path: Path, content: bytes, option: str) -> None:
+    """Write a file whole or not at all: beside its place, then renamed. Ends the command where that fails."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        fresh.write_bytes(content)
+        fresh.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        fail(f"{option}: {error}")

@@ -1,68 +1,192 @@
 """fullrank embed."""
 
+import io
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.common import Device, Engine, fail
+from cli.common import AsJson, Device, Engine, errors, fail, show, write
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from scale.bulk import Written
+
+    # A file's row, or why it has none.
+    Results = list[np.ndarray | str]
 
 
 def embed(
-    files: Annotated[list[Path], typer.Argument(help="Image files.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(help="Image files; or, with --out DIR, one folder, .tar, .parquet, or .txt file of paths."),
+    ],
     encoder: Annotated[Path | None, typer.Option(help="Embed here, with the encoder in this folder.")] = None,
     url: Annotated[str | None, typer.Option(help="Embed there: the address of a running service.")] = None,
     key: Annotated[str | None, typer.Option(envvar="FULLRANK_API_KEY", help="The service's key.")] = None,
     device: Device = "cpu",
     engine: Engine = "auto",
-    out: Annotated[Path | None, typer.Option(help="Write an .npy file instead of JSON lines.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write FILE.npy, and FILE.txt with the names of its rows; or a folder of Parquet files."),
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that embed into a folder, one thread each.")] = 1,
+    as_json: AsJson = False,
 ) -> None:
-    """Embed image files, here or by a running service, by the same path; rows are L2-normalised.
+    """Embed images, here or by a running service, by the same path; rows are L2-normalised.
+
+    A bad image does not stop the others: it is named, and the exit code is 1. Into a folder the run is resumed by the
+    same command: what is complete is skipped.
 
     Example: fullrank embed examples/ankle-boot.png --url http://127.0.0.1:8000
+
+    Example: fullrank embed photos/ --encoder models/pretrained/fashion-directclr --out rows/ --processes 2
     """
+    if (url is None) == (encoder is None):
+        fail("give either --encoder or --url", 2)
+    if out is not None and out.suffix != ".npy":
+        if encoder is None or len(sources) != 1:
+            fail(f"--out {out} is a folder: give one source and --encoder; for images of a service name a .npy file", 2)
+        _into_folder(sources[0], encoder, out, device, engine, processes, as_json)
+        return
+    files = [Path(source) for source in sources]
+    results = _embed_here(files, encoder, device, engine) if encoder else _embed_there(files, url or "", key)
+    _put(files, results, out)
+
+
+def _put(files: list[Path], results: "Results", out: Path | None) -> None:
+    """Write what is good, name what is bad; exit code 1 if anything is."""
     import numpy as np
 
-    if url is not None and encoder is None:
-        rows = _embed_there(files, url, key)
-    elif encoder is not None and url is None:
-        rows = _embed_here(files, encoder, device, engine)
-    else:
-        fail("give either --encoder or --url", 2)
-    if out:
-        try:
-            np.save(out, rows)
-        except OSError as error:
-            fail(f"--out: {error}")
-        return
-    for path, row in zip(files, rows, strict=True):
-        typer.echo(json.dumps({"file": str(path), "embedding": row.tolist()}))
+    bad = {file: it for file, it in zip(files, results, strict=True) if isinstance(it, str)}
+    good = [(file, it) for file, it in zip(files, results, strict=True) if not isinstance(it, str)]
+    if out is None:
+        for file, it in zip(files, results, strict=True):
+            value = {"error": it} if isinstance(it, str) else {"embedding": it.tolist()}
+            typer.echo(json.dumps({"file": str(file), **value}))
+    elif good:
+        content = io.BytesIO()
+        np.save(content, np.stack([row for _, row in good]))
+        names = "".join(f"{file}\n" for file, _ in good)
+        write(out.with_suffix(".txt"), names.encode(), "--out")
+        write(out, content.getvalue(), "--out")
+    for file, reason in bad.items():
+        errors.print(f"fullrank: {reason if str(file) in reason else f'{file}: {reason}'}", style="red", soft_wrap=True)
+    if bad:
+        errors.print(f"fullrank: {len(bad)} of {len(files)} images have no embedding", style="red")
+        raise typer.Exit(1)
 
 
-def _embed_there(files: list[Path], url: str, key: str | None) -> Any:
+def _embed_there(files: list[Path], url: str, key: str | None) -> "Results":
     try:
         from fullrank.client import Client, EmbeddingError
     except ImportError as error:
         fail(error)
     try:
         with Client(url, key=key, progress=sys.stderr.isatty()) as client:
-            return client.embed(files)
+            try:
+                return list(client.embed(files))
+            except (EmbeddingError, OSError) as error:
+                if len(files) == 1:
+                    return [str(error)]
+            # One of them is bad: ask for each alone, so that the others are embedded.
+            results: Results = []
+            for file in files:
+                try:
+                    results.extend(client.embed([file]))
+                except (EmbeddingError, OSError) as error:
+                    results.append(str(error))
+            return results
     except (EmbeddingError, OSError) as error:
         fail(error)
 
 
-def _embed_here(files: list[Path], encoder: Path, device: str, engine: Engine) -> Any:
+def _embed_here(files: list[Path], encoder: Path, device: str, engine: Engine) -> "Results":
+    import numpy as np
+
     from models.artifact import ArtifactError, load
     from models.decode import ImageError
     from models.embedder import Embedder, faulty, normalize
+    from models.preprocess import decode
 
     try:
-        rows = Embedder(load(encoder), device, engine=engine).embed_files(files)
-    except (ArtifactError, ImageError, OSError) as error:
+        embedder = Embedder(load(encoder), device, engine=engine)
+    except (ArtifactError, OSError) as error:
         fail(error)
-    if (bad := faulty(rows)).any():
-        names = ", ".join(str(file) for file, it in zip(files, bad.tolist(), strict=True) if it)
-        fail(f"{encoder} gives no embedding (not finite, or all zero) for {names}")
-    return normalize(rows).numpy()
+    results: Results = [""] * len(files)
+    prepared = []
+    for index, file in enumerate(files):
+        try:
+            prepared.append((index, decode(file.read_bytes(), embedder.card.preprocessing)))
+        except (ImageError, OSError) as error:
+            results[index] = str(error)
+    if prepared:
+        rows = embedder.embed(np.stack([pixels for _, pixels in prepared]))
+        units = normalize(rows).numpy()
+        for (index, _), unit, bad in zip(prepared, units, faulty(rows).tolist(), strict=True):
+            reason = f"{encoder} gives no embedding (not finite, or all zero) for this image"
+            results[index] = reason if bad else unit
+    return results
+
+
+def _into_folder(
+    source: str, encoder: Path, out: Path, device: str, engine: Engine, processes: int, as_json: bool
+) -> None:
+    """Bulk: shards of the source into Parquet files, with progress, then the spectrum of all rows."""
+    from fullrank.monitor.snapshot import to_json
+    from models.artifact import ArtifactError
+
+    try:
+        import pyarrow  # noqa: F401
+
+        from scale import bulk
+        from scale.sources import SourceError, shards
+    except ImportError as error:
+        fail(f"a folder of Parquet files needs pyarrow ({error}): pip install 'fullrank-server[bulk]'", 2)
+    unread: list[str] = []
+    try:
+        found = shards(source)
+        left = bulk.begin(out, encoder, found)
+        with _Bar(len(found), len(found) - len(left)) as done:
+            bulk.run_local(
+                left, encoder, out, processes=processes, device=device, engine=engine, done=done, failed=unread.append
+            )
+        report = bulk.as_dict(bulk.report(out))
+    except (bulk.BulkError, SourceError, ArtifactError) as error:
+        fail("\n".join([*unread, str(error)]))
+    show(to_json(report), f"{source} in {out}", as_json)
+    for reason in unread:
+        errors.print(f"fullrank: {reason}", style="red", soft_wrap=True)
+    if unread:
+        fail(f"{len(unread)} of {len(found)} shards could not be read; the same command tries them again")
+
+
+class _Bar:
+    """A bar over shards, with images a second and the time that is left; plain lines where output is no terminal."""
+
+    def __init__(self, shards: int, complete: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=errors, disable=not errors.is_terminal)
+        self._task = self._bar.add_task("embedding", total=shards, completed=complete)
+        self._shards, self._complete, self._images = shards, complete, 0
+
+    def __enter__(self) -> "_Bar":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, written: "Written") -> None:
+        self._complete += 1
+        self._images += written.rows
+        rate = self._images / max(self._bar.tasks[0].elapsed or 0.0, 1e-9)
+        self._bar.update(self._task, completed=self._complete, description=f"{rate:,.0f} images/s")
+        if not errors.is_terminal:
+            bad = f", {written.errors} bad" if written.errors else ""
+            errors.print(f"{written.name}: {written.rows} images{bad}, shard {self._complete} of {self._shards}")

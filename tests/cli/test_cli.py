@@ -81,7 +81,7 @@ def test_embed_refuses_rows_that_are_no_embedding(small_artifact: Path, tmp_path
     save(replace(loaded, reference=None, canary=None), tmp_path / "dead")
     result = run("embed", EXAMPLE, "--encoder", tmp_path / "dead")
     assert result.exit_code == 1
-    assert result.stdout == ""
+    assert set(json.loads(result.stdout)) == {"file", "error"}
     assert f"no embedding (not finite, or all zero) for {EXAMPLE}" in " ".join(result.stderr.split())
 
 

@@ -1,0 +1,100 @@
+"""`fullrank embed`: the good is written, the bad is named, and what was there before is never half overwritten."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from cli import app
+from models.artifact import load
+from models.embedder import Embedder, normalize
+
+BOOT = Path(__file__).parents[2] / "examples" / "ankle-boot.png"
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """A good image, one that is cut off, and another good one."""
+    paths = [tmp_path / name for name in ("[a].png", "cut.png", "b.png")]
+    for path in paths:
+        path.write_bytes(BOOT.read_bytes())
+    paths[1].write_bytes(BOOT.read_bytes()[:100])
+    return paths
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, ["embed", *map(str, arguments)], env={"COLUMNS": "300"})
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_lines_hold_the_embedding_or_the_error(files: list[Path], small_artifact: Path) -> None:
+    code, out, err = run(*files, "--encoder", small_artifact)
+    assert code == 1
+    first, second, third = map(json.loads, out.splitlines())
+    expected = normalize(Embedder(load(small_artifact)).embed_files([BOOT])).numpy()[0]
+    np.testing.assert_allclose(first["embedding"], expected, atol=1e-6)
+    assert third["embedding"] == first["embedding"]
+    assert set(second) == {"file", "error"}
+    assert "cut.png" in err
+    assert "1 of 3 images" in err
+
+
+def test_the_good_rows_are_written_with_their_names(files: list[Path], small_artifact: Path, tmp_path: Path) -> None:
+    out = tmp_path / "rows.npy"
+    assert run(*files, "--encoder", small_artifact, "--out", out)[0] == 1
+    assert np.load(out).shape == (2, 32)
+    assert (tmp_path / "rows.txt").read_text().splitlines() == [str(files[0]), str(files[2])]
+
+
+def test_a_full_disk_leaves_the_old_file(
+    files: list[Path], small_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "rows.npy"
+    np.save(out, np.zeros((1, 32), np.float32))
+    before, real = out.read_bytes(), Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        real(path, content[: len(content) // 2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    code, _, err = run(files[0], "--encoder", small_artifact, "--out", out)
+    assert code == 1
+    assert "--out: [Errno 28] No space left on device" in err
+    assert out.read_bytes() == before
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_folder_is_embedded_into_a_folder_and_resumed(
+    files: list[Path], small_artifact: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "rows"
+    code, printed, err = run(tmp_path, "--encoder", small_artifact, "--out", out, "--json")
+    assert code == 0, err
+    report = json.loads(printed)
+    assert (report["shards"], report["rows"], report["errors"], report["dimension"]) == (1, 3, 1, 32)
+    assert "1 bad" in err
+    [file] = out.glob("*.parquet")
+    written = file.stat().st_mtime_ns
+    assert pq.read_table(file)["id"].to_pylist() == ["[a].png", "b.png", "cut.png"]
+    assert run(tmp_path, "--encoder", small_artifact, "--out", out)[0] == 0
+    assert file.stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["x.png"], "either --encoder or --url"),
+        (["x", "y", "--encoder", "e", "--out", "rows"], "give one source"),
+        (["nowhere", "--encoder", "{encoder}", "--out", "{tmp}/rows"], "no file and no folder"),
+        (["{tmp}", "--encoder", "{tmp}", "--out", "{tmp}/rows"], "encoder.json"),
+    ],
+)
+def test_what_cannot_be_done_is_said(arguments: list[str], says: str, small_artifact: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(BOOT.read_bytes())
+    code, _, err = run(*(it.format(encoder=small_artifact, tmp=tmp_path) for it in arguments))
+    assert code in (1, 2)
+    assert says in err
