@@ -82,7 +82,9 @@ def test_embed_refuses_rows_that_are_no_embedding(small_artifact: Path, tmp_path
     result = run("embed", EXAMPLE, "--encoder", tmp_path / "dead")
     assert result.exit_code == 1
     assert set(json.loads(result.stdout)) == {"file", "error"}
-    assert f"no embedding (not finite, or all zero) for {EXAMPLE}" in " ".join(result.stderr.split())
+    message = " ".join(result.stderr.split())
+    assert "gives no embedding (not finite, or all zero)" in message
+    assert str(EXAMPLE) in message
 
 
 def test_embed_prints_what_the_embedder_makes(small_artifact: Path, tmp_path: Path) -> None:
