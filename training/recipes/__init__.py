@@ -35,7 +35,7 @@ def recipe(name: str) -> Recipe:
 def describe(name: str) -> str:
     """One line on a recipe: its settings, and its docstring."""
     chosen, function = recipe(name), RECIPES[name]
-    text = function.__doc__ or ""
+    text = " ".join((function.__doc__ or "").split())
     if isinstance(function, partial):
         text = f"As {function.args[0]().name}, on 100 classes."
     optimiser = f"{chosen.optimizer} {chosen.learning_rate:g}"
