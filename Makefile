@@ -52,6 +52,7 @@ grafana-test: .venv/dev
 	$(BIN)/python -m tests.compose.grafana
 
 dashboards: .venv/dev
+	$(BIN)/python -m tools.rules
 	$(BIN)/python -m tools.grafana
 
 # helm and kubectl into .venv/bin, for the tests of the chart
