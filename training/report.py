@@ -99,7 +99,12 @@ def write(folders: Sequence[Path], out: Path) -> None:
     ]
     page = f"<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>{title}</title>"
     page += f"<style>{STYLE}</style></head>\n<body>\n" + "\n".join(sections) + "\n</body></html>\n"
-    out.write_text(page)
+    fresh = out.with_name(f"{out.name}.new")
+    try:  # a full disk leaves the old page
+        fresh.write_text(page)
+        fresh.replace(out)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 STYLE = """
