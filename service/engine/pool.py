@@ -107,7 +107,13 @@ class Process:
 
     @property
     def running(self) -> bool:
+        """Whether it has not ended."""
         return self._child.poll() is None
+
+    @property
+    def identity(self) -> int:
+        """Its number in the system."""
+        return self._child.pid
 
 
 @dataclass(eq=False)

@@ -5,6 +5,7 @@ import gc
 import logging
 import re
 import shutil
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -23,6 +25,7 @@ from service.encoders.served import Candidate
 from service.engine.queue import Pixels, Rows
 from tests.support.app import Start, error_of
 from tests.support.images import as_files, encoded, pictures
+from tests.support.process import replica
 
 pytestmark = pytest.mark.anyio
 FILES = as_files([encoded(picture) for picture in pictures(4)])
@@ -179,3 +182,35 @@ async def test_an_encoder_that_left_is_freed_without_the_garbage_collector(start
                     await asyncio.sleep(0.02)
         finally:
             gc.enable()
+
+
+@pytest.mark.soak
+def test_memory_is_flat_over_fifty_swaps_under_load(encoders: Path) -> None:
+    with replica(encoder=encoders / "alpha", encoders_dir=encoders) as it:
+        stop, codes = threading.Event(), set[int]()
+
+        def ask() -> None:
+            with httpx.Client(timeout=120) as client:
+                while not stop.is_set():
+                    codes.add(client.post(it.url + "/embed", files=FILES).status_code)
+
+        def swaps(count: int) -> float:
+            for i in range(count):
+                name = ("beta", "alpha")[i % 2]
+                response = httpx.post(it.url + "/admin/encoders", json={"name": name}, timeout=120)
+                assert response.status_code == 200, response.text
+            return it.metric("process_resident_memory_bytes") / 2**20
+
+        threads = [threading.Thread(target=ask) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        try:
+            before = swaps(20)  # what the allocator keeps, it keeps by then
+            after = swaps(50)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join(120)
+        print(f"{before:.0f} MiB after 20 swaps, {after:.0f} after 70")
+        assert codes == {200}
+        assert after < before + 40
