@@ -17,7 +17,7 @@ def check(
     engine: Engine = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Refuse a collapsed or damaged encoder before it is deployed, saying which of its directions died.
+    """Judge an encoder before it is deployed: refuse a collapsed or damaged one, and say which directions died.
 
     Exit code 0: it may serve. 1: it is collapsed, damaged or cannot be read. 2: the command was not understood.
 

@@ -31,7 +31,7 @@ def evaluate(
     engine: Engine = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Weighted kNN (k = 20, temperature 0.07) on the test set, the spectrum of its embeddings, and probes if asked.
+    """Measure an encoder on a test set: weighted kNN (k = 20, temperature 0.07), its spectrum, and probes if asked.
 
     Example: fullrank evaluate models/pretrained/fashion-directclr
     """

@@ -18,7 +18,7 @@ def fleet(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """The exact effective rank of a fleet: moments of all replicas merged, beside what each alone and their sum say.
+    """Merge the replicas' moments into the fleet's exact effective rank, beside each replica's own figures.
 
     Example: fullrank fleet http://10.0.0.7:8000 http://10.0.0.8:8000 --window 300
     """

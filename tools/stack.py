@@ -1,4 +1,4 @@
-"""The service and a real Prometheus on loopback, as child processes: what the demo and the end-to-end test run."""
+"""Run the service and a real Prometheus as child processes on loopback, for the demonstration and the tests."""
 
 import json
 import math

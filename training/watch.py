@@ -50,7 +50,9 @@ class TensorBoard(Watcher):
             from torch.utils.tensorboard import SummaryWriter
             from torch.utils.tensorboard.summary import hparams
         except ImportError as error:
-            raise ValueError("--tensorboard needs the tensorboard package: pip install 'fullrank[train]'") from error
+            raise ValueError(
+                "--tensorboard needs the tensorboard package: pip install 'fullrank-server[train]'"
+            ) from error
         self.writer = SummaryWriter(folder)
         if settings:
             kept = {

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.distributions import LIBRARY, ROOT, SERVER, environment, install, requirements
 
-ROOMS = ("cli", "models", "service", "theory", "tools", "training")
+ROOMS = ("cli", "models", "scale", "service", "theory", "tools", "training")
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +31,8 @@ def test_both_have_one_version(library: tuple[Path, Path], server: tuple[Path, P
     assert (str(depends.specifier), depends.extras) == (f"=={version()}", {"client", "prometheus"})
     assert {path.name.split("-")[1] for path in (library[1], server[1])} == {version()}
     assert re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1] == version()  # type: ignore[index]
+    chart = (ROOT / "deploy" / "helm" / "fullrank" / "Chart.yaml").read_text()
+    assert set(re.findall(r'^(?:appVersion|version): "?([\d.]+)"?$', chart, re.MULTILINE)) == {version()}
     for file in ("docker-compose.yml", "deploy/compose/demo.yml"):
         assert set(re.findall(r"image: fullrank:([\d.]+)", (ROOT / file).read_text())) == {version()}
 

@@ -1,4 +1,4 @@
-"""The whole path in under three minutes: a healthy encoder, a collapsed one swapped in, an alert that fires.
+"""Play a collapse in under three minutes: a healthy encoder serves, a collapsed one is swapped in, an alert fires.
 
     python -m tools.demo
 
