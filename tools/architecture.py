@@ -19,10 +19,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "images" / "architecture.svg"
 # Where a room is drawn: row, and column in halves.
 PLACES = {
-    "cli": (0, 0),
+    "cli": (0, 4),
     "tools": (0, 2),
-    "benchmarks": (0, 4),
-    "scale": (1, 0),
+    "benchmarks": (0, 0),
+    "scale": (1, 4),
     "service/http": (2, 0),
     "service/encoders": (3, 0),
     "service/watching": (4, 0),
@@ -30,7 +30,7 @@ PLACES = {
     "service": (6, 0),
     "training": (6, 2),
     "models": (7, 2),
-    "theory": (7, 4),
+    "theory": (7, 6),
     "fullrank": (8, 2),
 }
 WHAT = {
