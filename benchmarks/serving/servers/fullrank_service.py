@@ -4,13 +4,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-import service.encoders.registry
+import service.encoders.prepare
 from benchmarks.serving.workload import NullEmbedder
 from service.http.app import serve
 from service.settings import Settings
 
 if os.environ["BENCH_MODEL"] == "null":
-    service.encoders.registry.Embedder = NullEmbedder  # type: ignore[attr-defined]
+    service.encoders.prepare.Embedder = NullEmbedder  # type: ignore[attr-defined]
 values: dict[str, Any] = {
     "encoder": Path(os.environ["BENCH_FOLDER"], os.environ["BENCH_MODEL"]),
     "port": int(os.environ["BENCH_PORT"]),
