@@ -66,7 +66,7 @@ class Observer:
         return (pixels, rows) if len(which) == len(rows) else (pixels[which], rows[which])
 
     def rough_keys(self, pixels: Pixels) -> list[int]:
-        """Keys of about a thousand bytes of each image, at places that are the process's secret: 1 or 2 us an image.
+        """Keys of about a thousand bytes of each image, at places that are the process's secret: 1 to 8 us an image.
 
         Pictures that agree there and differ elsewhere share one. They only share a place in the sample.
         """
