@@ -27,6 +27,9 @@ def evaluate(
         str | None,
         typer.Option(help="Of --sgd: auto (native to the device), float32, bfloat16 or float16.", show_default="auto"),
     ] = None,
+    plugin: Annotated[
+        list[str] | None, typer.Option(help="MODULE[:FUNCTION] that registers a data set of your own. Repeatable.")
+    ] = None,
     device: Device = "cpu",
     engine: Engine = "auto",
     as_json: AsJson = False,
@@ -39,6 +42,8 @@ def evaluate(
     from training import evaluate as room
     from training.data import SOURCES, DataError, load_data
     from training.finetune import sgd_table
+    from training.plugins import PluginError, load_installed
+    from training.plugins import load as load_plugin
 
     if protocol and str(encoder) == "pixels":
         fail("--sgd: pixels have no encoder to fine-tune; --probes measures them", 2)
@@ -47,6 +52,9 @@ def evaluate(
     if epochs and not protocol:
         fail("--epochs: only --sgd trains for epochs; add it", 2)
     try:
+        load_installed()
+        for each in plugin or []:
+            load_plugin(each)
         folder = _folder(encoder)
         artifact = None if str(encoder) == "pixels" else load(folder)
         trained_on = artifact.card.training.get("data") if artifact else "fashion"
@@ -61,7 +69,7 @@ def evaluate(
         )
         if artifact and protocol:
             quality |= sgd_table(artifact, train_set, test_set, device, epochs, precision or "auto")  # type: ignore[arg-type]
-    except (ArtifactError, DataError, ValueError) as error:
+    except (ArtifactError, DataError, PluginError, ValueError) as error:
         fail(error)
     show(quality, f"{encoder} on {source}", as_json)
 

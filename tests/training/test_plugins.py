@@ -104,6 +104,9 @@ def test_own_method_backbone_and_data_train_into_an_encoder_that_needs_no_plugin
     assert (card["training"]["method"], card["training"]["options"]) == ("hinge", {"spread": 2.0})
     assert (card["dimension"], card["canary_licence"]) == (12, "CC0-1.0")
     assert 0.3 < card["quality"]["knn"] <= 1
+    evaluated = fullrank("evaluate", "run", "--plugin", "their_plugin:register", "--json")
+    assert evaluated.exit_code == 0, evaluated.output
+    assert json.loads(evaluated.stdout)["knn"] == card["quality"]["knn"]
     BACKBONES.clear()
     for folder in (Path("run/encoder"), Path("run/encoders/epoch-0002")):
         artifact = load_artifact(folder)
