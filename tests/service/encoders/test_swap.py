@@ -252,7 +252,7 @@ def test_floors_hold_against_a_poor_incumbent_and_an_encoder_passes_against_itse
     assert collapsed.canary is not None
     poor = gate.Figures.of(collapsed.canary.embeddings)
     better = replace(poor, participation_ratio=4.0, total_variance=0.02)
-    failed = {check.name: check.limit for check in gate._varied(poor, better) if not check.passed}
+    failed = {check.name: check.limit for check in gate.varied(poor, better) if not check.passed}
     assert failed["participation_ratio"] == gate.FLOOR_PARTICIPATION_RATIO
     assert failed["total_variance"] == 0.01
 
