@@ -16,7 +16,7 @@ from fullrank.rows import unit
 from fullrank.verdict import thresholds
 from models.gate import Figures as GateFigures
 from training.evaluate import Spectrum
-from training.watch import Guard
+from training.guard import Geometry
 
 D = 16
 
@@ -61,8 +61,7 @@ def everything(reference: Reference) -> dict[str, float]:
     built = Reference.build(rows_of(500, 1), rows_of(500, 2))
     gate, fleet = GateFigures.of(rows), FleetFigures.of(Moments(D).add(rows))
     training = Spectrum.of(rows)
-    guard = Guard()
-    guard({"epoch": 1, "representation": training.summary()})
+    guard = Geometry.of(rows, rows[:, :8]).representation
     return monitored(reference) | {
         "calibration, band": float(columns[bands - 1]),
         "calibration, head": float(columns[bands]),
@@ -81,7 +80,8 @@ def everything(reference: Reference) -> dict[str, float]:
         "fleet, ratio": fleet.participation_ratio,
         "training, rank": training.effective_rank,
         "training, ratio": training.participation_ratio,
-        "guard, rank": guard.best["effective_rank"][0],
+        "guard, rank": guard.effective_rank,
+        "guard, ratio": guard.participation_ratio,
     }
 
 
@@ -90,7 +90,7 @@ def patched(function: Callable[..., Any], change: Callable[[Any], Any]) -> Calla
 
 
 RANKS = {f"{room}, rank" for room in ("monitor", "calibration", "reference", "gate", "fleet", "training", "guard")}
-RATIOS = {f"{room}, ratio" for room in ("monitor", "calibration", "reference", "gate", "fleet", "training")}
+RATIOS = {name.replace("rank", "ratio") for name in RANKS}
 
 
 @pytest.mark.parametrize(
