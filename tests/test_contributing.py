@@ -19,6 +19,7 @@ FENCE = re.compile(r"^(````*)(\w+)(?: ([\w./-]+))?( \(at its end\))?\n(.*?)^\1$"
 LINKED = ("models/pretrained", "tools/demo/encoders", "training/data/fashion-sample")
 COPIED = ("cli", "deploy", "docs", "examples", "fullrank", "models", "service", "tests", "theory", "tools", "training")
 NEEDS = {"alert": "promtool"}
+SLOW = {"method", "route"}  # they train, and start the service
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def test_the_text_covers_what_people_add() -> None:
         assert len(words) <= 12, name
 
 
-@pytest.mark.parametrize("name", SECTIONS)
+@pytest.mark.parametrize("name", [pytest.param(it, marks=pytest.mark.soak) if it in SLOW else it for it in SECTIONS])
 def test_its_steps_work(name: str, copy: Path) -> None:
     if name in NEEDS and shutil.which(NEEDS[name]) is None:
         pytest.skip(f"{NEEDS[name]} is not on the PATH (Debian package prometheus)")
