@@ -62,6 +62,7 @@ HINTS = {
     "a language model": ("embed_tokens", "lm_head", "wte.weight", "word_embeddings", "tok_embeddings"),
     "a detector": ("rpn.", "roi_heads", "bbox", "fpn.", "anchor", "class_embed.", "detect."),
 }
+PREPROCESSING = ("size", "to", "resize", "interpolation", "antialias", "centre", "mean", "std", "scale")
 HINT_OPTIMISER = ("param_groups", "exp_avg", "momentum_buffer")
 
 
@@ -202,9 +203,8 @@ def _channels(how: Preprocessing, channels: int, questions: Questions) -> Prepro
 
 def _adjusted(how: Preprocessing, questions: Questions) -> Preprocessing:
     """With what the user sets. A size without a `to` keeps their ratio. ImportRefusedError for what cannot be."""
-    names = ("size", "to", "resize", "interpolation", "antialias", "centre", "mean", "std", "scale")
-    questions.asked |= set(names)
-    given = {key: questions.settings[key] for key in names if key in questions.settings}
+    questions.asked |= set(PREPROCESSING)
+    given = {key: questions.settings[key] for key in PREPROCESSING if key in questions.settings}
     if not given:
         return how
     values: dict[str, Any] = how.model_dump() | given
@@ -276,6 +276,12 @@ def _alive(artifact: Artifact) -> None:
         )
 
 
+def _origin(text: str, options: Options) -> str:
+    """Where the preprocessing is from, and what of it the user set."""
+    given = [key for key in PREPROCESSING if key in options.settings]
+    return f"{text}; --set {', '.join(given)}" if given else text
+
+
 def _source(checkpoint: Checkpoint, family: Family, found: Found, questions: Questions, options: Options) -> Source:
     config = checkpoint.records.get("config.json")
     timms = (config.get("pretrained_cfg") or {}).get("license") if isinstance(config, Mapping) else None
@@ -291,7 +297,7 @@ def _source(checkpoint: Checkpoint, family: Family, found: Found, questions: Que
         kept=len(found.tensors),
         dropped=reasons,
         assumed=questions.assumed,
-        preprocessing=found.origin,
+        preprocessing=_origin(found.origin, options),
     )
 
 
@@ -332,7 +338,7 @@ def _graph(imported: onnx.Imported, questions: Questions, options: Options, orig
         licence=options.licence or "",
         kept=len(imported.graph.weights),
         assumed=questions.assumed,
-        preprocessing=origin,
+        preprocessing=_origin(origin, options),
     )
     card = EncoderCard(
         name=_name(options.name or imported.path.stem),
