@@ -1,9 +1,10 @@
+# mypy: ignore-errors
 """Pixels of other libraries' preprocessing against ours, for photographs in every mode that files come in.
 
     python pixels.py make --images DIR --out DIR      # by the Python that has those libraries; see make.py
     python -m benchmarks.importing.pixels compare DIR
 
-`make` writes the files and, for each pipeline, the pixels (n, 3, s, s) that it makes of them, as its user would call it:
+`make` writes the files and, for each pipeline, the pixels (n, 3, s, s) that it makes of them, called as usual:
 `Image.open(file).convert("RGB")` for torchvision and timm, the opened file for open_clip and Hugging Face. `compare`
 reads the record of the same pipeline as an import would, and prints on how many files the pixels are equal, and the
 mean and greatest difference where they are not.
