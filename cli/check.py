@@ -32,7 +32,8 @@ def check(
     from models.junit import junit as report_of
 
     try:
-        candidate, incumbent = load(encoder), load(against) if against else None
+        candidate = load(encoder)
+        incumbent = load(against) if against else None
         judgement = judge(Embedder(candidate, device, engine=engine), candidate, incumbent)
     except (ArtifactError, ValueError) as error:
         judgement = Judgement(False, str(error))

@@ -173,7 +173,9 @@ class _Bar:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bar = Progress(*columns, console=errors, disable=not errors.is_terminal)
         self._task = self._bar.add_task("embedding", total=shards, completed=complete)
-        self._shards, self._complete, self._images = shards, complete, 0
+        self._shards = shards
+        self._complete = complete
+        self._images = 0
 
     def __enter__(self) -> "_Bar":
         self._bar.start()

@@ -51,11 +51,13 @@ def reference(
         preprocessing = artifact.card.preprocessing
         images = room.ImageFolder.of(data, limit) if dataset is None and data else None
         if images is not None:
-            count, pixels = len(images), images.pixels(preprocessing)
+            count = len(images)
+            pixels = images.pixels(preprocessing)
         else:
             # Not what it may have been trained on: training images are embedded a little too well.
             test = load_data(str(dataset), data)[1]
-            count, pixels = min(limit, len(test)), chunks_of(test, preprocessing, limit)
+            count = min(limit, len(test))
+            pixels = chunks_of(test, preprocessing, limit)
         fixed = room.canary_images(None if canary == "synthetic" else Path(canary), preprocessing)
         with Progress(console=errors, transient=True) as bar:
             task = bar.add_task("embedding", total=count)

@@ -165,7 +165,8 @@ def load(folder: str | os.PathLike[str]) -> Artifact:
     card = _read_card(root)
     if WEIGHTS not in card.files:
         raise ArtifactError(f"{root / CARD} lists no hash for {WEIGHTS}")
-    model, weights = _read_graph(root, card), _read_weights(root, card)
+    model = _read_graph(root, card)
+    weights = _read_weights(root, card)
     graph = None if model is None else Graph(model, weights)
     found = Artifact(card, _encoder(root, card, weights), graph=graph)
     if REFERENCE not in card.files:
@@ -262,7 +263,8 @@ def _encoder(root: Path, card: EncoderCard, weights: dict[str, Tensor]) -> Encod
 def _canary(root: Path, card: EncoderCard, reference: Reference, images: Tensor | None) -> Canary | None:
     if images is None:
         return None
-    path, size = root / REFERENCE, card.preprocessing.size
+    path = root / REFERENCE
+    size = card.preprocessing.size
     wanted = (card.preprocessing.channels, size, size)
     if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != wanted:
         _refuse(

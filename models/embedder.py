@@ -45,7 +45,9 @@ class Embedder:
         """Start an engine as engines.start does, whose errors it raises."""
         self.card = artifact.card
         self.dimension = artifact.card.dimension
-        self.device, self.dtype, self.max_batch = torch.device(device), dtype, max_batch
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.max_batch = max_batch
         self.engine = start(artifact, engine, self.device, dtype, max_batch, threads)
 
     def embed(self, pixels: Tensor | Pixels) -> Tensor:

@@ -87,7 +87,8 @@ def to_torch_export(artifact: Artifact, folder: Path) -> list[Path]:
     """encoder.pt2, a program for torch.export.load, of any batch. Load only your own: that loader unpickles."""
     if artifact.module is None:
         raise ExportError(f"{artifact.card.name} is an ONNX graph: no PyTorch module can be made of it")
-    pixels, whole = sample(artifact), Whole(artifact).eval()
+    pixels = sample(artifact)
+    whole = Whole(artifact).eval()
     program = torch.export.export(whole, (pixels,), dynamic_shapes={"pixels": {0: torch.export.Dim("n")}})
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".pt2-") as scratch:

@@ -55,7 +55,8 @@ class Figures:
             return cls(m, d, math.nan, math.nan, math.nan, 1.0, 0.0, 0, ())
         moments = Moments(d).add(rows)
         floor = measures.noise_floor(dtype, d)
-        variances, span = rows.var(dim=0), min(d, m - 1)
+        variances = rows.var(dim=0)
+        span = min(d, m - 1)
         eigenvalues = measures.spectrum(moments.covariance())
         shares = eigenvalues.cumsum(0) / eigenvalues.sum()
         return cls(
@@ -145,7 +146,8 @@ def judge_rows(
     faults = [str(check) for check in checks if not check.passed]
     if not faults:
         return Judgement(True, "as varied as it should be", tuple(checks), (), figures, baseline)
-    dead, whose = _dead(figures, stored), "the incumbent's" if baseline else "the stored"
+    dead = _dead(figures, stored)
+    whose = "the incumbent's" if baseline else "the stored"
     faults += [f"directions {it.first} to {it.last} hold {it.share:.2g} of {whose} variance" for it in dead]
     faults.append(f"{figures.leading} of {figures.dimension} directions hold 90 % of its variance")
     return Judgement(False, "; ".join(faults), tuple(checks), dead, figures, baseline)
@@ -203,7 +205,8 @@ def varied(figures: Figures, incumbent: Figures | None, *, share: float = VARIAN
     )
     checks = []
     for name, words, floor, least in criteria:
-        value, limit = getattr(figures, name), floor
+        value = getattr(figures, name)
+        limit = floor
         if incumbent is not None:
             theirs = getattr(incumbent, name)
             limit = max(least * theirs, min(floor, SAME * theirs))

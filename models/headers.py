@@ -18,7 +18,11 @@ SCAN = b"\xff\xda"
 
 NANOSECOND = 1e-9
 # Nanoseconds of the worst file: for each pixel, for each byte.
-JPEG_COST, PNG_COST, GIF_COST, WEBP_COST, BMP_COST = (8, 20), (40, 12), (40, 15), (40, 60), (12, 3)
+JPEG_COST = (8, 20)
+PNG_COST = (40, 12)
+GIF_COST = (40, 15)
+WEBP_COST = (40, 60)
+BMP_COST = (12, 3)
 JPEG_SCAN_COST = 2  # for each pixel of each scan
 LARGEST_BLOCK = 32  # pixels of a side: four 8 x 8 blocks, the unit that a JPEG is padded to at most
 
@@ -104,9 +108,12 @@ def _jpeg(data: bytes) -> float:
 
 
 def _png(data: bytes) -> float:
-    at, metadata, unpacked = 8, 0, 0
+    at = 8
+    metadata = 0
+    unpacked = 0
     for _ in range(MAX_CHUNKS):
-        kind, length = data[at + 4 : at + 8], _number(data, at, 4, "big")
+        kind = data[at + 4 : at + 8]
+        length = _number(data, at, 4, "big")
         if kind in (b"IEND", b""):
             break
         if kind in (b"acTL", b"fcTL", b"fdAT"):
@@ -124,11 +131,16 @@ def _png(data: bytes) -> float:
 
 def webp_pixels(data: bytes) -> tuple[int, bool]:
     """Pixels that a WebP file declares, at most, and whether its structure is plain: no animation, little metadata."""
-    at, pixels, metadata, plain = 12, 0, 0, True
+    at = 12
+    pixels = 0
+    metadata = 0
+    plain = True
     for _ in range(MAX_SEGMENTS):
         if at >= len(data):
             return pixels, plain and metadata <= MAX_METADATA
-        kind, length, body = data[at : at + 4], _number(data, at + 4, 4), at + 8
+        kind = data[at : at + 4]
+        length = _number(data, at + 4, 4)
+        body = at + 8
         if kind == b"VP8X":
             plain &= not _number(data, body, 1) & 2  # animated
             pixels = max(pixels, (1 + _number(data, body + 4, 3)) * (1 + _number(data, body + 7, 3)))
@@ -153,7 +165,8 @@ def _gif(data: bytes) -> float:
         return at + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
 
     pixels = _number(data, 6, 2) * _number(data, 8, 2)
-    at, blocks = after_colours(13, _number(data, 10, 1)), 0
+    at = after_colours(13, _number(data, 10, 1))
+    blocks = 0
     while data[at : at + 1] == b"!" and blocks < MAX_CHUNKS:
         at += 2
         while (length := _number(data, at, 1)) and blocks < MAX_CHUNKS:

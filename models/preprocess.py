@@ -134,7 +134,8 @@ def orientation(image: Image.Image) -> int:
 
 
 def _resized(image: Image.Image, how: Preprocessing) -> Image.Image:
-    side, resampling = how.target, RESAMPLING[how.interpolation]
+    side = how.target
+    resampling = RESAMPLING[how.interpolation]
     width, height = image.size
     if how.resize == "short" and max(width, height) > MAX_ASPECT * min(width, height):
         message = f"the image is {width} x {height} pixels; a side may be {MAX_ASPECT} times the other at most: crop it"

@@ -23,7 +23,9 @@ from models.decode import ImageError
 from models.embedder import Embedder, normalize
 from models.preprocess import Pixels, Preprocessing, decode, prepare_arrays
 
-BASIS_ROWS, CANARY_ROWS, LEAST_CANARY = 20_000, 256, 64
+BASIS_ROWS = 20_000
+CANARY_ROWS = 256
+LEAST_CANARY = 64
 LIMIT = 2 * BASIS_ROWS
 CHUNK = 256
 SYNTHETIC = "CC0-1.0 (synthetic)"
@@ -215,7 +217,8 @@ def synthetic_canary(preprocessing: Preprocessing, count: int = CANARY_ROWS) -> 
 
     They say nothing about quality; they only have to excite the encoder's dimensions, and to stay the same for ever.
     """
-    generator, size = Generator().manual_seed(0), preprocessing.size
+    generator = Generator().manual_seed(0)
+    size = preprocessing.size
     fields = []
     for index in range(count):
         cells = 2 + index % 7

@@ -72,8 +72,10 @@ class Embedding:
     def __call__(self, shard: Shard) -> Written:
         """Embed one shard and write it. Raises SourceError if it cannot be read, OSError if not written."""
         started = time.monotonic()
-        ids, errors = list[str](), list[str | None]()
-        rows, moments = list[np.ndarray](), Moments(self.embedder.dimension)
+        ids = list[str]()
+        errors = list[str | None]()
+        rows = list[np.ndarray]()
+        moments = Moments(self.embedder.dimension)
         for batch in _batches(shard.read(), self.artifact.card.preprocessing):
             pixels = [prepared for _, prepared, _ in batch if prepared is not None]
             embedded = iter(self._embed(np.stack(pixels)) if pixels else ())
@@ -128,7 +130,8 @@ class Embedding:
 
 def _batches(items: Iterator[Item], preprocessing: Any) -> Iterator[list[tuple[Item, Pixels | None, str]]]:
     """Items with their pixels, or with why they have none, so many together that BATCH of them have some."""
-    batch, count = list[tuple[Item, Pixels | None, str]](), 0
+    batch = list[tuple[Item, Pixels | None, str]]()
+    count = 0
     for item in items:
         if item.error:
             batch.append((item, None, item.error))
@@ -140,7 +143,8 @@ def _batches(items: Iterator[Item], preprocessing: Any) -> Iterator[list[tuple[I
             batch.append((item, None, str(error)))
         if count == BATCH:
             yield batch
-            batch, count = [], 0
+            batch = []
+            count = 0
     if batch:
         yield batch
 
@@ -237,7 +241,9 @@ def report(out: Path) -> Report:
     files = sorted(out.glob("*.parquet"))
     if run is None or not files:
         raise BulkError(f"{out} holds no output of fullrank embed")
-    parts, rows, errors = list[Moments](), 0, 0
+    parts = list[Moments]()
+    rows = 0
+    errors = 0
     for file in files:
         column = pq.read_table(file, columns=["error"])["error"]
         rows += len(column)

@@ -17,7 +17,10 @@ class ServiceError(Exception):
 
     def __init__(self, code: str, message: str, *, field: str | None = None, retry_after: int | None = None) -> None:
         super().__init__(message)
-        self.code, self.message, self.field, self.retry_after = code, message, field, retry_after
+        self.code = code
+        self.message = message
+        self.field = field
+        self.retry_after = retry_after
 
 
 class InvalidError(ServiceError):

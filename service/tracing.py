@@ -27,7 +27,8 @@ class Tracing:
                 f"tracing is on but {error.name} is not installed: pip install 'fullrank-server[tracing]', "
                 "or set FULLRANK_TRACING=false"
             ) from error
-        self._extract, self._trace = propagate.extract, trace
+        self._extract = propagate.extract
+        self._trace = trace
         name = os.environ.get("OTEL_SERVICE_NAME", "fullrank")
         self._provider = TracerProvider(resource=Resource.create({"service.name": name, "service.version": VERSION}))
         self._provider.add_span_processor(BatchSpanProcessor(exporter or OTLPSpanExporter()))
@@ -43,7 +44,8 @@ class Tracing:
         work: "tuple[float, Answer] | None",
     ) -> None:
         """A request from `started` (time.monotonic()) until now, as a child of its traceparent; `work` began when."""
-        now, wall = time.monotonic(), time.time_ns()
+        now = time.monotonic()
+        wall = time.time_ns()
 
         def at(moment: float) -> int:
             return wall - round((now - moment) * 1e9)

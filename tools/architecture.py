@@ -48,7 +48,11 @@ WHAT = {
     "tools": "generators, the demonstration",
     "training": "how an encoder is made",
 }
-WIDTH, HEIGHT, ACROSS, DOWN, MARGIN = 230, 50, 270, 84, 24
+WIDTH = 230
+HEIGHT = 50
+ACROSS = 270
+DOWN = 84
+MARGIN = 24
 
 
 def modules() -> Iterator[Path]:

@@ -45,7 +45,11 @@ def normalised(sdist: bytes, seconds: int) -> bytes:
     with tarfile.open(fileobj=io.BytesIO(sdist)) as old, tarfile.open(fileobj=plain, mode="w") as new:
         for member in sorted(old.getmembers(), key=lambda it: it.name):
             content = old.extractfile(member) if member.isfile() else None
-            member.mtime, member.uid, member.gid, member.uname, member.gname = seconds, 0, 0, "", ""
+            member.mtime = seconds
+            member.uid = 0
+            member.gid = 0
+            member.uname = ""
+            member.gname = ""
             member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
             member.pax_headers = {}
             new.addfile(member, content)

@@ -129,7 +129,8 @@ def crop_boxes(
     """
     area = uniform(n * ATTEMPTS, *scale, generator)
     aspect = uniform(n * ATTEMPTS, math.log(ratio[0]), math.log(ratio[1]), generator).exp() / shape
-    width, height = ((area * aspect).sqrt().view(n, -1), (area / aspect).sqrt().view(n, -1))
+    width = (area * aspect).sqrt().view(n, -1)
+    height = (area / aspect).sqrt().view(n, -1)
     fits = (width <= 1) & (height <= 1)
     first = fits.int().argmax(1, keepdim=True)
     nearest = min(max(shape, ratio[0]), ratio[1]) / shape
@@ -143,7 +144,8 @@ def crop_boxes(
 
 def crop_and_flip(x: Tensor, d: Draw, size: int | None = None) -> Tensor:
     """Each image's box, mirrored where sign is -1, resampled bilinearly to `size`, by default the image's own."""
-    n, zero = len(x), torch.zeros_like(d.width)
+    n = len(x)
+    zero = torch.zeros_like(d.width)
     rows = [d.width * d.sign, zero, 2 * d.left + d.width - 1, zero, d.height, 2 * d.top + d.height - 1]
     affine = torch.cat(rows, dim=-1).view(n, 2, 3)
     shape = [n, x.shape[1], size or x.shape[2], size or x.shape[3]]

@@ -42,7 +42,8 @@ def save(state: Mapping[str, Any], path: Path) -> None:
 
     TrainingError when it cannot be written; the old one is then as it was.
     """
-    buffer, fresh = io.BytesIO(), path.with_suffix(".new")
+    buffer = io.BytesIO()
+    fresh = path.with_suffix(".new")
     torch.save(state, buffer)
     try:
         with fresh.open("wb") as file:

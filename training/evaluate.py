@@ -15,7 +15,8 @@ from models.engines import Name
 from training.data import Images, ImageSet
 from training.probe import LEAST_ROWS, few_labels, linear_probe
 
-NEIGHBOURS, TEMPERATURE = 20, 0.07
+NEIGHBOURS = 20
+TEMPERATURE = 0.07
 CURVE = 32
 CHUNK = 256
 FEW = {"one_percent": 0.01, "ten_percent": 0.1}
@@ -36,7 +37,9 @@ def knn_accuracy(
     """
     if len(bank) < k:
         raise ValueError(f"the bank has {len(bank)} rows; {k} neighbours need at least {k}")
-    bank, classes, correct = normalize(bank), int(bank_labels.max()) + 1, 0
+    bank = normalize(bank)
+    classes = int(bank_labels.max()) + 1
+    correct = 0
     for rows, truth in zip(torch.split(normalize(queries), 512), torch.split(labels, 512), strict=True):
         similarity, index = (rows @ bank.T).topk(k, dim=1)
         votes = torch.zeros(len(rows), classes, device=rows.device)

@@ -84,7 +84,8 @@ def canary_of(held_out: ImageSet, artifact: Artifact) -> tuple[Tensor, str, int]
 
     The data set's own where they may be redistributed, else synthetic ones.
     """
-    source, preprocessing = SOURCES[artifact.card.training["data"]], artifact.card.preprocessing
+    source = SOURCES[artifact.card.training["data"]]
+    preprocessing = artifact.card.preprocessing
     if not source.redistributable:
         return synthetic_canary(preprocessing), SYNTHETIC, 0
     count = min(CANARY_ROWS, len(held_out) // 4)

@@ -65,7 +65,8 @@ def supervised(
     The artifact is left as it was. ValueError when its preprocessing takes another size than the images have, or when
     `precision` is none for the device.
     """
-    card, where = artifact.card, torch.device(device)
+    card = artifact.card
+    where = torch.device(device)
     numbers = choose(precision, where)
     if train.images.shape[-1] != card.preprocessing.size:
         raise ValueError(f"images of {train.images.shape[-1]} pixels; {card.name} takes {card.preprocessing.size}")
@@ -77,14 +78,17 @@ def supervised(
     peak = (LINEAR if frozen else FINE_TUNE) * batch_size / 256
     trained = [p for p in (*encoder.parameters(), *line.parameters()) if p.requires_grad]
     solver = torch.optim.SGD(trained, lr=peak, momentum=0.9, nesterov=True)
-    images, labels = train.images.to(where), train.labels.to(where)
+    images = train.images.to(where)
+    labels = train.labels.to(where)
     scale = [torch.tensor(v, device=where).view(1, -1, 1, 1) for v in (card.preprocessing.mean, card.preprocessing.std)]
-    steps, scaled = len(train) // batch_size, scaler(numbers, where)
+    steps = len(train) // batch_size
+    scaled = scaler(numbers, where)
     encoder.train(not frozen)
     for epoch in range(epochs):
         order = torch.randperm(len(train), generator=seeded(Stream.ORDER, seed, epoch)).to(where)
         for position in range(steps):
-            step, index = epoch * steps + position, order[position * batch_size :][:batch_size]
+            step = epoch * steps + position
+            index = order[position * batch_size :][:batch_size]
             views = (CROPS(images[index], seeded(Stream.VIEWS, seed, step, 0)) - scale[0]) / scale[1]
             solver.param_groups[0]["lr"] = peak * cosine(step, epochs * steps, 0.0)
             with autocast(numbers, where), torch.set_grad_enabled(not frozen):

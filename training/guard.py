@@ -104,12 +104,15 @@ class Guard:
         """`share`: the least spread allowed, as a share of that twin's which has less. ValueError outside of (0, 1)."""
         if not 0 < share < 1:
             raise ValueError(f"guard_share is {share}; it must lie between 0 and 1")
-        self.twins, self.trivial, self.share = twins, trivial_loss, share
+        self.twins = twins
+        self.trivial = trivial_loss
+        self.share = share
         self.faulty_before = self.trivial_before = False
 
     def __call__(self, record: Mapping[str, Any], geometry: Geometry) -> str | None:
         """`record` has the epoch, the step and the mean loss."""
-        epoch, loss = int(record["epoch"]), float(record["loss"])
+        epoch = int(record["epoch"])
+        loss = float(record["loss"])
         faults = [f"the {space}'s {check}" for space in CRITERIA for check in self._failed(space, geometry)]
         if geometry.representation.participation_ratio < ONE_DIRECTION:
             faults.append("one direction holds all of the representation's variance")
@@ -118,7 +121,8 @@ class Guard:
         trivial = self.at_trivial(loss)
         if trivial and (told or self.trivial_before):
             told = [*told, f"the loss, {loss:.4g}, is what an encoder gets that gives every image the same row"]
-        self.faulty_before, self.trivial_before = bool(faults), trivial
+        self.faulty_before = bool(faults)
+        self.trivial_before = trivial
         return f"collapse in epoch {epoch}: {'; '.join(told)}" if told else None
 
     def at_trivial(self, loss: float) -> bool:

@@ -73,7 +73,8 @@ def train(recipe: Recipe, run: Run, console: Console | None = None) -> Artifact:
     TrainingError for a run that cannot start, diverges, cannot be saved or is stopped by its guard, StoppedError after
     Ctrl-C or SIGTERM. What a run will need, the test images too, is opened before its first step.
     """
-    device, first = distributed.setup(run.device), distributed.rank() == 0
+    device = distributed.setup(run.device)
+    first = distributed.rank() == 0
     console = console or Console(stderr=True, quiet=not first)
     if run.threads:
         torch.set_num_threads(run.threads)
@@ -85,7 +86,8 @@ def train(recipe: Recipe, run: Run, console: Console | None = None) -> Artifact:
     trainer.settings = run.settings()
     twins = guard.twins(trainer) if first else []
     judge = Guard([twin.geometry for twin in twins], trainer.trivial_loss(), run.guard_share)
-    records, path = claim(trainer, run), run.out / "checkpoint.pt"
+    records = claim(trainer, run)
+    path = run.out / "checkpoint.pt"
     watchers = watchers_of(trainer, run) if first else []
     steps = float(distributed.all_reduce(torch.tensor(float(trainer.step), device=device)))
     if steps != trainer.step * distributed.world_size():

@@ -44,7 +44,8 @@ def linear_probe(
     if int(test_y.max()) >= classes:
         raise ValueError(f"test label {int(test_y.max())} does not occur among the training labels 0..{classes - 1}")
     fit = {"lbfgs": fit_softmax, "ridge": fit_ridge}[protocol]
-    mean, std = train_h.float().mean(0), train_h.float().std(0)
+    mean = train_h.float().mean(0)
+    std = train_h.float().std(0)
     # A dimension without variance tells nothing; dividing by its rounding noise would make that noise a feature.
     scale = torch.where(std > 1e-6 * std.max(), 1 / std.clamp_min(1e-30), 0.0)
     train, test = ((h.float() - mean) * scale for h in (train_h, test_h))
@@ -81,7 +82,8 @@ def fit_softmax(rows: Tensor, labels: Tensor, classes: int, penalty: float, iter
 def fit_ridge(rows: Tensor, labels: Tensor, classes: int, penalty: float) -> Tensor:
     """(d + 1, classes): the least-squares line to one-hot labels, (X'X / n + penalty I)^-1 X'Y / n, in float64."""
     x = rows.double()
-    mean, targets = x.mean(0), F.one_hot(labels, classes).double()
+    mean = x.mean(0)
+    targets = F.one_hot(labels, classes).double()
     centred = x - mean
     gram = centred.T @ centred / len(x)
     gram.diagonal().add_(penalty)

@@ -16,7 +16,12 @@ class Steps:
     """Counts the steps of an epoch, or the images of a measurement, and shows them."""
 
     def __init__(self, console: Console, bar: Progress, title: str, total: int | None, done: int, every: float) -> None:
-        self.console, self.bar, self.title, self.total, self.done, self.every = console, bar, title, total, done, every
+        self.console = console
+        self.bar = bar
+        self.title = title
+        self.total = total
+        self.done = done
+        self.every = every
         self.task = bar.add_task(escape(title), total=total, completed=done, extra="")
         self.began = self.shown = time.monotonic()
         self.first = done
@@ -48,7 +53,8 @@ class Stages:
     """Shows work in stages of unknown length: `stages(stage, images)`, as `models.references.Progress` has it."""
 
     def __init__(self, console: Console, bar: Progress) -> None:
-        self.console, self.bar = console, bar
+        self.console = console
+        self.bar = bar
         self.tasks: dict[str, int] = {}
 
     def __call__(self, stage: str, images: int) -> None:

@@ -129,7 +129,8 @@ def _table(runs: Sequence[RunLog]) -> str:
     head += ["std x sqrt(d)", "projection's rank", "views/s", "hours"]
     rows = []
     for run in runs:
-        last, quality = run.records[-1], run.card.get("quality", {})
+        last = run.records[-1]
+        quality = run.card.get("quality", {})
         h, z = (last[part] for part in PARTS)
         cells = [html.escape(run.name), last["epoch"], f"{last['loss']:.4g}"]
         cells.append("" if last["knn"] is None else f"{last['knn']:.2%}")

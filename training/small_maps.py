@@ -26,7 +26,9 @@ class SmallMapConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """(n, in_channels, h, w) -> (n, out_channels, h', w'), channels last."""
         n, c, h, w = x.shape
-        kernel, stride, padding = self.kernel_size[0], self.stride[0], int(self.padding[0])
+        kernel = self.kernel_size[0]
+        stride = self.stride[0]
+        padding = int(self.padding[0])
         rows, columns = ((side + 2 * padding - kernel) // stride + 1 for side in (h, w))
         if rows * columns > OUTPUTS or h * w > INPUTS:
             return super().forward(x)
@@ -36,7 +38,9 @@ class SmallMapConv2d(nn.Conv2d):
 
     def matrix(self, h: int, w: int, rows: int, columns: int) -> Tensor:
         """(rows * columns * out_channels, h * w * in_channels): W, transposed, from the kernel; differentiable."""
-        kernel, stride, padding = self.kernel_size[0], self.stride[0], int(self.padding[0])
+        kernel = self.kernel_size[0]
+        stride = self.stride[0]
+        padding = int(self.padding[0])
         # unbind, whose gradient is one stack; a view of each tap would have a gradient of the whole kernel's size.
         taps = self.weight.flatten(2).unbind(2)
         nothing = torch.zeros_like(taps[0])

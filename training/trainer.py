@@ -60,7 +60,9 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.settings: dict[str, Any] = {}
         """What a resumed run is to begin with beside its recipe: where the data lie, how many images, ..."""
-        self.recipe, self.split, self.device = recipe, split, torch.device(device)
+        self.recipe = recipe
+        self.split = split
+        self.device = torch.device(device)
         self.preprocessing = SOURCES[recipe.data].sized(recipe.image_size)
         self.asked: Precision = numbers
         self.compute_in(precision.choose(numbers, self.device))
@@ -148,7 +150,8 @@ class Trainer:
                 self.totals["watched_seconds"] += done - start
             if self.step < end:  # the epoch's last step is followed by its record, and saved with it
                 after_step()
-        totals, self.totals = self.totals, dict.fromkeys(TOTALS, 0.0)
+        totals = self.totals
+        self.totals = dict.fromkeys(TOTALS, 0.0)
         total_loss = float(distributed.all_reduce(torch.tensor(totals["loss"], device=self.device)))
         record = {
             "epoch": self.epoch,
@@ -163,7 +166,8 @@ class Trainer:
 
     def train_step(self, views: Tensor) -> Tensor:
         """One optimiser step on (2n, c, h, w) views; the loss, still on the device."""
-        recipe, total = self.recipe, self.recipe.epochs * self.steps_per_epoch
+        recipe = self.recipe
+        total = self.recipe.epochs * self.steps_per_epoch
         warm = warm_up(self.step, total, recipe.warmup)
         factor = cosine(self.step, total, recipe.warmup, recipe.final_lr) if recipe.schedule == "cosine" else warm
         set_learning_rate(self.optimizer, recipe.learning_rate, factor, warm)
@@ -260,7 +264,9 @@ class Trainer:
     def measure(self, rows: Rows | None = None) -> dict[str, Any]:
         """kNN and spectra on images the gradient has not seen; and the method's own."""
         rows = rows or self.rows()
-        h, labels, queries = rows.held_out, self.split.labelled.labels[:BANK], self.split.held_out.labels[:QUERIES]
+        h = rows.held_out
+        labels = self.split.labelled.labels[:BANK]
+        queries = self.split.held_out.labels[:QUERIES]
         spaces = {"representation": Spectrum.of(h), "projection": Spectrum.of(self.project(h))}
         return {
             "knn": round(knn_accuracy(rows.bank, labels, h, queries), 4) if int(labels.max()) >= 0 else None,
@@ -313,7 +319,8 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.totals = state["step"], dict.fromkeys(TOTALS, 0.0) | state["totals"]
+        self.step = state["step"]
+        self.totals = dict.fromkeys(TOTALS, 0.0) | state["totals"]
         records: list[dict[str, Any]] = json.loads(state["records"])
         return records
 

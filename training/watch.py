@@ -127,7 +127,10 @@ class Gauges(Watcher):
     """Prometheus metrics of the last record."""
 
     def __init__(self, run: str, plain: dict[str, Any], parts: dict[str, Any], stamp: Any) -> None:
-        self.run, self.plain, self.parts, self.stamp = run, plain, parts, stamp
+        self.run = run
+        self.plain = plain
+        self.parts = parts
+        self.stamp = stamp
 
     def __call__(self, record: Record) -> None:
         for key, metric in self.plain.items():

@@ -48,8 +48,10 @@ class Block(nn.Module):
 class BasicBlock(Block):
     def __init__(self, inputs: int, planes: int, stride: int) -> None:
         super().__init__(inputs, planes, stride)
-        self.conv1, self.bn1 = conv3x3(inputs, planes, stride), nn.BatchNorm2d(planes)
-        self.conv2, self.bn2 = conv3x3(planes, planes), nn.BatchNorm2d(planes)
+        self.conv1 = conv3x3(inputs, planes, stride)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = conv3x3(planes, planes)
+        self.bn2 = nn.BatchNorm2d(planes)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
@@ -65,9 +67,12 @@ class Bottleneck(Block):
         super().__init__(inputs, planes, stride)
         inner = planes * wide
         first, second = (stride, 1) if stride_first else (1, stride)
-        self.conv1, self.bn1 = conv1x1(inputs, inner, first), nn.BatchNorm2d(inner)
-        self.conv2, self.bn2 = conv3x3(inner, inner, second, groups), nn.BatchNorm2d(inner)
-        self.conv3, self.bn3 = conv1x1(inner, planes * 4), nn.BatchNorm2d(planes * 4)
+        self.conv1 = conv1x1(inputs, inner, first)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = conv3x3(inner, inner, second, groups)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = conv1x1(inner, planes * 4)
+        self.bn3 = nn.BatchNorm2d(planes * 4)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)

@@ -175,7 +175,9 @@ class ViT(Encoder):
         projection: int = 0,
     ) -> None:
         super().__init__()
-        self.pool, self.final_norm, self.prefix = pool, final_norm, int(class_token) + registers
+        self.pool = pool
+        self.final_norm = final_norm
+        self.prefix = int(class_token) + registers
         self.patch_embed = PatchEmbed(in_channels, patch, width, patch_bias)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if class_token else None
         self.register_tokens = nn.Parameter(torch.zeros(1, registers, width)) if registers else None

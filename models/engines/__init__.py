@@ -23,7 +23,8 @@ from models.preprocess import Preprocessing
 __all__ = ["NAMES", "Engine", "EngineError", "Name", "Pixels", "Rows", "at_rest", "sample", "start"]
 
 log = logging.getLogger("fullrank.engines")
-PARITY_COSINE, PARITY_IMAGES = 0.9999, 3
+PARITY_COSINE = 0.9999
+PARITY_IMAGES = 3
 
 
 def start(
@@ -42,12 +43,15 @@ def start(
     Raises EngineError when the engine named cannot run this encoder there, ArtifactError with the figures when, in
     float32, its rows for a few images (the canary's, if there is one) differ from the plain encoder's.
     """
-    where, fits = torch.device(device), torch.device(device).type == "cpu" and dtype == torch.float32
+    where = torch.device(device)
+    fits = torch.device(device).type == "cpu" and dtype == torch.float32
     if name == "onnx" and not fits:
         raise EngineError(f"the onnx engine runs on a cpu in float32, not on {where} in {dtype}; the torch engine can")
     if artifact.module is None:
         return _of_graph(artifact, name, fits, threads or torch.get_num_threads())
-    plain, pixels, expected = at_rest(artifact.encoder), sample(artifact), None
+    plain = at_rest(artifact.encoder)
+    pixels = sample(artifact)
+    expected = None
     engine: Engine | None = None
     if name == "onnx" or (name == "auto" and fits):
         try:
@@ -121,7 +125,8 @@ def sample(artifact: Artifact) -> Tensor:
 
 def _check(artifact: Artifact, engine: Engine, pixels: Tensor, expected: Tensor) -> None:
     """Raise ArtifactError if the engine's rows are not the plain encoder's. Rows that are not finite prove nothing."""
-    rows, wanted = engine(pixels.numpy()).astype(np.float64), expected.double().numpy()
+    rows = engine(pixels.numpy()).astype(np.float64)
+    wanted = expected.double().numpy()
     comparable = np.isfinite(wanted).all(1) & (np.linalg.norm(wanted, axis=1) > 0)
     lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(wanted, axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -16,7 +16,8 @@ ELSEWHERE = "encoder.safetensors"
 def session_options(threads: int) -> onnxruntime.SessionOptions:
     """Options without which onnxruntime would start a thread for every core of the host, whatever our share is."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
     # Idle threads sleep: spinning ones would take the cores from decoding and from the event loop.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3

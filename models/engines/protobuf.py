@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 IR_VERSION, OPSET = 9, 20
 FLOAT, UINT8 = 1, 2
 DTYPES = {np.dtype(np.float32): FLOAT, np.dtype(np.uint8): UINT8, np.dtype(np.int64): 7}
-VARINT, BYTES, FIXED32 = 0, 2, 5
+VARINT = 0
+BYTES = 2
+FIXED32 = 5
 Attribute = int | float | str | Sequence[int]
 
 
@@ -43,13 +45,17 @@ def _fields(number: int, values: Iterable[int | str | bytes]) -> bytes:
 def _attribute(name: str, value: Attribute) -> bytes:
     """AttributeProto: name 1, f 2, i 3, s 4, ints 8, type 20."""
     if isinstance(value, int):
-        content, kind = _field(3, value), 2
+        content = _field(3, value)
+        kind = 2
     elif isinstance(value, float):
-        content, kind = _field(2, value), 1
+        content = _field(2, value)
+        kind = 1
     elif isinstance(value, str):
-        content, kind = _field(4, value), 3
+        content = _field(4, value)
+        kind = 3
     else:
-        content, kind = _fields(8, value), 7
+        content = _fields(8, value)
+        kind = 7
     return _field(1, name) + content + _field(20, kind)
 
 

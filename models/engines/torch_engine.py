@@ -28,7 +28,9 @@ class TorchEngine:
         dtype: torch.dtype = torch.float32,
         max_batch: int = 256,
     ) -> None:
-        self.device, self.dtype, self.max_batch = device, dtype, max_batch
+        self.device = device
+        self.dtype = dtype
+        self.max_batch = max_batch
         self._shape = (preprocessing.channels, preprocessing.size, preprocessing.size)
         self._encoder = folded(encoder).to(device, dtype)
         self._scale, self._offset = (it.to(device) for it in affine(preprocessing))

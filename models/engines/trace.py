@@ -147,13 +147,16 @@ class _Recorder(_Watch):  # type: ignore[no-untyped-call]
 
     def __init__(self, writer: Writer, other: list[list[torch.Size]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._writer, self._other, self._count = writer, other, 0
+        self._writer = writer
+        self._other = other
+        self._count = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         from models.engines.operators import OPERATORS
 
         result = function(*args, **(kwargs or {}))
-        results, writer = _tensors(result), self._writer
+        results = _tensors(result)
+        writer = self._writer
         if self._count >= len(self._other) or len(self._other[self._count]) != len(results):
             raise UnsupportedError("a pass that takes another course for another number of images")
         others = self._other[self._count]
@@ -200,7 +203,8 @@ def trace(encoder: nn.Module, pixels: Tensor, scale: Tensor, offset: Tensor) -> 
     (1, c, 1, 1). UnsupportedError when it does something that `operators` does not know.
     """
     weights = dict(encoder.state_dict(keep_vars=True))
-    writer, shapes = Writer(weights), _Shapes()
+    writer = Writer(weights)
+    shapes = _Shapes()
     some, x = (part.float().mul_(scale).add_(offset) for part in (pixels[:1], pixels[1:]))
     if len(x) == len(some):
         raise ValueError("the two batches must differ in size")
@@ -222,7 +226,8 @@ def trace(encoder: nn.Module, pixels: Tensor, scale: Tensor, offset: Tensor) -> 
 
 def _needed(nodes: list[Node], result: str) -> list[Node]:
     """Those that the result depends on, in their order."""
-    wanted, kept = {result}, list[Node]()
+    wanted = {result}
+    kept = list[Node]()
     for node in reversed(nodes):
         if wanted & set(node.outputs):
             wanted.update(node.inputs)

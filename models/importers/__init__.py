@@ -125,7 +125,8 @@ def import_encoder(source: Path, options: Options | None = None) -> tuple[Artifa
     found = family.translate(checkpoint, questions)
     given, origin = _given(options)
     if given is not None:
-        found.preprocessing, found.origin = given, origin
+        found.preprocessing = given
+        found.origin = origin
     architecture, how = _described(found, questions)
     _all_used(questions, options.settings)
     module = _loaded(architecture, found)

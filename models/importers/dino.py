@@ -31,7 +31,8 @@ def translate(checkpoint: Checkpoint, questions: Questions) -> Found:
     found.weights = chosen
     found.facts |= {"pool": "class", "activation": "gelu", "eps": 1e-6} if found.kind == "vit" else {}
     found.resample = {"offset": 0.1}
-    found.preprocessing, found.origin = imagenet(256, 224, "bicubic"), "DINO's evaluation (256, 224, bicubic)"
+    found.preprocessing = imagenet(256, 224, "bicubic")
+    found.origin = "DINO's evaluation (256, 224, bicubic)"
     return found
 
 

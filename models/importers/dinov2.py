@@ -39,7 +39,8 @@ def translate(checkpoint: Checkpoint, questions: Questions) -> Found:
     found.weights = chosen
     found.facts |= {"pool": "class", "activation": "gelu", "eps": 1e-6}
     found.resample = rule(found)
-    found.preprocessing, found.origin = imagenet(256, 224, "bicubic"), "DINOv2's evaluation (256, 224, bicubic)"
+    found.preprocessing = imagenet(256, 224, "bicubic")
+    found.origin = "DINOv2's evaluation (256, 224, bicubic)"
     return found
 
 

@@ -27,7 +27,8 @@ def translate(checkpoint: Checkpoint, questions: Questions) -> Found:
             dropped |= {f"{part}.{name}": "the head behind the representation" for name in checkpoint.tensors(part)}
     found = canonical(kept)
     found.dropped |= dropped
-    found.preprocessing, found.origin = imagenet(), "FAIR's evaluation (256, 224, bilinear)"
+    found.preprocessing = imagenet()
+    found.origin = "FAIR's evaluation (256, 224, bilinear)"
     return found
 
 

@@ -48,7 +48,8 @@ def resnet(found: Found, questions: Questions) -> Architecture:
     values: dict[str, Any] = {"name": names[0], "width": width, "in_channels": channels, "stem": stem}
     values["stem_relu"] = bool(found.facts.get("stem_relu", True))
     if bottleneck:
-        inner, planes = shape(tensors, "layer1.0.conv1.weight")[0], shape(tensors, "layer1.0.conv3.weight")[0] // 4
+        inner = shape(tensors, "layer1.0.conv1.weight")[0]
+        planes = shape(tensors, "layer1.0.conv3.weight")[0] // 4
         values["wide"] = max(1, inner // max(planes, 1))
         values["groups"] = max(1, inner // max(shape(tensors, "layer1.0.conv2.weight")[1], 1))
         values["stride_first"] = bool(found.facts.get("stride_first", False))

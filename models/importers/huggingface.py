@@ -86,7 +86,8 @@ def translate(checkpoint: Checkpoint, questions: Questions) -> Found:
         found.origin = "preprocessor_config.json"
         found.preprocessing = records.preprocessing(checkpoint.records[found.origin], found.origin)
     else:
-        found.preprocessing, found.origin = _usual(kind), f"transformers' default for {kind}"
+        found.preprocessing = _usual(kind)
+        found.origin = f"transformers' default for {kind}"
     return found
 
 

@@ -111,7 +111,8 @@ def solo(checkpoint: Checkpoint, questions: Questions) -> Found:
 
 def stable(checkpoint: Checkpoint, questions: Questions) -> Found:
     found = _found(checkpoint, questions)
-    found.preprocessing, found.origin = imagenet(), "ImageNet's (256, 224, bilinear)"
+    found.preprocessing = imagenet()
+    found.origin = "ImageNet's (256, 224, bilinear)"
     return found
 
 

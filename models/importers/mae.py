@@ -14,7 +14,8 @@ def translate(checkpoint: Checkpoint, questions: Questions) -> Found:
     found = canonical(kept)
     found.dropped |= dropped
     found.facts |= {"activation": "gelu", "eps": 1e-6}
-    found.preprocessing, found.origin = imagenet(256, 224, "bicubic"), "MAE's evaluation (256, 224, bicubic)"
+    found.preprocessing = imagenet(256, 224, "bicubic")
+    found.origin = "MAE's evaluation (256, 224, bicubic)"
     return found
 
 

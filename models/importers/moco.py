@@ -35,7 +35,8 @@ def translate(checkpoint: Checkpoint, questions: Questions) -> Found:
     found = canonical(kept)
     found.dropped |= dropped
     found.weights = chosen
-    found.preprocessing, found.origin = imagenet(), "MoCo's evaluation (256, 224, bilinear)"
+    found.preprocessing = imagenet()
+    found.origin = "MoCo's evaluation (256, 224, bilinear)"
     if found.kind == "vit":
         # MoCo v3's small ViT has twelve heads of 32, where others have six of 64; positions are fixed sines.
         found.facts |= {"usual_heads": 12 if found.tensors["patch_embed.proj.weight"].shape[0] == 384 else 0}

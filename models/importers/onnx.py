@@ -115,7 +115,8 @@ def _internalise(tensor: Any, path: Path, digest: Any) -> None:
             f"the weights of {tensor.name} lie in {location!r}, outside the model's folder: refused"
         )
     try:
-        offset, size = int(places.get("offset", 0)), file.stat().st_size
+        offset = int(places.get("offset", 0))
+        size = file.stat().st_size
         length = int(places.get("length", size - offset))
         if offset < 0 or length < 0 or offset + length > size:
             raise ImportRefusedError(f"{file} is {size} bytes, too short for {tensor.name}: copy it again")
@@ -272,7 +273,8 @@ def _moved(model: Any) -> dict[str, torch.Tensor]:
             tensor.ClearField(field)
         tensor.data_location = 1
         place = tensor.external_data.add()
-        place.key, place.value = "location", WEIGHTS
+        place.key = "location"
+        place.value = WEIGHTS
     if not weights:
         raise ImportRefusedError("it has no weights: this is no encoder")
     for name, values in weights.items():

@@ -13,7 +13,8 @@ def translate(checkpoint: Checkpoint, questions: Questions) -> Found:
     kept, dropped = take(checkpoint.state(), "encoder.", {"fc.": "the projector", "predictor.": "the predictor"})
     found = canonical(kept)
     found.dropped |= dropped
-    found.preprocessing, found.origin = imagenet(), "SimSiam's evaluation (256, 224, bilinear)"
+    found.preprocessing = imagenet()
+    found.origin = "SimSiam's evaluation (256, 224, bilinear)"
     return found
 
 

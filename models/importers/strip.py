@@ -53,7 +53,8 @@ class Typed:
     """A storage and the type of its elements."""
 
     def __init__(self, storage: torch.UntypedStorage, dtype: torch.dtype) -> None:
-        self.storage, self.dtype = storage, dtype
+        self.storage = storage
+        self.dtype = dtype
 
 
 def _tensor(typed: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> torch.Tensor | Stub:
@@ -78,7 +79,8 @@ class Reader(pickle.Unpickler):
 
     def __init__(self, file: IO[bytes], storages: Any) -> None:
         super().__init__(file, encoding="utf-8")
-        self.storages, self.left_out = storages, set[str]()
+        self.storages = storages
+        self.left_out = set[str]()
 
     def find_class(self, module: str, name: str) -> Any:
         if known := self.KNOWN.get((module, name)):

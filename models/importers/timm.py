@@ -29,7 +29,8 @@ def translate(checkpoint: Checkpoint, questions: Questions) -> Found:
         found.preprocessing = imagenet(248, 224, "bicubic", mean=HALF, std=HALF)
         found.origin = "timm's usual one for vision transformers"
     else:
-        found.preprocessing, found.origin = imagenet(), "timm's for torchvision's weights"
+        found.preprocessing = imagenet()
+        found.origin = "timm's for torchvision's weights"
     if records.is_timm(config):
         found.preprocessing = records.preprocessing(config, "config.json")
         found.origin = "config.json"

@@ -12,7 +12,8 @@ def claims(checkpoint: Checkpoint) -> bool:
 
 def translate(checkpoint: Checkpoint, questions: Questions) -> Found:
     found = canonical(checkpoint.state())
-    found.preprocessing, found.origin = imagenet(), "torchvision's V1 weights (V2: --set to=232)"
+    found.preprocessing = imagenet()
+    found.origin = "torchvision's V1 weights (V2: --set to=232)"
     found.facts |= {"pool": "class", "activation": "gelu", "eps": 1e-6} if found.kind == "vit" else {}
     return found
 

@@ -30,7 +30,9 @@ class Health:
     def __init__(
         self, engine: Engine, serving: Callable[[], Sequence[Served]], metrics: Metrics, limits: Limits
     ) -> None:
-        self._engine, self._serving, self._limits = engine, serving, limits
+        self._engine = engine
+        self._serving = serving
+        self._limits = limits
         self._unfit_since: float | None = None
         self._probed = time.monotonic()
         metrics.unfit.set_function(lambda: float(self.fault() is not None))

@@ -28,7 +28,8 @@ class Service:
     """One replica. Everything public runs on the event loop that load() runs on."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        self.settings, self.metrics = settings, metrics
+        self.settings = settings
+        self.metrics = metrics
         self.phase: Phase = "starting"
         self.failure: str | None = None
         self.admission = Admission(settings.max_pending_images)
@@ -201,7 +202,8 @@ class Service:
 
     async def close(self) -> None:
         """Answer what was admitted, then stop, whatever the engine is stuck in. Nothing new is admitted any more."""
-        loaded, self.phase = bool(self._tasks), "stopped"
+        loaded = bool(self._tasks)
+        self.phase = "stopped"
         self.roster.end_canaries()
         for task in self._tasks:
             task.cancel()

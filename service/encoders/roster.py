@@ -36,7 +36,10 @@ class Roster:
     """The encoders in service, the default first, and their canaries. Everything public runs on the event loop."""
 
     def __init__(self, settings: Settings, engine: Engine, metrics: Metrics, observer: Observer) -> None:
-        self._settings, self._engine, self._metrics, self._observer = settings, engine, metrics, observer
+        self._settings = settings
+        self._engine = engine
+        self._metrics = metrics
+        self._observer = observer
         self._serving: list[Served] = []
         self._trickles: dict[Served, asyncio.Task[None]] = {}
         self._swapping = asyncio.Lock()

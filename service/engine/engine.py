@@ -32,7 +32,8 @@ T = TypeVar("T")
 LANES = 2
 FEW = 4  # images that one thread decodes before a second is worth waking
 # Of CPU and of memory, for one image that is decoded apart.
-DECODE_SECONDS, DECODE_MEMORY = 5.0, 2**29
+DECODE_SECONDS = 5.0
+DECODE_MEMORY = 2**29
 ENDING = 5.0  # seconds that a thread gets to end; one that a forward pass holds longer ends with the process
 
 
@@ -56,7 +57,8 @@ class Batch:
     """Decoded parts of requests, side by side in memory that a device can copy from."""
 
     def __init__(self, capacity: int, *, pinned: bool) -> None:
-        self._capacity, self._pinned = capacity, pinned
+        self._capacity = capacity
+        self._pinned = pinned
         self._buffer: Pixels | None = None
         self.parts: list[Part] = []
         self.size = 0
@@ -76,7 +78,8 @@ class Batch:
     def pixels(self) -> Pixels:
         """(n, c, s, s) uint8 of the parts still wanted; the others are forgotten, so n may be 0."""
         assert self._buffer is not None
-        pixels, now = self._buffer[: self.size], time.monotonic()
+        pixels = self._buffer[: self.size]
+        now = time.monotonic()
         wanted = [part.job.wanted(now) for part in self.parts]
         if not all(wanted):
             pixels = pixels[np.repeat(wanted, [len(part) for part in self.parts])]
@@ -105,7 +108,10 @@ class Engine:
     ) -> None:
         self.queue = Queue(max_batch)
         self.failures = 0  # batches that failed since the last one that did not
-        self._metrics, self._pinned, self._decode_threads, self._threads = metrics, pinned, decode_threads, threads
+        self._metrics = metrics
+        self._pinned = pinned
+        self._decode_threads = decode_threads
+        self._threads = threads
         self._loop: asyncio.AbstractEventLoop | None = None
         self._jobs: set[Job] = set()  # that somebody waits for
         self._progress = time.monotonic()  # when a batch last ended
@@ -335,7 +341,8 @@ class Engine:
         decoded[::shares] = _decode_all(images[::shares])
         for i, other in enumerate(others, 1):
             decoded[i::shares] = other.result()
-        seconds, results = time.monotonic() - started, iter(decoded)
+        seconds = time.monotonic() - started
+        results = iter(decoded)
         for part in parts:
             own = [next(results) for _ in range(len(part))]
             part.job.decode_seconds += seconds
@@ -362,9 +369,11 @@ class Engine:
         started = time.monotonic()
         rows = embed_splitting(encoder, pixels)
         seconds = time.monotonic() - started
-        self._progress, self.failures = time.monotonic(), 0
+        self._progress = time.monotonic()
+        self.failures = 0
         unit, bad = normalized(rows)
-        complete, start = [], 0
+        complete = []
+        start = 0
         for part in batch.parts:
             own = slice(start, start := start + len(part))
             if bad[own].any():

@@ -56,7 +56,8 @@ class Process:
     """One worker process. decode() is for one thread; stop() for any."""
 
     def __init__(self, seconds: float, memory: int) -> None:
-        self._seconds, self._memory = seconds, memory
+        self._seconds = seconds
+        self._memory = memory
         environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
         # -P and the parent's own path: no folder that we happen to run in can put its modules in place of ours.
         command = [sys.executable, "-P", "-c", START, str(memory), str(seconds), json.dumps(sys.path)]
@@ -143,7 +144,10 @@ class Pool:
         on_killed: Callable[[], None] = lambda: None,
     ) -> None:
         self._on_killed = on_killed  # a process ended before its image was decoded
-        self._seconds, self._memory, self._finish, self._size = seconds, memory, finish, processes
+        self._seconds = seconds
+        self._memory = memory
+        self._finish = finish
+        self._size = processes
         self._tasks: deque[Task] = deque()
         self._came = threading.Condition()
         self._closing = False

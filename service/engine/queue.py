@@ -27,14 +27,17 @@ class OverloadError(Exception):
 
     def __init__(self, pending: int, limit: int, retry_after: int) -> None:
         super().__init__(f"{pending} of {limit} images pending")
-        self.pending, self.limit, self.retry_after = pending, limit, retry_after
+        self.pending = pending
+        self.limit = limit
+        self.retry_after = retry_after
 
 
 class Admission:
     """The count of images admitted and not yet answered. Used from the event loop only, hence no lock."""
 
     def __init__(self, limit: int) -> None:
-        self.limit, self.pending = limit, 0
+        self.limit = limit
+        self.pending = 0
         self._busy_seconds = self._finished = 0.0
         self._last = time.monotonic()
         self._next_refusal = 0.0
@@ -73,7 +76,8 @@ class Admission:
             self._busy_seconds += now - self._last
         self._last = now
         if self._busy_seconds > 10.0:  # forget, so that the rate is that of the last seconds of work
-            self._busy_seconds, self._finished = self._busy_seconds / 2, self._finished / 2
+            self._busy_seconds = self._busy_seconds / 2
+            self._finished = self._finished / 2
 
 
 @dataclass(eq=False)
@@ -108,7 +112,8 @@ class Job:
     def store(self, part: "Part", rows: Rows, unit: Rows, started: float, seconds: float) -> bool:
         """Keep a part's rows, embedded from `started` for `seconds`; True if these were the last."""
         if len(rows) == len(self.images):
-            self.rows, self.unit = rows, unit
+            self.rows = rows
+            self.unit = unit
         else:
             if not self.done:
                 self.rows, self.unit = np.empty((2, len(self.images), rows.shape[1]), np.float32)
@@ -197,7 +202,8 @@ class Queue:
 
     def _take_decoded(self, room: int, encoder: Any, now: float) -> list[Part]:
         """Parts that came back, of one encoder and as many as fit; with the lock held."""
-        batch, others = list[Part](), deque[Part]()
+        batch = list[Part]()
+        others = deque[Part]()
         for part in self._decoded:
             if not part.job.wanted(now):
                 continue

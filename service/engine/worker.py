@@ -60,7 +60,8 @@ def answer(head: dict[str, Any], data: bytes, seconds: float) -> tuple[dict[str,
 
 
 def main() -> None:
-    memory, seconds = int(sys.argv[1]), float(sys.argv[2])
+    memory = int(sys.argv[1])
+    seconds = float(sys.argv[2])
     limit_memory(memory)
     while (request := read_frame(sys.stdin.buffer)) is not None:
         write_frame(sys.stdout.buffer, *answer(*request, seconds))

@@ -106,7 +106,8 @@ def _is_local(request: Request) -> bool:
 
     Host and Origin are asked too: such a page comes from loopback, but names itself in one of them.
     """
-    context, headers = context_of(request.scope), request.headers
+    context = context_of(request.scope)
+    headers = request.headers
     origin = headers.get("origin")
     return (
         _is_loopback(context.peer)

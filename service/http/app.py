@@ -134,7 +134,8 @@ class Server(uvicorn.Server):
         self._reloading = asyncio.create_task(self.service.reload())
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        grace, first = self.service.settings.drain_seconds, self.service.phase not in ("draining", "stopped")
+        grace = self.service.settings.drain_seconds
+        first = self.service.phase not in ("draining", "stopped")
         self.service.drain()
         stop = functools.partial(super().handle_exit, sig, frame)
         if grace and first and self._loop is not None:

@@ -36,7 +36,8 @@ def reader(context: Context, path: str, headers: Mapping[bytes, bytes], receive:
     chunked = b"transfer-encoding" in headers
     if context.whole and context.held <= FREE and length <= limit and packed == b"identity" and not chunked:
         return receive  # the usual case: there is nothing to wait for, and the server holds it to the declared length
-    received, more = 0, True
+    received = 0
+    more = True
 
     async def bounded() -> Message:
         nonlocal received, more
@@ -80,7 +81,8 @@ async def _next(context: Context, receive: Receive) -> dict[str, Any]:
 
 def body_timeout() -> Problem:
     """The body came too slowly."""
-    message, headers = "the body did not arrive before the deadline", {"Connection": "close"}
+    message = "the body did not arrive before the deadline"
+    headers = {"Connection": "close"}
     return Problem(408, "body_timeout", message, field="body", headers=headers)
 
 

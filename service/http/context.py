@@ -18,7 +18,8 @@ class Bodies:
     """The bytes of request bodies that are held, over all connections. Used from the event loop only, hence no lock."""
 
     def __init__(self, limit: int) -> None:
-        self.limit, self.held = limit, 0
+        self.limit = limit
+        self.held = 0
 
 
 @dataclass(frozen=True)

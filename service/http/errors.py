@@ -38,7 +38,9 @@ class Problem(HTTPException):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(status, message, dict(headers) if headers else None)
-        self.code, self.message, self.field = code, message, field
+        self.code = code
+        self.message = message
+        self.field = field
 
 
 def retry(seconds: int) -> dict[str, str]:

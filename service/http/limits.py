@@ -137,11 +137,16 @@ def bounded(front: Front) -> type[HttpToolsProtocol]:
                 self._timer = self.loop.call_later(max(0.0, began + seconds - time.monotonic()), self._late)
 
         def on_message_begin(self) -> None:
-            self._began, self._in_head, self._overdue = time.monotonic(), True, False
+            self._began = time.monotonic()
+            self._in_head = True
+            self._overdue = False
             super().on_message_begin()
 
         def on_headers_complete(self) -> None:
-            self._unused, self._in_head, self._in_body, self._thrown_away = 0, False, True, 0
+            self._unused = 0
+            self._in_head = False
+            self._in_body = True
+            self._thrown_away = 0
             if self._excess and self.url.partition(b"?")[0] not in ALWAYS:
                 self._refuse(full)
             elif len(self.pipeline) >= PIPELINED:
@@ -168,7 +173,8 @@ def bounded(front: Front) -> type[HttpToolsProtocol]:
                 self.transport.abort()
 
         def on_message_complete(self) -> None:
-            self._unused, self._in_body = 0, False
+            self._unused = 0
+            self._in_body = False
             if self.transport.is_closing():
                 return
             self._context.whole = True
@@ -248,7 +254,8 @@ def bounded(front: Front) -> type[HttpToolsProtocol]:
             elif self.cycle is None or self.cycle.response_complete:
                 self._refuse(late)
             elif not self._overdue:  # the route tells the client that it is late
-                self._overdue, self._timer = True, self.loop.call_later(GRACE, self._late)
+                self._overdue = True
+                self._timer = self.loop.call_later(GRACE, self._late)
             else:
                 self.transport.abort()
 

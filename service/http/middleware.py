@@ -17,7 +17,8 @@ from service.tracing import Tracing
 
 log = logging.getLogger("fullrank.service")
 # Random once, counted after: each call of urandom would hand the GIL to another thread.
-PROCESS, NUMBERS = secrets.token_hex(8).encode(), itertools.count(1)
+PROCESS = secrets.token_hex(8).encode()
+NUMBERS = itertools.count(1)
 SANE_ID = re.compile(rb"[\w.:/+=-]{1,128}")
 
 
@@ -25,13 +26,16 @@ class Edge:
     """Middleware in plain ASGI: Starlette's BaseHTTPMiddleware would cost more than the routes it wraps."""
 
     def __init__(self, app: ASGIApp, service: Service, tracing: Tracing | None = None) -> None:
-        self.app, self.service, self.tracing = app, service, tracing
+        self.app = app
+        self.service = service
+        self.tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        status, context = CLIENT_CLOSED_REQUEST, context_of(scope)
+        status = CLIENT_CLOSED_REQUEST
+        context = context_of(scope)
         headers = dict(scope["headers"])
         identity = headers.get(b"x-request-id", b"")
         if not identity or not SANE_ID.fullmatch(identity):

@@ -22,12 +22,16 @@ from service.settings import Settings
 
 T = TypeVar("T")
 Form = Literal["json", "npy", "raw"]
-JSON, NPY, RAW = "application/json", "application/x-npy", "application/octet-stream"
+JSON = "application/json"
+NPY = "application/x-npy"
+RAW = "application/octet-stream"
 FORMS: dict[str, Form] = {JSON: "json", "application/*": "json", "*/*": "json", NPY: "npy", RAW: "raw"}
 OPTIONS = ("normalize", "encoding_format", "model")
 # Parsing holds the interpreter, on whatever thread, and every other request with it: a million numbers take a tenth of
 # a second, as many lists or fields four times as long.
-MAX_VALUES, MAX_NESTED, MAX_FIELDS = 1_000_000, 100_000, 10_000
+MAX_VALUES = 1_000_000
+MAX_NESTED = 100_000
+MAX_FIELDS = 10_000
 FEW_VALUES = 10_000  # of a body whose values are images
 LARGE = 256 * 2**10  # bytes that are worth a thread, so that the event loop gets its turns in between
 
@@ -190,7 +194,8 @@ def _options(fields: Mapping[str, Any]) -> dict[str, Any]:
 @functools.lru_cache(256)
 def accepted(accept: str) -> Form:
     """The form of answer an Accept header asks for. Raises Problem 406 for none of ours."""
-    best, choice = 0.0, None
+    best = 0.0
+    choice = None
     for part in accept.split(",") if accept else ["*/*"]:
         media, *parameters = (piece.strip().lower() for piece in part.split(";"))
         try:
@@ -198,7 +203,8 @@ def accepted(accept: str) -> Form:
         except ValueError:
             quality = 0.0
         if media in FORMS and quality > best:
-            best, choice = quality, FORMS[media]
+            best = quality
+            choice = FORMS[media]
     if choice is None:
         raise Problem(
             406, "not_acceptable", f"Accept must allow {JSON}, {NPY} or {RAW}, not only {accept!r}", field="Accept"
@@ -227,7 +233,9 @@ class _Encoded(Response):
     """A Response of bytes, headers included: strings would be encoded anew for each answer."""
 
     def __init__(self, body: bytes, media_type: str, headers: list[tuple[bytes, bytes]]) -> None:
-        self.status_code, self.background, self.body = 200, None, body
+        self.status_code = 200
+        self.background = None
+        self.body = body
         own = [(b"content-length", b"%d" % len(body)), (b"content-type", media_type.encode())]
         self.raw_headers = [*headers, *own]
 
@@ -240,7 +248,9 @@ def identity_headers(answer: Answer) -> dict[str, str]:
 
 def timing(answer: Answer) -> str:
     """A Server-Timing header (https://www.w3.org/TR/server-timing/): milliseconds of each phase."""
-    decode, queue, forward = answer.decode_seconds * 1e3, answer.queue_seconds * 1e3, answer.forward_seconds * 1e3
+    decode = answer.decode_seconds * 1e3
+    queue = answer.queue_seconds * 1e3
+    forward = answer.forward_seconds * 1e3
     return f"decode;dur={decode:.2f}, queue;dur={queue:.2f}, forward;dur={forward:.2f}"
 
 

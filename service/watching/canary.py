@@ -23,7 +23,8 @@ from service.metrics import Metrics
 log = logging.getLogger("fullrank.service")
 SHARE = 0.005
 # A request may arrive just after a few canary images were started alone; it waits for at most these.
-FEW, FEW_SECONDS = 8, 0.005
+FEW = 8
+FEW_SECONDS = 0.005
 TURN, PATIENCE = 0.05, 0.1  # seconds that many images embedded at once hold up a request, and wait for requests
 
 
@@ -32,7 +33,10 @@ async def embed_in_turns(engine: Engine, encoder: Encoder, pixels: Pixels) -> tu
 
     Some at a time, as many as take some `TURN` seconds, so that a request waits for no more than these.
     """
-    rows, seconds, few, at = list[Rows](), 0.0, 1, 0
+    rows = list[Rows]()
+    seconds = 0.0
+    few = 1
+    at = 0
     while at < len(pixels):
         job = await engine.embed(encoder, pixels[at : at + few], observed=False, yields_for=PATIENCE)
         rows.append(job.rows.copy())
@@ -52,7 +56,9 @@ class CanaryWatch:
     def __init__(self, canary: Canary, rows: Rows, seconds: float, metrics: Metrics, period: float) -> None:
         self._images = canary.images.numpy()
         self._expected = normalize(canary.embeddings.double())
-        self._metrics, self._period, self.rows = metrics, period, rows
+        self._metrics = metrics
+        self._period = period
+        self.rows = rows
         seconds = max(seconds, 1e-6)
         self.cycle = max(period, seconds / SHARE)
         self.few = min(FEW, max(1, int(FEW_SECONDS * len(self._images) / seconds)))
@@ -62,7 +68,9 @@ class CanaryWatch:
 
         Images that could not be embedded for a period are off: their rows become NaN.
         """
-        n, alarmed, due = len(self._images), False, time.monotonic() + every
+        n = len(self._images)
+        alarmed = False
+        due = time.monotonic() + every
         failing_since: float | None = None
         while True:
             for start in range(0, n, self.few):
@@ -76,7 +84,8 @@ class CanaryWatch:
                     if time.monotonic() < failing_since + self._period:
                         continue
                     self.rows[part] = np.nan
-                was, alarmed = alarmed, self.least_cosine(part) < CANARY_COSINE
+                was = alarmed
+                alarmed = self.least_cosine(part) < CANARY_COSINE
                 if alarmed > was or time.monotonic() >= due:
                     record(self.rows)
                     due = time.monotonic() + every

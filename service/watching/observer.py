@@ -33,7 +33,8 @@ class Observer:
     """
 
     def __init__(self, metrics: Metrics, rate: float = math.inf) -> None:
-        self.metrics, self._rate = metrics, rate
+        self.metrics = metrics
+        self._rate = rate
         self._samples: weakref.WeakKeyDictionary[SpectrumMonitor, Sample] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
         # Secrets of the process, by length: nobody can craft images that the monitor takes for duplicates.

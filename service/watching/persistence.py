@@ -42,7 +42,9 @@ class WindowStore:
     """
 
     def __init__(self, folder: Path | None, metrics: Metrics, longest: float = math.inf) -> None:
-        self._folder, self._metrics, self._longest = folder, metrics, longest
+        self._folder = folder
+        self._metrics = metrics
+        self._longest = longest
         self._lock: IO[bytes] | None = None
         if folder is None:
             return

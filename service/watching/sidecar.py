@@ -18,7 +18,8 @@ REVISION = "observed"
 
 
 # Matrices of dimension x dimension float64 that a monitor with full windows holds at most, and bytes of the rest.
-MATRICES, BESIDES = 24, 8 * 2**20
+MATRICES = 24
+BESIDES = 8 * 2**20
 LOOK = 30.0  # seconds between two looks at who is idle
 
 
@@ -42,7 +43,8 @@ class Sidecar:
     """
 
     def __init__(self, settings: Settings, store: WindowStore) -> None:
-        self._settings, self._store = settings, store
+        self._settings = settings
+        self._store = store
         self._models: dict[str, Observed] = {}
         self._opening = asyncio.Lock()
 
@@ -95,7 +97,8 @@ class Sidecar:
 
     def _check_room(self, dimension: int) -> None:
         """Raise InvalidError where one more model, or its memory, is too much."""
-        limit, known = self._settings.max_observed_models, ", ".join(self._models) or "none"
+        limit = self._settings.max_observed_models
+        known = ", ".join(self._models) or "none"
         if len(self._models) >= limit:
             message = f"{limit} models are observed already, the limit; use one of {known}"
             raise InvalidError("too_many_models", message, field="model")

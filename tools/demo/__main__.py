@@ -36,7 +36,8 @@ class Demo:
     """What is scraped, printed line by line."""
 
     def __init__(self, server: Prometheus, started: float) -> None:
-        self.server, self.started = server, started
+        self.server = server
+        self.started = started
 
     def pages(self, state: str) -> list[dict[str, Any]]:
         """Alerts of severity page that are "pending" or "firing"."""

@@ -39,7 +39,8 @@ def main() -> None:
     parser.add_argument("--collapsed", default="fashion-collapsed", help="name of the one swapped in")
     parser.add_argument("--healthy-seconds", type=float, default=420.0, help="how long before the swap")
     arguments = parser.parse_args()
-    url, key = arguments.url, os.environ.get("FULLRANK_API_KEY", "")
+    url = arguments.url
+    key = os.environ.get("FULLRANK_API_KEY", "")
 
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -23,7 +23,10 @@ class Traffic(threading.Thread):
     def __init__(self, url: str, pictures: Sequence[str], rate: float, batch: int = 16, key: str = "") -> None:
         super().__init__(name="traffic", daemon=True)
         self.answered = self.failed = 0
-        self._url, self._pictures, self._batch, self._key = url, pictures, batch, key
+        self._url = url
+        self._pictures = pictures
+        self._batch = batch
+        self._key = key
         self._period = batch / rate
         self._stop_asked = threading.Event()
 
@@ -37,11 +40,13 @@ class Traffic(threading.Thread):
 
     def run(self) -> None:
         """Send until closed. An image that is not answered is counted, and the next one is sent."""
-        position, due = 0, time.monotonic()
+        position = 0
+        due = time.monotonic()
         while not self._stop_asked.wait(max(0.0, due - time.monotonic())):
             chosen = [self._pictures[(position + i) % len(self._pictures)] for i in range(self._batch)]
             try:
-                body, form = {"images": chosen}, "application/octet-stream"
+                body = {"images": chosen}
+                form = "application/octet-stream"
                 call(f"{self._url}/embed", body, accept=form, timeout=30, key=self._key)
                 self.answered += self._batch
             except (OSError, StackError):

@@ -32,7 +32,9 @@ def rules() -> dict[str, list[Rule]]:
 
 def rule(group: str, shipped: dict[str, Any]) -> Rule:
     """A: the expression, which lets through what is wrong. B: whether there is anything."""
-    title, severity, annotations = shipped["alert"], shipped["labels"]["severity"], shipped["annotations"]
+    title = shipped["alert"]
+    severity = shipped["labels"]["severity"]
+    annotations = shipped["annotations"]
     words = re.sub(r"(?=[A-Z])", "-", title.removeprefix("Embedding")).lower()
     anything = expr.ExprTypeThresholdConditionsEvaluator().type("gt").params([-1])  # none of our values is negative
     threshold = expr.TypeThreshold().ref_id("B").expression("A")

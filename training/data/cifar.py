@@ -90,7 +90,8 @@ def _read_part(form: Form, folder: Path, name: str) -> ImageSet:
 
 
 def _read_binary(form: Form, path: Path) -> ImageSet:
-    data, row = np.fromfile(path, np.uint8), form.label_bytes + PIXELS
+    data = np.fromfile(path, np.uint8)
+    row = form.label_bytes + PIXELS
     if len(data) == 0 or len(data) % row:
         raise DataError(f"{path}: {len(data)} bytes is no multiple of {row}: truncated; {form.remedy}")
     rows = torch.from_numpy(data.reshape(-1, row))

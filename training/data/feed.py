@@ -65,7 +65,9 @@ class Resident:
     cropped = False
 
     def __init__(self, images: ImageSet, batch_size: int, seed: int, device: torch.device) -> None:
-        self.images, self.batch_size, self.seed = images.images.to(device), batch_size, seed
+        self.images = images.images.to(device)
+        self.batch_size = batch_size
+        self.seed = seed
         self.unreadable: set[str] = set()
 
     def __len__(self) -> int:
@@ -86,9 +88,13 @@ class Streamed:
     def __init__(
         self, files: FileSet, views: Pair, size: int, batch_size: int, seed: int, workers: int, pin: bool = False
     ) -> None:
-        self.files, self.batch_size, self.seed, self.unreadable = files, batch_size, seed, files.unreadable
+        self.files = files
+        self.batch_size = batch_size
+        self.seed = seed
+        self.unreadable = files.unreadable
         self.dataset = _Crops(files, views, size, seed)
-        self.workers, self.pin = workers, pin
+        self.workers = workers
+        self.pin = pin
 
     def __len__(self) -> int:
         return len(self.files)
@@ -123,8 +129,14 @@ class Sharded:
         readers = max(1, workers) * world_size()
         if len(shards.shards) < readers:
             raise DataError(f"{len(shards.shards)} shards for {readers} readers; use fewer --workers or more shards")
-        self.shards, self.views, self.size, self.seed = shards, views, size, seed
-        self.batch_size, self.unreadable, self.workers, self.pin = batch_size, shards.unreadable, workers, pin
+        self.shards = shards
+        self.views = views
+        self.size = size
+        self.seed = seed
+        self.batch_size = batch_size
+        self.unreadable = shards.unreadable
+        self.workers = workers
+        self.pin = pin
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -211,7 +223,10 @@ def _outlive(worker: int) -> None:
 
 class _Crops(Dataset[Sample]):
     def __init__(self, files: FileSet, views: Pair, size: int, seed: int) -> None:
-        self.files, self.views, self.size, self.seed = files, views, size, seed
+        self.files = files
+        self.views = views
+        self.size = size
+        self.seed = seed
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         """The crops of an image, or of the next that can be read, and the names of those that cannot."""
@@ -229,7 +244,11 @@ class _Crops(Dataset[Sample]):
 
 class _ShardCrops(IterableDataset[Sample]):
     def __init__(self, shards: ShardSet, views: Pair, size: int, seed: int, epoch: int) -> None:
-        self.shards, self.views, self.size, self.seed, self.epoch = shards, views, size, seed, epoch
+        self.shards = shards
+        self.views = views
+        self.size = size
+        self.seed = seed
+        self.epoch = epoch
 
     def __iter__(self) -> Iterator[Sample]:
         """Without end: the reader that holds the smallest shards begins again so that all give the same number."""

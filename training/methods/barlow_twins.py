@@ -54,7 +54,9 @@ class BarlowTwins(Method):
     def __init__(self, encoder: Encoder, options: Options) -> None:
         super().__init__(encoder)
         self.projector = mlp(encoder.dimension, options.hidden, options.hidden, options.projection)
-        self.redundancy, self.scale, self.width = options.redundancy, options.scale, options.projection
+        self.redundancy = options.redundancy
+        self.scale = options.scale
+        self.width = options.projection
 
     def forward(self, views: Tensor) -> Tensor:
         z1, z2 = self.project(self.encoder(views)).chunk(2)

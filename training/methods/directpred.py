@@ -24,7 +24,8 @@ def spectral(correlation: Tensor, epsilon: float, released: bool = False) -> Ten
     """W_p of a (d, d) correlation matrix. The variants differ by more than scale: dividing the paper's by
     sqrt(max s) leaves epsilon sqrt(max s) where the released one has epsilon."""
     s, u = torch.linalg.eigh(correlation)
-    root, largest = s.clamp_min(0).sqrt(), s[-1].clamp_min(torch.finfo(s.dtype).tiny)
+    root = s.clamp_min(0).sqrt()
+    largest = s[-1].clamp_min(torch.finfo(s.dtype).tiny)
     p = (root / largest.sqrt() + epsilon).clamp_min(1e-4) if released else root + epsilon * largest
     predictor: Tensor = (u * p) @ u.T
     return predictor

@@ -53,7 +53,8 @@ class LinearPredictor(Predictor, nn.Linear):
     def __init__(self, width: int, *, rho: float = 0.3, symmetric: bool = False) -> None:
         super().__init__(width, width, bias=False)
         within("rho", rho, 0, 1)
-        self.rho, self.symmetric = rho, symmetric
+        self.rho = rho
+        self.symmetric = symmetric
         self.register_buffer("correlation", torch.zeros(width, width))
         self.register_buffer("cross", torch.zeros(width, width))
         self.step()
@@ -63,7 +64,8 @@ class LinearPredictor(Predictor, nn.Linear):
         if not self.training:
             return
         with torch.autocast(f.device.type, enabled=False):
-            f, t = f.to(self.correlation.dtype), t.to(self.correlation.dtype)
+            f = f.to(self.correlation.dtype)
+            t = t.to(self.correlation.dtype)
             rows = all_reduce(f.new_tensor(float(len(f))))
             self.correlation.lerp_(all_reduce(f.T @ f) / rows, 1 - self.rho)
             self.cross.lerp_(all_reduce(t.T @ f) / rows, 1 - self.rho)
@@ -77,7 +79,8 @@ class LinearPredictor(Predictor, nn.Linear):
         """`predictor_alignment`: |cos(u, W_p u)| (figure 2) for the eigenvectors u of F, largest eigenvalue first,
         those under a thousandth of the largest left out: nothing trains there. `correlation_spectrum`: F's eigenvalues;
         `predictor_spectrum`: those of W_p's symmetric part; `predictor_asymmetry`: |W_p - W_p^T| / |W_p|."""
-        w, f = self.weight.detach().double().cpu(), self.correlation.double().cpu()
+        w = self.weight.detach().double().cpu()
+        f = self.correlation.double().cpu()
         s, u = torch.linalg.eigh(f)
         moved = w @ u
         norm = moved.norm(dim=0)

@@ -18,7 +18,8 @@ from models.heads import mlp
 from training.distributed import all_reduce
 from training.methods.base import Encoder, Method, wide, within
 
-FURTHEST, POINTS = 5.0, 17
+FURTHEST = 5.0
+POINTS = 17
 """The integral runs from -5 to 5 by the trapezoidal rule; beyond it the weight is below 4e-6."""
 
 

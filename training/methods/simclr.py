@@ -58,7 +58,9 @@ class SimCLR(Method):
 
     def __init__(self, encoder: Encoder, options: Options) -> None:
         super().__init__(encoder)
-        d, norm, self.temperature = encoder.dimension, options.final_norm, options.temperature
+        d = encoder.dimension
+        norm = options.final_norm
+        self.temperature = options.temperature
         rank = max(1, d * 360 // 2048) if options.rank is None else options.rank
         within("rank", rank, 1, d)
         heads: dict[str, Callable[[], nn.Module]] = {

@@ -34,7 +34,8 @@ def recipe(name: str) -> Recipe:
 
 def describe(name: str) -> str:
     """One line on a recipe: its settings, and its docstring."""
-    chosen, function = recipe(name), RECIPES[name]
+    chosen = recipe(name)
+    function = RECIPES[name]
     text = " ".join((function.__doc__ or "").split())
     if isinstance(function, partial):
         text = f"As {function.args[0]().name}, on 100 classes."

@@ -48,7 +48,10 @@ async def embedded(request: Request, sources: Sequence[Source], deadline: float,
     """
     context = context_of(request.scope)
     context.images = len(sources)
-    started, work, waiting, left = time.monotonic(), asyncio.current_task(), True, False
+    started = time.monotonic()
+    work = asyncio.current_task()
+    waiting = True
+    left = False
     assert work is not None
 
     def leave(_: object) -> None:
@@ -90,7 +93,8 @@ async def read_by(request: Request, deadline: float, reading: Awaitable[T]) -> T
 
 def deadline_of(request: Request, longest: float) -> float:
     """In time.monotonic() seconds: X-Request-Timeout, at most `longest`, from the first byte on. Raises Problem 422."""
-    context, seconds = context_of(request.scope), longest
+    context = context_of(request.scope)
+    seconds = longest
     if (text := request.headers.get("x-request-timeout")) is not None:
         try:
             seconds = float(text)

@@ -201,7 +201,8 @@ async def infer(request: Request) -> Response:
     if asked.parameters.timeout:
         own = context_of(request.scope).started + asked.parameters.timeout / 1e6
         if own < deadline:
-            deadline, context_of(request.scope).hurried = own, True
+            deadline = own
+            context_of(request.scope).hurried = True
     answer = await embedded(request, images, deadline, model)
     return answered(answer, asked)
 
@@ -231,7 +232,8 @@ def split(body: bytes, length: str | None) -> tuple[Inference, bytes]:
 
 def sources(tensor: Input, tail: bytes, settings: Settings) -> list[Source]:
     """A tensor's images. Raises Problem 4xx where shape, type, data and tail disagree."""
-    shape, field = tensor.shape, f"inputs.{tensor.name}"
+    shape = tensor.shape
+    field = f"inputs.{tensor.name}"
     if tensor.datatype != INPUTS[tensor.name]:
         raise _wrong(f"datatype must be {INPUTS[tensor.name]}, not {tensor.datatype}", field)
     size = tensor.parameters.binary_data_size
@@ -271,7 +273,8 @@ def _numbers(data: list[Any], field: str) -> Pixels:
 
 def _elements(tail: bytes, field: str) -> list[bytes]:
     """Of a BYTES tensor: each is preceded by its length, 4 bytes, little-endian."""
-    elements, start = [], 0
+    elements = []
+    start = 0
     while start < len(tail):
         if start + 4 > len(tail):
             raise _wrong("the binary tail ends within an element's length", field)

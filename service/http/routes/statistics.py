@@ -79,7 +79,8 @@ async def observe(request: Request) -> Response:
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     body = await request.body()
     if media == NPY:
-        model, rows = request.query_params.get("model"), await apart(len(body), _from_npy, body)
+        model = request.query_params.get("model")
+        rows = await apart(len(body), _from_npy, body)
     elif media == JSON:
         model, rows = await apart(len(body), _from_json, body)
     else:
