@@ -20,7 +20,8 @@ OUTPUTS, INPUTS = 4, 16
 class SmallMapConv2d(nn.Conv2d):
     """A convolution under the same parameter name that takes the matrix product where the map is small enough.
 
-    Square kernels, strides and paddings; no dilation, no groups, no bias.
+    Square kernels, strides and paddings; no dilation, no groups. A bias is taken too: folding a BatchNorm into a copy
+    of the layer, as an engine does, gives it one.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -33,7 +34,8 @@ class SmallMapConv2d(nn.Conv2d):
         if rows * columns > OUTPUTS or h * w > INPUTS:
             return super().forward(x)
         flat = x.permute(0, 2, 3, 1).reshape(n, h * w * c)
-        y = F.linear(flat, self.matrix(h, w, rows, columns))
+        bias = None if self.bias is None else self.bias.repeat(rows * columns)
+        y = F.linear(flat, self.matrix(h, w, rows, columns), bias)
         return y.view(n, rows, columns, self.out_channels).permute(0, 3, 1, 2)
 
     def matrix(self, h: int, w: int, rows: int, columns: int) -> Tensor:

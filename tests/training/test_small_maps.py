@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from models.artifact import Architecture
+from models.engines.torch_engine import folded
 from training.small_maps import SmallMapConv2d, quicken
 
 
@@ -57,3 +58,20 @@ def test_a_whole_encoder_keeps_its_names_and_its_representations() -> None:
     assert sum(isinstance(module, SmallMapConv2d) for module in encoder.modules()) == 17
     assert list(encoder.state_dict()) == names
     torch.testing.assert_close(encoder(x), before, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [28, 32])
+def test_with_its_norms_folded_an_encoder_is_the_same(size: int) -> None:
+    """What measures an encoder in training runs it folded: the layer has a bias then, on maps of any size."""
+    torch.manual_seed(0)
+    encoder = Architecture(name="resnet18", width=4, in_channels=1, stem="3x3/2").build()
+    x = torch.randn(32, 1, size, size)
+    with torch.no_grad():
+        encoder.train()(3 * x + 1)  # statistics that are not the initial ones
+        for module in encoder.eval().modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.bias.normal_()
+        before = encoder(x)
+        quicken(encoder)
+        torch.testing.assert_close(encoder(x), before, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(folded(encoder)(x), before, rtol=1e-4, atol=1e-4)
