@@ -61,7 +61,7 @@ WAYS = {
     "a handler at exit that reads it": """
 import atexit
 monitor = watch(SpectrumMonitor(64))
-atexit.register(lambda: os._exit(3) if monitor.snapshot(wait=60).windows[300.0].rows != 6400 else None)
+atexit.register(lambda: os._exit(3) if monitor.snapshot(wait=600).windows[300.0].rows != 6400 else None)
 """,
     "a notebook that is restarted": """
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -79,12 +79,12 @@ monitor = watch(SpectrumMonitor(64))
 pid = os.fork()
 if pid == 0:
     monitor.observe(rows(100))
-    snapshot = monitor.snapshot(wait=60)
+    snapshot = monitor.snapshot(wait=600)
     # The parent's rows are the parent's to count.
     assert (snapshot.windows[300.0].rows, monitor.counters.rows["sampled"]) == (100, 100)
 else:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert monitor.snapshot(wait=60).windows[300.0].rows == 6400
+    assert monitor.snapshot(wait=600).windows[300.0].rows == 6400
 """,
     "a child that leaves its parent's alone": """
 monitor = watch(SpectrumMonitor(64))
@@ -128,7 +128,7 @@ def output(script: Path, *arguments: str) -> str:
     """What a fresh interpreter prints that runs the script and ends with code 0, whatever its children do."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=3600, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
