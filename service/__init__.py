@@ -1,1 +1,1 @@
-"""How an encoder is served: HTTP at the edge, one bounded queue, one torch thread, a monitor beside the path."""
+"""The embedding service: HTTP at the edge, one bounded queue, an engine, and a monitor off the request path."""

@@ -1,11 +1,11 @@
-"""What can go wrong below HTTP, as exceptions. Each knows its code, its words and the field to blame, but no status.
+"""Exceptions of the service below HTTP. Each has a code, a message and the field to blame, but no HTTP status.
 
-service.http.errors has the table that gives each kind its HTTP status.
+The table in service.http.errors gives each class its status.
 """
 
 
 class ServiceError(Exception):
-    """A failure that a caller is told of.
+    """A failure that is reported to the caller.
 
     Parameters
     ----------
@@ -28,11 +28,11 @@ class InvalidError(ServiceError):
 
 
 class NotFoundError(ServiceError):
-    """No encoder or model of that name is here."""
+    """There is no encoder or model of that name."""
 
 
 class ConflictError(ServiceError):
-    """Refused as things are, such as a swap to a collapsed encoder."""
+    """The request conflicts with the state of the service, such as a swap to a collapsed encoder."""
 
 
 class OverloadedError(ServiceError):
@@ -44,7 +44,7 @@ class UnreadyError(ServiceError):
 
 
 class DeadlineError(ServiceError):
-    """The request's time was over before its work was done."""
+    """The request's deadline passed before its work was done."""
 
 
 class EmbeddingError(ServiceError):

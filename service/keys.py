@@ -1,4 +1,4 @@
-"""Keys and what each may do: read from settings and from files, checked before the service starts."""
+"""API keys and their scopes: read from settings and files, and checked before the service starts."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -9,14 +9,14 @@ from typing import Literal, get_args
 Scope = Literal["embed", "observe", "metrics", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 SHORTEST = 8
-MANY = re.compile(r"[+,._ -]+")  # between scopes; in the name of a file in a mounted secret only . _ - may be used
+MANY = re.compile(r"[+,._ -]+")  # separates scopes; in the file names of a mounted secret only . _ - are allowed
 
 
 @dataclass(frozen=True)
 class Grant:
-    """One key and what it may do. `named` is False where nobody said what, so that it may do everything.
+    """One key and its scopes. `named` is False if the key was given without scopes, so that it may do everything.
 
-    Its text is not shown in logs or errors.
+    Its repr does not show the key: logs and errors must not hold it.
     """
 
     key: bytes
@@ -28,13 +28,14 @@ class Grant:
 
 
 def grants(key: str | None, scoped: Iterable[str], file: Path | None) -> tuple[Grant, ...]:
-    """All keys of a service. Raises ValueError that names no key.
+    """All keys of a service. Raises ValueError, whose message holds no key.
 
     Parameters
     ----------
-    key: may do everything that no other key is named for. With a key for "admin" beside it, it may not administer.
-    scoped: "SCOPE[+SCOPE...]=KEY" each.
-    file: lines of the same form, or a folder whose files hold a key each and are named for its scopes; see `_folder`.
+    key: may embed, and everything else that no other key names. If another key names "admin", this one may not
+        administer.
+    scoped: entries of the form "SCOPE[+SCOPE...]=KEY".
+    file: a file with lines of that form, or a folder with one file a key, named for the key's scopes; see `_folder`.
     """
     found = [_entry(text, "api_keys") for text in scoped]
     if file is not None:
@@ -46,7 +47,7 @@ def grants(key: str | None, scoped: Iterable[str], file: Path | None) -> tuple[G
 
 
 def _entry(text: str, where: str) -> Grant:
-    """SCOPE[+SCOPE...]=KEY, or, in a file, a bare KEY."""
+    """Parse SCOPE[+SCOPE...]=KEY. Raises ValueError for another form."""
     scopes, equals, key = text.strip().partition("=")
     words = [word for word in MANY.split(scopes.strip().lower()) if word]
     if equals and words and all(word in SCOPES for word in words):
@@ -55,9 +56,9 @@ def _entry(text: str, where: str) -> Grant:
 
 
 def _lines(path: Path) -> Iterator[Grant]:
-    """The keys of a file, one a line: SCOPE[+SCOPE...]=KEY, or a bare KEY that may do what no other is named for.
+    """The keys of a file, one a line: SCOPE[+SCOPE...]=KEY, or a bare KEY for everything that no other key names.
 
-    Empty lines and those that start with # are skipped.
+    Empty lines and lines that start with # are skipped.
     """
     lines = [line.strip() for line in _read(path).splitlines()]
     lines = [line for line in lines if line and not line.startswith("#")]
@@ -65,7 +66,7 @@ def _lines(path: Path) -> Iterator[Grant]:
         raise ValueError(f"api_keys_file: {path} holds no key")
     for number, line in enumerate(lines, 1):
         where = f"api_keys_file: {path}, key {number}"
-        # A bare key may end as base64 does; anything else with an equals sign names scopes, or misspells them.
+        # A bare key may end in the = of base64. Any other line with an equals sign names scopes, or misspells them.
         if re.fullmatch(r"[^=]{8,}={0,2}", line):
             yield Grant(_sane(line, where), frozenset(SCOPES), named=False)
         else:
@@ -73,10 +74,10 @@ def _lines(path: Path) -> Iterator[Grant]:
 
 
 def _folder(folder: Path) -> Iterator[Grant]:
-    """The keys of a mounted secret: a file a key, named for its scopes, such as "admin" or "embed-observe".
+    """The keys of a mounted secret: one file a key, named for its scopes, such as "admin" or "embed-observe".
 
-    Numbers in a name are ignored, so that admin-1 and admin-2 may be there while one replaces the other. Names that
-    start with a dot are skipped: that is where Kubernetes keeps the files that the others point to.
+    Numbers in a name are ignored, so that admin-1 and admin-2 can exist while one replaces the other. Names that start
+    with a dot are skipped: Kubernetes keeps there the files that the others point to.
     """
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     if not files:
@@ -97,7 +98,7 @@ def _read(path: Path) -> str:
 
 
 def _sane(text: str, where: str) -> bytes:
-    """The key without white space around it. Raises ValueError for one that no client could send."""
+    """The key without white space around it. Raises ValueError for a key that no client could send."""
     key = text.strip()
     if len(key) < SHORTEST:
         raise ValueError(f"{where}: the key is shorter than {SHORTEST} characters")

@@ -1,4 +1,4 @@
-"""Logs as text for people or as JSON lines for machines, uvicorn's too, each with the id of its request."""
+"""Log formats: text for people or JSON lines for machines. Every line, uvicorn's too, has the id of its request."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One object a line: time, level, logger, message; where known request_id, exception and the record's fields."""
+    """Formats a record as a JSON object: time, level, logger, message, and request_id, exception and fields if any."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -40,14 +40,14 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(form: Literal["text", "json"]) -> None:
-    """Write all logs of this process to standard error in one form, unless the embedding program set logging up."""
+    """Write all logs of this process to standard error in one form, unless the host program has set up logging."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 def log_access(method: str, route: str, code: int, seconds: float, images: int) -> None:
-    """One line for one request that has been answered."""
+    """Log one line for a request that has been answered."""
     fields = {"method": method, "route": route, "code": code, "seconds": round(seconds, 6), "images": images}
     message = "%s %s %d in %.1f ms, %d images"
     access.info(message, method, route, code, seconds * 1e3, images, extra={"fields": fields})

@@ -1,4 +1,4 @@
-"""The serving metrics, on one registry per app. The monitor's are fullrank.exposition's; both leave on GET /metrics."""
+"""Prometheus metrics of serving, on one registry per app. GET /metrics also has the monitor's (fullrank.exposition)."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 PHASES = ("decode", "queue", "forward", "encode")
 REJECTIONS = ("overloaded", "unready", "deadline", "client_deadline", "disconnected", "invalid", "nonfinite")
-# Routes that alerts and dashboards watch, and what each may answer: a rate needs a zero to rise from.
+# The routes that alerts and dashboards watch, and the statuses of each. Their series start at zero: a rate needs that.
 EMBEDDING_ROUTES = (
     "/embed",
     "/v1/embeddings",
@@ -122,26 +122,26 @@ class Metrics:
         self._answered: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
 
     def count_request(self, route: str, status: int, seconds: float) -> None:
-        """Count a request."""
+        """Count an answered request."""
         known = self._answered.get((route, status))
-        if known is None:  # finding a series by its labels costs ten times what counting does
+        if known is None:  # cached: finding a series by its labels costs ten times as much as counting
             known = self.requests.labels(route, str(status)), self.request_seconds.labels(route)
             self._answered[route, status] = known
         known[0].inc()
-        if not 400 <= status < 500:  # refusals are quick: counted in, they would hide that the answers are slow
+        if not 400 <= status < 500:  # refusals are quick; included, they would hide that answers are slow
             known[1].observe(seconds)
 
     def watch_bodies(self, held: Callable[[], int], limit: int) -> None:
-        """Read the bytes of request bodies that are held when scraped."""
+        """At each scrape, read the number of bytes of request bodies that are held."""
         self.pending_bytes.set_function(held)
         self.pending_bytes_limit.set(limit)
 
     def watch_connections(self, connections: Callable[[], int], limit: int) -> None:
-        """Read the open connections when scraped."""
+        """At each scrape, read the number of open connections."""
         self.connections.set_function(connections)
         self.connections_limit.set(limit)
 
     def watch_pending(self, pending: Callable[[], int], limit: int) -> None:
-        """Read the admitted count when scraped, rather than counting it twice."""
+        """At each scrape, read the number of pending images, rather than count them a second time."""
         self.pending.set_function(pending)
         self.limit.set(limit)

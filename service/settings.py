@@ -1,4 +1,4 @@
-"""Every knob of the service, in one place: FULLRANK_* environment variables or keyword arguments."""
+"""All settings of the service, from FULLRANK_* environment variables or keyword arguments."""
 
 import contextlib
 import difflib
@@ -25,7 +25,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_cpus() -> int:
-    """CPUs this process may use: its affinity, or the whole ones of its container's quota if those are fewer."""
+    """The number of CPUs this process may use: its affinity, or its container's quota rounded down if that is less."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # cgroups v2 and v1
         with contextlib.suppress(OSError, ValueError):
@@ -35,7 +35,7 @@ def available_cpus() -> int:
     return allowed
 
 
-# What Kubernetes sets in every container beside a Service called fullrank or fullrank-something.
+# Variables that Kubernetes sets in every container of a namespace with a Service called fullrank or fullrank-something.
 LINKS = re.compile(r".*_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 LINK = re.compile(r"(tcp|udp|sctp)://.*")
 
@@ -49,7 +49,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="FULLRANK_",
         extra="forbid",
-        hide_input_in_errors=True,  # it may be a key
+        hide_input_in_errors=True,  # the input may be a key
         env_ignore_empty=True,
         validate_default=True,
         cli_prog_name="fullrank serve",
@@ -232,7 +232,7 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _knows_the_variables(cls, values: dict[str, object]) -> dict[str, object]:
-        """Refuse a variable FULLRANK_... that is no setting: a misspelt key would leave the service open."""
+        """Refuse a variable FULLRANK_... that is no setting: a misspelt name of a key would leave the service open."""
         known = {f"FULLRANK_{name}".upper() for name in cls.model_fields}
         for variable, value in os.environ.items():
             name = variable.upper()
@@ -282,7 +282,7 @@ class Settings(BaseSettings):
 
     @functools.cached_property
     def grants(self) -> tuple[keys.Grant, ...]:
-        """All keys and what each may do."""
+        """All keys with their scopes."""
         key = None if self.api_key is None else self.api_key.get_secret_value()
         return keys.grants(key, [it.get_secret_value() for it in self.api_keys], self.api_keys_file)
 

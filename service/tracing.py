@@ -1,4 +1,4 @@
-"""OpenTelemetry spans of requests, made once a request has ended, so that none waits for them."""
+"""OpenTelemetry spans of requests. They are made after a request has ended, so that no request waits for them."""
 
 import os
 import time
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Tracing:
-    """Spans of requests on their way to a collector; the OTEL_* variables say which and how much is sampled."""
+    """Sends spans of requests to a collector. The OTEL_* variables configure the collector and the sampling."""
 
     def __init__(self, exporter: "SpanExporter | None" = None) -> None:
         try:
@@ -43,7 +43,10 @@ class Tracing:
         started: float,
         work: "tuple[float, Answer] | None",
     ) -> None:
-        """A request from `started` (time.monotonic()) until now, as a child of its traceparent; `work` began when."""
+        """Record a span from `started` (time.monotonic()) until now, as a child of the request's traceparent.
+
+        work: when embedding began, and its answer; None if nothing was embedded.
+        """
         now = time.monotonic()
         wall = time.time_ns()
 
@@ -73,5 +76,5 @@ class Tracing:
         span.end(wall)
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send the spans that are left."""
         self._provider.shutdown()

@@ -1,4 +1,4 @@
-"""What of an encoder's folder differs from what is in service, in words."""
+"""The differences between an encoder's folder and the encoder in service, in words."""
 
 from models.artifact import Artifact
 from models.card import GRAPH, WEIGHTS
@@ -7,7 +7,7 @@ COMPARED = ("weights", "graph", "architecture", "preprocessing", "reference")
 
 
 def changes(before: Artifact, now: Artifact) -> list[str]:
-    """Which of COMPARED differ between two artifacts."""
+    """The entries of COMPARED that differ between two artifacts."""
     parts = [
         (
             it.card.files[WEIGHTS],

@@ -1,4 +1,4 @@
-"""Whether this replica can do its work: by its threads, by whether work ends, and by how it ends."""
+"""Health checks of this replica: do its threads run, does its work finish, and does it succeed?"""
 
 import asyncio
 import logging
@@ -12,20 +12,25 @@ from service.engine.engine import Engine
 from service.metrics import Metrics
 
 log = logging.getLogger("fullrank.service")
-FAILURES = 3  # batches in a row, with none between that succeeded
-LOOK, PROBE = 0.5, 5.0  # seconds between two looks, and between two attempts to embed while it fails
+FAILURES = 3  # batches in a row that must fail before the replica is unready
+LOOK = 0.5  # seconds between two checks
+PROBE = 5.0  # seconds between two attempts to embed while forward passes fail
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds for which work may stand still before the replica is unready, and it unready before it is not alive."""
+    """Time limits in seconds.
+
+    still: how long work may make no progress before the replica is unready. unfit: how long it may be unready before
+    it is not alive.
+    """
 
     still: float
     unfit: float
 
 
 class Health:
-    """Looks at the engine twice a second; a replica that fails tries to embed, so that it notices when it can again."""
+    """Checks the engine twice a second. While forward passes fail, it tries to embed, to notice when they recover."""
 
     def __init__(
         self, engine: Engine, serving: Callable[[], Sequence[Served]], metrics: Metrics, limits: Limits
@@ -50,16 +55,16 @@ class Health:
         return None
 
     def dead_threads(self) -> list[str]:
-        """Threads that ended though the service goes on, those of the monitors included."""
+        """Names of the threads, of the engine and of the monitors, that ended though the service still runs."""
         monitors = [it for it in self._serving() if it.monitor is not None and not it.monitor.running]
         return [*self._engine.dead_threads(), *(f"the monitor of {it}" for it in monitors)]
 
     def alive(self) -> bool:
-        """False once it has been unfit for so long that only a restart is left."""
+        """False once the replica has been unfit for so long that only a restart can help."""
         return self._unfit_since is None or time.monotonic() < self._unfit_since + self._limits.unfit
 
     async def watch(self) -> None:
-        """For ever: note since when it is unfit, say so in the log, and try to embed while passes fail."""
+        """Run for ever: record since when the replica is unfit, log it, and try to embed while passes fail."""
         while True:
             await asyncio.sleep(LOOK)
             fault = self.fault()

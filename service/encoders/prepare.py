@@ -1,4 +1,4 @@
-"""From an artifact's folder to an encoder that runs, judged: everything before it serves anybody."""
+"""Load, warm up and check an encoder from its folder, before it serves any request."""
 
 import asyncio
 import logging
@@ -25,7 +25,7 @@ log = logging.getLogger("fullrank.service")
 
 @dataclass(frozen=True)
 class Prepared:
-    """An encoder that runs, and what its own canary images embedded to, in how many seconds; None without canary."""
+    """An encoder that runs, the embeddings of its own canary images, and the seconds they took; None without canary."""
 
     candidate: Candidate
     rows: Rows | None
@@ -33,7 +33,7 @@ class Prepared:
 
 
 async def read(folder: Path) -> Artifact:
-    """An encoder from its folder. Raises InvalidError if it cannot be trusted."""
+    """Read an encoder from its folder. Raises InvalidError if it cannot be trusted."""
     try:
         return await asyncio.to_thread(artifacts.load, folder)
     except ArtifactError as error:
@@ -41,9 +41,9 @@ async def read(folder: Path) -> Artifact:
 
 
 async def prepare(artifact: Artifact, folder: Path, engine: Engine, settings: Settings) -> Prepared:
-    """An encoder ready to serve: on its device, warm, tested. Raises ArtifactError otherwise.
+    """An encoder ready to serve: on its device, warm, tested. Raises ArtifactError if it fails a test.
 
-    Live requests go first: what it embeds, it embeds a few images at a time.
+    Live requests go first: test images are embedded a few at a time.
     """
     options = settings.device, getattr(torch, settings.dtype), settings.max_batch, settings.engine, settings.threads
     embedder = await engine.call(Embedder, artifact, *options)
@@ -83,7 +83,7 @@ async def _rows(candidate: Candidate, canary: Canary, engine: Engine) -> Tensor:
 
 
 async def judge_alone(prepared: Prepared, engine: Engine, settings: Settings) -> None:
-    """Refuse an encoder that is collapsed by any standard; without canary images nobody can tell, and it serves."""
+    """Refuse an encoder that is collapsed by the gate's floors. Without canary images none can be judged: it serves."""
     if settings.gate == "off" or prepared.candidate.artifact.canary is None:
         return
     judgement = await judge(prepared, None, engine)
@@ -92,7 +92,7 @@ async def judge_alone(prepared: Prepared, engine: Engine, settings: Settings) ->
 
 
 def _refuse(settings: Settings, message: str) -> None:
-    """Raise ArtifactError where the gate enforces; else say so."""
+    """Raise ArtifactError if the gate is "enforce"; otherwise log a warning."""
     if settings.gate == "enforce":
         raise ArtifactError(f"{message}. FULLRANK_GATE=warn serves it all the same")
     log.warning(message)

@@ -1,4 +1,4 @@
-"""The service itself, without HTTP: admission, the encoders in service, the way of a request, draining."""
+"""The service without HTTP: it admits requests, has its encoders embed their images, and drains at shutdown."""
 
 import asyncio
 import logging
@@ -25,7 +25,7 @@ Phase = Literal["starting", "ready", "draining", "stopped"]
 
 
 class Service:
-    """One replica. Everything public runs on the event loop that load() runs on."""
+    """One replica of the service. All public methods run on the event loop that load() runs on."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.settings = settings
@@ -72,16 +72,16 @@ class Service:
             if name not in names:
                 log.warning("the alias %s means %s, which is not in service: requests for it get 404", alias, name)
 
-    # ---- what is served
+    # ---- encoders
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
-        """The event loop that everything public runs on, once anything was loaded."""
+        """The event loop that all public methods run on, known once load() was called."""
         return self.engine.loop
 
     @property
     def current(self) -> Served:
-        """The encoder that serves requests which name none; UnreadyError while there is none."""
+        """The default encoder, which serves requests that name none. Raises UnreadyError while there is none."""
         return self.served()
 
     def served(self, model: str | None = None) -> Served:
@@ -96,18 +96,18 @@ class Service:
         return self.roster.all()
 
     def monitors(self) -> list[tuple[str, str, SpectrumMonitor]]:
-        """(model, revision, monitor) of everything watched; called by scrapes, on any thread."""
+        """(model, revision, monitor) of every model watched. Scrapes call this on any thread."""
         served = [(it.name, it.revision, it.monitor) for it in self.in_service() if it.monitor is not None]
         return [*served, *self.sidecar]
 
     def unready(self) -> str | None:
-        """Why no requests should come here now; None if they may."""
+        """Why this replica should get no requests now; None if it is ready."""
         if self.phase != "ready":
             return self.failure or f"the service is {self.phase}"
         return self.health.fault()
 
     async def swap(self, name: str, gate: Gate, replaces: str | None = None) -> Swap:
-        """As Roster.swap. Raises UnreadyError too."""
+        """Swap an encoder as Roster.swap does. Raises UnreadyError too."""
         self.served(replaces)
         return await self.roster.swap(name, gate, replaces)
 
@@ -120,10 +120,9 @@ class Service:
     async def embed(
         self, sources: Sequence[Source], deadline: float, model: str | None = None, *, hurried: bool = False
     ) -> Answer:
-        """Decode and embed; all rows come from one encoder, see served(). `deadline` is in time.monotonic() seconds.
+        """Decode and embed images. All rows come from one encoder; see served().
 
-        hurried: it is the client's own, and counted apart.
-
+        deadline: in time.monotonic() seconds. hurried: the client set the deadline, so missing it is counted apart.
         Raises NotFoundError for a model that is not in service, InvalidError for a bad image, OverloadedError when
         full, UnreadyError while starting or stopped, DeadlineError, EmbeddingError for a row that is no embedding.
         """
@@ -145,7 +144,7 @@ class Service:
         return answer
 
     def _admitting(self, images: int, model: str | None) -> Served:
-        """Whose request it is. Raises NotFoundError or UnreadyError."""
+        """The encoder that a request goes to. Raises NotFoundError or UnreadyError."""
         if not len(self.roster) or self.phase == "stopped":
             self.metrics.rejected["unready"].inc(images)
         served = self.served(model)
@@ -154,7 +153,7 @@ class Service:
         return served
 
     async def _admit(self, images: int) -> None:
-        """Hold places for so many images. Raises OverloadedError, held back where many are refused."""
+        """Reserve places for this many images. Raises OverloadedError, after a pause if many requests are refused."""
         try:
             self.admission.enter(images)
         except OverloadError as full:
@@ -168,7 +167,7 @@ class Service:
             ) from None
 
     async def _embedded(self, served: Served, sources: Sequence[Source], deadline: float, hurried: bool) -> Job:
-        """The finished job, all its rows embeddings. Counts what is refused, and raises as embed() does."""
+        """The finished job, with a valid embedding in every row. Counts refusals, and raises as embed() does."""
         try:
             job = await self.engine.embed(served, sources, deadline)
         except TimeoutError:
@@ -194,14 +193,14 @@ class Service:
             )
         return job
 
-    # ---- the end
+    # ---- shutdown
 
     def drain(self) -> None:
-        """Readiness goes off; requests are still answered until close()."""
+        """Stop being ready. Requests are still answered until close()."""
         self.phase = "draining"
 
     async def close(self) -> None:
-        """Answer what was admitted, then stop, whatever the engine is stuck in. Nothing new is admitted any more."""
+        """Admit no new request, answer those admitted, then stop, even if the engine is stuck."""
         loaded = bool(self._tasks)
         self.phase = "stopped"
         self.roster.end_canaries()
@@ -212,6 +211,6 @@ class Service:
         await self.engine.close()
         await self.sidecar.close()
         await self.roster.close()
-        if loaded:  # else nothing was resumed yet, and saving would lose it
+        if loaded:  # otherwise nothing was resumed yet, and saving would overwrite the stored windows
             await asyncio.to_thread(self.store.save_all, self.monitors())
         self.store.close()

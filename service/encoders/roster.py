@@ -1,4 +1,4 @@
-"""The encoders in service: who serves what, who is swapped for whom, and how one leaves without losing a request."""
+"""The list of encoders in service. It finds them by name, swaps them, and retires one without losing a request."""
 
 import asyncio
 import logging
@@ -25,7 +25,7 @@ log = logging.getLogger("fullrank.service")
 
 @dataclass(frozen=True)
 class Swap:
-    """What a swap did and why it was allowed."""
+    """The result of a swap: what it replaced, and why it was allowed."""
 
     served: Served
     previous: Served
@@ -33,7 +33,7 @@ class Swap:
 
 
 class Roster:
-    """The encoders in service, the default first, and their canaries. Everything public runs on the event loop."""
+    """The encoders in service, the default first, and their canaries. All public methods run on the event loop."""
 
     def __init__(self, settings: Settings, engine: Engine, metrics: Metrics, observer: Observer) -> None:
         self._settings = settings
@@ -79,25 +79,26 @@ class Roster:
                 raise ArtifactError(f"{folder}: another encoder in service is called {artifact.card.name}")
             prepared = await prepare.prepare(artifact, folder, self._engine, self._settings)
             await prepare.judge_alone(prepared, self._engine, self._settings)
-            # Whole batches too, which nobody waits for yet.
+            # Warm up whole batches too: no request is waiting yet.
             await self._engine.call(prepared.candidate.embedder.warm_up, (self._settings.max_batch,))
             self._serving.append(self._put_in_service(prepared, artifact))
 
     async def swap(self, name: str, gate: Gate, replaces: str | None = None) -> Swap:
-        """Serve the encoder in folder `name` instead of another, once it is loaded, warm and judged, or not at all.
+        """Replace an encoder in service by the one in folder `name`, once that is loaded, warm and judged.
 
-        It takes the place of the one that `replaces` names, else of the one with its own name, else of the default.
+        It replaces the encoder that `replaces` names, else the one with its own name, else the default. On any error
+        the old encoder stays.
 
-        Raises NotFoundError for a name that is not there, InvalidError for an artifact that cannot be loaded or whose
-        canary fails, ConflictError when gate is "enforce" and the candidate is judged collapsed, or another swap is
-        going on.
+        Raises NotFoundError for an unknown name, InvalidError for an artifact that cannot be loaded or whose canary
+        fails, and ConflictError if the gate is "enforce" and the candidate is judged collapsed, or while another swap
+        runs.
         """
         self.find(replaces)
         folder = self._folder(name)
         return await self._swap(await prepare.read(folder), folder, gate, replaces)
 
     async def reload(self) -> None:
-        """Read again the folders that the encoders in service came from; swap to what is new in them, as swap() does.
+        """Read the folders of the encoders in service again, and swap, as swap() does, to those that changed.
 
         The log says what was compared, what differs and what was refused.
         """
@@ -140,12 +141,12 @@ class Roster:
             self._serving[self._serving.index(previous)] = served
             task = asyncio.create_task(self._retire(previous))
             self._retiring.add(task)
-            task.add_done_callback(self._retiring.discard)  # a task kept for ever keeps its encoder for ever
+            task.add_done_callback(self._retiring.discard)  # a reference to the task would keep its encoder in memory
         log.info("swapped %s for %s", previous, served)
         return Swap(served, previous, judgement)
 
     def _place(self, name: str, replaces: str | None) -> Served:
-        """Whom it replaces. Raises NotFoundError; ConflictError if its name would be there twice."""
+        """The encoder that a new one replaces. Raises NotFoundError; ConflictError if a name would be in use twice."""
         namesake = next((served for served in self._serving if served.name == name), None)
         previous = self.find(replaces) if replaces is not None or namesake is None else namesake
         if namesake not in (None, previous):
@@ -153,7 +154,7 @@ class Roster:
         return previous
 
     def _configured(self) -> list[Path]:
-        """The folders of the settings' encoders, the default first: under encoders_dir, or paths."""
+        """The folders of the configured encoders, the default first. A setting is a name in encoders_dir or a path."""
         beside = []
         for encoder in self._settings.encoders:
             named = self._settings.encoders_dir / encoder
@@ -170,7 +171,7 @@ class Roster:
         return folder
 
     def _put_in_service(self, prepared: Prepared, baseline: Artifact) -> Served:
-        """The encoder with its monitor, which compares recent traffic with the baseline, and its canary trickling."""
+        """Give an encoder its monitor, which compares recent traffic with `baseline`, and start its canary."""
         settings, artifact = self._settings, prepared.candidate.artifact
         if not settings.monitor:
             return Served.of(prepared.candidate, baseline, self._observer, None)
@@ -184,14 +185,14 @@ class Roster:
         if artifact.canary is not None and prepared.rows is not None:
             monitor.record_canary(prepared.rows)
             watch = CanaryWatch(artifact.canary, prepared.rows, prepared.seconds, self._metrics, settings.canary_period)
-            # Several times a window: a canary older than the rows cannot vouch for the model that made them.
+            # Several times a window: a canary older than the rows says nothing of the model that made them.
             every = min(settings.canary_period, settings.windows[0] / 5)
             trickle = watch.trickle(self._engine, served, monitor.record_canary, every)
             self._trickles[served] = asyncio.create_task(trickle, name=f"canary of {served}")
         return served
 
     async def _retire(self, served: Served) -> None:
-        """End an encoder's canary, and its monitor after the requests admitted for it."""
+        """Stop an encoder's canary at once, and its monitor after the requests admitted for it are answered."""
         if (trickle := self._trickles.pop(served, None)) is not None:
             trickle.cancel()
         while served.in_flight:
@@ -202,7 +203,7 @@ class Roster:
             self._metrics.encoder_images.remove(served.name, served.revision)
 
     def end_canaries(self) -> None:
-        """Embed canary images no more."""
+        """Stop embedding canary images."""
         for trickle in self._trickles.values():
             trickle.cancel()
 

@@ -1,4 +1,4 @@
-"""An encoder that runs, and one in service: from an image as it came to a row, and what watches the rows."""
+"""A loaded encoder (Candidate), and one in service (Served), which has a monitor that watches its embeddings."""
 
 import base64
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ from service.engine.queue import Pixels, Rows
 from service.failures import InvalidError
 from service.watching.observer import Observer
 
-# Seconds that an image's header must promise for it to be decoded among others, on a thread of the service's own.
+# An image is decoded on a thread of the service if its header bounds the time for that to this many seconds.
 SOON = 0.02
 
 
 @dataclass(frozen=True)
 class Source:
-    """An image as it came and the field of the request to blame for it.
+    """An image as the request sent it, and the request's field that an error should name.
 
-    bytes are an encoded file, text is base64 of one, an array is (1 or 3, h, w) uint8 pixels.
+    bytes are an encoded file, text is a file in base64, an array is (1 or 3, h, w) uint8 pixels.
     """
 
     data: bytes | str | Pixels
@@ -34,7 +34,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Answer:
-    """Rows (n, d) as the encoder made them, the same with unit L2 norm, and the seconds they took."""
+    """The result of embedding: raw rows (n, d), the same rows with unit L2 norm, and the seconds of each phase."""
 
     served: "Served"
     rows: Rows
@@ -46,10 +46,10 @@ class Answer:
 
 @dataclass(eq=False)
 class Candidate:
-    """An encoder that runs, before anybody is served by it; nothing watches its rows."""
+    """An encoder that is loaded but not in service. No monitor watches its rows."""
 
     artifact: Artifact
-    folder: Path  # that it was read from
+    folder: Path  # it was read from here
     embedder: Embedder
     max_pixels: int
     max_whole_pixels: int
@@ -66,7 +66,10 @@ class Candidate:
         return f"{self.name}@{self.revision}"
 
     def decode(self, image: Source) -> Pixels | Apart:
-        """(c, s, s) uint8, or an image to decode apart as it may take long. Raises InvalidError naming the field."""
+        """Decode an image to (c, s, s) uint8, or return an Apart if decoding may take long.
+
+        Raises InvalidError, which names the field.
+        """
         preprocessing = self.artifact.card.preprocessing
         limits = {"max_pixels": self.max_pixels, "max_whole_pixels": self.max_whole_pixels}
 
@@ -89,12 +92,12 @@ class Candidate:
         return rows
 
     def on_embedded(self, pixels: Pixels, rows: Rows) -> None:
-        """Nothing: these rows are nobody's traffic."""
+        """Do nothing: these rows are no client's traffic."""
 
 
 @dataclass(eq=False)
 class Served(Candidate):
-    """An encoder in service: its monitor, and the artifact whose health it is compared with (itself, as a rule)."""
+    """An encoder in service, its monitor, and the artifact whose reference it is compared with (usually its own)."""
 
     baseline: Artifact
     observer: Observer
@@ -105,7 +108,7 @@ class Served(Candidate):
     def of(
         cls, candidate: Candidate, baseline: Artifact, observer: Observer, monitor: SpectrumMonitor | None
     ) -> "Served":
-        """The candidate, put in service."""
+        """Put the candidate in service."""
         fields = candidate.artifact, candidate.folder, candidate.embedder
         return cls(*fields, candidate.max_pixels, candidate.max_whole_pixels, baseline, observer, monitor)
 
@@ -114,13 +117,13 @@ class Served(Candidate):
         self.headers = ((b"x-model", self.name.encode()), (b"x-revision", self.revision.encode()))
 
     def on_embedded(self, pixels: Pixels, rows: Rows) -> None:
-        """Show the monitor what clients got."""
+        """Give the monitor the rows that clients got."""
         if self.monitor is not None:
             self.observer.observe(self.monitor, pixels, rows)
 
 
 def to_bytes(data: bytes | str, field: str) -> bytes:
-    """The image's bytes, decoded from base64 or a data URI where they came as text. Raises InvalidError."""
+    """The image's bytes; text is decoded from base64 or a data URI. Raises InvalidError."""
     if isinstance(data, bytes):
         return data
     text = data.lstrip()

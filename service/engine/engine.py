@@ -1,9 +1,9 @@
-"""Two lanes take turns on the device: while one runs a batch, the other decodes the next.
+"""The engine: it batches requests, decodes their images and runs the encoder, on two threads called lanes.
 
-Each lane is a thread that takes what waits, decodes it, adds what arrives until the device is free, runs the batch and
-hands the rows back. So a request costs two changes of thread, whatever its images go through, and one batch, never
-more, is ready ahead of the device. Nobody waits for a timer. Images that may take long to decode leave the lane for
-processes of their own (pool.py) and come back to a later batch.
+While one lane runs a batch on the device, the other decodes the next. A lane takes the waiting images, decodes them,
+adds those that arrive until the device is free, runs the batch and hands the rows back. So a request changes thread
+twice, and at most one batch is ready ahead of the device. No request waits for a timer. Images that may take long to
+decode leave the lane for separate processes (pool.py) and join a later batch.
 """
 
 import asyncio
@@ -30,31 +30,30 @@ from service.metrics import Metrics
 log = logging.getLogger("fullrank.service")
 T = TypeVar("T")
 LANES = 2
-FEW = 4  # images that one thread decodes before a second is worth waking
-# Of CPU and of memory, for one image that is decoded apart.
-DECODE_SECONDS = 5.0
-DECODE_MEMORY = 2**29
-ENDING = 5.0  # seconds that a thread gets to end; one that a forward pass holds longer ends with the process
+FEW = 4  # images that one thread decodes before waking a second one pays
+DECODE_SECONDS = 5.0  # of CPU, for one image that is decoded in a process of its own
+DECODE_MEMORY = 2**29  # bytes, for the same
+ENDING = 5.0  # seconds to wait for a thread at shutdown; one that is still in a forward pass ends with the process
 
 
 class Encoder(Protocol):
-    """What the engine asks of an encoder, and where its answers go besides the client."""
+    """What an encoder must provide for the engine."""
 
     def decode(self, image: Any) -> Pixels | Apart:
-        """An image as a request brought it -> (c, s, s) uint8. What this raises fails its request, and no other.
+        """Decode an image of a request to (c, s, s) uint8. An exception fails this request and no other.
 
-        Returns within some twenty milliseconds: an image that may take longer is to be decoded apart.
+        It must return within about 20 ms. For an image that may take longer it returns an Apart.
         """
 
     def embed(self, pixels: Pixels) -> Rows:
         """(n, c, s, s) uint8 -> (n, d) float32, not normalised."""
 
     def on_embedded(self, pixels: Pixels, rows: Rows) -> None:
-        """Called once the rows are on their way to their clients; must return at once."""
+        """Called once the rows are on their way to their clients. It must return at once."""
 
 
 class Batch:
-    """Decoded parts of requests, side by side in memory that a device can copy from."""
+    """Decoded parts of requests in one buffer that the device can copy from."""
 
     def __init__(self, capacity: int, *, pinned: bool) -> None:
         self._capacity = capacity
@@ -64,10 +63,10 @@ class Batch:
         self.size = 0
 
     def add(self, part: Part, images: Sequence[Pixels]) -> None:
-        """The part's images, (c, s, s) each."""
+        """Add a part's images, (c, s, s) each."""
         if self._buffer is None:
             shape = (self._capacity, *images[0].shape)
-            # Page-locked memory is what a CUDA device copies from while this thread does something else.
+            # From page-locked memory a CUDA device can copy while this thread does something else.
             own = torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy() if self._pinned else None
             self._buffer = np.empty(shape, np.uint8) if own is None else own
         self.parts.append(part)
@@ -76,7 +75,7 @@ class Batch:
             self.size += 1
 
     def pixels(self) -> Pixels:
-        """(n, c, s, s) uint8 of the parts still wanted; the others are forgotten, so n may be 0."""
+        """(n, c, s, s) uint8 pixels of the parts still wanted. The others are dropped, so n may be 0."""
         assert self._buffer is not None
         pixels = self._buffer[: self.size]
         now = time.monotonic()
@@ -90,9 +89,10 @@ class Batch:
 class Engine:
     """Decodes and embeds jobs in batches, and runs any other torch work between two batches.
 
-    threads: of one forward pass. decode_threads: of one batch's decoding, the lane's own among them, and processes for
-    the images that may take long, each image at most decode_seconds of CPU and decode_memory bytes. pinned: batches lie
-    in page-locked memory, for a CUDA device. Everything public runs on the event loop that the first job came on.
+    threads: CPU threads of one forward pass. decode_threads: threads that decode one batch, the lane's own included;
+    also the number of processes for images that may take long. Such an image may take at most decode_seconds of CPU and
+    decode_memory bytes. pinned: batches lie in page-locked memory, for a CUDA device. All public methods run on the
+    event loop that the first job came on.
     """
 
     def __init__(
@@ -107,23 +107,23 @@ class Engine:
         pinned: bool = False,
     ) -> None:
         self.queue = Queue(max_batch)
-        self.failures = 0  # batches that failed since the last one that did not
+        self.failures = 0  # failed batches since the last successful one
         self._metrics = metrics
         self._pinned = pinned
         self._decode_threads = decode_threads
         self._threads = threads
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._jobs: set[Job] = set()  # that somebody waits for
+        self._jobs: set[Job] = set()  # unfinished jobs
         self._progress = time.monotonic()  # when a batch last ended
-        self._running: dict[int, float] = {}  # since when each lane's batch is on the device
-        # Conditions of one lock, so that a lane is woken only for what it waits for: images, or the device.
+        self._running: dict[int, float] = {}  # when each lane's batch came on the device
+        # Two conditions on one lock: a lane is woken only for what it waits for, images or the device.
         self._lock = threading.Lock()
         self._freed = threading.Condition(self._lock)
-        self._busy = 0  # lanes that have taken something
-        self._idle: list[threading.Condition] = []  # of lanes that wait for images, who worked last at the end
+        self._busy = 0  # number of lanes that hold a batch
+        self._idle: list[threading.Condition] = []  # lanes that wait for images; the one that worked last is at the end
         self._closing = False
-        self._turns: deque[object] = deque()  # whose turn on the device it is, and who comes next
-        self._filling = False  # a lane that waits for its turn has room for more images
+        self._turns: deque[object] = deque()  # the lane that has the device first, then the next
+        self._filling = False  # whether a lane that waits for the device has room for more images
         self._notifying = False
         self._helpers = ThreadPoolExecutor(max(1, decode_threads - 1), "decode")
         self._pool = Pool(
@@ -140,12 +140,12 @@ class Engine:
         observed: bool = True,
         yields_for: float = 0.0,
     ) -> Job:
-        """The finished job, with rows (n, d). Raises TimeoutError at `deadline`, in time.monotonic() seconds.
+        """Embed images; returns the finished job, with rows (n, d).
 
-        Its images are dropped then, and when it is cancelled.
+        images: (n, c, s, s) uint8, or a list of images for encoder.decode, whose exceptions this raises too. deadline:
+        in time.monotonic() seconds. yields_for: seconds in which the job only fills room that others leave in a batch.
 
-        images: (n, c, s, s) uint8, or a list for encoder.decode, whose exceptions come out here. For `yields_for`
-        seconds the job only fills room that others leave.
+        Raises TimeoutError at the deadline. The images are dropped then, and also when this call is cancelled.
         """
         loop = self._running_loop()
         job = Job(encoder, images, deadline, loop.create_future(), observed, time.monotonic() + yields_for)
@@ -167,7 +167,7 @@ class Engine:
         answer: asyncio.Future[T] = self._running_loop().create_future()
 
         def alone() -> None:
-            # torch counts the threads of a pass per calling thread; one of them computes at a time, so never more.
+            # torch sets the number of threads per calling thread. Only one calling thread computes at a time.
             torch.set_num_threads(self._threads)
             self._queue_for_device(ticket := object())
             try:
@@ -178,7 +178,7 @@ class Engine:
             else:
                 self._call_on_loop(_settle, answer, result, None)
 
-        # Not a pool's thread, which the interpreter would wait for at its end, however long this takes.
+        # Not a thread of an executor: the interpreter would wait for that at its end, however long it takes.
         threading.Thread(target=alone, name="call", daemon=True).start()
         return await answer
 
@@ -189,7 +189,7 @@ class Engine:
         return self._loop
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
-        """The event loop; at the first call also start the lanes."""
+        """The running event loop. The first call also starts the lanes."""
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
             self._lanes = [threading.Thread(target=self._lane, name=f"engine_{i}", daemon=True) for i in range(LANES)]
@@ -198,17 +198,17 @@ class Engine:
         return self._loop
 
     def stalled(self) -> float:
-        """Seconds for which work has waited while nothing ended: 0 without work."""
+        """Seconds for which work has waited while no batch finished; 0 without work."""
         now = time.monotonic()
         since = min([*self._running.copy().values(), *(job.queued for job in self._jobs)], default=now)
         return now - max(since, self._progress) if since < now else 0.0
 
     def dead_threads(self) -> list[str]:
-        """Names of the threads that ended though the engine goes on."""
+        """Names of the threads that ended though the engine was not closed."""
         return [] if self._closing else [lane.name for lane in self._lanes if not lane.is_alive()]
 
     async def close(self) -> None:
-        """Finish what is queued and end the threads; those that a forward pass holds are left to the process's end."""
+        """Finish the queued jobs and end the threads. A thread stuck in a forward pass ends with the process."""
         with self._lock:
             self._closing = True
             while self._idle:
@@ -224,7 +224,7 @@ class Engine:
 
     def _notify_soon(self) -> None:
         if not self._notifying:
-            # Once for all that this turn of the loop brings: a lane woken by each would fight the loop for the GIL.
+            # Once for all jobs of this turn of the loop: a lane woken by each would compete with the loop for the GIL.
             self._notifying = True
             self._running_loop().call_soon(self._notify)
 
@@ -237,7 +237,7 @@ class Engine:
                 self._wake()
 
     def _wake(self) -> None:
-        """Let one idle lane look for work, with the lock held: the one that worked last, whose caches are warm."""
+        """Wake one idle lane: the one that worked last, because its caches are warm. The caller holds the lock."""
         if self._idle:
             self._idle.pop().notify()
 
@@ -258,12 +258,12 @@ class Engine:
                     self._freed.notify_all()
 
     def settle(self, seconds: float) -> bool:
-        """Wait until no lane works any more, what it answered observed too; False if that takes longer. Blocks."""
+        """Wait until no lane works and all answers were observed; False if `seconds` pass before that. Blocks."""
         with self._freed:
             return self._freed.wait_for(lambda: not self._busy, seconds)
 
     def _serve(self, taken: list[Part]) -> None:
-        """Decode and run parts, and add to them those that came meanwhile."""
+        """Decode parts, add those that arrive meanwhile, and run the batch."""
         batch = Batch(self.queue.max_batch, pinned=self._pinned)
         self._decode(taken, batch)
         if not batch.parts:
@@ -280,18 +280,18 @@ class Engine:
                 rows = self._run(batch, pixels)
             finally:
                 del self._running[threading.get_ident()]
-        # After the device is given up: the other lane's batch runs meanwhile.
+        # Only now, after the device was released: the other lane's batch runs meanwhile.
         self._observe(batch, pixels, rows)
 
     def _call_on_loop(self, function: Callable[..., None], *arguments: Any) -> None:
         assert self._loop is not None
         try:
             self._loop.call_soon_threadsafe(function, *arguments)
-        except RuntimeError:  # the loop is closed: nobody waits for an answer any more
+        except RuntimeError:  # the loop is closed: no client waits for an answer any more
             log.warning("an answer came after the end of the service")
 
     def _next(self, came: threading.Condition) -> list[Part]:
-        """What waits, as soon as something does; empty to end."""
+        """Wait for parts and return them. An empty list means that the lane should end."""
         with came:
             while not (parts := self.queue.take()):
                 if self._closing:
@@ -304,7 +304,7 @@ class Engine:
         return parts
 
     def _queue_for_device(self, ticket: object, batch: Batch | None = None) -> list[Part]:
-        """Wait for one's turn on the device: empty then. Until then, what else arrives for the batch."""
+        """Wait for the device. Returns parts that arrive for the batch meanwhile; empty when the device is free."""
         with self._freed:
             if ticket not in self._turns:
                 self._turns.append(ticket)
@@ -319,7 +319,7 @@ class Engine:
 
     @contextmanager
     def _held(self, ticket: object) -> Iterator[None]:
-        """Give up one's turn at the end."""
+        """Release the turn on the device at the end of the with block."""
         try:
             yield
         finally:
@@ -329,9 +329,9 @@ class Engine:
                 self._freed.notify_all()
 
     def _decode(self, parts: list[Part], batch: Batch) -> None:
-        """Add parts to a batch, those of several threads' work decoded side by side; a bad one fails its job.
+        """Decode parts and add them to a batch, on several threads if there are many images. A bad image fails its job.
 
-        Parts with images that may take long go to the pool, and those that nobody waits for any more are dropped.
+        Parts with images that may take long go to the pool. Parts that no client waits for any more are dropped.
         """
         started = time.monotonic()
         images = [(part.job, image) for part in parts for image in part.images]
@@ -355,7 +355,7 @@ class Engine:
                 batch.add(part, [it for it in own if isinstance(it, np.ndarray)])
 
     def _decoded_apart(self, part: Part, result: list[Pixels] | Exception) -> None:
-        """Take a part back from the pool, on one of its threads."""
+        """Take a decoded part back from the pool. Runs on a thread of the pool."""
         if isinstance(result, Exception):
             part.job.abandoned = True
             self._call_on_loop(_fail, [part.job], result)
@@ -364,7 +364,7 @@ class Engine:
         self._call_on_loop(self._notify_soon)
 
     def _run(self, batch: Batch, pixels: Pixels) -> Rows:
-        """Embed a batch's pixels and hand the rows to whom they belong."""
+        """Embed a batch's pixels and hand each job its rows."""
         encoder: Encoder = batch.parts[0].job.encoder
         started = time.monotonic()
         rows = embed_splitting(encoder, pixels)
@@ -385,7 +385,7 @@ class Engine:
         return rows
 
     def _observe(self, batch: Batch, pixels: Pixels, rows: Rows) -> None:
-        """Show the monitor what clients got."""
+        """Give the monitor the rows that clients got."""
         observed = np.repeat([part.job.observed for part in batch.parts], [len(part) for part in batch.parts])
         if not observed.any():
             return
@@ -399,16 +399,16 @@ class Engine:
 
 
 def normalized(rows: Rows) -> tuple[Rows, NDArray[np.bool_]]:
-    """(n, d) rows with unit L2 norm, and which of them are no embedding: not finite, or without direction.
+    """(n, d) rows with unit L2 norm, and a mask of the rows that are no embedding: not finite, or all zero.
 
-    In float64, as the monitor does: the square of a finite float32 need not be one.
+    Computed in float64, as in the monitor: the square of a finite float32 can overflow float32.
     """
     made = torch.from_numpy(rows)
     return normalize(made).numpy(), faulty(made).numpy()
 
 
 def _decode_all(images: list[tuple[Job, Any]]) -> list[Pixels | Apart | Exception | None]:
-    """The pixels, or what was wrong with the image, or None once nobody waits for it."""
+    """For each image its pixels, or the exception that decoding raised, or None if no client waits for it any more."""
     decoded = list[Pixels | Apart | Exception | None]()
     for job, image in images:
         try:
@@ -431,13 +431,13 @@ def _settle(answer: "asyncio.Future[T]", result: T, error: BaseException | None)
 
 
 def embed_splitting(encoder: Encoder, pixels: Pixels) -> Rows:
-    """encoder.embed, in halves where the device's memory does not hold them at once."""
+    """Call encoder.embed, in halves if the device runs out of memory."""
     try:
         return encoder.embed(pixels)
     except torch.OutOfMemoryError:
         if len(pixels) == 1:
             raise
-    # Outside the handler, whose traceback would keep the failed pass's tensors alive.
+    # Outside the except block: its traceback would keep the failed pass's tensors in memory.
     torch.cuda.empty_cache()
     half = len(pixels) // 2
     return np.concatenate([embed_splitting(encoder, pixels[:half]), embed_splitting(encoder, pixels[half:])])

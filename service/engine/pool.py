@@ -1,8 +1,8 @@
-"""Images that may take long are decoded in processes of their own, which can be killed and whose memory is limited.
+"""A pool of processes that decode images which may take long. They have a memory limit and can be killed.
 
-Each process belongs to a thread that hands it one image at a time and waits. Requests take turns image by image, so
-that one with many holds up the others by one image each. An image that takes too long, or too much memory, ends its
-process and is refused; the next one starts another.
+Each process belongs to a thread that hands it one image at a time and waits. Requests take turns image by image, so a
+request with many images delays the others by one image each. An image that takes too long or too much memory ends its
+process and is refused. The next image starts another process.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from models.preprocess import Preprocessing
 from service.engine.queue import Part, Pixels
 from service.engine.worker import read_frame, write_frame
 
-LOOK_MS = 50  # between two looks at whether anybody still waits for an image
+LOOK_MS = 50  # milliseconds between two checks whether a client still waits for an image
 START = """import json, sys
 sys.path[:] = json.loads(sys.argv.pop())
 from service.engine.worker import main
@@ -37,7 +37,7 @@ main()"""
 class Apart:
     """An image that may take long to decode: its file, how to prepare it, and its limits in pixels.
 
-    refused: makes of what is wrong with it the exception that its request fails with.
+    refused: turns an ImageError into the exception that the image's request fails with.
     """
 
     data: bytes
@@ -47,7 +47,7 @@ class Apart:
     refused: Callable[[ImageError], Exception]
 
     def head(self) -> dict[str, Any]:
-        """What a worker needs to know beside the file."""
+        """What a worker needs to know besides the file."""
         limits = {"max_pixels": self.max_pixels, "max_whole_pixels": self.max_whole_pixels}
         return {"preprocessing": self.preprocessing.model_dump(mode="json")} | limits
 
@@ -59,7 +59,7 @@ class Process:
         self._seconds = seconds
         self._memory = memory
         environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
-        # -P and the parent's own path: no folder that we happen to run in can put its modules in place of ours.
+        # -P and the parent's own path: modules in the working directory must not take the place of ours.
         command = [sys.executable, "-P", "-c", START, str(memory), str(seconds), json.dumps(sys.path)]
         pipe = subprocess.PIPE
         # A session of its own: an interrupt at the terminal is for the parent, which answers what it accepted.
@@ -68,11 +68,14 @@ class Process:
         self._answers.register(self._child.stdout, select.POLLIN)  # type: ignore[arg-type]
 
     def decode(self, image: Apart, wanted: Callable[[], bool]) -> Pixels:
-        """(channels, size, size) uint8. Raises ImageError; TimeoutError, the process killed, once it is not wanted."""
+        """Decode an image to (channels, size, size) uint8.
+
+        Raises ImageError. Once the image is no longer wanted, kills the process and raises TimeoutError.
+        """
         assert self._child.stdin is not None
         assert self._child.stdout is not None
         try:
-            # What does not fit the pipe waits for the process to read, which it does at once, or is killed.
+            # This blocks while the pipe is full. The process reads at once, or it is killed, which ends the wait.
             write_frame(self._child.stdin, image.head(), image.data)  # type: ignore[arg-type]
             while not self._answers.poll(LOOK_MS):
                 if not wanted():
@@ -91,7 +94,7 @@ class Process:
         return np.frombuffer(rest, np.uint8).reshape(head["shape"])
 
     def _death(self) -> ImageError:
-        """Why the process ended, as what is wrong with the image."""
+        """The reason why the process ended, as an ImageError."""
         self.stop()
         limits = f"the limits are {self._seconds:g} s of CPU and {self._memory / 2**20:.0f} MiB"
         cause = "too long" if self._child.returncode == -signal.SIGPROF else "too much memory, or ended its decoder"
@@ -102,24 +105,24 @@ class Process:
         self._child.kill()
         self._child.wait()
         for pipe in (self._child.stdin, self._child.stdout):
-            with contextlib.suppress(OSError):  # of what was written and not read
+            with contextlib.suppress(OSError):  # some of what was written may not have been read
                 if pipe is not None:
                     pipe.close()
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the process still runs."""
         return self._child.poll() is None
 
     @property
     def identity(self) -> int:
-        """Its number in the system."""
+        """The process id."""
         return self._child.pid
 
 
 @dataclass(eq=False)
 class Task:
-    """A part of a request: its images as far as they are decoded, and the indices of those that are not."""
+    """A part of a request being decoded: the images decoded so far, and the indices of the others."""
 
     part: Part
     images: list[Any]
@@ -131,8 +134,8 @@ class Task:
 class Pool:
     """Decodes parts of requests in `processes` processes, each image in at most `seconds` of CPU and `memory` bytes.
 
-    finish: called on a thread of the pool's with a part and its pixels, or the exception it fails with. on_killed:
-    called when a process ended before its image was decoded. Parts that nobody waits for any more are dropped.
+    finish: called on a thread of the pool with a part and its pixels, or the exception it fails with. on_killed: called
+    when a process ended before its image was decoded. Parts that no client waits for any more are dropped.
     """
 
     def __init__(
@@ -155,11 +158,11 @@ class Pool:
         self._threads: list[threading.Thread] = []
 
     def put(self, part: Part, images: Sequence[Any]) -> None:
-        """Decode those of the part's images that are Apart; the others are pixels. Never blocks."""
+        """Queue a part: its images of type Apart are decoded, the others are pixels already. Never blocks."""
         task = Task(part, list(images), deque(i for i, image in enumerate(images) if isinstance(image, Apart)))
         with self._came:
             self._tasks.append(task)
-            # Started by the first images that need them: most services never see any.
+            # The threads start with the first images that need them: most services never see any.
             while len(self._threads) < min(self._size, len(self._tasks) + len(task.left) - 1) and not self._closing:
                 name = f"decode_{len(self._threads)}"
                 self._threads.append(threading.Thread(target=self._work, name=name, daemon=True))
@@ -167,7 +170,7 @@ class Pool:
             self._came.notify(len(task.left))
 
     def close(self) -> None:
-        """Kill the processes and end the threads; what waits is dropped."""
+        """Kill the processes and end the threads. Waiting parts are dropped."""
         with self._came:
             self._closing = True
             self._tasks.clear()
@@ -195,7 +198,7 @@ class Pool:
             process.stop()
 
     def _take(self) -> tuple[Task, int] | None:
-        """The next image of the request whose turn it is; None to end."""
+        """Wait for the next image, of the request whose turn it is. None means that the thread should end."""
         with self._came:
             while not self._closing:
                 while self._tasks and not self._tasks[0].part.job.wanted(time.monotonic()):
@@ -224,14 +227,14 @@ class Pool:
                 self._on_killed()
 
     def _give_up(self, task: Task) -> None:
-        """Forget what else the part has."""
+        """Drop the part's remaining images."""
         with self._came:
             task.left.clear()
             if task in self._tasks:
                 self._tasks.remove(task)
 
     def _next(self, task: Task) -> None:
-        """Hand the part over if that was its last image."""
+        """Hand the part over if its last image is decoded."""
         with self._came:
             task.running -= 1
             complete = not task.left and not task.running

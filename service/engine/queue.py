@@ -1,7 +1,7 @@
-"""Greedy batching: whatever waits when the engine is free is the next batch; nobody waits for a timer.
+"""The queue of jobs, with greedy batching: the images that wait when the engine is free are the next batch.
 
-Images are admitted against one bounded count, so that a full service says so at once instead of queueing in silence.
-Nothing here knows torch or HTTP.
+No request waits for a timer. The number of pending images is bounded, so that a full service refuses requests at once
+instead of queueing them without end. Nothing here knows torch or HTTP.
 """
 
 import asyncio
@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-RIDE = 8  # images of requests in a batch to each image that yields: at most an eighth more to wait for
-PACE, LONGEST_HOLD = 0.005, 1.0  # seconds
+RIDE = 8  # a batch takes one yielding image for each 8 of requests, so that it takes at most an eighth longer
+PACE = 0.005  # seconds between two refusals when there are many
+LONGEST_HOLD = 1.0  # seconds that a refusal is held back at most
 Pixels = NDArray[np.uint8]  # (n, channels, height, width)
 Rows = NDArray[np.float32]  # (n, dimension)
 
 
 class OverloadError(Exception):
-    """No room for these images now; retry_after is in whole seconds."""
+    """There is no room for these images now. retry_after is in whole seconds."""
 
     def __init__(self, pending: int, limit: int, retry_after: int) -> None:
         super().__init__(f"{pending} of {limit} images pending")
@@ -33,7 +34,7 @@ class OverloadError(Exception):
 
 
 class Admission:
-    """The count of images admitted and not yet answered. Used from the event loop only, hence no lock."""
+    """Counts images that are admitted and not yet answered. Only the event loop uses it, so it needs no lock."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -43,29 +44,29 @@ class Admission:
         self._next_refusal = 0.0
 
     def enter(self, images: int) -> None:
-        """Hold a place for each image until leave(); raises OverloadError when they do not all fit."""
+        """Reserve a place for each image until leave(). Raises OverloadError if they do not all fit."""
         if self.pending + images > self.limit:
             raise OverloadError(self.pending, self.limit, self.retry_after(images))
         self._tick()
         self.pending += images
 
     def leave(self, images: int) -> None:
-        """Give the places back."""
+        """Release the places."""
         self._tick()
         self.pending -= images
         self._finished += images
 
     def hold(self) -> float:
-        """Seconds to keep the next refusal back: none for a few, LONGEST_HOLD at most, so that they leave PACE apart.
+        """Seconds to hold the next refusal back: 0 for a few, at most LONGEST_HOLD, so that they leave PACE apart.
 
-        Clients that ask again at once would otherwise take the time of those who are served.
+        Otherwise clients that retry at once would take time from those that are served.
         """
         now = time.monotonic()
         self._next_refusal = min(now + LONGEST_HOLD, max(now, self._next_refusal + PACE))
         return self._next_refusal - now
 
     def retry_after(self, images: int) -> int:
-        """Whole seconds, 1 to 60, until so many places are free at the rate at which images lately left."""
+        """Whole seconds, 1 to 60, until this many places are free at the recent rate."""
         self._tick()
         excess = self.pending + images - self.limit
         return min(60, max(1, math.ceil(excess * self._busy_seconds / self._finished))) if self._finished else 1
@@ -75,21 +76,21 @@ class Admission:
         if self.pending:
             self._busy_seconds += now - self._last
         self._last = now
-        if self._busy_seconds > 10.0:  # forget, so that the rate is that of the last seconds of work
+        if self._busy_seconds > 10.0:  # halve both, so that the rate is that of the last seconds of work
             self._busy_seconds = self._busy_seconds / 2
             self._finished = self._finished / 2
 
 
 @dataclass(eq=False)
 class Job:
-    """One request's images, decoded or not, on their way through `encoder`; times are time.monotonic() seconds."""
+    """One request's images for `encoder`, decoded or not, and their results. Times are in time.monotonic() seconds."""
 
     encoder: Any
     images: "Pixels | Sequence[Any]"
     deadline: float
     answer: "asyncio.Future[None]"
     observed: bool = True
-    yields_until: float = -math.inf  # before then it only fills room that others leave
+    yields_until: float = -math.inf  # until then the job only fills room that others leave in a batch
     abandoned: bool = False
     queued: float = field(default_factory=time.monotonic)
     started: float = math.inf
@@ -97,7 +98,7 @@ class Job:
     forward_seconds: float = 0.0
     rows: Rows = field(default_factory=lambda: np.empty((0, 0), np.float32))  # as the encoder made them
     unit: Rows = field(default_factory=lambda: np.empty((0, 0), np.float32))  # the same with unit L2 norm
-    faulty: int | None = None  # an image whose row is no embedding: not finite, or all zero
+    faulty: int | None = None  # index of an image whose row is no embedding: not finite, or all zero
     taken: int = 0
     done: int = 0
 
@@ -106,11 +107,11 @@ class Job:
         return len(self.images) - self.taken
 
     def wanted(self, now: float) -> bool:
-        """Whether anybody still waits for it."""
+        """Whether its client still waits for it."""
         return not self.abandoned and now < self.deadline
 
     def store(self, part: "Part", rows: Rows, unit: Rows, started: float, seconds: float) -> bool:
-        """Keep a part's rows, embedded from `started` for `seconds`; True if these were the last."""
+        """Store the rows of a part, embedded from `started` for `seconds`. True if they were the job's last."""
         if len(rows) == len(self.images):
             self.rows = rows
             self.unit = unit
@@ -126,7 +127,7 @@ class Job:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Images [start, stop) of a job; decoded, if that was done apart."""
+    """Images [start, stop) of a job; `decoded` holds their pixels if the pool decoded them."""
 
     job: Job
     start: int
@@ -142,12 +143,12 @@ class Part:
 
 
 class Queue:
-    """Jobs in arrival order, handed out as batches of one encoder's images. Thread-safe."""
+    """A queue of jobs that hands out batches of one encoder's images in arrival order. Thread-safe."""
 
     def __init__(self, max_batch: int) -> None:
         self.max_batch = max_batch
         self._jobs: deque[Job] = deque()
-        self._decoded: deque[Part] = deque()  # parts that were taken, decoded apart and came back
+        self._decoded: deque[Part] = deque()  # parts that the pool decoded
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -158,16 +159,16 @@ class Queue:
             self._jobs.append(job)
 
     def put_back(self, part: Part) -> None:
-        """Let a part that was taken, and has been decoded since, be first in a next batch."""
+        """Return a part that the pool has decoded. It goes to the front, for one of the next batches."""
         with self._lock:
             self._decoded.append(part)
 
     def take(self, room: int | None = None, encoder: Any = None) -> list[Part]:
-        """The next batch, empty if nothing waits; or up to `room` images of `encoder`, to fill one up.
+        """The next batch, empty if nothing waits; or up to `room` images of `encoder`, to fill a batch up.
 
-        Jobs abandoned or past their deadline are dropped before any work. Each of the oldest jobs gets an equal share
-        of the batch and what smaller ones leave over; a job with images left goes to the back, so that a large request
-        slows small ones by at most its share. Jobs that yield get what room is left in a batch of many, or a batch of
+        Jobs that were abandoned or are past their deadline are dropped before any work. Each of the oldest jobs gets an
+        equal share of the batch, and what smaller ones leave over. A job with images left goes to the back, so a large
+        request slows small ones by at most its share. Jobs that yield get the room left in a large batch, or a batch of
         their own when nothing else waits.
         """
         with self._lock:
@@ -201,7 +202,7 @@ class Queue:
             return batch
 
     def _take_decoded(self, room: int, encoder: Any, now: float) -> list[Part]:
-        """Parts that came back, of one encoder and as many as fit; with the lock held."""
+        """Parts of one encoder that the pool decoded, as many as fit. The caller holds the lock."""
         batch = list[Part]()
         others = deque[Part]()
         for part in self._decoded:

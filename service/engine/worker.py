@@ -1,7 +1,7 @@
-"""A process that decodes images: its memory and its time for each are limited by the kernel, and it may be killed.
+"""The process that decodes images for the pool. The kernel limits its memory and its CPU time for each image.
 
-It imports no torch. Requests come on standard input and answers leave on standard output, each a frame: the length of a
-JSON head, the length of what follows it, head, rest. The parent decides what to do with one that dies.
+It does not import torch. Requests come on standard input and answers leave on standard output. Each is a frame: the
+length of a JSON head, the length of the rest, the head, the rest. The parent handles the death of this process.
 """
 
 import json
@@ -20,7 +20,7 @@ FRAME = struct.Struct("<II")
 
 
 def write_frame(file: BinaryIO, head: Mapping[str, Any], rest: bytes = b"") -> None:
-    """Write a frame and flush it. Raises OSError when the other side is gone."""
+    """Write a frame and flush it. Raises OSError if the other process is gone."""
     text = json.dumps(head).encode()
     file.write(FRAME.pack(len(text), len(rest)) + text)
     file.write(rest)
@@ -28,7 +28,7 @@ def write_frame(file: BinaryIO, head: Mapping[str, Any], rest: bytes = b"") -> N
 
 
 def read_frame(file: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
-    """The next frame, None at the end."""
+    """Read the next frame; None at the end of the file."""
     if len(lengths := file.read(FRAME.size)) < FRAME.size:
         return None
     head, rest = FRAME.unpack(lengths)
@@ -44,7 +44,7 @@ def limit_memory(more: int) -> None:
 
 
 def answer(head: dict[str, Any], data: bytes, seconds: float) -> tuple[dict[str, Any], bytes]:
-    """A request's pixels with their shape, or what is wrong with the image.
+    """Decode the image of a request. Returns the pixels and their shape, or the error of the image.
 
     After `seconds` of CPU the kernel ends the process.
     """

@@ -1,7 +1,7 @@
-"""Who may call: a key with the route's scope, where keys are set, decided before any of the body is read.
+"""Access control: a request needs a key with its route's scope. This is decided before any of the body is read.
 
-Without keys, routes that administer or reveal state answer on loopback only, and no page in a browser may use any
-route but from where it is allowed to.
+Without keys, routes that administer or reveal state answer on loopback only, and pages in a browser may call only if
+their origin is allowed.
 """
 
 import ipaddress
@@ -23,7 +23,7 @@ FORWARDED = ("x-forwarded-for", "x-real-ip", "forwarded")
 
 
 class Guarded(APIRoute):
-    """A route of FastAPI's that asks for a key of its scope first. FastAPI would read the body before it asked."""
+    """A FastAPI route that checks the key before it reads the body. FastAPI's own dependencies would read it first."""
 
     scope: Scope
 
@@ -62,7 +62,7 @@ class Administering(Guarded):
 
 
 def authorize(request: Request, scope: Scope) -> None:
-    """Let a request pass that may do what `scope` says. Raises Problem 401 or 403."""
+    """Check that a request may use routes of this scope. Raises Problem 401 or 403."""
     context = context_of(request.scope)
     if grants := context.front.grants:
         token = _token(request)
@@ -91,7 +91,7 @@ def authorize(request: Request, scope: Scope) -> None:
 
 
 def authorize_scrape(request: Request) -> None:
-    """Let everybody read metrics, unless some key is there for it by name. Raises Problem 401 or 403."""
+    """Check that a request may read metrics: any may, unless a key names that scope. Raises Problem 401 or 403."""
     if any(it.named and "metrics" in it.scopes for it in context_of(request.scope).front.grants):
         authorize(request, "metrics")
 
@@ -102,9 +102,9 @@ def _token(request: Request) -> bytes:
 
 
 def _is_local(request: Request) -> bool:
-    """Whether it came over loopback, for nobody else, and from no page of another site in a local browser.
+    """Whether a request came over loopback, not through a proxy, and not from another site's page in a local browser.
 
-    Host and Origin are asked too: such a page comes from loopback, but names itself in one of them.
+    Such a page calls from loopback too, so Host and Origin are checked: one of them names the site.
     """
     context = context_of(request.scope)
     headers = request.headers
@@ -118,10 +118,10 @@ def _is_local(request: Request) -> bool:
 
 
 def _refuse_foreign_pages(request: Request) -> None:
-    """Raises Problem 403 for a page in a browser that is neither this service's own nor one of cors_origins.
+    """Raise Problem 403 for a page in a browser whose origin is neither this service nor one of cors_origins.
 
-    Only browsers send Origin, and they send it with every POST. A page that calls by this service's own name is let in
-    if the name is an address or localhost: any other name may be the attacker's, made to point here.
+    Only browsers send Origin, and they send it with every POST. A page whose origin equals the request's host is let in
+    only if the host is an address or localhost: an attacker can make any other name point here.
     """
     origin = request.headers.get("origin")
     if origin is None:
@@ -142,7 +142,7 @@ def _refuse_foreign_pages(request: Request) -> None:
 
 
 def _forwarded_for(scope: Asgi) -> Iterable[str]:
-    """For whom a proxy says that it calls: an address each, or what stands in its place."""
+    """The clients that proxies say they call for: an address each, or what stands in its place."""
     for name, value in scope["headers"]:
         if name.decode("latin-1") in FORWARDED:
             for part in value.decode("latin-1").split(","):

@@ -1,4 +1,4 @@
-"""The app factory, and the process around it."""
+"""The app factory, and the server process that runs the app."""
 
 import asyncio
 import functools
@@ -45,11 +45,11 @@ def create_app(
     tracing: Tracing | None = None,
     on_ready: Callable[[], object] = lambda: None,
 ) -> DirectAPI:
-    """The ASGI app of one replica, on a metrics registry of its own.
+    """Create the ASGI app of one replica, with its own metrics registry.
 
-    It answers /healthz at once and loads its encoder meanwhile; `on_ready` is called after that, or `on_failure` if it
-    fails, the reason being in the log, on /readyz and in `app.state.service.failure`. Raises RuntimeError if tracing is
-    on but not installed.
+    It answers /healthz at once, while its encoder is being loaded. Then `on_ready` is called. If loading fails,
+    `on_failure` is called instead; the reason is in the log, on /readyz and in `app.state.service.failure`. Raises
+    RuntimeError if tracing is on but not installed.
     """
     tracing = Tracing() if settings.tracing and tracing is None else tracing
     metrics = Metrics(VERSION, torch.__version__, settings.device)
@@ -108,9 +108,10 @@ def create_app(
 
 
 class Server(uvicorn.Server):
-    """uvicorn, but SIGTERM first turns readiness off and, after `drain_seconds`, ends listening.
+    """The uvicorn server with two signals of ours.
 
-    SIGHUP reads the configured encoders again and swaps to what is new, if it loads and passes the gate.
+    SIGTERM turns readiness off at once, and ends listening after `drain_seconds`. SIGHUP reads the configured encoders
+    again and swaps to those that changed, if they load and pass the gate.
     """
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
@@ -122,12 +123,12 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
-        # As uvicorn does with its own signals: only a main thread may have handlers, and Windows has no SIGHUP.
+        # Only the main thread may set handlers, and Windows has no SIGHUP. uvicorn does the same with its signals.
         if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGHUP"):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload)
 
     def reload(self) -> None:
-        """Start reading the configured encoders again, unless that is going on or the service is not ready."""
+        """Start to read the configured encoders again. Ignored while a reload runs or the service is not ready."""
         if self.service.phase != "ready" or (self._reloading is not None and not self._reloading.done()):
             log.warning("SIGHUP is ignored: the service is %s, or still busy with the last one", self.service.phase)
             return
@@ -145,14 +146,14 @@ class Server(uvicorn.Server):
 
 
 def build_server(settings: Settings) -> Server:
-    """The server of one replica, not yet running; it ends by itself if its encoder cannot be loaded."""
-    # What is there by then stays. Walking it for garbage would halt requests for a tenth of a second, over and over.
+    """The server of one replica, not yet running. It stops by itself if its encoder cannot be loaded."""
+    # Objects made until then live on. Garbage collection of them would halt requests for 0.1 s again and again.
     app = create_app(settings, on_failure=lambda: setattr(server, "should_exit", True), on_ready=gc.freeze)
     config = uvicorn.Config(
         app,
         http=limits.bounded(app.front),
         ws="none",
-        timeout_keep_alive=75,  # longer than clients and balancers keep them: they, not we, end idle connections
+        timeout_keep_alive=75,  # longer than clients and load balancers use, so that they close idle connections first
         host=settings.host,
         port=settings.port,
         lifespan="on",
@@ -169,7 +170,7 @@ def build_server(settings: Settings) -> Server:
 
 
 def _allow_files(connections: int) -> None:
-    """Let this process have a file open for each connection and some more, as far as the system allows."""
+    """Raise this process's limit of open files to one a connection and some more, as far as the system allows."""
     if resource is None:
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -183,7 +184,7 @@ def _allow_files(connections: int) -> None:
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, every accepted request answered. Raises RuntimeError if it cannot start."""
+    """Serve until SIGTERM or SIGINT, then answer every accepted request. Raises RuntimeError if it cannot start."""
     logs.configure(settings.log_format)
     server = build_server(settings)
     server.run()

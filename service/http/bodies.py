@@ -1,4 +1,4 @@
-"""Reading a request's body: never longer than its route allows, never past its deadline, and counted."""
+"""Reads request bodies, with limits on their size, their time and the memory of all bodies together."""
 
 import asyncio
 import time
@@ -11,22 +11,22 @@ from service.http.context import Context
 from service.http.errors import Problem, client_closed, retry
 from service.settings import Settings
 
-SMALL = 8 * 2**10  # bytes: of a route whose bodies hold no images and no rows
-FREE = 64 * 2**10  # bytes of a body that are held however much is held already
+SMALL = 8 * 2**10  # longest body, in bytes, of a route that takes no images and no rows
+FREE = 64 * 2**10  # bytes that each body may hold even if the limit on all bodies is reached
 
 
 def limit_of(path: str, settings: Settings) -> int:
-    """The bytes that a body sent to a path may have."""
+    """The longest body, in bytes, that may be sent to a path."""
     large = path in ("/embed", "/v1/embeddings", "/observe") or path.startswith("/v2/models/")
     return settings.max_body_bytes if large else SMALL
 
 
 def reader(context: Context, path: str, headers: Mapping[bytes, bytes], receive: Receive) -> Receive:
-    """`receive` with bounds. Raises Problem.
+    """Wrap ASGI's `receive` so that it enforces the limits. It raises Problem with one of these statuses:
 
-    413 once a body is, or says it will be, longer than its route allows; 415 if it is packed: a few kilobytes can hold
-    gigabytes, and images are packed already; 408 past the deadline; 429 when too many bytes are held; 499 when the
-    client leaves before its end.
+    413 if a body is, or declares to be, longer than its route allows. 415 if it has a Content-Encoding: a few kilobytes
+    can unpack to gigabytes, and images are compressed already. 408 past the deadline. 429 if too many bytes are held.
+    499 if the client leaves before the body's end.
     """
     settings = context.service.settings
     limit = limit_of(path, settings)
@@ -35,7 +35,7 @@ def reader(context: Context, path: str, headers: Mapping[bytes, bytes], receive:
     packed = headers.get(b"content-encoding", b"identity").lower()
     chunked = b"transfer-encoding" in headers
     if context.whole and context.held <= FREE and length <= limit and packed == b"identity" and not chunked:
-        return receive  # the usual case: there is nothing to wait for, and the server holds it to the declared length
+        return receive  # the usual case: the whole body is here, and uvicorn enforces the declared length
     received = 0
     more = True
 
@@ -53,7 +53,7 @@ def reader(context: Context, path: str, headers: Mapping[bytes, bytes], receive:
             return message
         received += (size := len(message.get("body", b"")))
         more = message.get("more_body", False)
-        if context.gone is None:  # else the protocol has counted it
+        if context.gone is None:  # otherwise the protocol has counted it
             context.hold(size)
         if received > limit:
             raise _too_large(limit)
@@ -80,7 +80,7 @@ async def _next(context: Context, receive: Receive) -> dict[str, Any]:
 
 
 def body_timeout() -> Problem:
-    """The body came too slowly."""
+    """The answer to a body that came too slowly."""
     message = "the body did not arrive before the deadline"
     headers = {"Connection": "close"}
     return Problem(408, "body_timeout", message, field="body", headers=headers)

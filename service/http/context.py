@@ -1,4 +1,4 @@
-"""What this service knows of one request beyond ASGI: one object in its scope, made by the protocol or by the app."""
+"""The context of one request: an object in its ASGI scope, made by the HTTP protocol (limits.py) or by the app."""
 
 import asyncio
 import time
@@ -11,11 +11,11 @@ from service.encoders.registry import Service
 from service.encoders.served import Answer
 from service.keys import Grant
 
-CONTEXT = "fullrank"  # its key in the scope
+CONTEXT = "fullrank"  # key of the context in the ASGI scope
 
 
 class Bodies:
-    """The bytes of request bodies that are held, over all connections. Used from the event loop only, hence no lock."""
+    """Counts bytes of request bodies in memory, over all connections. Only the event loop uses it: no lock."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -24,7 +24,7 @@ class Bodies:
 
 @dataclass(frozen=True)
 class Front:
-    """What all requests share."""
+    """The objects that all requests share."""
 
     service: Service
     bodies: Bodies
@@ -33,20 +33,20 @@ class Front:
 
 @dataclass(slots=True, eq=False)
 class Context:
-    """One request: whom it came to, how much of it is here, and what it became, for its log line and its trace.
+    """The state of one request: how much of it has arrived, and its result, for the log line and the trace.
 
     Times are in time.monotonic() seconds.
     """
 
     front: Front
     peer: str | None  # the address at the other end of the connection, whatever a header says
-    gone: asyncio.Future[None] | None = None  # done when the client has left; None where no protocol of ours says so
-    started: float = field(default_factory=time.monotonic)  # its first byte came
-    whole: bool = False  # the body is here, up to its end
-    held: int = 0  # bytes of its body, counted in front.bodies
-    hurried: bool = False  # the client set itself a deadline, and it is before ours
+    gone: asyncio.Future[None] | None = None  # done when the client has left; None behind a server other than ours
+    started: float = field(default_factory=time.monotonic)  # when its first byte came
+    whole: bool = False  # whether the whole body has arrived
+    held: int = 0  # bytes of its body that are counted in front.bodies
+    hurried: bool = False  # whether the client set a deadline that is before ours
     images: int = 0
-    work: tuple[float, Answer] | None = None  # when embedding began and what came of it
+    work: tuple[float, Answer] | None = None  # when embedding began, and its answer
 
     @property
     def service(self) -> Service:
@@ -55,16 +55,16 @@ class Context:
 
     @property
     def deadline(self) -> float:
-        """When the whole request must be here, and its answer made."""
+        """The time by which the whole request must have arrived and its answer must be ready."""
         return self.started + self.front.service.settings.request_timeout
 
     def hold(self, size: int) -> None:
-        """Count bytes of the body that are kept."""
+        """Count bytes of the body as held in memory."""
         self.held += size
         self.front.bodies.held += size
 
     def release(self) -> None:
-        """The body is kept no more."""
+        """Count the body as no longer in memory."""
         self.front.bodies.held -= self.held
         self.held = 0
 

@@ -1,7 +1,7 @@
-"""Answers the hot routes without FastAPI's middleware, routing and dependencies, which cost more than our own work.
+"""A FastAPI app that answers hot routes without FastAPI's middleware, routing and dependencies, for speed.
 
-Those routes are declared in FastAPI all the same, for its OpenAPI document. Their handlers take the request and check
-it themselves.
+These routes are also declared in FastAPI, for its OpenAPI document. Their handlers take the raw request and check it
+themselves.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ from service.http.errors import Problem, respond
 
 
 class DirectAPI(FastAPI):
-    """FastAPI that gives every request a context, and answers POST requests for some routes that embed directly."""
+    """A FastAPI app that gives every request a context, and answers POST requests for some routes directly."""
 
     _direct: dict[str, APIRoute]
     _outer: ASGIApp
@@ -28,7 +28,7 @@ class DirectAPI(FastAPI):
         self.front = front
 
     def answer_directly(self, routes: Iterable[object]) -> None:
-        """Answer POST requests for these routes directly, but for the middleware added until now."""
+        """Answer POST requests for these routes directly, through no middleware but that added until now."""
         self._direct = {it.path: it for it in routes if isinstance(it, APIRoute) and it.methods == {"POST"}}
         self._outer = self._answer
         for it in reversed(self.user_middleware):

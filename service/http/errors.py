@@ -1,4 +1,4 @@
-"""Failures as answers: the status of each kind, in one JSON shape except where a route speaks another protocol."""
+"""Turns failures into HTTP answers. All have one JSON shape, except on routes that speak another protocol."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -26,7 +26,7 @@ STATUS: dict[type[ServiceError], int] = {
 
 
 class Problem(HTTPException):
-    """A failure on purpose: status and code for machines, message (what, limit, remedy) for people, field to blame."""
+    """An expected failure: HTTP status, code for programs, message for people (what, limit, remedy), field to blame."""
 
     def __init__(
         self,
@@ -49,18 +49,18 @@ def retry(seconds: int) -> dict[str, str]:
 
 
 def problem_of(error: ServiceError) -> Problem:
-    """What a failure below HTTP is here."""
+    """The Problem for a failure that was raised below HTTP."""
     headers = None if error.retry_after is None else retry(error.retry_after)
     return Problem(STATUS[type(error)], error.code, error.message, field=error.field, headers=headers)
 
 
 def client_closed() -> Problem:
-    """What nobody reads: the client left. Its status shows in fullrank_requests_total."""
+    """The answer after the client has left. Nobody reads it, but its status shows in fullrank_requests_total."""
     return Problem(CLIENT_CLOSED_REQUEST, "client_closed_request", "the client left before its answer")
 
 
 def internal_error() -> Problem:
-    """What a client learns of an unexpected exception: nothing but that it is ours; the log has the rest."""
+    """The answer to an unexpected exception. It only says that the error is the server's; the log has the details."""
     return Problem(500, "internal", "an unexpected error on the server; its log has the details")
 
 
@@ -69,19 +69,22 @@ def _ours(problem: Problem) -> dict[str, Any]:
 
 
 def _openai(problem: Problem) -> dict[str, Any]:
-    """https://platform.openai.com/docs/guides/error-codes: what their clients parse."""
+    """The shape that OpenAI's clients parse: https://platform.openai.com/docs/guides/error-codes."""
     kind = "server_error" if problem.status_code >= 500 else "invalid_request_error"
     return {"error": {"message": problem.message, "type": kind, "param": problem.field, "code": problem.code}}
 
 
 def _inference_protocol(problem: Problem) -> dict[str, Any]:
-    """https://github.com/open-inference/open-inference-protocol: {"error": string}, so the field goes in the text."""
+    """The shape of the Open Inference Protocol, {"error": string}. It has no field, so the text names it.
+
+    https://github.com/open-inference/open-inference-protocol
+    """
     blamed = problem.field is not None and problem.field not in problem.message
     return {"error": f"{problem.field}: {problem.message}" if blamed else problem.message}
 
 
 def respond(path: str, failure: Problem | ServiceError) -> Response:
-    """The answer to a request for `path` that failed."""
+    """The answer to a failed request for `path`."""
     problem = problem_of(failure) if isinstance(failure, ServiceError) else failure
     protocol = path.removeprefix("/").partition("/")[0]
     shape = {"v1": _openai, "v2": _inference_protocol}.get(protocol, _ours)
@@ -109,14 +112,14 @@ def _validation_error(request: Request, error: RequestValidationError) -> Respon
     if first["loc"] == ("body",):
         message = "the body must be a JSON object, sent with Content-Type: application/json"
         return respond(request.url.path, Problem(422, "invalid_field", message, field="body"))
-    # The framework says first where it looked: in the query, the path or the body.
+    # The first entry of FastAPI's location is the query, the path or the body.
     parts = first["loc"][1:] if first["loc"][0] in ("body", "query", "path", "header") else first["loc"]
     where = ".".join(map(str, parts))
     return respond(request.url.path, Problem(422, "invalid_field", f"{where}: {first['msg']}", field=where))
 
 
 def install(app: FastAPI) -> None:
-    """Answer every exception the framework raises in its route's shape; middleware.Edge does so for unexpected ones."""
+    """Answer every exception that FastAPI raises in the shape of its route. middleware.Edge answers unexpected ones."""
     app.add_exception_handler(HTTPException, _http_exception)  # type: ignore[arg-type]
     app.add_exception_handler(ServiceError, _service_error)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _validation_error)  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
-"""uvicorn's HTTP protocol with bounds: on heads, on the time of each request and answer, and on connections.
+"""uvicorn's HTTP protocol with limits on headers, on the time of each request and answer, and on connections.
 
-By itself it keeps headers of any size, bodies that trickle in for ever, and answers that nobody reads.
+Without them uvicorn accepts headers of any size, waits for ever for slow bodies, and keeps answers that nobody reads.
 """
 
 import asyncio
@@ -13,19 +13,19 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from service.http.context import CONTEXT, Context, Front, context_of
 from service.http.errors import Problem, respond, retry
 
-HEAD_BYTES = 64 * 2**10  # of headers beyond the first read, which is at most 256 KiB
-PIPELINED = 64  # requests of one connection that wait for their turn
-GRACE = 5.0  # seconds that an answer made at the last moment has to be read, and no less for any other
-IDLE = 5.0  # seconds without a request after which a connection may have to make room for another
-PROBE = 0.1  # seconds between two looks at whether a client that closed its side is still there
-HURRY = 2.0  # seconds that a connection beyond the limit has to ask for something
-# What a connection beyond the limit may still ask for, so that nobody restarts a service for being busy.
+HEAD_BYTES = 64 * 2**10  # bytes of headers, beyond the first read of at most 256 KiB
+PIPELINED = 64  # requests of one connection that may wait for their turn
+GRACE = 5.0  # seconds that a client has at least to read an answer
+IDLE = 5.0  # seconds without a request after which a connection may be closed to make room
+PROBE = 0.1  # seconds between two checks whether a client that closed its side is still there
+HURRY = 2.0  # seconds in which a connection beyond the limit must send a request
+# Paths that a connection beyond the limit may still ask for, so that a busy service is not restarted as dead.
 ALWAYS = (b"/healthz", b"/readyz", b"/v2/health/live", b"/v2/health/ready", b"/metrics")
-TCP_CLOSE = 7  # the state of a socket whose other end has reset it
+TCP_CLOSE = 7  # state of a socket that the other end has reset
 
 
 def _refusal(status: HTTPStatus, code: str, message: str, field: str = "headers") -> Problem:
-    """What ends a connection for its request's head."""
+    """The answer to a bad request head. It closes the connection."""
     return Problem(status, code, message, field=field, headers={"Connection": "close"})
 
 
@@ -43,15 +43,17 @@ NOT_HTTP = _refusal(
 
 
 def bounded(front: Front) -> type[HttpToolsProtocol]:
-    """The protocol for uvicorn's `http`.
+    """The protocol class for uvicorn's option `http`.
 
-    - A head that is too long gets 431; one that is not whole within request_timeout of its first byte gets 408.
-    - A body that nobody reads, since its request is answered, is thrown away until then, up to max_body_bytes; then
-      the connection ends.
-    - An answer that is not read within request_timeout of the request's first byte, or GRACE seconds of being ready,
-      ends the connection.
-    - Beyond max_connections an idle connection makes room, or the new one gets 503, but for health and metrics.
-    - A client that closes its side after a whole request is answered all the same.
+    - A request head that is too long gets 431. One that is not complete within request_timeout of its first byte gets
+      408.
+    - The rest of a body whose request is answered already is thrown away, up to max_body_bytes. Beyond that the
+      connection is closed.
+    - If an answer is not read within request_timeout of the request's first byte, nor GRACE seconds after it was ready,
+      the connection is closed.
+    - Beyond max_connections an idle connection is closed to make room. If none is idle, the new one gets 503, except
+      for health and metrics.
+    - A client that closes its sending side after a whole request still gets its answer.
     """
     settings, metrics = front.service.settings, front.service.metrics
     seconds, limit = settings.request_timeout, settings.max_connections
@@ -66,15 +68,15 @@ def bounded(front: Front) -> type[HttpToolsProtocol]:
         f"{limit} connections are open, the limit; keep connections open and share them, or come again in 1 s",
         headers={"Connection": "close"} | retry(1),
     )
-    searched = 0.0  # when no idle connection was found
+    searched = 0.0  # when a search last found no idle connection
 
     class Bounded(HttpToolsProtocol):
         url = b""
         _context: Context
-        _timer: asyncio.TimerHandle | None = None  # for what is to come
-        _flush: asyncio.TimerHandle | None = None  # for what is to be read
-        _began = _idle = 0.0  # when the last request's first byte came; when the last answer was given
-        _unused = 0  # bytes received since the last whole head or piece of a body
+        _timer: asyncio.TimerHandle | None = None  # deadline for what the client must send
+        _flush: asyncio.TimerHandle | None = None  # deadline for what the client must read
+        _began = _idle = 0.0  # when the last request's first byte came; when the last answer was complete
+        _unused = 0  # bytes received since the last complete head or piece of a body
         _in_head = _in_body = _excess = _overdue = False
         _thrown_away = 0
 
@@ -86,7 +88,7 @@ def bounded(front: Front) -> type[HttpToolsProtocol]:
             self._began = self._idle = time.monotonic()
             self._timer = self.loop.call_later(seconds, self._late)
             if len(self.connections) > limit and not self._made_room():
-                self._excess = True  # it is told so once it asks, unless there are very many of its kind
+                self._excess = True  # it gets 503 once it sends a request, unless there are very many like it
                 self._stop(self._timer)
                 self._timer = self.loop.call_later(min(seconds, HURRY), self._late)
                 if len(self.connections) > limit + limit // 4 + 16:
@@ -101,7 +103,7 @@ def bounded(front: Front) -> type[HttpToolsProtocol]:
             super().connection_lost(exc)
 
         def _made_room(self) -> bool:
-            """Whether another connection that had been idle for long enough could be closed."""
+            """Close the connection that has been idle longest; False if none was idle for long enough."""
             nonlocal searched
             now = time.monotonic()
             if now < searched + 1.0:
@@ -114,12 +116,12 @@ def bounded(front: Front) -> type[HttpToolsProtocol]:
             return True
 
         def is_idle(self, now: float) -> bool:
-            """Whether it has been without a request for IDLE seconds."""
+            """Whether the connection has had no request for IDLE seconds."""
             answered = self.cycle is None or self.cycle.response_complete
             return answered and not self._unused and not self._in_body and now > self._idle + IDLE
 
         def timeout_keep_alive_handler(self) -> None:
-            # What was never read would keep it open.
+            # abort, not close: data that the client never read would keep it open.
             self.transport.abort()
 
         # ---- requests
@@ -183,8 +185,8 @@ def bounded(front: Front) -> type[HttpToolsProtocol]:
         def eof_received(self) -> bool | None:  # type: ignore[override]
             if self._in_head or self._in_body or self.cycle is None or self.cycle.response_complete:
                 return None
-            # Whether it closed its side only, or left, is seen when something is sent: who has left answers with a
-            # reset. An interim answer does no harm, and HTTP/1.1 lets a server send one at any time.
+            # To tell a client that closed only its sending side from one that has left, something must be sent: one
+            # that has left answers with a reset. HTTP/1.1 lets a server send an interim answer at any time.
             self.cycle.keep_alive = False
             if self.scope["http_version"] == "1.1" and not self.cycle.response_started and not self.pipeline:
                 self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -201,7 +203,7 @@ def bounded(front: Front) -> type[HttpToolsProtocol]:
                 self.loop.call_later(PROBE, self._probe)
 
         def _unsupported_upgrade_warning(self) -> None:
-            # The request is answered as any other: a line of log for each would be a stranger's to write.
+            # No log line: the request is answered like any other, and anybody could fill the log with such requests.
             if self.cycle is not None:
                 self.cycle.keep_alive = False
 
@@ -209,12 +211,12 @@ def bounded(front: Front) -> type[HttpToolsProtocol]:
 
         def on_response_complete(self) -> None:
             self._idle = now = time.monotonic()
-            if self.pipeline:  # its time begins when it is its turn
+            if self.pipeline:  # the time of a pipelined request begins with its turn
                 context_of(self.pipeline[-1][0].scope).started = self._began = now
                 self._stop(self._timer)
                 self._timer = None if not self._in_body else self.loop.call_later(seconds, self._late)
             super().on_response_complete()
-            if self.transport.is_closing():  # once it has been read
+            if self.transport.is_closing():  # it closes once the answer has been read
                 self._end_unread()
 
         def pause_writing(self) -> None:
@@ -228,39 +230,39 @@ def bounded(front: Front) -> type[HttpToolsProtocol]:
                 self._flush = None
 
         def _end_unread(self) -> None:
-            """End the connection, unless what was written is read in time."""
+            """Close the connection if the client does not read what was written in time."""
             if self._flush is None:
                 rest = max(0.0, self._began + seconds - time.monotonic())
                 self._flush = self.loop.call_later(rest + GRACE, self.transport.abort)
 
         def send_400_response(self, msg: str) -> None:
             if self.cycle is not None and not self.cycle.response_complete and not self._in_body:
-                self.cycle.keep_alive = False  # what came before is whole: it is answered, and nothing after it
+                self.cycle.keep_alive = False  # the request before the bad one is whole: answer it, and nothing after
                 self.flow.pause_reading()
                 return
             if self.cycle is not None and not self.cycle.response_started:
                 self.cycle.response_complete = self.cycle.disconnected = True  # this is its answer
                 self.cycle.message_event.set()
-            self._unused += 1  # what was wrong may have been the last of a head
+            self._unused += 1  # so that it counts as asked, even if the bad byte was the last of a head
             self._refuse(NOT_HTTP)
 
         # ---- refusals
 
         def _late(self) -> None:
-            """What was to come by now did not."""
+            """The client missed the deadline of _timer."""
             self._timer = None
             if self.transport.is_closing():
                 self.transport.abort()
             elif self.cycle is None or self.cycle.response_complete:
                 self._refuse(late)
-            elif not self._overdue:  # the route tells the client that it is late
+            elif not self._overdue:  # first let the route answer that it is late
                 self._overdue = True
                 self._timer = self.loop.call_later(GRACE, self._late)
             else:
                 self.transport.abort()
 
         def _refuse(self, problem: Problem) -> None:
-            """End the connection, with an answer if one is expected: not by who asked for nothing, or is answered."""
+            """Close the connection, with an answer if a request has begun and has none yet."""
             if self.transport.is_closing():
                 return
             if (self._unused or self._in_head or self._excess) and (self.cycle is None or self.cycle.response_complete):

@@ -1,4 +1,4 @@
-"""ASGI middleware around every request: its id, bounds on its body, counters, logs, answers to unexpected errors."""
+"""ASGI middleware around every request: request id, body limits, counters, logs and answers to unexpected errors."""
 
 import itertools
 import logging
@@ -16,14 +16,14 @@ from service.http.errors import CLIENT_CLOSED_REQUEST, internal_error, respond
 from service.tracing import Tracing
 
 log = logging.getLogger("fullrank.service")
-# Random once, counted after: each call of urandom would hand the GIL to another thread.
+# Request ids are a random prefix and a counter: a call of urandom for each would hand the GIL to another thread.
 PROCESS = secrets.token_hex(8).encode()
 NUMBERS = itertools.count(1)
 SANE_ID = re.compile(rb"[\w.:/+=-]{1,128}")
 
 
 class Edge:
-    """Middleware in plain ASGI: Starlette's BaseHTTPMiddleware would cost more than the routes it wraps."""
+    """The outermost middleware, in plain ASGI: Starlette's BaseHTTPMiddleware costs more than the routes it wraps."""
 
     def __init__(self, app: ASGIApp, service: Service, tracing: Tracing | None = None) -> None:
         self.app = app
@@ -42,7 +42,7 @@ class Edge:
             identity = b"%s%08x" % (PROCESS, next(NUMBERS))
         logs.request_id.set(identity.decode())
         method: str = scope["method"]
-        if method == "HEAD":  # what can be asked for with GET can be with HEAD, and the server leaves the body out
+        if method == "HEAD":  # HEAD is answered as GET; the server leaves the body out
             scope = {**scope, "method": "GET"}
 
         async def observed_send(message: Message) -> None:
@@ -64,7 +64,7 @@ class Edge:
                 raise
             await respond(scope["path"], internal_error())(scope, receive, observed_send)
         finally:
-            # The template, never the raw path: one series per route however inventive the clients.
+            # The route's template, never the raw path: otherwise clients could create any number of series.
             route = getattr(scope.get("route"), "path", "other")
             seconds = time.monotonic() - context.started
             self.service.metrics.count_request(route, status, seconds)

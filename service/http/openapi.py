@@ -21,7 +21,7 @@ come again."""
 
 
 def document(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document of an app, made once."""
+    """The OpenAPI document of an app, cached."""
     if app.openapi_schema is None:
         app.openapi_schema = get_openapi(
             title=app.title,
@@ -41,12 +41,12 @@ def document(app: FastAPI) -> dict[str, Any]:
 
 
 def operation_id(route: APIRoute) -> str:
-    """A short name for generated clients: the function's, and whether the path names a version."""
+    """The operation's name in generated clients: the function's name, and whether the path names a version."""
     return route.name + ("_of_version" if "{version}" in route.path else "")
 
 
 def text(app: FastAPI) -> str:
-    """The document as it is committed."""
+    """The document as text, in the form that is committed."""
     return json.dumps(document(app), indent=2, ensure_ascii=False) + "\n"
 
 

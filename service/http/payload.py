@@ -1,4 +1,4 @@
-"""Requests to POST /embed in each of their forms, and the forms of its answer."""
+"""Parses requests to POST /embed in each content type, and encodes the answers."""
 
 import asyncio
 import base64
@@ -27,18 +27,18 @@ NPY = "application/x-npy"
 RAW = "application/octet-stream"
 FORMS: dict[str, Form] = {JSON: "json", "application/*": "json", "*/*": "json", NPY: "npy", RAW: "raw"}
 OPTIONS = ("normalize", "encoding_format", "model")
-# Parsing holds the interpreter, on whatever thread, and every other request with it: a million numbers take a tenth of
-# a second, as many lists or fields four times as long.
+# Parsing holds the GIL on any thread, and so delays every other request: a million numbers take 0.1 s, as many lists or
+# fields four times as long.
 MAX_VALUES = 1_000_000
 MAX_NESTED = 100_000
 MAX_FIELDS = 10_000
-FEW_VALUES = 10_000  # of a body whose values are images
-LARGE = 256 * 2**10  # bytes that are worth a thread, so that the event loop gets its turns in between
+FEW_VALUES = 10_000  # limit for a body whose values are images
+LARGE = 256 * 2**10  # bytes above which parsing runs on a worker thread, so that the event loop can run meanwhile
 
 
 @dataclass(frozen=True)
 class Payload:
-    """A request understood: encoded images and how their embeddings go back."""
+    """A parsed request: encoded images, and the form in which their embeddings go back."""
 
     sources: list[Source]
     normalize: bool = True
@@ -73,12 +73,12 @@ async def read(request: Request, settings: Settings) -> Payload:
 
 
 async def apart(size: int, function: Callable[..., T], *arguments: Any) -> T:
-    """function(*arguments), on a worker thread where it has so many bytes to work on that others would have to wait."""
+    """Call function(*arguments), on a worker thread if it works on more than LARGE bytes (`size`)."""
     return function(*arguments) if size <= LARGE else await asyncio.to_thread(function, *arguments)
 
 
 def json_object(body: bytes, values: int = MAX_VALUES) -> dict[str, Any]:
-    """A JSON object's fields, at most `values` of them in all. Raises Problem 400, 413 or 422."""
+    """Parse a JSON object that holds at most `values` values. Raises Problem 400, 413 or 422."""
     for limit, what, marks in (
         (values, "values", (b",",)),
         (MAX_NESTED, "lists and objects", (b"[", b"{")),
@@ -97,7 +97,7 @@ def json_object(body: bytes, values: int = MAX_VALUES) -> dict[str, Any]:
 
 
 def texts(images: Any, settings: Settings, field: str) -> list[Source]:
-    """Images that came as a JSON list of base64 strings or data URIs in `field`. Raises Problem 422."""
+    """Images from a JSON list of base64 strings or data URIs, the request's `field`. Raises Problem 422."""
     if not isinstance(images, list):
         raise Problem(422, "invalid_field", f"{field} must be a list of base64 strings or data URIs", field=field)
     check_count(len(images), settings, field)
@@ -109,7 +109,7 @@ def texts(images: Any, settings: Settings, field: str) -> list[Source]:
 
 
 class _Parser(MultiPartParser):
-    """Starlette's, but it knows whether the body was whole: one cut short would lose images in silence."""
+    """Starlette's parser, which also records whether the body was complete: a cut one would silently lose images."""
 
     complete = False
 
@@ -120,13 +120,13 @@ class _Parser(MultiPartParser):
 async def _multipart(request: Request, settings: Settings) -> tuple[list[Source], dict[str, str]]:
     limit = settings.max_images_per_request
     parser = _Parser(request.headers, request.stream(), max_files=limit, max_fields=len(OPTIONS))
-    # Bodies are bounded already; a file on disk for each image above a megabyte would only cost time.
+    # Keep files in memory: bodies are bounded already, and a temporary file for each large image would cost time.
     parser.spool_max_size = settings.max_body_bytes
     try:
         form = await parser.parse()
         if not parser.complete:
             raise MultiPartException("it ends before its last boundary")
-    except (UnicodeError, LookupError) as error:  # charset= may name any of Python's codecs, some of which are none
+    except (UnicodeError, LookupError) as error:  # charset= may name any codec of Python, or none
         message = "the charset of the multipart body is not understood; leave it out"
         raise Problem(400, "malformed_multipart", message, field="Content-Type") from error
     except MultiPartException as error:
@@ -152,7 +152,7 @@ async def _multipart(request: Request, settings: Settings) -> tuple[list[Source]
 
 
 def check_count(images: int, settings: Settings, field: str = "images") -> None:
-    """Raises Problem 422 for no images, or more than one request may hold."""
+    """Raise Problem 422 for no images, or for more than one request may hold."""
     if not images:
         raise Problem(422, "no_images", "there are no images; send at least one", field=field)
     if images > settings.max_images_per_request:
@@ -160,7 +160,7 @@ def check_count(images: int, settings: Settings, field: str = "images") -> None:
 
 
 def too_many(limit: int, images: int | None = None, field: str = "images") -> Problem:
-    """More images than one request may hold."""
+    """The answer to a request with more images than the limit."""
     count = f"{images} images" if images else "more images than that"
     message = f"at most {limit} images fit in one request, not {count}: split the request"
     return Problem(422, "too_many_images", message, field=field)
@@ -193,7 +193,7 @@ def _options(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 @functools.lru_cache(256)
 def accepted(accept: str) -> Form:
-    """The form of answer an Accept header asks for. Raises Problem 406 for none of ours."""
+    """The answer's form that an Accept header asks for. Raises Problem 406 if none of ours suits."""
     best = 0.0
     choice = None
     for part in accept.split(",") if accept else ["*/*"]:
@@ -213,7 +213,7 @@ def accepted(accept: str) -> Form:
 
 
 def encode(answer: Answer, payload: Payload, form: Form) -> Response:
-    """The answer as JSON, .npy or bare little-endian float32 with its shape in X-Shape."""
+    """Encode the answer as JSON, .npy or raw little-endian float32 with its shape in X-Shape."""
     rows = rows_of(answer, normalized=payload.normalize)
     served = answer.served
     headers = [*served.headers, (b"server-timing", timing(answer).encode())]
@@ -230,7 +230,7 @@ def encode(answer: Answer, payload: Payload, form: Form) -> Response:
 
 
 class _Encoded(Response):
-    """A Response of bytes, headers included: strings would be encoded anew for each answer."""
+    """A Response whose headers are bytes already: Starlette would encode strings anew for each answer."""
 
     def __init__(self, body: bytes, media_type: str, headers: list[tuple[bytes, bytes]]) -> None:
         self.status_code = 200
@@ -241,7 +241,7 @@ class _Encoded(Response):
 
 
 def identity_headers(answer: Answer) -> dict[str, str]:
-    """Headers of an answer that say whose rows these are and what they took."""
+    """Headers that name the encoder and its revision, and give the time of each phase."""
     served = answer.served
     return {"X-Model": served.name, "X-Revision": served.revision, "Server-Timing": timing(answer)}
 
@@ -255,6 +255,6 @@ def timing(answer: Answer) -> str:
 
 
 def rows_of(answer: Answer, *, normalized: bool) -> Rows:
-    """The answer's rows, little-endian float32, as they leave."""
+    """The answer's rows as little-endian float32."""
     rows = answer.unit if normalized else answer.rows
     return np.ascontiguousarray(rows, dtype="<f4")

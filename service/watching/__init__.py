@@ -1,1 +1,1 @@
-"""What is watched: canary, sampled traffic, rows from elsewhere, and windows kept over a restart."""
+"""Watching embeddings: the canary, sampled traffic, rows from other services, and windows stored over a restart."""

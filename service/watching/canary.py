@@ -1,7 +1,7 @@
-"""The canary: fixed images whose embeddings are known, trickled through the path that requests take.
+"""The canary: fixed images with known embeddings, which are embedded again and again on the path that requests take.
 
-They tell a broken model from unusual traffic. A few at a time fill room that batches of requests leave, or an engine
-that has nothing to do, at a pace that keeps them to half a per cent of what the engine can do.
+They tell a broken model from unusual traffic. They are embedded a few at a time, in room that batches of requests
+leave, or while the engine is idle. Their pace keeps them to 0.5 % of the engine's time.
 """
 
 import asyncio
@@ -22,16 +22,18 @@ from service.metrics import Metrics
 
 log = logging.getLogger("fullrank.service")
 SHARE = 0.005
-# A request may arrive just after a few canary images were started alone; it waits for at most these.
+# Canary images embedded together, at most, and the seconds of their pass. A request that arrives then waits for it.
 FEW = 8
 FEW_SECONDS = 0.005
-TURN, PATIENCE = 0.05, 0.1  # seconds that many images embedded at once hold up a request, and wait for requests
+TURN = 0.05  # seconds of one pass of embed_in_turns, for which a request may have to wait
+PATIENCE = 0.1  # seconds for which images of embed_in_turns give way to requests
 
 
 async def embed_in_turns(engine: Engine, encoder: Encoder, pixels: Pixels) -> tuple[Rows, float]:
-    """Rows (n, d) of (n, c, s, s) uint8 pixels and the seconds of their passes; requests go first.
+    """Embed many images in small batches, so that requests go first.
 
-    Some at a time, as many as take some `TURN` seconds, so that a request waits for no more than these.
+    pixels: (n, c, s, s) uint8. Returns rows (n, d) and the seconds of all forward passes. A batch is as large as takes
+    about `TURN` seconds: a request waits for no more than that.
     """
     rows = list[Rows]()
     seconds = 0.0
@@ -47,10 +49,10 @@ async def embed_in_turns(engine: Engine, encoder: Encoder, pixels: Pixels) -> tu
 
 
 class CanaryWatch:
-    """Embeds an artifact's canary images over and over in small parts; what each embedded to last is in `rows` (m, d).
+    """Embeds an artifact's canary images over and over, a few at a time. `rows` (m, d) holds their latest embeddings.
 
-    rows: what all of them embedded to just now, in `seconds` of forward passes. cycle: seconds from one embedding of an
-    image to its next: `period`, or as long as keeps the images to `SHARE` of the engine's time.
+    rows: their first embeddings, which took `seconds` of forward passes. cycle: seconds between two embeddings of the
+    same image. It is `period`, or longer where that would take more than `SHARE` of the engine's time.
     """
 
     def __init__(self, canary: Canary, rows: Rows, seconds: float, metrics: Metrics, period: float) -> None:
@@ -64,9 +66,10 @@ class CanaryWatch:
         self.few = min(FEW, max(1, int(FEW_SECONDS * len(self._images) / seconds)))
 
     async def trickle(self, engine: Engine, encoder: Encoder, record: Callable[[Rows], None], every: float) -> None:
-        """For ever: embed a few; `record` all rows (m, d) as they now are, `every` so often and once one is off.
+        """Run for ever: embed a few canary images, and call `record` with all rows (m, d).
 
-        Images that could not be embedded for a period are off: their rows become NaN.
+        record is called every `every` seconds, and at once when an image's embedding no longer matches its stored one.
+        Images that could not be embedded for a period do not match: their rows become NaN.
         """
         n = len(self._images)
         alarmed = False
@@ -91,11 +94,11 @@ class CanaryWatch:
                     due = time.monotonic() + every
 
     async def _embed(self, engine: Engine, encoder: Encoder, part: slice, pause: float) -> bool:
-        """Embed some of them again; False if that failed, or took longer than a period."""
+        """Embed some canary images again. False if that failed or took longer than a period."""
         images = self._images[part]
         deadline = time.monotonic() + pause + self._period
         try:
-            # An engine whose batches are always full makes room after a pause, or it would run unwatched.
+            # After a pause they no longer yield: an engine whose batches are always full would run unwatched.
             job = await engine.embed(encoder, images, deadline, observed=False, yields_for=pause)
         except Exception as error:
             self._metrics.canary["failed"].inc(len(images))
@@ -108,11 +111,11 @@ class CanaryWatch:
         return True
 
     def least_cosine(self, part: slice = slice(None)) -> float:
-        """The least cosine of an image's embedding to its stored one; -1 if any is not finite."""
+        """The least cosine between a canary image's embedding and its stored one; -1 if any is not finite."""
         return least_cosine(self.rows[part], self._expected[part].numpy())
 
 
 def least_cosine(rows: Rows, expected: NDArray[np.float64] | Rows) -> float:
-    """Between rows (n, d) and those expected, row by row; -1 if any is not finite or has no direction."""
+    """The least cosine between rows (n, d) and the expected rows; -1 if any row is not finite or is all zero."""
     unit, wanted = (normalize(torch.from_numpy(np.asarray(it, np.float64))) for it in (rows, expected))
     return float((unit * wanted).sum(1).nan_to_num(nan=-1.0).min())

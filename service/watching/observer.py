@@ -1,7 +1,7 @@
-"""From answered images to the monitor: a sample of them, with a hash and a thumbnail of each.
+"""Gives the monitor a sample of the embedded images, with a hash and a thumbnail of each.
 
-On the thread that embedded them, after their clients have their answers and the device is another's: the monitor has a
-queue and a thread of its own. docs/decisions/engine-on-the-event-loop.md has what that costs.
+This runs on the lane that embedded them, once their clients have their answers and the lane has released the device.
+The monitor has a queue and a thread of its own. docs/decisions/engine-on-the-event-loop.md says what this costs.
 """
 
 import logging
@@ -20,16 +20,16 @@ from service.metrics import Metrics
 from service.watching.sampling import Sample
 
 log = logging.getLogger("fullrank.service")
-ROUGH = 1024  # bytes of an image that tell whether it is a copy, before it is chosen
-BURST = 256  # images that a monitor sees at once after a quiet time: a block of its statistics
+ROUGH = 1024  # bytes of an image that are hashed to recognise copies, before images are chosen
+BURST = 256  # images that a monitor may see at once after a quiet time: one block of its statistics
 
 
 class Observer:
-    """Shows monitors what was embedded. Thread-safe.
+    """Gives embedded images to monitors. Thread-safe.
 
-    rate: images a second that each monitor is to see, at most; the others are counted in
-    fullrank_unsampled_images_total, or as duplicates where they are copies of what the monitor has seen. Those that a
-    monitor refuses are counted in fullrank_unobserved_images_total.
+    rate: images a second that each monitor gets at most. The others are counted in fullrank_unsampled_images_total, or
+    as duplicates if they are copies of images that the monitor has seen. Images that a monitor refuses are counted in
+    fullrank_unobserved_images_total.
     """
 
     def __init__(self, metrics: Metrics, rate: float = math.inf) -> None:
@@ -37,12 +37,12 @@ class Observer:
         self._rate = rate
         self._samples: weakref.WeakKeyDictionary[SpectrumMonitor, Sample] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
-        # Secrets of the process, by length: nobody can craft images that the monitor takes for duplicates.
+        # Random keys, by length. They are secret, so that nobody can craft images that count as duplicates.
         self._secrets: dict[int, NDArray[np.uint64]] = {}
         self._places: dict[int, NDArray[np.intp]] = {}
 
     def observe(self, monitor: SpectrumMonitor, pixels: Pixels, rows: Rows) -> None:
-        """Hand a sample of images (n, c, s, s) and their rows (n, d) to a monitor. Raises nothing."""
+        """Give a monitor a sample of images (n, c, s, s) and their rows (n, d). Raises nothing."""
         try:
             with self._lock:
                 if (sample := self._samples.get(monitor)) is None:
@@ -56,8 +56,8 @@ class Observer:
             self.metrics.unobserved.inc(len(rows))
 
     def _chosen(self, sample: Sample, monitor: SpectrumMonitor, pixels: Pixels, rows: Rows) -> tuple[Pixels, Rows]:
-        """Those that the monitor is to see; the others are counted."""
-        # Before whole images are hashed and thumbnails are made: what is not looked at is to cost next to nothing.
+        """Choose the images and rows that the monitor gets. The others are counted."""
+        # This comes before whole images are hashed and thumbnails made, so that images not chosen cost almost nothing.
         contents = self.rough_keys(pixels)
         with self._lock:
             which, copies = sample.choose(contents)
@@ -67,9 +67,9 @@ class Observer:
         return (pixels, rows) if len(which) == len(rows) else (pixels[which], rows[which])
 
     def rough_keys(self, pixels: Pixels) -> list[int]:
-        """Keys of about a thousand bytes of each image, at places that are the process's secret: 1 to 8 us an image.
+        """One hash for each image (n, c, s, s), of about 1,000 of its bytes at secret positions; 1 to 8 us an image.
 
-        Pictures that agree there and differ elsewhere share one. They only share a place in the sample.
+        Images that differ elsewhere only have the same hash. That only means that they share a place in the sample.
         """
         flat = pixels.reshape(len(pixels), -1)
         width = flat.shape[1]
@@ -82,10 +82,10 @@ class Observer:
         return keys
 
     def keys(self, pixels: Pixels) -> NDArray[np.uint64]:
-        """(n,) keyed hashes of what the encoder sees, so that one picture in two file formats is one picture.
+        """(n,) keyed hashes of the decoded pixels, so that one picture in two file formats has one hash.
 
-        Two pictures share one with a chance of at most 2^-33: MULTILINEAR-HM of Lemire and Kaser ("Strongly universal
-        string hashing is fast", 2014), all 64 bits of it.
+        Two pictures have the same hash with a probability of at most 2^-33: MULTILINEAR-HM of Lemire and Kaser
+        ("Strongly universal string hashing is fast", 2014), all 64 bits.
         """
         flat = pixels.reshape(len(pixels), -1)
         if odd := -flat.shape[1] % 8:
@@ -96,6 +96,6 @@ class Observer:
             if count not in self._secrets:
                 self._secrets[count] = np.frombuffer(os.urandom(8 * count), np.uint64)
             first, second = self._secrets[count].reshape(2, -1)
-        # All images at once: a cryptographic hash of each would take the GIL from requests once an image.
+        # All images in one call: a cryptographic hash would need a call, and with it the GIL, for each image.
         hashes: NDArray[np.uint64] = ((words[:, ::2] + first) * (words[:, 1::2] + second)).sum(1)
         return hashes

@@ -1,7 +1,7 @@
-"""The monitors' windows on disk, so that a restart does not blind them.
+"""Stores the monitors' windows on disk, so that monitors keep their recent traffic over a restart.
 
-One safetensors file for each model and revision, replaced whole; its header says whose it is and what its bytes hash
-to. A file that is damaged, of another encoder or older than the windows is refused in words, never a crash.
+There is one safetensors file for each model and revision, and it is replaced atomically. Its header holds the model,
+the revision and a hash. A file that is damaged, of another encoder or older than the windows is logged and not used.
 """
 
 import asyncio
@@ -28,17 +28,16 @@ from fullrank import __version__ as VERSION
 from service.metrics import Metrics
 
 log = logging.getLogger("fullrank.service")
-SAVING = ".saving-"  # how a file is called until it is whole
+SAVING = ".saving-"  # prefix of a file's name until it is complete
 Watched = tuple[str, str, SpectrumMonitor]  # model, revision, monitor
 
 
 class WindowStore:
-    """Windows in `folder`, which this process owns while it holds the lock there; None keeps nothing.
+    """Saves and restores windows in `folder`, with a lock file so that one process owns it. None stores nothing.
 
     longest: seconds after which windows are too old to be resumed; their files are removed then.
 
-    A second process on the same folder saves nothing and restores nothing, which it logs: each would resume the
-    other's traffic.
+    A second process on the same folder logs that it saves and restores nothing: each would resume the other's traffic.
     """
 
     def __init__(self, folder: Path | None, metrics: Metrics, longest: float = math.inf) -> None:
@@ -60,7 +59,7 @@ class WindowStore:
             self._tidy(0.0)
 
     def restore(self, model: str, revision: str, monitor: SpectrumMonitor) -> bool:
-        """Whether the monitor resumed the windows of this model and revision. Blocks; raises nothing."""
+        """Load the stored windows of this model and revision; False if none can be used. Blocks; raises nothing."""
         if self._folder is None or not (path := self._path(model, revision)).exists():
             return False
         try:
@@ -69,7 +68,7 @@ class WindowStore:
             if age > monitor.windows[-1]:
                 raise ValueError(f"it was saved {age:.0f} s ago, the longest window is {monitor.windows[-1]:g} s")
             monitor.restore(tensors)
-        # Whatever a file holds: a replica that does not start is worse than one that starts blind.
+        # Any exception: a replica that does not start is worse than one that starts without windows.
         except Exception as error:
             self._metrics.windows["refused"].inc()
             log.warning("%s is not resumed: %s", path, error)
@@ -79,7 +78,7 @@ class WindowStore:
         return True
 
     def save(self, model: str, revision: str, monitor: SpectrumMonitor) -> None:
-        """Replace the file of this model and revision. Blocks; raises nothing."""
+        """Save a monitor's windows in the file of this model and revision. Blocks; raises nothing."""
         if self._folder is None:
             return
         try:
@@ -93,13 +92,13 @@ class WindowStore:
             self._metrics.windows["saved"].inc()
 
     def save_all(self, monitors: Iterable[Watched]) -> None:
-        """Replace the files of these. Blocks; raises nothing."""
+        """Save the windows of all these monitors. Blocks; raises nothing."""
         for model, revision, monitor in monitors:
             self.save(model, revision, monitor)
         self._tidy(self._longest)
 
     def _tidy(self, unfinished: float) -> None:
-        """Remove files that no start would resume, and what was being written `unfinished` seconds ago or earlier."""
+        """Remove files that are too old to resume, and incomplete files older than `unfinished` seconds."""
         if self._folder is None:
             return
         for pattern, longest in (("*@*.safetensors", self._longest), (f"{SAVING}*", unfinished)):
@@ -109,7 +108,7 @@ class WindowStore:
                         path.unlink()
 
     async def keep(self, monitors: Callable[[], Iterable[Watched]], period: float) -> None:
-        """For ever: save them every `period` seconds, or so rarely that it takes a twentieth of the time."""
+        """Run for ever: save all windows every `period` seconds, or less often if saving took over 5 % of the time."""
         took = 0.0
         while True:
             await asyncio.sleep(max(period, 20 * took))
@@ -118,7 +117,7 @@ class WindowStore:
             took = time.monotonic() - started
 
     def close(self) -> None:
-        """Let another process have the folder."""
+        """Release the folder's lock."""
         if self._lock is not None:
             self._lock.close()
         self._lock = self._folder = None
@@ -156,7 +155,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """The old file or the new one, whole, whenever the process or the machine stops."""
+    """Write a file atomically: after a crash of the process or the machine, the old or the new file is there, whole."""
     descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=SAVING)
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -1,4 +1,4 @@
-"""Token-bucket sampling of images for the monitor, which spends no token on copies of what it has seen."""
+"""Token-bucket sampling of images for the monitor. It spends no token on copies of recent images."""
 
 import math
 import time
@@ -11,12 +11,14 @@ from fullrank.monitor.window import RecentKeys
 
 
 class Sample:
-    """Chooses among images so that watching them costs no more than so many a second, however many come.
+    """Chooses at most `rate` images a second at random, so that the cost of watching is bounded.
 
-    rate: images a second in the long run, infinite for all; burst: images at once after a quiet time; horizon: seconds
-    within which a second image of the same content is a copy. While no more come, all are chosen; of more that come
-    together, each has the same chance. Copies are left out first: else a client that repeats one picture would crowd
-    out all others, and nothing could be said of the encoder. One thread at a time.
+    rate: images a second in the long run; infinite chooses all. burst: images at once after a quiet time. horizon:
+    seconds within which a second image with the same content counts as a copy.
+
+    Below the rate all images are chosen. Above it, each of the images that come together has the same chance. Copies
+    are left out first: otherwise a client that repeats one picture would crowd out all others, and the sample would
+    say nothing about the encoder. Not thread-safe.
     """
 
     def __init__(
@@ -32,13 +34,13 @@ class Sample:
 
     @property
     def takes_all(self) -> bool:
-        """Whether every image is chosen, so that nobody needs to ask."""
+        """Whether every image is chosen, so that choose() need not be called."""
         return math.isinf(self._rate)
 
     def choose(self, contents: Sequence[int]) -> tuple[NDArray[np.intp], int]:
-        """Indices of the chosen among images that come together, and how many of the others are copies.
+        """Choose among images that come together. Returns the chosen indices, and how many of the others are copies.
 
-        contents: a number for each image, the same for the same picture.
+        contents: a hash of each image.
         """
         now = self._clock()
         self._allowance = min(self._burst, self._allowance + (now - self._then) * self._rate)

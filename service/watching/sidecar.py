@@ -17,29 +17,30 @@ from service.watching.persistence import WindowStore
 REVISION = "observed"
 
 
-# Matrices of dimension x dimension float64 that a monitor with full windows holds at most, and bytes of the rest.
+# Memory of a monitor with full windows, at most: so many float64 matrices of dimension x dimension, and other bytes.
 MATRICES = 24
 BESIDES = 8 * 2**20
-LOOK = 30.0  # seconds between two looks at who is idle
+LOOK = 30.0  # seconds between two checks for idle models
 
 
 def memory_of(dimension: int) -> int:
-    """Bytes that a monitor of so many dimensions takes at most."""
+    """Bytes of memory that a monitor of rows of this dimension takes at most."""
     return MATRICES * 8 * dimension**2 + BESIDES
 
 
 @dataclass(eq=False)
 class Observed:
-    """A model whose rows come from outside: its monitor, and when the last ones came in time.monotonic() seconds."""
+    """A model whose rows come by POST /observe: its monitor, and the time.monotonic() of its latest rows."""
 
     monitor: SpectrumMonitor
     last: float
 
 
 class Sidecar:
-    """One monitor for each model name seen, never the served encoder's: rows from outside must not mute its alerts.
+    """Keeps one monitor for each model name that POST /observe sent.
 
-    A model that got no rows for the longest window gives its place, its name and its memory back.
+    Monitors of served encoders are separate: rows from outside must not mute their alerts. A model that got no rows for
+    the longest window is removed, which frees its place and its memory.
     """
 
     def __init__(self, settings: Settings, store: WindowStore) -> None:
@@ -49,13 +50,13 @@ class Sidecar:
         self._opening = asyncio.Lock()
 
     async def observe(self, model: str, rows: Rows) -> None:
-        """Hand rows (n, d) to the model's monitor, the first time one with its reference and the windows of before.
+        """Give rows (n, d) to the model's monitor. A new model gets a monitor, its reference and its stored windows.
 
-        Raises InvalidError for another width, a model too many, no memory left or a reference that is damaged or of
-        another width.
+        Raises InvalidError if d is not the model's dimension, if there are too many models, if there is no memory left,
+        or if the reference is damaged or of another dimension.
         """
         if model not in self._models:
-            # At d = 2048 the reference takes a while to read: off the loop, and once for all who ask meanwhile.
+            # At d = 2048 the reference takes a while to read. So it is read off the loop, once for concurrent requests.
             async with self._opening:
                 if model not in self._models:
                     await self._end(self._idle())
@@ -69,7 +70,7 @@ class Sidecar:
         observed.monitor.observe(rows)
 
     async def forget_idle(self) -> None:
-        """For ever: end the monitors of models that got no rows for the longest window."""
+        """Run for ever: remove models that got no rows for the longest window."""
         while True:
             await asyncio.sleep(LOOK)
             async with self._opening:
@@ -92,11 +93,11 @@ class Sidecar:
             block_rows=self._settings.block_rows,
         )
         self._store.restore(model, REVISION, monitor)
-        # Here, not after the thread is awaited: a caller that is gone by then would leave a monitor that nobody ends.
+        # Here, not after the await: if the caller were cancelled meanwhile, nothing would ever close the monitor.
         self._models[model] = Observed(monitor, time.monotonic())
 
     def _check_room(self, dimension: int) -> None:
-        """Raise InvalidError where one more model, or its memory, is too much."""
+        """Raise InvalidError if one more model, or its memory, would exceed the limits."""
         limit = self._settings.max_observed_models
         known = ", ".join(self._models) or "none"
         if len(self._models) >= limit:
@@ -139,6 +140,6 @@ class Sidecar:
         return iter([(model, REVISION, observed.monitor) for model, observed in self._models.copy().items()])
 
     async def close(self) -> None:
-        """End the monitors, one that is being opened included. Their windows can still be read."""
+        """Close all monitors, also one that is being opened. Their windows can still be read."""
         async with self._opening:
             await asyncio.gather(*(asyncio.to_thread(it.monitor.close) for it in self._models.values()))

@@ -42,9 +42,10 @@ async def embed(request: Request) -> Response:
 
 
 async def embedded(request: Request, sources: Sequence[Source], deadline: float, model: str | None = None) -> Answer:
-    """Embed what a request sent, dropped if its client leaves; noted for the request's log line and trace.
+    """Embed a request's images, and note the work in its context for the log line and the trace.
 
-    Only our protocol says when a client leaves; behind another server the work is done all the same.
+    The work is dropped if the client leaves. Only our own protocol (limits.py) reports that; behind another server the
+    work is finished.
     """
     context = context_of(request.scope)
     context.images = len(sources)
@@ -81,10 +82,10 @@ async def embedded(request: Request, sources: Sequence[Source], deadline: float,
 
 
 async def read_by(request: Request, deadline: float, reading: Awaitable[T]) -> T:
-    """What a client sends before the deadline; Problem 408 if it is too slow to, 499 if it leaves."""
+    """Read what a client sends, until the deadline. Raises Problem 408 if it is too slow, 499 if it leaves."""
     try:
         if context_of(request.scope).whole:
-            return await reading  # nothing to wait for
+            return await reading  # the body has arrived: this does not wait
         async with asyncio.timeout(deadline - time.monotonic()):
             return await reading
     except TimeoutError:
@@ -92,7 +93,10 @@ async def read_by(request: Request, deadline: float, reading: Awaitable[T]) -> T
 
 
 def deadline_of(request: Request, longest: float) -> float:
-    """In time.monotonic() seconds: X-Request-Timeout, at most `longest`, from the first byte on. Raises Problem 422."""
+    """The request's deadline in time.monotonic() seconds. Raises Problem 422.
+
+    It is X-Request-Timeout seconds after the request's first byte, at most `longest`.
+    """
     context = context_of(request.scope)
     seconds = longest
     if (text := request.headers.get("x-request-timeout")) is not None:

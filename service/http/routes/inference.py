@@ -1,9 +1,9 @@
-"""The Open Inference Protocol (v2) over HTTP, with its binary data extension: the clients of KServe and Triton work.
+"""The routes of the Open Inference Protocol (v2), with its binary data extension, for clients of KServe and Triton.
 
-https://github.com/open-inference/open-inference-protocol, and for the binary tail
+The protocol is https://github.com/open-inference/open-inference-protocol, and the binary tail
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md. A version is an
-encoder's revision. An encoder has two inputs, of which a request sends one: `images` (BYTES, shape [n]: files; base64
-in JSON, as they are in a binary tail) or `pixels` (UINT8, shape [n, 1 or 3, height, width], of any size).
+encoder's revision. An encoder has two inputs, and a request sends one of them: `images` (BYTES, shape [n]: image files,
+in base64 in JSON and raw in a binary tail) or `pixels` (UINT8, shape [n, 1 or 3, height, width], of any size).
 """
 
 import math
@@ -195,7 +195,7 @@ async def infer(request: Request) -> Response:
     """
     service = service_of(request)
     deadline = deadline_of(request, service.settings.request_timeout)
-    service.served(model := model_of(request))  # a stranger's body is not read
+    service.served(model := model_of(request))  # an unknown model is refused before the body is read
     body = await read_by(request, deadline, request.body())
     asked, images = await payload.apart(len(body), understood, body, request.headers.get(LENGTH), service.settings)
     if asked.parameters.timeout:
@@ -208,18 +208,18 @@ async def infer(request: Request) -> Response:
 
 
 def model_of(request: Request) -> str:
-    """The model that a path names, as Service.served takes it."""
+    """The model that the path names, in the form that Service.served takes."""
     return "@".join(request.path_params[part] for part in VERSIONED if part in request.path_params)
 
 
 def understood(body: bytes, length: str | None, settings: Settings) -> tuple[Inference, list[Source]]:
-    """The request and its images. Raises Problem 4xx or RequestValidationError (422)."""
+    """Parse a request and its images. Raises Problem 4xx or RequestValidationError (422)."""
     asked, tail = split(body, length)
     return asked, sources(asked.inputs[0], tail, settings)
 
 
 def split(body: bytes, length: str | None) -> tuple[Inference, bytes]:
-    """The request and the binary tail after it. Raises Problem 400 or RequestValidationError (422)."""
+    """Split a body into the JSON request and the binary tail. Raises Problem 400 or RequestValidationError (422)."""
     if length is not None and not (re.fullmatch("[0-9]{1,12}", length) and int(length) <= len(body)):
         message = f"{LENGTH} must be the length of the JSON, at most the body's {len(body)} bytes, not {length!r}"
         raise Problem(400, "invalid_field", message, field=LENGTH)
@@ -231,7 +231,7 @@ def split(body: bytes, length: str | None) -> tuple[Inference, bytes]:
 
 
 def sources(tensor: Input, tail: bytes, settings: Settings) -> list[Source]:
-    """A tensor's images. Raises Problem 4xx where shape, type, data and tail disagree."""
+    """The images of a tensor. Raises Problem 4xx if shape, type, data and tail disagree."""
     shape = tensor.shape
     field = f"inputs.{tensor.name}"
     if tensor.datatype != INPUTS[tensor.name]:
@@ -272,7 +272,7 @@ def _numbers(data: list[Any], field: str) -> Pixels:
 
 
 def _elements(tail: bytes, field: str) -> list[bytes]:
-    """Of a BYTES tensor: each is preceded by its length, 4 bytes, little-endian."""
+    """Split a BYTES tensor into its elements. Before each stands its length, 4 bytes, little-endian."""
     elements = []
     start = 0
     while start < len(tail):
@@ -291,7 +291,7 @@ def _wrong(message: str, field: str) -> Problem:
 
 
 def answered(answer: Answer, asked: Inference) -> Response:
-    """The embeddings as the request wants them."""
+    """The answer with the embeddings, as JSON or with a binary tail, as the request asks."""
     rows = payload.rows_of(answer, normalized=asked.parameters.normalize)
     wish = asked.outputs[0].parameters.binary_data if asked.outputs else None
     binary = asked.parameters.binary_data_output if wish is None else wish

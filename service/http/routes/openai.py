@@ -1,4 +1,4 @@
-"""/v1/embeddings and /v1/models: OpenAI's shape, so that existing clients work. Images come as data URIs or base64."""
+"""OpenAI's routes /v1/embeddings and /v1/models, for existing clients. Images come as data URIs or base64."""
 
 import base64
 import contextlib
@@ -72,7 +72,7 @@ async def models(request: Request) -> OpenAIModels:
     names = dict.fromkeys([*(it.name for it in service.in_service()), "default", *service.settings.aliases])
     data = []
     for name in names:
-        with contextlib.suppress(NotFoundError):  # an alias of an encoder that is not in service now
+        with contextlib.suppress(NotFoundError):  # the alias's encoder is not in service now
             data.append(_model(name, service.served(name)))
     return OpenAIModels(object="list", data=data)
 

@@ -1,4 +1,4 @@
-"""Routes that operators and their tools read: health, metrics, limits, the page and the API's description."""
+"""Routes for operators and their tools: health, metrics, limits, the live page and the API documentation."""
 
 import platform
 from importlib.resources import files
@@ -23,7 +23,7 @@ from service.http.routes import schemas
 router = APIRouter(tags=["operations"])
 PAGE = (Path(service.http.page.__file__).parent / "index.html").read_text()
 SWAGGER = Path(str(files("fastapi_offline"))) / "static"
-# The pages ask this server only; nothing they show can make them ask another.
+# The pages may load from this server only, so nothing they show can make them call another.
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self' 'unsafe-inline'; "
     "style-src 'self' 'unsafe-inline'; connect-src 'self'; img-src data:; frame-ancestors 'self'",
@@ -32,7 +32,7 @@ PAGE_HEADERS = {
 
 
 def as_json(value: Any) -> Response:
-    """JSON; NaN becomes null, which here means "not known"."""
+    """Answer with JSON. NaN becomes null, which means "not known"."""
     return Response(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY), media_type="application/json")
 
 
@@ -118,5 +118,5 @@ async def docs_asset(name: Literal["swagger-ui-bundle.js", "swagger-ui.css"]) ->
 
 
 def baseline_of(served: Served) -> dict[str, str]:
-    """The encoder whose reference this one is compared with."""
+    """Name and revision of the encoder whose reference this one is compared with."""
     return {"model": served.baseline.card.name, "revision": served.baseline.card.revision}

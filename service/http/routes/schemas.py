@@ -1,4 +1,4 @@
-"""What OpenAPI says of bodies that the hot path reads and writes without pydantic, with examples that work."""
+"""OpenAPI schemas, with working examples, of bodies that the hot path reads and writes without pydantic."""
 
 from typing import Any, Literal
 
@@ -135,17 +135,17 @@ EMBEDDING = (400, 401, 403, 408, 413, 415, 422, 429, 500, 503, 504)
 
 
 def failures(*codes: int, shape: type[BaseModel] = ErrorBody) -> Responses:
-    """Responses for these statuses, in one shape."""
+    """OpenAPI responses for these failure statuses, in one shape."""
     return {code: {"model": shape, "description": FAILURES[code]} for code in codes}
 
 
 def example(value: Any, media: str = "application/json") -> Responses:
-    """A 200 with this example."""
+    """An OpenAPI response 200 with this example."""
     return {200: {"content": {media: {"example": value}}}}
 
 
 def loose(value: dict[str, Any]) -> Responses:
-    """A 200 whose JSON object has at least this example's fields."""
+    """An OpenAPI response 200 whose JSON object has at least the fields of this example."""
     schema = {"type": "object", "required": list(value)}
     return {200: {"content": {"application/json": {"schema": schema, "example": value}}}}
 
@@ -155,12 +155,12 @@ BODIES: list[type[BaseModel]] = []  # openapi.py adds them to the document
 
 
 def body(model: type[BaseModel], value: Any) -> dict[str, Any]:
-    """A JSON body, and one that works."""
+    """An OpenAPI request body in JSON, with an example that works."""
     BODIES.append(model)
     return {"application/json": {"schema": {"$ref": REFERENCE.format(model=model.__name__)}, "example": value}}
 
 
-KEY: dict[str, Any] = {"security": [{"key": []}, {}]}  # none is needed where none is set
+KEY: dict[str, Any] = {"security": [{"key": []}, {}]}  # {}: no key is needed if none is set
 _FLAGS: dict[str, Any] = {
     "normalize": {"type": "boolean", "default": True},
     "encoding_format": {"type": "string", "enum": ["float", "base64"], "default": "float"},
@@ -233,7 +233,7 @@ OPENAI_MODELS_RESPONSES: Responses = example({"object": "list", "data": [_MODEL]
 
 
 def in_path(*names: str) -> dict[str, Any]:
-    """Parameters that the path holds: the name of an encoder in service, and its revision."""
+    """OpenAPI path parameters: the name of an encoder in service, and its revision."""
     described = {"name": "An encoder in service.", "version": "Its revision."}
     return {
         "parameters": [
@@ -244,7 +244,7 @@ def in_path(*names: str) -> dict[str, Any]:
 
 
 def infer_body(model: type[BaseModel], *names: str) -> dict[str, Any]:
-    """JSON alone, or JSON and a binary tail."""
+    """An OpenAPI request body: JSON alone, or JSON and a binary tail."""
     tensor = {"name": "images", "datatype": "BYTES", "shape": [1], "data": [IMAGE]}
     tail = {
         "name": "Inference-Header-Content-Length",

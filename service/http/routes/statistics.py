@@ -1,4 +1,4 @@
-"""The monitors' state: GET /spectrum for all, GET /moments and POST /observe for who may."""
+"""Routes of the monitors: GET /spectrum for everybody, GET /moments and POST /observe with a key."""
 
 import asyncio
 import io
@@ -26,7 +26,7 @@ router = APIRouter(tags=["statistics"])
 revealing = APIRouter(route_class=Revealing)
 observing = APIRouter(route_class=Observing)
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-MAX_DIMENSION = 2048  # a monitor holds some dozens of d x d matrices
+MAX_DIMENSION = 2048  # a monitor holds dozens of d x d matrices
 Model = Annotated[str | None, Query(description="A model known from POST /observe; without it, the served encoder.")]
 
 
@@ -102,7 +102,7 @@ def _remedy(identity: dict[str, Any]) -> str:
 
 
 def _monitored(service: Service, model: str | None) -> tuple[dict[str, Any], SpectrumMonitor]:
-    """Whose statistics these are, and their monitor."""
+    """The identity of a watched model, and its monitor. Raises Problem 404 or NotFoundError."""
     if model is not None and all(model != served.name for served in service.in_service()):
         return {"model": model, "revision": REVISION, "compared_with": None}, service.sidecar.get(model)
     served = service.served(model)
@@ -124,7 +124,7 @@ def _from_json(body: bytes) -> tuple[Any, NDArray[np.float32]]:
             message = f"rows[{index}] holds something that is no number; leave out rows that have none"
             raise Problem(422, "invalid_field", message, field=f"rows[{index}]")
     try:
-        # What overflows becomes infinite and counts as not finite: no warning on the server's log.
+        # Values that overflow become infinite and are counted as not finite, so numpy need not warn in the log.
         with np.errstate(over="ignore"):
             rows = np.array(value["rows"], np.float32)
     except (ValueError, TypeError) as error:
@@ -135,18 +135,18 @@ def _from_json(body: bytes) -> tuple[Any, NDArray[np.float32]]:
 
 
 def _from_npy(body: bytes) -> NDArray[np.float32]:
-    """Floats of a .npy file: no pickle, and no allocation beyond the bytes that came."""
+    """Read a .npy file of floats, without pickle and without allocating more than the bytes received."""
     file = io.BytesIO(body)
     try:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
-    # Python's own parser reads the header, and fails in as many ways as Python has.
+    # numpy parses the header with Python's own parser, which may raise many kinds of exceptions.
     except Exception as error:
         message = "the body is no .npy file whose header can be read; send what numpy.save writes"
         raise Problem(422, "invalid_field", message, field="body") from error
     data = body[file.tell() :]
-    # A header may also say -1 or True.
+    # A header may also declare a dimension of -1 or True.
     sane = all(type(side) is int and side >= 0 for side in shape)
     if dtype.kind != "f" or fortran or not sane or math.prod(shape) * dtype.itemsize != len(data):
         message = f"expected C-ordered floats filling the file; its header says {dtype} {shape}"
