@@ -1,13 +1,17 @@
 """The encoders we ship are what we say they are, on the sample that lies beside them."""
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor
 
 import models
+from benchmarks.encoders import table
 from models.artifact import Artifact, load
-from models.embedder import Embedder
+from models.embedder import Embedder, normalize
+from models.references import SYNTHETIC, synthetic_canary
 from tools import demo
 from training.data import SAMPLE, ImageSet, read_fashion_mnist
 from training.evaluate import Spectrum, evaluate_pixels, knn_accuracy
@@ -15,6 +19,7 @@ from training.evaluate import Spectrum, evaluate_pixels, knn_accuracy
 PRETRAINED = Path(models.__file__).parent / "pretrained"
 DEFAULT = "fashion-directclr"
 HEALTHY = (DEFAULT, "fashion-byol")
+COLOUR = "cifar10-directclr"
 COLLAPSED = demo.COLLAPSED.name
 FOLDERS = {name: PRETRAINED / name for name in HEALTHY} | {COLLAPSED: demo.COLLAPSED}
 
@@ -37,7 +42,7 @@ def rows(artifacts: dict[str, Artifact], sample: tuple[ImageSet, ImageSet]) -> d
 
 
 def test_nothing_else_is_shipped_and_nothing_is_heavy(artifacts: dict[str, Artifact]) -> None:
-    assert {path.name for path in PRETRAINED.iterdir()} == set(HEALTHY)
+    assert {path.name for path in PRETRAINED.iterdir()} == {*HEALTHY, COLOUR}
     for name, artifact in artifacts.items():
         assert artifact.card.name == name
         assert artifact.canary is not None
@@ -75,3 +80,37 @@ def test_references_describe_images_nobody_trained_on(
     spectrum = Spectrum.of(rows[name][1])
     assert spectrum.participation_ratio == pytest.approx(reference.participation_ratio, rel=0.1)
     assert spectrum.total_variance == pytest.approx(reference.total_variance, rel=0.05)
+
+
+def test_the_colour_encoder_is_whole_and_ships_none_of_its_data() -> None:
+    """CIFAR-10 may not be given away: its canary is drawn, and told apart by the encoder as images are."""
+    artifact = load(PRETRAINED / COLOUR)
+    assert artifact.card.name == COLOUR
+    assert artifact.card.training["data"] == "cifar10"
+    assert artifact.canary is not None
+    assert artifact.canary.licence == SYNTHETIC
+    drawn = synthetic_canary(artifact.card.preprocessing)
+    assert int((artifact.canary.images.int() - drawn.int()).abs().max()) <= 1  # of 255, by another version's rounding
+    rows = normalize(Embedder(artifact).embed(artifact.canary.images))
+    torch.testing.assert_close(rows, artifact.canary.embeddings, rtol=0, atol=1e-5)
+    assert artifact.reference is not None
+    assert artifact.reference.participation_ratio > 5
+    assert sum(path.stat().st_size for path in (PRETRAINED / COLOUR).iterdir()) < 15e6
+
+
+def test_the_page_s_figures_are_of_the_encoders_that_are_shipped() -> None:
+    """benchmarks/encoders.jsonl has their revisions, docs/encoders.md its tables; the colour encoder beats its bars."""
+    root = Path(__file__).parents[2]
+    found = [json.loads(line) for line in (root / "benchmarks" / "encoders.jsonl").read_text().splitlines()]
+    page = (root / "docs" / "encoders.md").read_text()
+    for dataset in ("fashion", "cifar10"):
+        assert table([record for record in found if record["dataset"] == dataset]) in page
+    measured = {record["revision"]: record["name"] for record in found if record["kind"] == "encoder"}
+    for name, folder in (FOLDERS | {COLOUR: PRETRAINED / COLOUR}).items():
+        assert measured[load(folder).card.revision] == name
+    colour = [record for record in found if record["dataset"] == "cifar10"]
+    mine = next(record for record in colour if record["kind"] == "encoder")
+    bars = [record for record in colour if record["kind"] != "encoder"]
+    assert {record["kind"] for record in bars} == {"pixels", "initial", "measured"}
+    assert mine["knn"] > max(record["knn"] for record in bars) + 0.02
+    assert mine["linear"] > max(record["linear"] for record in bars) + 0.02
