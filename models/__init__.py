@@ -1,1 +1,1 @@
-"""What an encoder is: backbones, heads, the artifact on disk, and the one path from image bytes to embedding."""
+"""Encoders: backbones, heads, the artifact on disk, and the one path from image bytes to embedding."""

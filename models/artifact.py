@@ -1,4 +1,4 @@
-"""The encoder artifact: a folder that says everything serving needs, and is refused when any of it disagrees.
+"""The encoder artifact: a folder with everything that serving needs. It is refused if its files contradict each other.
 
     encoder.json            the card: name, architecture, preprocessing, training, measured quality, hashes of the rest
     encoder.safetensors     the weights, float32, under the names of their module in models/backbones
@@ -65,12 +65,12 @@ MEASURED_ON = "encoder.sha256"  # the identity of the encoder that the reference
 
 
 class ArtifactError(ValueError):
-    """An artifact that cannot be trusted; the message names the file and what disagrees."""
+    """Raised for an artifact that cannot be trusted. The message names the file and what disagrees."""
 
 
 @dataclass(frozen=True)
 class Canary:
-    """Fixed images and what the encoder made of them: images (m, channels, size, size) uint8, embeddings (m, d)."""
+    """Fixed images (m, channels, size, size) uint8, and the encoder's embeddings (m, d) of them at export."""
 
     images: Tensor
     embeddings: Tensor
@@ -87,9 +87,9 @@ class Graph:
 
 @dataclass(frozen=True)
 class Artifact:
-    """An encoder with all that serving it needs; what `load` returns and `save` takes.
+    """An encoder with everything that serving needs. `load` returns it and `save` writes it.
 
-    `module` is None where the graph alone is the encoder.
+    `module` is None if the encoder is an ONNX graph only.
     """
 
     card: EncoderCard
@@ -100,17 +100,17 @@ class Artifact:
 
     @property
     def encoder(self) -> Encoder:
-        """The module. Raises ArtifactError where there is only a graph."""
+        """The PyTorch module. Raises ArtifactError if the encoder is an ONNX graph only."""
         if self.module is None:
             raise ArtifactError(f"{self.card.name} is an ONNX graph: it can be served, but not trained")
         return self.module
 
 
 def save(artifact: Artifact, folder: str | os.PathLike[str]) -> Artifact:
-    """Write `artifact` to `folder` and return it with its file hashes (hence its revision) filled in.
+    """Write `artifact` to `folder`, and return it with its file hashes (hence its revision) filled in.
 
-    The folder appears whole or not at all: everything is written beside it first, then renamed into place.
-    An existing artifact there is replaced; anything else there raises ArtifactError.
+    The write is atomic: everything is written beside the folder first, then renamed into place. An artifact that is
+    already there is replaced. Anything else there raises ArtifactError.
     """
     target = Path(folder)
     if target.exists() and not (target / CARD).is_file():
@@ -127,7 +127,7 @@ def save(artifact: Artifact, folder: str | os.PathLike[str]) -> Artifact:
 
 
 def _write(artifact: Artifact, folder: Path) -> EncoderCard:
-    """Every file of the artifact into an empty folder; the card with their hashes."""
+    """Write every file of the artifact into an empty folder. Returns the card with their hashes."""
     source = artifact.graph.weights if artifact.module is None and artifact.graph else artifact.encoder.state_dict()
     save_file({name: tensor.contiguous() for name, tensor in source.items()}, folder / WEIGHTS)
     hashes = {WEIGHTS: _sha256(folder / WEIGHTS)}
@@ -236,7 +236,7 @@ def _read_weights(root: Path, card: EncoderCard) -> dict[str, Tensor]:
 
 
 def _encoder(root: Path, card: EncoderCard, weights: dict[str, Tensor]) -> Encoder | None:
-    """The module with its weights; None where the graph is the encoder."""
+    """The PyTorch module with its weights; None if the encoder is an ONNX graph only."""
     path = root / WEIGHTS
     if card.architecture is None:
         return None

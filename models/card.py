@@ -1,4 +1,4 @@
-"""The card of an encoder, encoder.json: what it is, how its input is made, where it came from, what was measured."""
+"""The encoder's card (encoder.json): architecture, preprocessing, origin, training and measured quality."""
 
 import hashlib
 import json
@@ -112,7 +112,7 @@ def architecture(name: str, *, size: int, in_channels: Literal[1, 3] = 3, **argu
 
 
 class Source(Strict):
-    """Where imported weights came from, and what became of them."""
+    """The origin of imported weights, and what the import dropped and assumed."""
 
     family: str
     file: str = Field(description="name of the file or folder")
@@ -140,14 +140,14 @@ class EncoderCard(Strict):
 
     @property
     def identity(self) -> str:
-        """SHA-256, in hexadecimal digits, of all that decides what an image's embedding is.
+        """SHA-256, in hexadecimal digits, of everything that determines an image's embedding.
 
-        That is the weights, the preprocessing and the architecture, or the graph where it is the encoder. A graph made
-        from the weights does not count: it says the same. Cards of schema version 1 count the weights alone.
+        These are the weights, the preprocessing and the architecture, or the graph if the encoder is a graph only. A
+        graph made from the weights is left out: it computes the same. Schema version 1 hashes only the weights.
         """
         if self.schema_version == 1:
             return self.files[WEIGHTS]
-        # Defaults are left out, so that a field added later changes no identity.
+        # Defaults are left out, so that a field added later does not change the identity.
         described = [
             it.model_dump(mode="json", exclude_defaults=True) if it is not None else self.files[GRAPH]
             for it in (self.architecture, self.preprocessing)

@@ -1,4 +1,4 @@
-"""From the bytes of an image file to a Pillow image, within limits, or an ImageError that says what is wrong."""
+"""Decodes the bytes of an image file to a Pillow image, within limits on its size and its cost."""
 
 import io
 from collections.abc import Iterator
@@ -11,12 +11,12 @@ from models import headers
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MIN_SIDE = 8
 MAX_PIXELS = 64_000_000
-# Of a JPEG: pixels times scans, each of which may visit every pixel. Libraries write at most a dozen scans.
+# Limit on pixels times scans of a JPEG: each scan may visit every pixel. Libraries write at most a dozen scans.
 MAX_SCANNED_PIXELS = 12 * MAX_PIXELS
 
 
 class ImageError(ValueError):
-    """Bytes that cannot become an input. `code` is a stable machine-readable name, the message says what to do."""
+    """Raised for bytes that are no usable image. `code` is a stable name for programs; the message says what to do."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -27,12 +27,12 @@ class ImageError(ValueError):
 def opened(
     data: bytes, *, draft: int = 0, max_pixels: int = MAX_PIXELS, max_whole_pixels: int = MAX_PIXELS
 ) -> Iterator[Image.Image]:
-    """The image in `data`, open for the length of the `with` block; whatever Pillow raises in it is an ImageError.
+    """Open the image in `data` for a `with` block. Any exception of Pillow in the block becomes an ImageError.
 
-    The header's width x height is checked before any pixel is allocated. A JPEG may be decoded at an eighth, a quarter
-    or half its size, for as little of the work, as long as neither side falls below `draft`; 0 decodes all of it. Other
-    formats are decoded whole, so that `max_whole_pixels` bounds them too. A JPEG whose scans visit too many pixels and
-    a run-length encoded BMP are refused: a few bytes of either cost seconds.
+    The header's width x height is checked before any pixel is allocated. To save work, a JPEG may be decoded at an
+    eighth, a quarter or half its size, as long as neither side falls below `draft`; 0 decodes it in full. Other formats
+    are always decoded in full, so `max_whole_pixels` limits them too. Refused are a JPEG whose scans visit too many
+    pixels and a run-length encoded BMP: a few bytes of either cost seconds.
     """
     if not data:
         raise ImageError("empty_image", "the image is empty (0 bytes); send the bytes of an image file")
@@ -41,7 +41,7 @@ def opened(
         raise ImageError("rle_bitmap", message)
     whole = min(max_pixels, max_whole_pixels)
     if headers.format_of(data) == "WEBP" and (declared := headers.webp_pixels(data)[0]) > whole:
-        # Before it is opened: that alone allocates two canvases.
+        # Check this before Pillow opens the file: opening alone allocates two canvases.
         raise _too_large(f"{declared} pixels", whole)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -64,7 +64,7 @@ def opened(
         raise ImageError("not_an_image", f"the bytes are no image in a known format ({', '.join(FORMATS)})") from error
     except MemoryError as error:
         raise ImageError("image_too_costly", "the image needs too much memory: scale it down first") from error
-    # Pillow's decoders meet hostile bytes with whatever exception comes first; all of them mean a damaged file.
+    # On hostile bytes Pillow's decoders may raise any exception. All of them mean a damaged file.
     except Exception as error:
         raise ImageError("damaged_image", f"the image is truncated or damaged: {error}") from error
 

@@ -1,4 +1,4 @@
-"""An encoder ready to run: pixels, arrays or files to rows, the only path for evaluation, reference and service."""
+"""The embedder turns pixels, arrays or image files into rows. Evaluation, references and offline embedding use it."""
 
 import os
 from collections.abc import Iterable
@@ -15,9 +15,9 @@ from models.preprocess import Pixels, decode, prepare_arrays
 
 
 def normalize(rows: Tensor) -> Tensor:
-    """(n, d) -> rows of unit L2 norm; an all-zero row stays zero.
+    """Scale rows (n, d) to unit L2 norm. An all-zero row stays zero.
 
-    In float64, as the monitor does: squares of finite float32 values overflow, or vanish, in float32.
+    Computed in float64, as in the monitor: squares of finite float32 values can overflow or underflow in float32.
     """
     wide = rows.double()
     lengths = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
@@ -26,7 +26,7 @@ def normalize(rows: Tensor) -> Tensor:
 
 
 def faulty(rows: Tensor) -> Tensor:
-    """(n, d) -> (n,) bool: which rows are no embedding, since they are not finite or have no direction."""
+    """A mask (n,) of the rows (n, d) that are no embedding: not finite, or all zero."""
     return ~(rows.isfinite().all(dim=1) & rows.any(dim=1))
 
 
@@ -42,7 +42,7 @@ class Embedder:
         engine: Name = "auto",
         threads: int | None = None,
     ) -> None:
-        """Start an engine as engines.start does, whose errors it raises."""
+        """Start an engine. Arguments and errors are those of engines.start."""
         self.card = artifact.card
         self.dimension = artifact.card.dimension
         self.device = torch.device(device)

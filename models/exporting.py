@@ -1,7 +1,8 @@
-"""An encoder for other tools: as an ONNX graph, as a torch.export program, or as bare weights with their card.
+"""Exports an encoder for other tools: as an ONNX graph, a torch.export program, or bare weights with their card.
 
-Each takes pixels (n, c, s, s) uint8, prepared as the card says, and gives rows (n, d) float32, not normalised. Each is
-read back and run before it is kept: what does not answer within TOLERANCE of the encoder is an ExportError.
+Each form takes pixels (n, c, s, s) uint8, prepared as the card says, and returns rows (n, d) float32, not normalised.
+Each file is read back and run before it is kept. If its rows differ from the encoder's by more than TOLERANCE, it is
+an ExportError.
 """
 
 import json
@@ -28,11 +29,11 @@ TOLERANCE = 1e-4  # relative to the largest coordinate of a row
 
 
 class ExportError(ValueError):
-    """An encoder that cannot be written in this form; the message says why and what can be done."""
+    """Raised for an encoder that cannot be exported in this form. The message says why and what can be done."""
 
 
 class Whole(nn.Module):
-    """Pixels (n, c, s, s) uint8 -> rows (n, d) float32: the encoder behind its mean and std."""
+    """The encoder with its normalisation by mean and std: pixels (n, c, s, s) uint8 -> rows (n, d) float32."""
 
     scale: Tensor
     offset: Tensor
@@ -50,13 +51,13 @@ class Whole(nn.Module):
 
 
 def to_safetensors(artifact: Artifact, folder: Path) -> list[Path]:
-    """The card and the weights, bit for bit: an artifact without a reference, which `fullrank import` takes too."""
+    """Write the card and the weights, bit for bit: an artifact without a reference. `fullrank import` reads it too."""
     done = save(replace(artifact, reference=None, canary=None), folder)
     return [folder / name for name in ("encoder.json", *done.card.files)]
 
 
 def to_onnx(artifact: Artifact, folder: Path) -> list[Path]:
-    """encoder.onnx, a small file whose weights are those of encoder.safetensors beside it, written if need be."""
+    """Write encoder.onnx, a small file that refers to weights in encoder.safetensors, which is written if missing."""
     if artifact.module is None:
         raise ExportError(f"{artifact.card.name} is an ONNX graph already: copy its {GRAPH} and {WEIGHTS}")
     try:
@@ -84,7 +85,7 @@ def to_onnx(artifact: Artifact, folder: Path) -> list[Path]:
 
 
 def to_torch_export(artifact: Artifact, folder: Path) -> list[Path]:
-    """encoder.pt2, a program for torch.export.load, of any batch. Load only your own: that loader unpickles."""
+    """Write encoder.pt2, for torch.export.load and any batch size. That loader unpickles: load only your own files."""
     if artifact.module is None:
         raise ExportError(f"{artifact.card.name} is an ONNX graph: no PyTorch module can be made of it")
     pixels = sample(artifact)
@@ -109,7 +110,7 @@ FORMS: dict[str, Callable[[Artifact, Path], list[Path]]] = {
 
 
 def _read_onnx(path: Path) -> Callable[[Pixels], Rows]:
-    """The file as anybody's onnxruntime reads it."""
+    """Load the file with plain onnxruntime, as any other tool would."""
     session = onnxruntime.InferenceSession(str(path), session_options(1))
     return lambda pixels: session.run([ROWS], {PIXELS: pixels})[0]
 

@@ -1,7 +1,7 @@
-"""Is an encoder collapsed? Judged on canary images before it serves, against the incumbent or against floors.
+"""The gate: judges on canary images whether an encoder is collapsed, before it serves.
 
-An encoder's own reference describes whatever it is, so a collapsed encoder looks normal to itself; hence the incumbent.
-The service's swap and `fullrank check` share this judgement.
+The encoder is compared with the incumbent, the encoder that serves now, or with fixed floors if there is none. Its own
+reference is no measure: to that, a collapsed encoder looks normal. The service's swap and `fullrank check` use this.
 """
 
 import math
@@ -29,7 +29,7 @@ from models.preprocess import Pixels, Preprocessing
 
 FLOOR_PARTICIPATION_RATIO = 3.0
 MAX_DEAD_FRACTION = 0.5
-SAME = 0.9  # of a figure, from which on it counts as not lower
+SAME = 0.9  # a figure of at least this share of the incumbent's counts as not lower
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Directions:
 
 @dataclass(frozen=True)
 class Judgement:
-    """`passed` with its reason in words, and what is behind it; incumbent is None when floors were used."""
+    """The gate's decision, its reason in words, and the figures behind it. incumbent is None if floors were used."""
 
     passed: bool
     reason: str
@@ -109,7 +109,7 @@ class Judgement:
 
 
 def judge(embedder: Embedder, candidate: Artifact, against: Artifact | None = None) -> Judgement:
-    """Judge `candidate`, ready to run as `embedder`, on the incumbent's canary images, else on its own."""
+    """Judge `candidate`, run by `embedder`, on the incumbent's canary images, or on its own if there are none."""
     judge_of = incumbent_canary(against) or candidate.canary
     rows = embedder.embed_arrays(judge_of.images) if judge_of is not None else None
     own = rows
@@ -119,17 +119,17 @@ def judge(embedder: Embedder, candidate: Artifact, against: Artifact | None = No
 
 
 def incumbent_canary(against: Artifact | None) -> Canary | None:
-    """The canary that a candidate is judged on in place of its own, if there is one."""
+    """The incumbent's canary, on which a candidate is judged instead of its own; None if there is none."""
     return None if against is None else against.canary
 
 
 def judge_rows(
     candidate: Artifact, against: Artifact | None, rows: Tensor | None, own: Tensor | None, dtype: torch.dtype
 ) -> Judgement:
-    """Judge `candidate` by what it makes of the incumbent's canary images, else of its own.
+    """Judge `candidate` by its embeddings of the incumbent's canary images, or of its own if there are none.
 
-    rows (m, d), not normalised, embedded with `dtype`: of the incumbent's canary images, else of its own; None where
-    neither has any. own (m, d): of its own canary images.
+    rows: (m, d), not normalised, embedded with `dtype`, of these images; None if neither encoder has canary images.
+    own: (m, d), of the candidate's own canary images.
     """
     incumbent = incumbent_canary(against)
     canary = incumbent or candidate.canary
@@ -154,9 +154,9 @@ def judge_rows(
 
 
 def synthetic(preprocessing: Preprocessing) -> Pixels:
-    """(6, channels, size, size) uint8 images that any encoder embeds, whatever its artifact carries.
+    """Six synthetic images (6, channels, size, size) uint8, to test any encoder, even one without canary images.
 
-    Black, white, two ramps, a checkerboard and noise, the same each time.
+    They are black, white, two ramps, a checkerboard and noise, the same each time.
     """
     size, channels = preprocessing.size, preprocessing.channels
     ramp = np.linspace(0, 255, size).astype(np.uint8)
@@ -169,7 +169,7 @@ def synthetic(preprocessing: Preprocessing) -> Pixels:
 
 
 def self_test(rows: NDArray[np.float32]) -> str | None:
-    """What is wrong with an encoder by its rows (n, d) for `synthetic` images; None if they are embeddings."""
+    """The fault of an encoder, in words, by its rows (n, d) of `synthetic` images; None if all is well."""
     if not np.isfinite(rows).all():
         bad = int((~np.isfinite(rows).all(axis=1)).sum())
         return (
@@ -177,7 +177,7 @@ def self_test(rows: NDArray[np.float32]) -> str | None:
             "its weights overflow, or its preprocessing divides by nothing"
         )
     dead = int((~rows.any(axis=1)).sum())
-    if 2 * dead > len(rows):  # an encoder may well have nothing to say of a black image
+    if 2 * dead > len(rows):  # a sound encoder may give a zero row for a black image
         return (
             f"{dead} of {len(rows)} synthetic images have embeddings that are all zero, hence no direction: "
             "its weights are dead"
@@ -193,9 +193,9 @@ def _intact(rows: Tensor, stored: Tensor) -> Check:
 
 
 def varied(figures: Figures, incumbent: Figures | None, *, share: float = VARIANCE_SHARE) -> list[Check]:
-    """The criteria of collapse. Floors hold with an incumbent too, unless it lies below them itself.
+    """The checks for collapse. Floors apply with an incumbent too, unless it lies below them itself.
 
-    `share` is the least total variance allowed, over the incumbent's.
+    `share` is the least total variance allowed, as a share of the incumbent's.
     """
     criteria = (
         ("total_variance", "total variance", VARIANCE_FLOOR, share),
@@ -210,7 +210,7 @@ def varied(figures: Figures, incumbent: Figures | None, *, share: float = VARIAN
         if incumbent is not None:
             theirs = getattr(incumbent, name)
             limit = max(least * theirs, min(floor, SAME * theirs))
-        # Fewer than 32 rows leave some of them unknown; from so many on NaN is a fault.
+        # With fewer than 32 rows some figures are unknown. With more, NaN is a fault.
         passed = not value < limit if figures.rows < MINIMUM_ROWS_PARTICIPATION else value >= limit
         checks.append(Check(name, words, value, limit, passed))
     most = max(MAX_DEAD_FRACTION, incumbent.dead_fraction if incumbent else 0.0)
@@ -219,7 +219,7 @@ def varied(figures: Figures, incumbent: Figures | None, *, share: float = VARIAN
 
 
 def _dead(figures: Figures, stored: Figures) -> tuple[Directions, ...]:
-    """Ranges of log bands of the spectrum that hold less than half of the stored spectrum's variance."""
+    """Ranges of directions (in log bands) that hold less than half of the variance of the stored spectrum."""
     span = min(len(figures.eigenvalues), len(stored.eigenvalues))
     ranges: list[Directions] = []
     first = 1
@@ -234,9 +234,9 @@ def _dead(figures: Figures, stored: Figures) -> tuple[Directions, ...]:
 
 
 def comparison(artifact: Artifact, baseline: Artifact) -> Reference | None:
-    """What the monitor of `artifact` compares recent traffic with: the baseline's reference if it fits, else its own.
+    """The reference for the monitor of `artifact`: the baseline's if its dimension fits, else the artifact's own.
 
-    The canary stays the artifact's own: it asks whether this model is intact, not whether it is that other one.
+    The canary is always the artifact's own: it tests whether this model is intact, not whether it equals another.
     """
     if baseline.reference is None or baseline.reference.dimension != artifact.card.dimension:
         return artifact.reference

@@ -1,7 +1,7 @@
-"""How long an image file can take to decode, from its structure alone, without decoding any of it.
+"""Bounds the time that decoding an image file takes, from the file's structure, without decoding it.
 
-A few bytes can claim many pixels, many scans or many chunks, and a decoder works for each. The bounds are of the worst
-files of each format that benchmarks.worst_images builds, on one core of a slow machine; docs/decoding.md has them.
+A few bytes can declare many pixels, scans or chunks, and a decoder works for each of them. The costs here were measured
+on the worst files of each format (benchmarks.worst_images), on one core of a slow machine. See docs/decoding.md.
 """
 
 import math
@@ -10,23 +10,23 @@ from collections.abc import Callable
 
 import numpy as np
 
-# Structure that honest small files do not need; a decoder written in Python loops over it.
-MAX_SEGMENTS = 64  # of a JPEG's head, and chunks of a WebP
-MAX_CHUNKS = 512  # of a PNG, and blocks before a GIF's first frame
+# Limits on structure that decoders written in Python loop over. Ordinary files stay far below them.
+MAX_SEGMENTS = 64  # segments of a JPEG's head, and chunks of a WebP
+MAX_CHUNKS = 512  # chunks of a PNG, and blocks before a GIF's first frame
 MAX_METADATA = 1 << 16  # bytes that are not pixels
 SCAN = b"\xff\xda"
 
 NANOSECOND = 1e-9
-# Nanoseconds of the worst file: for each pixel, for each byte.
+# (nanoseconds a pixel, nanoseconds a byte) of the worst file of each format.
 JPEG_COST = (8, 20)
 PNG_COST = (40, 12)
 GIF_COST = (40, 15)
 WEBP_COST = (40, 60)
 BMP_COST = (12, 3)
-JPEG_SCAN_COST = 2  # for each pixel of each scan
-LARGEST_BLOCK = 32  # pixels of a side: four 8 x 8 blocks, the unit that a JPEG is padded to at most
+JPEG_SCAN_COST = 2  # nanoseconds for each pixel of each scan
+LARGEST_BLOCK = 32  # pixels: the largest unit to which a side of a JPEG is padded, four blocks of 8
 
-# What people send that is not decoded, by how it begins.
+# Common formats that are not decoded, by their first bytes.
 OTHERS: tuple[tuple[str, bytes], ...] = (
     ("HEIC", rb".{4}ftyp(heic|heix|hevc|heim|heis|mif1|msf1)"),
     ("AVIF", rb".{4}ftyp(avif|avis)"),
@@ -53,7 +53,7 @@ def known_as(data: bytes) -> str | None:
 
 
 def seconds(data: bytes) -> float:
-    """CPU seconds that decoding takes at most; infinite where the file's structure sets no bound, or is not plain."""
+    """The most CPU seconds that decoding takes; infinite if the file's structure sets no bound or is unusual."""
     bounds: dict[str | None, Callable[[bytes], float]] = {
         "JPEG": _jpeg,
         "PNG": _png,
@@ -66,8 +66,8 @@ def seconds(data: bytes) -> float:
 
 
 def scans(data: bytes) -> int:
-    """Scans of a JPEG file, or more: what looks like the start of one in metadata counts too."""
-    values = np.frombuffer(data, np.uint8)  # bytes.count takes 5 ns a byte where the first one is frequent
+    """An upper bound on the scans of a JPEG file: bytes in metadata that look like the start of a scan count too."""
+    values = np.frombuffer(data, np.uint8)  # numpy, since bytes.count takes 5 ns a byte if the first byte is frequent
     return int(np.count_nonzero((values[:-1] == SCAN[0]) & (values[1:] == SCAN[1])))
 
 
@@ -77,7 +77,7 @@ def rle_bitmap(data: bytes) -> bool:
 
 
 def padded_pixels(width: int, height: int) -> int:
-    """Pixels that a JPEG of this size has at most once its sides are padded to whole blocks."""
+    """The most pixels that a JPEG of this size can have after its sides are padded to whole blocks."""
     wide, high = (-(-side // LARGEST_BLOCK) * LARGEST_BLOCK for side in (width, height))
     return wide * high
 
@@ -130,7 +130,7 @@ def _png(data: bytes) -> float:
 
 
 def webp_pixels(data: bytes) -> tuple[int, bool]:
-    """Pixels that a WebP file declares, at most, and whether its structure is plain: no animation, little metadata."""
+    """The most pixels that a WebP file declares, and whether it is plain: no animation and little metadata."""
     at = 12
     pixels = 0
     metadata = 0

@@ -1,4 +1,4 @@
-"""Training heads: what sits behind the representation while training and is thrown away afterwards."""
+"""Training heads: layers after the representation that only training uses and that are not exported."""
 
 from itertools import pairwise
 
@@ -27,9 +27,9 @@ def mlp(
 
 
 class Diagonal(nn.Module):
-    """A trainable scale per dimension, 1 at first: (n, d) -> (n, d).
+    """A trainable scale for each dimension, initially 1: (n, d) -> (n, d).
 
-    It is kept as one row, (1, d): a diagonal weight matrix, which optimisers must not take for a bias.
+    The parameter has shape (1, d), so that optimisers treat it as a weight matrix and not as a bias.
     """
 
     def __init__(self, dimension: int) -> None:
@@ -41,7 +41,7 @@ class Diagonal(nn.Module):
 
 
 class Fixed(nn.Module):
-    """A linear map nothing trains: (n, d) -> (n, k) by a (k, d) matrix."""
+    """A fixed linear map, which is not trained: (n, d) -> (n, k) by a (k, d) matrix."""
 
     matrix: Tensor
 
@@ -54,10 +54,10 @@ class Fixed(nn.Module):
 
 
 def orthogonal(dimension: int) -> Tensor:
-    """(d, d), drawn uniformly from the orthogonal group by torch's global generator."""
+    """A random orthogonal matrix (d, d), uniform over the orthogonal group. Uses torch's global generator."""
     return nn.init.orthogonal_(torch.empty(dimension, dimension))
 
 
 def low_rank(dimension: int, rank: int) -> Tensor:
-    """(d, d) with `rank` singular values 1 and the rest 0, between two random orthogonal bases."""
+    """A random matrix (d, d) with `rank` singular values of 1 and the rest 0, between two random orthogonal bases."""
     return orthogonal(dimension)[:, :rank] @ orthogonal(dimension)[:rank]

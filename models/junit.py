@@ -1,4 +1,4 @@
-"""A judgement as JUnit XML, which every CI shows: one test case a criterion."""
+"""Writes the gate's judgement as JUnit XML, which every CI system shows. Each check is a test case."""
 
 from xml.etree import ElementTree
 
@@ -8,7 +8,7 @@ SUITE = "fullrank check"
 
 
 def junit(encoder: str, judgement: Judgement) -> bytes:
-    """The report, UTF-8. A judgement without criteria, such as of a file that cannot be read, is one case, `load`."""
+    """The report in UTF-8. A judgement without checks, such as of an unreadable file, becomes one test case, `load`."""
     checks = judgement.checks or (Check("load", judgement.reason, float("nan"), float("nan"), judgement.passed),)
     failures = sum(not check.passed for check in checks)
     suite = ElementTree.Element(

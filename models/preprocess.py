@@ -1,7 +1,7 @@
-"""From an image to the encoder's input pixels, as the encoder's card says.
+"""Preprocessing: turns an image into the encoder's input pixels, as the encoder's card says.
 
-Training's evaluation, the reference, offline embedding and the service all come through here, so that an encoder is
-measured on exactly what it is served on.
+Training's evaluation, the reference, offline embedding and the service all use this code, so that an encoder is
+measured on exactly the pixels that it gets in service.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from models.decode import MAX_PIXELS, ImageError, check_size, opened
 
-if TYPE_CHECKING:  # the processes that decode for a service do without torch
+if TYPE_CHECKING:  # the service's decoding processes do not import torch
     from torch import Tensor
 
 RESAMPLING = {
@@ -25,7 +25,7 @@ RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 
-MAX_ASPECT = 32  # of an image whose short side is resized: the long one grows by as much, however few its bytes
+MAX_ASPECT = 32  # largest aspect ratio where the short side is resized: a few bytes could ask for a huge long side
 
 Pixels = NDArray[np.uint8]
 Resize = Literal["short", "squash", "pad", "stretch", "crop"]
@@ -37,11 +37,11 @@ class Strict(BaseModel):
 
 
 class Preprocessing(Strict):
-    """How an image becomes the encoder's input: resize to `to`, cut the centre square of `size`, scale, normalise.
+    """The preprocessing of an encoder: resize to `to`, crop the centre square of `size`, scale, normalise.
 
-    resize: `short` makes the short side `to` and keeps the aspect ratio; `squash` makes both sides `to`; `pad` makes
-    the long side `to` and pads what is short of `size` with `fill`. The older
-    `stretch` is `squash` to `size`, and `crop` takes the largest centre square and resizes that.
+    resize: `short` makes the short side `to` and keeps the aspect ratio. `squash` makes both sides `to`. `pad` makes
+    the long side `to`, and fills up to `size` with `fill`. Two older values: `stretch` is `squash` to `size`, and
+    `crop` takes the largest centre square and resizes it.
     """
 
     size: int = Field(ge=8, le=2048, description="height and width of the input in pixels")
@@ -91,7 +91,7 @@ def decode(
 ) -> Pixels:
     """Image bytes -> (channels, size, size) uint8. Raises ImageError for anything that is not a usable image.
 
-    The first frame of an animation is used, the EXIF orientation is applied, transparency is laid on white.
+    It uses the first frame of an animation, applies the EXIF orientation, and puts transparent images on white.
     """
     draft = preprocessing.draft * preprocessing.target
     with opened(data, draft=draft, max_pixels=max_pixels, max_whole_pixels=max_whole_pixels) as image:
@@ -108,9 +108,9 @@ def resize(pixels: Pixels, preprocessing: Preprocessing, *, max_pixels: int = MA
 
 
 def prepare(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
-    """A Pillow image -> (channels, size, size) uint8: turned upright, on white, converted, resized, cut to the centre.
+    """A Pillow image -> (channels, size, size) uint8: rotated upright, put on white, converted, resized and cropped.
 
-    Colour comes before resizing. A palette's indices, resized, would be other colours.
+    Colour conversion comes before resizing: indices into a palette cannot be interpolated.
     """
     image = _centre(_resized(upright(image, preprocessing.channels), preprocessing), preprocessing)
     pixels = np.asarray(image, dtype=np.uint8)
@@ -118,17 +118,17 @@ def prepare(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
 
 
 def upright(image: Image.Image, channels: int = 3) -> Image.Image:
-    """Turned as its EXIF orientation says, transparency on white, 16 bits scaled to 8; grey for one channel, else RGB.
+    """Rotate by the EXIF orientation, put transparency on white, scale 16 bits to 8; grey for one channel, else RGB.
 
-    What training crops from goes through here too.
+    Training's crops use this too.
     """
-    if orientation(image) != 1:  # exif_transpose copies even what is upright
+    if orientation(image) != 1:  # exif_transpose would copy even an upright image
         image = ImageOps.exif_transpose(image)
     return _flatten(image).convert("L" if channels == 1 else "RGB")
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF's number, 1 for upright; from 5 on width and height change places."""
+    """The EXIF orientation, 1 to 8: 1 is upright; from 5 on width and height are swapped."""
     found: int = image.getexif().get(ExifTags.Base.Orientation, 1)
     return found
 
@@ -155,7 +155,7 @@ def _resized(image: Image.Image, how: Preprocessing) -> Image.Image:
 
 
 def _sampled(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Bilinear between the four nearest pixels, however much smaller the result: OpenCV's resize, but its rounding."""
+    """Resize bilinearly between the four nearest pixels, without antialiasing: OpenCV's resize, except for rounding."""
 
     def taps(old: int, new: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
         place = (np.arange(new) + 0.5) * old / new - 0.5
@@ -174,7 +174,8 @@ def _sampled(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 def _centre(image: Image.Image, how: Preprocessing) -> Image.Image:
     """The centre square of `size`, padded where the image is smaller.
 
-    Half a pixel of a cut goes to the even side, as torchvision rounds, or always up or left; of padding, down or right.
+    If the margin is odd, a crop's half pixel is rounded to even, as in torchvision, or always up and left. The extra
+    pixel of padding goes down and right.
     """
     if image.size == (how.size, how.size):
         return image
@@ -192,7 +193,7 @@ def _centre(image: Image.Image, how: Preprocessing) -> Image.Image:
 
 
 def _flatten(image: Image.Image) -> Image.Image:
-    """To a mode without palette, transparency or 16-bit samples."""
+    """Convert to a mode without palette, transparency or 16-bit samples."""
     if image.mode.startswith("I"):
         # Pillow's own conversion clips 16-bit greys at 255 instead of scaling them.
         return Image.fromarray((np.asarray(image, dtype=np.int64).clip(0, 65535) >> 8).astype(np.uint8))

@@ -1,7 +1,7 @@
-"""Give an encoder a reference: what its embeddings of healthy images look like, and canary images with theirs.
+"""Builds an encoder's reference: statistics of its embeddings of healthy images, and canary images with embeddings.
 
-The one builder: a training run's export, `fullrank import --data` and `fullrank reference` all come through here. It
-takes pixels as the service would see them, in chunks, and keeps only the rows that the encoder makes of them.
+A training run's export, `fullrank import --data` and `fullrank reference` all use this builder. It takes pixels as the
+service would see them, in chunks, and keeps only the encoder's rows.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -35,11 +35,11 @@ Progress = Callable[[str, int], None]
 
 
 class ImagesError(ValueError):
-    """Images that no reference can be made of: none, too few, or unreadable ones; the message says what to do."""
+    """Raised if no reference can be made of the images: none, too few or unreadable. The message says what to do."""
 
 
 def silent(stage: str, images: int) -> None:
-    """No progress is shown."""
+    """Show no progress."""
 
 
 def with_reference(
@@ -53,12 +53,12 @@ def with_reference(
     embedder: Embedder | None = None,
     progress: Progress = silent,
 ) -> Artifact:
-    """The artifact with a reference made of two disjoint sets of images, and with its canary.
+    """Build a reference from two disjoint sets of images. Returns the artifact with it and with its canary.
 
-    basis, held_out: chunks of pixels (n, channels, size, size) uint8; canary (m, channels, size, size) uint8, under
-    `licence`; labels (n,) of the held-out images, if known, say what sessions and drift are of. The reference is
-    calibrated from 1024 held-out images on. ImagesError when either set is empty, or when an embedding is not finite;
-    ValueError when either has fewer than 32 images.
+    basis, held_out: chunks of pixels (n, channels, size, size) uint8. canary: (m, channels, size, size) uint8, under
+    `licence`. labels: (n,) of the held-out images, if known, to simulate sessions and drift. The reference is
+    calibrated if there are at least 1024 held-out images. Raises ImagesError if a set is empty or an embedding is not
+    finite, and ValueError if a set has fewer than 32 images.
     """
     embedder = embedder or Embedder(artifact)
     first, _ = embedded(basis, embedder, progress)
@@ -76,10 +76,10 @@ def from_images(
     progress: Progress = silent,
     seed: int = 0,
 ) -> Artifact:
-    """The artifact with a reference of two disjoint halves of the images, drawn from `seed`; else as `with_reference`.
+    """Build a reference from one set of images, split at random (`seed`) into two halves; else as `with_reference`.
 
-    One half gives the directions. The other gives what healthy embeddings have in them, and from 1024 images on how
-    far healthy traffic strays. ImagesError when a half has fewer images than the encoder has dimensions, or than 64.
+    One half gives the directions. The other gives the variance in them, and, from 1024 images on, the range of healthy
+    traffic. Raises ImagesError if a half has fewer images than the encoder has dimensions, or fewer than 64.
     """
     embedder = embedder or Embedder(artifact)
     rows, inputs = embedded(pixels, embedder, progress)
@@ -96,7 +96,7 @@ def from_images(
 
 
 def recalibrated(artifact: Artifact, held_out: Iterable[Pixels], labels: Tensor | None = None) -> Artifact:
-    """The artifact with thresholds measured anew on the images that gave its reference; ImagesError for others."""
+    """Calibrate the thresholds again, on the images that gave the reference. Raises ImagesError for other images."""
     reference = artifact.reference
     if reference is None:
         raise ImagesError(f"{artifact.card.name} has no reference to calibrate")
@@ -107,7 +107,7 @@ def recalibrated(artifact: Artifact, held_out: Iterable[Pixels], labels: Tensor 
 
 
 def embedded(pixels: Iterable[Pixels], embedder: Embedder, progress: Progress = silent) -> tuple[Tensor, Tensor]:
-    """(n, d) unit rows and (n, k) descriptors of what was embedded; only these are kept. ImagesError as above."""
+    """Embed images: (n, d) unit rows and (n, k) descriptors. The pixels are not kept. ImagesError as with_reference."""
     rows: list[Tensor] = []
     inputs: list[Tensor] = []
     for chunk in pixels:
@@ -144,14 +144,14 @@ def _referenced(
 
 @dataclass
 class ImageFolder:
-    """Every image file below a folder, in an order drawn from `seed`; files that cannot be read are `skipped`."""
+    """The image files in a folder and below, in a random order (`seed`). Files that cannot be read are `skipped`."""
 
     paths: list[Path]
     skipped: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, folder: Path, limit: int = LIMIT, seed: int = 0, option: str = "--data") -> "ImageFolder":
-        """At most `limit` of the files whose name ends as an image's does. ImagesError names the option for none."""
+        """At most `limit` files with an image's extension. Raises ImagesError, naming `option`, if there are none."""
         Image.init()
         if not folder.is_dir():
             raise ImagesError(f"{folder} is not a folder; {option} is a folder of image files")
@@ -179,7 +179,7 @@ class ImageFolder:
                     yield np.stack(good)
 
     def reasons(self, count: int = 3) -> str:
-        """Why the first few of the skipped files were skipped, and how many more there are."""
+        """The reasons why the first few files were skipped, and how many more there are."""
         more = f"; and {len(self.skipped) - count} more" if len(self.skipped) > count else ""
         return "; ".join(self.skipped[:count]) + more
 
@@ -199,9 +199,9 @@ def in_chunks(images: Tensor, preprocessing: Preprocessing) -> Iterator[Pixels]:
 
 
 def canary_images(folder: Path | None, preprocessing: Preprocessing) -> Tensor:
-    """(m, channels, size, size) uint8: up to 256 files of a folder, or for None synthetic ones.
+    """Canary images (m, channels, size, size) uint8: up to 256 files of a folder, or synthetic ones for None.
 
-    ImagesError for a folder with fewer than 64 readable images.
+    Raises ImagesError for a folder with fewer than 64 readable images.
     """
     if folder is None:
         return synthetic_canary(preprocessing)
@@ -213,9 +213,10 @@ def canary_images(folder: Path | None, preprocessing: Preprocessing) -> Tensor:
 
 
 def synthetic_canary(preprocessing: Preprocessing, count: int = CANARY_ROWS) -> Tensor:
-    """Images anyone may redistribute: smooth random fields at mixed scales, (count, channels, size, size) uint8.
+    """Synthetic canary images (count, channels, size, size) uint8: smooth random fields at mixed scales.
 
-    They say nothing about quality; they only have to excite the encoder's dimensions, and to stay the same for ever.
+    Anyone may redistribute them. They do not measure quality: they need only excite the encoder's dimensions and never
+    change.
     """
     generator = Generator().manual_seed(0)
     size = preprocessing.size

@@ -1,4 +1,4 @@
-"""What every backbone is: a module from images to representations that knows their dimension."""
+"""The base class of every backbone: a module that turns images into representations of a known dimension."""
 
 from torch import nn
 

@@ -30,7 +30,7 @@ def conv1x1(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
 
 
 class Block(nn.Module):
-    """A residual block; `layers` gives the body, the shortcut is a 1x1 convolution where the shape changes."""
+    """A residual block. Its shortcut is a 1x1 convolution where the shape changes."""
 
     expansion = 1
 
@@ -94,10 +94,11 @@ LAYOUTS: dict[Name, tuple[type[BasicBlock] | type[Bottleneck], Sequence[int]]] =
 class ResNet(Encoder):
     """(n, in_channels, height, width) float images -> (n, dimension) representations, after global average pooling.
 
-    dimension is 8 * width for resnet18 and resnet34 and 32 * width for the deeper ones, whose blocks are bottlenecks.
-    `wide`, `groups` and `stride_first` are theirs alone: how many times wider their 3x3 convolutions are, in how many
-    groups, and whether a block strides in its first convolution, as in the paper, or in the 3x3 one, as everyone does.
-    Without `stem_relu`, none follows the stem, as in lightly's CIFAR benchmarks.
+    dimension is 8 * width for resnet18 and resnet34, and 32 * width for the deeper ones, whose blocks are bottlenecks.
+    Only bottlenecks have `wide`, `groups` and `stride_first`. `wide` is the factor by which the 3x3 convolutions are
+    wider, and `groups` the number of their groups. `stride_first` puts the stride in the first convolution, as in the
+    paper, instead of the 3x3 one, as is usual. Without `stem_relu` no ReLU follows the stem, as in lightly's CIFAR
+    benchmarks.
     """
 
     def __init__(
@@ -139,7 +140,7 @@ class ResNet(Encoder):
             self.add_module(f"layer{index + 1}", nn.Sequential(*blocks))
         self.dimension = channels
         for module in self.modules():
-            # On the meta device there is nothing to draw, and trying to would import torch's compiler.
+            # The meta device has no values to initialise, and trying to would import torch's compiler.
             if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 

@@ -1,8 +1,8 @@
 """Vision transformers: image -> representation, in the variants that published encoders use.
 
-Parameter names are those of timm and DINOv2 (`blocks.0.attn.qkv.weight`). Three things are stored otherwise. The
-position of the class token is part of the class token, so that `pos_embed` is that of the patches alone. Query, key and
-value are one matrix. Positions belong to one input size: an importer resamples them by its family's rule (`resampled`).
+Parameter names are those of timm and DINOv2 (`blocks.0.attn.qkv.weight`), with three conventions. The position of the
+class token is added to the class token, so that `pos_embed` holds the patches' positions only. Query, key and value are
+one matrix. Positions are for one input size: an importer resamples them by its family's rule (`resampled`).
 
 Source: Dosovitskiy et al., An Image is Worth 16x16 Words (ICLR 2021); layer scale: Touvron et al., CaiT (ICCV 2021);
 registers: Darcet et al. (ICLR 2024); SwiGLU: Shazeer 2020; attention pooling: Zhai et al., SigLIP (ICCV 2023).
@@ -23,7 +23,7 @@ FinalNorm = Literal["tokens", "pooled", "none"]
 
 
 def activated(x: Tensor, activation: Activation) -> Tensor:
-    """GELU, its tanh approximation, or the sigmoid one of CLIP, x * sigmoid(1.702 x)."""
+    """Apply GELU, its tanh approximation, or CLIP's sigmoid approximation x * sigmoid(1.702 x)."""
     if activation == "quick_gelu":
         return x * torch.sigmoid(1.702 * x)
     return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
@@ -44,7 +44,7 @@ class MLP(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """silu(a) * b between two linear layers, where a and b are the halves of the first one's output."""
+    """The SwiGLU MLP: silu(a) * b between two linear layers, where a and b are the halves of the first one's output."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Attention(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """One learned query attends to all tokens; an MLP with a residual follows: (n, tokens, width) -> (n, width)."""
+    """Attention pooling, (n, tokens, width) -> (n, width): a learned query over all tokens, then a residual MLP."""
 
     def __init__(self, width: int, heads: int, hidden: int, activation: Activation, eps: float) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class AttentionPool(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """A learned factor for each channel."""
+    """Layer scale: a learned factor for each channel."""
 
     def __init__(self, width: int, initial: float = 1e-5) -> None:
         super().__init__()
@@ -147,8 +147,9 @@ class PatchEmbed(nn.Module):
 class ViT(Encoder):
     """(n, in_channels, size, size) float images -> (n, dimension) representations.
 
-    dimension is `projection` where there is one, else width, or twice that for `class+mean`. The tokens are the class
-    token, the registers, the patches by row. `final_norm` says if the last LayerNorm is of tokens or follows pooling.
+    dimension is `projection` if there is one, otherwise width, or twice the width for `class+mean`. The tokens are the
+    class token, the registers and the patches row by row. `final_norm` says whether the last LayerNorm comes before
+    pooling, on the tokens, or after it.
     """
 
     def __init__(
@@ -232,9 +233,9 @@ class ViT(Encoder):
 
 
 def sincos(side: int, width: int) -> Tensor:
-    """(1, side * side, width) fixed positions: sines and cosines of the column, then of the row.
+    """Fixed positions (1, side * side, width): sines and cosines of the column, then of the row.
 
-    Source: Vaswani et al. 2017, in two dimensions as in MAE (He et al. 2022). ValueError unless 4 divides width.
+    Source: Vaswani et al. 2017, in two dimensions as in MAE (He et al. 2022). Raises ValueError unless 4 divides width.
     """
     if width % 4:
         raise ValueError(f"sin-cos positions need a width that 4 divides, not {width}")
@@ -246,10 +247,10 @@ def sincos(side: int, width: int) -> Tensor:
 
 
 def resampled(positions: Tensor, side: int, *, antialias: bool = False, offset: float = 0.0) -> Tensor:
-    """(1, k * k, width) positions of a square grid of patches -> (1, side * side, width), bicubic.
+    """Resample positions of a square grid of patches: (1, k * k, width) -> (1, side * side, width), bicubic.
 
     `offset` is added to the side before the scale is computed (0.1 in DINO and in DINOv2 without registers), which
-    shifts the sampling points a little. ValueError when the positions are of no square grid.
+    shifts the sampling points a little. Raises ValueError if the positions are not of a square grid.
     """
     count, width = positions.shape[1:]
     old = round(count**0.5)

@@ -1,6 +1,6 @@
-"""Engines run an encoder: pixels (n, c, h, w) uint8 -> rows (n, d) float32. onnxruntime on a CPU, else PyTorch.
+"""Engines run an encoder: pixels (n, c, h, w) uint8 -> rows (n, d) float32. They use onnxruntime or PyTorch.
 
-Whichever runs, it is compared with the plain float32 encoder before its first row leaves: see `start`.
+`start` compares an engine with the plain float32 encoder before it is used.
 """
 
 import contextlib
@@ -35,13 +35,14 @@ def start(
     max_batch: int = 256,
     threads: int | None = None,
 ) -> Engine:
-    """The engine called `name`, ready to run the artifact's encoder.
+    """Start the engine called `name` for the artifact's encoder.
 
-    auto is onnx on a CPU in float32 and torch elsewhere, or where the encoder does something that has no graph here.
-    threads: of one pass, at most; torch's present number if None. The torch engine takes torch's own at every call.
+    auto is onnx on a CPU in float32 if the encoder can be written as a graph, and torch otherwise.
+    threads: the most threads of one pass; None takes torch's present number. The torch engine uses torch's number at
+    every call.
 
-    Raises EngineError when the engine named cannot run this encoder there, ArtifactError with the figures when, in
-    float32, its rows for a few images (the canary's, if there is one) differ from the plain encoder's.
+    Raises EngineError if the engine cannot run this encoder on this device. In float32, raises ArtifactError with the
+    figures if its rows for a few images (the canary's, if there is one) differ from the plain encoder's.
     """
     where = torch.device(device)
     fits = torch.device(device).type == "cpu" and dtype == torch.float32
@@ -73,13 +74,13 @@ def start(
 
 
 def _give_back() -> None:
-    """Return freed memory to the system, where the C library can: starting leaves more of it than the weights take."""
+    """Return freed memory to the system, if the C library can: starting frees more memory than the weights take."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _of_graph(artifact: Artifact, name: Name, fits: bool, threads: int) -> Engine:
-    """The onnx engine on an artifact whose graph is the encoder. Raises EngineError where it cannot run."""
+    """The onnx engine for an artifact that is an ONNX graph only. Raises EngineError if it cannot run."""
     if name == "torch" or not fits:
         raise EngineError(f"{artifact.card.name} is an ONNX graph: it runs in the onnx engine, on a cpu in float32")
     graph = artifact.graph
@@ -89,7 +90,7 @@ def _of_graph(artifact: Artifact, name: Name, fits: bool, threads: int) -> Engin
     pixels = sample(artifact).numpy()
     try:
         rows, alone = engine(pixels), engine(pixels[:1])
-    except Exception as error:  # onnxruntime's exceptions have no common base of their own
+    except Exception as error:  # onnxruntime's exceptions have no base class of their own
         raise ArtifactError(f"{artifact.card.name}: its graph fails on images: {str(error).strip()}") from error
     wanted = (PARITY_IMAGES, artifact.card.dimension)
     if rows.dtype != np.float32 or rows.shape != wanted:
@@ -100,7 +101,7 @@ def _of_graph(artifact: Artifact, name: Name, fits: bool, threads: int) -> Engin
 
 
 def at_rest(encoder: nn.Module) -> nn.Module:
-    """The encoder in eval mode on the CPU: itself, or a copy of one that is still being trained or lies elsewhere."""
+    """The encoder in eval mode on the CPU. It is copied if it is in training or on another device."""
     tensors = list(encoder.state_dict(keep_vars=True).values())
     if not encoder.training and all(it.device.type == "cpu" and not it.requires_grad for it in tensors):
         return encoder
@@ -115,7 +116,7 @@ def _rows(encoder: nn.Module, artifact: Artifact, pixels: Tensor) -> Tensor:
 
 
 def sample(artifact: Artifact) -> Tensor:
-    """(3, c, s, s) uint8: the first images of the canary, else smooth random fields."""
+    """Three test images (3, c, s, s) uint8: the first of the canary, or smooth random fields if there is none."""
     if artifact.canary is not None and len(artifact.canary.images) >= PARITY_IMAGES:
         return artifact.canary.images[:PARITY_IMAGES].clone()
     how: Preprocessing = artifact.card.preprocessing
@@ -124,7 +125,7 @@ def sample(artifact: Artifact) -> Tensor:
 
 
 def _check(artifact: Artifact, engine: Engine, pixels: Tensor, expected: Tensor) -> None:
-    """Raise ArtifactError if the engine's rows are not the plain encoder's. Rows that are not finite prove nothing."""
+    """Raise ArtifactError if the engine's rows differ from the plain encoder's. Skips rows that are not finite."""
     rows = engine(pixels.numpy()).astype(np.float64)
     wanted = expected.double().numpy()
     comparable = np.isfinite(wanted).all(1) & (np.linalg.norm(wanted, axis=1) > 0)

@@ -1,4 +1,4 @@
-"""Passes of fixed batch sizes recorded on a CUDA device: one launch instead of one for each kernel."""
+"""CUDA graphs: recorded forward passes of fixed batch sizes. A pass is one launch instead of one for each kernel."""
 
 from collections.abc import Callable, Iterable
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def buckets(max_batch: int) -> list[int]:
-    """Powers of two up to max_batch, and max_batch: padding to the next at most doubles a pass, and few are needed."""
+    """The batch sizes to record: powers of two up to max_batch, and max_batch. Padding at most doubles a batch."""
     sizes = [1]
     while 2 * sizes[-1] < max_batch:
         sizes.append(2 * sizes[-1])
@@ -51,5 +51,5 @@ class Graphs:
 
 
 def smallest(sizes: Iterable[int], images: int) -> int:
-    """The smallest bucket that holds so many images. ValueError if none does."""
+    """The smallest bucket that holds this many images. Raises ValueError if none does."""
     return min(size for size in sizes if size >= images)

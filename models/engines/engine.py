@@ -1,4 +1,4 @@
-"""What an engine is: pixels (n, c, h, w) uint8 -> rows (n, d) float32, normalised by mean and std inside."""
+"""The interface of an engine: pixels (n, c, h, w) uint8 -> rows (n, d) float32. It includes the normalisation."""
 
 from typing import Literal, Protocol, get_args
 
@@ -17,11 +17,11 @@ Rows = NDArray[np.float32]
 
 
 class EngineError(ArtifactError):
-    """An engine that cannot run this encoder, or not there; the message says which one can."""
+    """Raised if an engine cannot run this encoder on this device. The message says which engine can."""
 
 
 class Engine(Protocol):
-    """Turns pixels into rows, one call at a time. A row does not depend on the others of its batch."""
+    """Turns pixels into rows, one call at a time. A row does not depend on the other images of its batch."""
 
     name: str
 
@@ -29,11 +29,11 @@ class Engine(Protocol):
         """(n, c, h, w) uint8, n at least 1 -> (n, d) float32, not normalised."""
 
     def record(self) -> None:
-        """Prepare what is worth preparing once, if anything is: called before the first request."""
+        """Prepare the engine, such as by recording graphs. Called once, before the first request."""
 
 
 def affine(preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
-    """(1, c, 1, 1) factor and offset of pixels, with the card's scale, mean and std: (x * scale - mean) / std."""
+    """The normalisation (x * scale - mean) / std as a factor and an offset, each (1, c, 1, 1)."""
     mean, std = (torch.tensor(it, dtype=torch.float64) for it in (preprocessing.mean, preprocessing.std))
     factor, offset = preprocessing.scale / std, -mean / std
     return factor.float().view(1, -1, 1, 1), offset.float().view(1, -1, 1, 1)

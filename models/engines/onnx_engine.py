@@ -14,22 +14,22 @@ ELSEWHERE = "encoder.safetensors"
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:
-    """Options without which onnxruntime would start a thread for every core of the host, whatever our share is."""
+    """Session options with a limit on threads. By default onnxruntime starts a thread for every core of the host."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Idle threads sleep: spinning ones would take the cores from decoding and from the event loop.
+    # Let idle threads sleep: if they spin, they take the cores from decoding and from the event loop.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     return options
 
 
 class OnnxEngine:
-    """A session of onnxruntime on `threads` threads, the caller's among them.
+    """An onnxruntime session on `threads` threads, the caller's included.
 
-    model: the bytes of an ONNX file from `pixels` (n, c, h, w) uint8 to `rows` (n, d) float32. weights: its
-    external data, by the initializers' names. They are handed over in memory, so that no file is opened whatever
-    path the model names. Raises EngineError when onnxruntime refuses the model.
+    model: the bytes of an ONNX file from `pixels` (n, c, h, w) uint8 to `rows` (n, d) float32. weights: its external
+    data, by the initializers' names. They are passed in memory, so that onnxruntime opens no file, whatever path the
+    model names. Raises EngineError if onnxruntime refuses the model.
     """
 
     name = "onnx"
@@ -38,11 +38,11 @@ class OnnxEngine:
         options = session_options(threads)
         arrays = [onnxruntime.OrtValue.ortvalue_from_numpy(it.detach().contiguous().numpy()) for it in weights.values()]
         options.add_external_initializers(list(weights), arrays)
-        # For what was not handed over it would look in the working directory: send it where there is nothing.
+        # onnxruntime would look for other weights in the working directory. Point it to an empty place instead.
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
         try:
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # its exceptions have no common base of their own
+        except Exception as error:  # onnxruntime's exceptions have no base class of their own
             raise EngineError(f"onnxruntime refuses the graph: {str(error).strip()}") from error
 
     def __call__(self, pixels: Pixels) -> Rows:
@@ -50,4 +50,4 @@ class OnnxEngine:
         return rows
 
     def record(self) -> None:
-        """Nothing to record: the session is ready."""
+        """Do nothing: the session is ready."""

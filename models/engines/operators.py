@@ -1,7 +1,7 @@
-"""PyTorch's operations as ONNX nodes (operator set 20): one short function each, by the name that PyTorch gives them.
+"""Translates PyTorch's operations to ONNX nodes (operator set 20), with one short function for each operation.
 
-Arguments are those of the operation; what cannot be said is an UnsupportedError. A result's shape is `w.shape`, with -1
-where it follows the batch.
+A function takes the operation's arguments, and raises UnsupportedError for what ONNX cannot express. The result's shape
+is `w.shape`, with -1 for the dimension of the batch.
 """
 
 import math
@@ -139,7 +139,7 @@ def layer_norm(
 @named("constant_pad_nd")
 def constant_pad_nd(w: Writer, x: Tensor, padding: Sequence[int], value: float = 0.0) -> Any:
     pairs = [(0, 0)] * (x.ndim - len(padding) // 2)
-    pairs += [(padding[i], padding[i + 1]) for i in range(len(padding) - 2, -1, -2)]  # theirs begins at the last
+    pairs += [(padding[i], padding[i + 1]) for i in range(len(padding) - 2, -1, -2)]  # PyTorch's begin at the last
     sizes = [before for before, _ in pairs] + [after for _, after in pairs]
     return w.node("Pad", w.value(x), w.constant(np.array(sizes)), w.constant(float(value)))
 

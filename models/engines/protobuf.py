@@ -1,7 +1,7 @@
-"""The few messages of an ONNX file, written as protocol buffers: a graph, its nodes, its weights by reference.
+"""Writes ONNX files: the few protocol buffer messages of a graph, its nodes and its references to weights.
 
-Writing them takes this page; the `onnx` package, which serving would otherwise need, takes 60 MB. Field numbers are
-those of onnx.proto (ONNX IR version 9); tests read the result with that package.
+This file spares serving the `onnx` package, which takes 60 MB. Field numbers are those of onnx.proto (ONNX IR version
+9). Tests read the result with that package.
 """
 
 import struct

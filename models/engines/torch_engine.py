@@ -1,6 +1,6 @@
-"""The torch engine: batch norms folded into the convolutions, and on CUDA passes recorded as graphs.
+"""The torch engine. It folds batch norms into the convolutions, and on CUDA it records passes as graphs.
 
-Both leave the artifact's own encoder, hence its revision, as they are.
+It works on a copy: the artifact's own encoder, and so its revision, do not change.
 """
 
 import copy
@@ -16,7 +16,7 @@ from models.preprocess import Preprocessing
 
 
 class TorchEngine:
-    """Eager PyTorch, on any of its devices and in float32 or bfloat16, with as many threads as torch is set to."""
+    """Runs an encoder in eager PyTorch on any device, in float32 or bfloat16. Uses torch's own number of threads."""
 
     name = "torch"
 
@@ -44,7 +44,7 @@ class TorchEngine:
 
     def _pass(self, batch: Tensor) -> Tensor:
         x = batch.to(torch.float32, memory_format=torch.channels_last).mul_(self._scale).add_(self._offset)
-        # cuDNN would round float32 convolutions to TF32: noise above the floor that float32 references allow for.
+        # By default cuDNN rounds float32 convolutions to TF32. References of float32 do not allow for that much noise.
         exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if x.is_cuda else nullcontext()
         with exact:
             rows: Tensor = self._encoder(x.to(self.dtype))
@@ -52,15 +52,15 @@ class TorchEngine:
 
     @torch.inference_mode()
     def record(self) -> None:
-        """On CUDA, record a graph for every bucket up to max_batch; from then on all passes are theirs."""
+        """On CUDA, record a graph for every bucket up to max_batch. From then on, all passes use these graphs."""
         if self.device.type == "cuda" and self._graphs is None:
             self._graphs = Graphs(self._pass, self._shape, buckets(self.max_batch), self.device)
 
 
 def folded(encoder: nn.Module) -> nn.Module:
-    """A copy in eval mode with each batch norm made part of the convolution before it: the same function, but rounding.
+    """A copy in eval mode with each batch norm folded into the convolution before it. Only rounding differs.
 
-    With running statistics a batch norm is y = g (x - m) / sqrt(v + e) + b per channel, which scales a convolution's
+    With running statistics a batch norm is y = g (x - m) / sqrt(v + e) + b per channel. So it scales the convolution's
     weights and shifts its bias.
     """
     encoder = copy.deepcopy(encoder).eval().requires_grad_(False)

@@ -1,8 +1,8 @@
-"""From an encoder in PyTorch to the same function as an ONNX graph, by watching two passes of it.
+"""Converts a PyTorch encoder to an ONNX graph, by recording two forward passes.
 
-Every operation that PyTorch dispatches is recorded and looked up in `operators`. Two batches of different sizes go
-through, so that the dimensions which follow the batch are known from the others. Nothing of the encoder's source is
-looked at: what it does is what counts. A graph is then compared with the passes it was recorded from (`parity`).
+Every operation that PyTorch dispatches is recorded and translated by `operators`. The two passes have batches of
+different sizes, which shows the dimensions that depend on the batch. The encoder's source is not read. `engines.start`
+compares the graph with the encoder.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ PRODUCER = "fullrank"
 
 
 class UnsupportedError(ValueError):
-    """An operation that has no counterpart here; the message names it."""
+    """Raised for an operation that cannot be translated. The message names it."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes from `pixels` (n, c, h, w) uint8 to `rows` (n, d) float32, weights by their names in the state dict."""
+    """A graph from `pixels` (n, c, h, w) uint8 to `rows` (n, d) float32. Weights have their names in the state dict."""
 
     nodes: list[Node]
     constants: dict[str, NDArray[Any]]
@@ -45,7 +45,7 @@ class Graph:
     dimension: int
 
     def serialized(self, location: str, offsets: dict[str, int] | None = None) -> bytes:
-        """The ONNX file. Weights begin at these bytes of file `location`, beside it; all at 0 to be filled in later."""
+        """The ONNX file's bytes. `offsets` says where each weight begins in the file `location`; None puts all at 0."""
         nodes = [protobuf.node(it.operator, it.inputs, it.outputs, it.attributes) for it in self.nodes]
         tensors = [protobuf.constant(name, values) for name, values in self.constants.items()]
         for name, tensor in self.weights.items():
@@ -55,26 +55,26 @@ class Graph:
 
 
 class Writer:
-    """The graph while it grows: what `operators` write to."""
+    """Collects the nodes of a graph. The functions of `operators` write to it."""
 
     def __init__(self, weights: dict[str, Tensor]) -> None:
         self.nodes: list[Node] = []
         self.constants: dict[str, NDArray[Any]] = {}
-        self._names: dict[int, str] = {}  # of tensors, by identity
+        self._names: dict[int, str] = {}  # names of tensors, by id()
         self._weights = {id(tensor): name for name, tensor in weights.items()}
         self._stores = {tensor.untyped_storage().data_ptr() for tensor in weights.values()}
-        self._moving: set[int] = set()  # those that differ from input to input, or with the size of the batch
-        self._alive: list[Tensor] = []  # so that no identity is given twice
-        self.shape: list[int] = []  # of the result now being written; -1 where it follows the batch
+        self._moving: set[int] = set()  # id() of tensors that depend on the input or on the size of the batch
+        self._alive: list[Tensor] = []  # keeps the tensors alive, so that no id() is used twice
+        self.shape: list[int] = []  # shape of the result being written; -1 for the dimension of the batch
 
     def node(self, operator: str, *inputs: str, outputs: int = 1, **attributes: Attribute) -> Any:
-        """Add a node; the name of its output, or the names if there are several."""
+        """Add a node. Returns the name of its output, or the names if there are several."""
         names = [f"{operator.lower()}_{len(self.nodes)}_{i}" for i in range(outputs)]
         self.nodes.append(Node(operator, inputs, names, attributes))
         return names[0] if outputs == 1 else names
 
     def constant(self, values: Any) -> str:
-        """The name of values that the graph itself holds: int64 for whole numbers, else float32."""
+        """Store values in the graph, int64 for whole numbers, otherwise float32. Returns their name."""
         array = np.asarray(values)
         array = array.astype(np.int64 if array.dtype.kind in "iu" else np.float32)
         name = f"constant_{len(self.constants)}"
@@ -82,7 +82,7 @@ class Writer:
         return name
 
     def value(self, operand: Any) -> str:
-        """The name of a tensor or a number that an operation takes."""
+        """The name of an operand, which is a tensor or a number."""
         if not isinstance(operand, Tensor):
             return self.constant(float(operand))
         name = self._names.get(id(operand)) or self._weights.get(id(operand))
@@ -94,13 +94,13 @@ class Writer:
         return name
 
     def sizes(self) -> str:
-        """The shape of the result being written, as Reshape takes it."""
+        """The shape of the result being written, in the form that Reshape takes."""
         if self.shape.count(-1) > 1:
             raise UnsupportedError(f"a shape {self.shape} that follows the batch twice")
         return self.constant(np.array(self.shape, np.int64))
 
     def expand(self, x: str) -> str:
-        """x repeated to the shape of the result being written."""
+        """Expand x to the shape of the result being written."""
         if -1 not in self.shape:
             return str(self.node("Expand", x, self.sizes()))
         batch = self.node("Shape", PIXELS, start=0, end=1)
@@ -108,7 +108,7 @@ class Writer:
         return str(self.node("Expand", x, self.node("Concat", *parts, axis=0)))
 
     def bind(self, tensor: Tensor, name: str, *, moves: bool = True) -> None:
-        """Call a tensor so from now on. moves: it depends on the input or on the size of the batch."""
+        """Give a tensor a name. moves: whether it depends on the input or on the size of the batch."""
         self._names[id(tensor)] = name
         self._alive.append(tensor)
         if moves:
@@ -118,19 +118,19 @@ class Writer:
         return id(tensor) in self._moving
 
     def is_weight(self, tensor: Tensor) -> bool:
-        """Is it a weight or a view of one, which the graph must not hold a second time?"""
+        """Whether a tensor is a weight or a view of one, which the graph must not store a second time."""
         return tensor.untyped_storage().data_ptr() in self._stores
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """False: to skip it, PyTorch would import its whole compiler, seconds and 150 MB."""
+        """Return False. For True, PyTorch would import its whole compiler, which takes seconds and 150 MB."""
         return False
 
 
 class _Shapes(_Watch):  # type: ignore[no-untyped-call]
-    """The shapes of every operation's results."""
+    """Records the shapes of every operation's results."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -143,7 +143,7 @@ class _Shapes(_Watch):  # type: ignore[no-untyped-call]
 
 
 class _Recorder(_Watch):  # type: ignore[no-untyped-call]
-    """Writes each operation down as it happens."""
+    """Writes each operation to the graph as it runs."""
 
     def __init__(self, writer: Writer, other: list[list[torch.Size]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -164,7 +164,7 @@ class _Recorder(_Watch):  # type: ignore[no-untyped-call]
         self._count += 1
         moves = any(writer.moves(tensor) for tensor in _tensors((args, kwargs))) or any(-1 in it for it in shapes)
         if not results or not (moves or any(writer.is_weight(tensor) for tensor in results)):
-            return result  # a constant, which the graph holds if anything that moves takes it
+            return result  # a constant; it is stored in the graph if an operation on the input uses it
         name = function.overloadpacket.__name__
         if any(tensor.dtype != torch.float32 for tensor in results):
             raise UnsupportedError(f"the operation {name} to {results[0].dtype}")
@@ -197,10 +197,10 @@ def _tensors(values: Any) -> list[Tensor]:
 
 @torch.inference_mode()
 def trace(encoder: nn.Module, pixels: Tensor, scale: Tensor, offset: Tensor) -> tuple[Graph, Tensor]:
-    """The graph of encoder(pixels * scale + offset), and its rows for `pixels` (m, c, h, w) uint8, m at least 3.
+    """Record the graph of encoder(pixels * scale + offset). Returns it with the rows of `pixels` (m, c, h, w) uint8.
 
-    One image goes first, then the others. The encoder is a float32 one in eval mode on the CPU; scale and offset are
-    (1, c, 1, 1). UnsupportedError when it does something that `operators` does not know.
+    m is at least 3: the first pass has one image, the second the others. The encoder is float32, in eval mode and on
+    the CPU. scale and offset are (1, c, 1, 1). Raises UnsupportedError for an operation that `operators` lacks.
     """
     weights = dict(encoder.state_dict(keep_vars=True))
     writer = Writer(weights)
@@ -225,7 +225,7 @@ def trace(encoder: nn.Module, pixels: Tensor, scale: Tensor, offset: Tensor) -> 
 
 
 def _needed(nodes: list[Node], result: str) -> list[Node]:
-    """Those that the result depends on, in their order."""
+    """The nodes that the result depends on, in their order."""
     wanted = {result}
     kept = list[Node]()
     for node in reversed(nodes):

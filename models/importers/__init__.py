@@ -1,8 +1,8 @@
-"""Import encoders of other libraries: checkpoint -> artifact, by one short file a family, and nothing in silence.
+"""Imports encoders of other libraries: checkpoint -> artifact. Each family (source of weights) has a short file.
 
-A checkpoint is read as data (`checkpoint`), its family recognised by its names, and its tensors renamed to ours
-(`layouts`). Geometry is read from shapes (`geometry`); what shapes cannot tell is a question with the family's default.
-One missing tensor, or one without a place, refuses the import.
+A checkpoint is read as data (`checkpoint`). Its family is recognised by its tensors' names, which are then changed to
+ours (`layouts`). Depth, width and so on are read from shapes (`geometry`). What shapes do not show is a question, for
+which the family has a default. The import is refused if a tensor is missing, or is left without a place.
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ from models.importers.checkpoint import read, record
 
 __all__ = ["FAMILIES", "ImportRefusedError", "Options", "Report", "import_encoder"]
 
-# In the order in which they are asked: the more particular names come first.
+# In the order in which they are tried: families with more specific names come first.
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
@@ -68,7 +68,7 @@ HINT_OPTIMISER = ("param_groups", "exp_avg", "momentum_buffer")
 
 @dataclass(frozen=True)
 class Options:
-    """What the user says about a source; see `fullrank import --help`."""
+    """The user's options for an import; see `fullrank import --help`."""
 
     family: str = "auto"
     weights: Weights | None = None
@@ -82,7 +82,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Report:
-    """What became of a source: every tensor is kept or dropped, and every assumption is named."""
+    """The report of an import. It lists every tensor as kept or dropped, and every assumption."""
 
     family: str
     file: str
@@ -104,9 +104,9 @@ class Report:
 
 
 def import_encoder(source: Path, options: Options | None = None) -> tuple[Artifact, Report]:
-    """The encoder in a checkpoint, a folder, an ONNX file or an artifact, ready to be saved; and what became of it.
+    """Import the encoder in a checkpoint, a folder, an ONNX file or an artifact. Returns the artifact and a report.
 
-    Raises ImportRefusedError, or ArtifactError for an artifact of ours that is damaged.
+    Raises ImportRefusedError, or ArtifactError for a damaged artifact of ours.
     """
     options = options or Options()
     if options.family not in ("auto", "onnx", "fullrank", *FAMILIES):
@@ -175,7 +175,7 @@ def _given(options: Options) -> tuple[Preprocessing | None, str]:
 
 
 def _described(found: Found, questions: Questions) -> tuple[AnyArchitecture, Preprocessing]:
-    """The architecture and the preprocessing, whose sizes agree; positions are resampled where they must be."""
+    """The architecture and the preprocessing, with one image size. Positions are resampled if that size needs it."""
     how = found.preprocessing
     assert how is not None
     if found.kind == "resnet":
@@ -183,7 +183,7 @@ def _described(found: Found, questions: Questions) -> tuple[AnyArchitecture, Pre
         return architecture, _adjusted(_channels(how, architecture.in_channels, questions), questions)
     native = geometry.native_size(found.tensors)
     if not found.origin.endswith(".json"):
-        # What the family does with its published models, at the size of this one; DINOv2 is rarely used at its 518.
+        # The preprocessing of the family's published models, at this model's size; DINOv2 is rarely used at its 518.
         size = min(native, how.size) if "dinov2" in found.origin.lower() else native
         how = how.model_copy(update={"size": size, "to": round(size * how.target / how.size)})
     how = _adjusted(how, questions)
@@ -193,7 +193,7 @@ def _described(found: Found, questions: Questions) -> tuple[AnyArchitecture, Pre
 
 
 def _channels(how: Preprocessing, channels: int, questions: Questions) -> Preprocessing:
-    """For an encoder of one channel, the mean of a preprocessing of three."""
+    """The preprocessing for this number of channels. For one channel, mean and std are averages over the three."""
     if how.channels == channels:
         return how
     changes: dict[str, Any] = {"channels": channels, "fill": how.fill[:channels]}
@@ -203,7 +203,7 @@ def _channels(how: Preprocessing, channels: int, questions: Questions) -> Prepro
 
 
 def _adjusted(how: Preprocessing, questions: Questions) -> Preprocessing:
-    """With what the user sets. A size without a `to` keeps their ratio. ImportRefusedError for what cannot be."""
+    """Apply the user's settings. A size without a `to` keeps their ratio. Raises ImportRefusedError for a bad value."""
     questions.asked |= set(PREPROCESSING)
     given = {key: questions.settings[key] for key in PREPROCESSING if key in questions.settings}
     if not given:
@@ -224,12 +224,12 @@ def _all_used(questions: Questions, settings: Mapping[str, str]) -> None:
 
 
 def _loaded(architecture: AnyArchitecture, found: Found) -> Any:
-    """The module with the tensors in it. ImportRefusedError unless every one of them has its place."""
+    """The module with its tensors loaded. Raises ImportRefusedError unless every tensor has its place."""
     with torch.device("meta"):
         module = architecture.build()
     expected = module.state_dict()
     for name, tensor in expected.items():
-        if name.endswith("num_batches_tracked"):  # old files have none, and only training counts
+        if name.endswith("num_batches_tracked"):  # old files lack it, and only training uses it
             found.tensors.setdefault(name, torch.zeros(tensor.shape, dtype=tensor.dtype))
     missing = [name for name in expected if name not in found.tensors]
     surplus = [name for name in found.tensors if name not in expected]
@@ -258,14 +258,14 @@ def _loaded(architecture: AnyArchitecture, found: Found) -> Any:
 
 
 def _own(tensor: Tensor, like: Tensor) -> Tensor:
-    """In the type and layout of our module, and not a part of a larger tensor."""
+    """A copy of a tensor in the type and layout of our module, not a view of a larger tensor."""
     tensor = tensor.detach().to(like.dtype).contiguous()
     return tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor
 
 
 @torch.inference_mode()
 def _alive(artifact: Artifact) -> None:
-    """Two different images must give two different finite rows."""
+    """Raise ImportRefusedError unless two different images give two different finite rows."""
     how = artifact.card.preprocessing
     noise = torch.randn(2, how.channels, how.size, how.size, generator=torch.Generator().manual_seed(0))
     rows = artifact.encoder(noise)
@@ -278,7 +278,7 @@ def _alive(artifact: Artifact) -> None:
 
 
 def _origin(text: str, options: Options) -> str:
-    """Where the preprocessing is from, and what of it the user set."""
+    """The source of the preprocessing, and the values in it that the user set."""
     given = [key for key in PREPROCESSING if key in options.settings]
     return f"{text}; --set {', '.join(given)}" if given else text
 
@@ -353,7 +353,7 @@ def _graph(imported: onnx.Imported, questions: Questions, options: Options, orig
 
 
 def _ours(source: Path, options: Options) -> tuple[Artifact, Report]:
-    """An artifact of ours, of any schema version, as it is but for its name and licence."""
+    """Import an artifact of ours, of any schema version. Only its name and its licence may change."""
     for flag, given in (
         ("family", options.family not in ("auto", "fullrank")),
         ("pool", options.pool),
@@ -374,6 +374,6 @@ def _ours(source: Path, options: Options) -> tuple[Artifact, Report]:
 
 
 def _name(text: str) -> str:
-    """A name that a card takes."""
+    """Turn text into a name that a card accepts."""
     kept = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "-" for letter in text)
     return kept.lstrip("._-")[:64] or "encoder"

@@ -1,4 +1,4 @@
-"""What importers share: questions that weights leave open, what a family makes of a checkpoint, refusals."""
+"""Shared parts of the importers: checkpoints, families, questions that the weights leave open, and refusals."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,12 +21,12 @@ FEW = 5
 
 
 class ImportRefusedError(ValueError):
-    """A source that cannot become an encoder; the message says what is wrong with it and what to do."""
+    """Raised for a source that cannot be imported. The message says what is wrong with it and what to do."""
 
 
 @dataclass
 class Questions:
-    """What weights cannot tell. Each has the family's default; `--set KEY=VALUE` answers it otherwise."""
+    """Questions that the weights do not answer. Each has a default of the family; `--set KEY=VALUE` overrides it."""
 
     settings: Mapping[str, str] = field(default_factory=dict)
     weights: Weights | None = None
@@ -35,7 +35,7 @@ class Questions:
     asked: set[str] = field(default_factory=set)
 
     def ask(self, key: str, default: T, choices: tuple[T, ...] = ()) -> T:
-        """The user's answer, else the default, which is noted. ImportRefusedError for an answer that is none."""
+        """The user's answer, or the default, which is noted. Raises ImportRefusedError for an invalid answer."""
         self.asked.add(key)
         if key not in self.settings:
             self.assumed[key] = str(default)
@@ -50,7 +50,7 @@ class Questions:
         return answer
 
     def which(self, available: tuple[Weights, ...], default: Weights) -> Weights:
-        """Which of a checkpoint's weights: the trained ones, or their moving average (teacher, target, momentum)."""
+        """Choose a checkpoint's weights: the trained ones, or their moving average (teacher, target, momentum)."""
         if self.weights is not None and self.weights not in available:
             raise ImportRefusedError(
                 f"--weights {self.weights}: this checkpoint has only {', '.join(available)} weights"
@@ -62,7 +62,7 @@ class Questions:
 
 @dataclass
 class Found:
-    """A checkpoint as its family reads it: tensors under our names, what was left out, and what the family knows.
+    """A family's reading of a checkpoint: tensors under our names, the tensors left out, and facts about the model.
 
     facts: arguments of the architecture that the weights do not show, from the family or from a config.
     resample: arguments of `models.backbones.vit.resampled`, the family's rule for other image sizes.
@@ -80,17 +80,17 @@ class Found:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file of tensors as it was read: nested containers, the JSON records that lay beside it, where it came from."""
+    """A checkpoint as it was read: nested containers of tensors, the JSON records beside the file, and its path."""
 
     content: Any
     path: Path
     sha256: str
     records: Mapping[str, Any] = field(default_factory=dict)
     licence: str = ""
-    left_out: tuple[str, ...] = ()  # types that --strip replaced by stubs
+    left_out: tuple[str, ...] = ()  # names of the types that --strip replaced by stubs
 
     def tensors(self, *keys: str) -> Tensors:
-        """The tensors of the container below `keys`, under names without what wrappers add; none if there is none."""
+        """The tensors of the container at `keys`, without the name parts that wrappers add; empty if there is none."""
         here = self.content
         for key in keys:
             here = here.get(key) if isinstance(here, Mapping) else None
@@ -99,7 +99,7 @@ class Checkpoint:
         return {cleaned(str(name)): value for name, value in here.items() if isinstance(value, Tensor)}
 
     def state(self, ema: bool = False) -> Tensors:
-        """The tensors where trainers usually put them: at the top, or below state_dict, model and the like."""
+        """The tensors at the places that trainers usually use: the top, or below state_dict, model and the like."""
         for key in (
             *(("state_dict_ema", "model_ema", "ema") if ema else ()),
             "state_dict",
@@ -114,7 +114,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Family:
-    """A source of weights: how its checkpoints are recognised, and what they mean."""
+    """A source of weights: how to recognise its checkpoints, and how to read them."""
 
     name: str
     source: str
@@ -127,9 +127,9 @@ def cleaned(name: str) -> str:
 
 
 def take(tensors: Tensors, prefix: str, reasons: Mapping[str, str] | None = None) -> tuple[Tensors, dict[str, str]]:
-    """The tensors below `prefix`, without it; and the others, with the reason of the first part that fits, why not.
+    """The tensors below `prefix`, without the prefix in their names; and the other tensors with a reason for each.
 
-    Below the prefix too, a tensor whose name (without the prefix) starts with a part of `reasons` is left out.
+    A tensor below the prefix is also left out if its name (without the prefix) starts with a key of `reasons`.
     """
     reasons = reasons or {}
     kept: Tensors = {}
@@ -149,11 +149,11 @@ def take(tensors: Tensors, prefix: str, reasons: Mapping[str, str] | None = None
 
 
 def imagenet(to: int = 256, size: int = 224, interpolation: str = "bilinear", **other: Any) -> Preprocessing:
-    """Short side to `to`, centre crop of `size`, ImageNet's mean and deviation, JPEGs decoded in full."""
+    """ImageNet's preprocessing: short side to `to`, centre crop of `size`, its mean and std, JPEGs decoded in full."""
     values = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "resize": "short", "draft": 0} | other
     return Preprocessing.model_validate({"size": size, "to": to, "interpolation": interpolation} | values)
 
 
 def small(mean: tuple[float, ...], std: tuple[float, ...], size: int = 32) -> Preprocessing:
-    """For images of CIFAR's size: short side and centre crop of `size`, no larger resize before."""
+    """Preprocessing for images of CIFAR's size: short side and centre crop both of `size`."""
     return imagenet(size, size, mean=mean, std=std)

@@ -1,4 +1,4 @@
-"""Read a checkpoint as data: safetensors, or PyTorch's own files, of which only tensors and containers are made."""
+"""Reads checkpoints as data: safetensors, or PyTorch's own files, from which only tensors and containers are loaded."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ USUAL = (
     "open_clip_pytorch_model.bin",
 )
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
-# Whatever damage does to a reader of zip files and pickles.
+# The exceptions that damaged zip files and pickles cause.
 DAMAGE = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
@@ -45,7 +45,7 @@ DAMAGE = (
 
 
 def read(source: Path, strip: bool = False) -> Checkpoint:
-    """The checkpoint in a file or in a folder that holds one. Nothing in it is run. Raises ImportRefusedError."""
+    """Read the checkpoint in a file or a folder, without running any code in it. Raises ImportRefusedError."""
     if not source.exists():
         raise ImportRefusedError(f"{source} does not exist; give a checkpoint file, or a folder that holds one")
     path = _weights(source) if source.is_dir() else source
@@ -65,7 +65,7 @@ def read(source: Path, strip: bool = False) -> Checkpoint:
 
 
 def record(path: Path) -> Any:
-    """The content of a JSON file. Raises ImportRefusedError."""
+    """Read a JSON file. Raises ImportRefusedError."""
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -104,7 +104,7 @@ def _hash(path: Path, digest: Any) -> None:
 
 
 def _load(path: Path, strip: bool) -> tuple[Any, set[str]]:
-    """The content, and the types that were left out of it."""
+    """Load a file. Returns its content and the names of the types that were left out."""
     with path.open("rb") as file:
         start = file.read(9)
     try:
@@ -130,7 +130,7 @@ def _load(path: Path, strip: bool) -> tuple[Any, set[str]]:
 
 
 def _refuse_programs(path: Path) -> None:
-    """Archives that hold programs. torch.export's loader may unpickle anything in one, TorchScript runs its code."""
+    """Refuse archives with programs: torch.export's loader may unpickle anything, and TorchScript runs its code."""
     with zipfile.ZipFile(path) as archive:
         names = [name.partition("/")[2] or name for name in archive.namelist()]
     if any(name.startswith(("code/", "constants.pkl")) for name in names):
@@ -142,7 +142,7 @@ def _refuse_programs(path: Path) -> None:
 
 
 def _blocked(path: Path, error: Exception) -> str:
-    """Why torch would not unpickle the file, naming what it holds besides tensors and containers."""
+    """The reason why torch did not unpickle the file. It names the types other than tensors and containers."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except DAMAGE:
@@ -157,7 +157,7 @@ def _blocked(path: Path, error: Exception) -> str:
 
 
 def _licence(folder: Path) -> str:
-    """The licence in the front matter of a model card beside the weights, if there is one."""
+    """The licence in the front matter of a model card beside the weights; empty if there is none."""
     try:
         lines = (folder / "README.md").read_text(errors="replace")[:4096].splitlines()
     except OSError:

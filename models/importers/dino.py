@@ -14,7 +14,7 @@ def claims(checkpoint: Checkpoint) -> bool:
 
 
 def _second(names: object) -> bool:
-    """DINOv2 scales its layers, which DINO does not."""
+    """Whether these are DINOv2's names: it has layer scale, DINO has not."""
     return any(".ls1." in str(it) for it in names)  # type: ignore[attr-defined]
 
 

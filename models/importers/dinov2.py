@@ -45,7 +45,7 @@ def translate(checkpoint: Checkpoint, questions: Questions) -> Found:
 
 
 def rule(found: Found) -> dict[str, Any]:
-    """How positions are resampled: the models with registers do with antialiasing and without the offset of 0.1."""
+    """The rule for resampling positions: models with registers use antialiasing, and not the offset of 0.1."""
     return {"antialias": True} if "register_tokens" in found.tensors else {"offset": 0.1}
 
 

@@ -1,4 +1,4 @@
-"""Depth, width, patch and so on, read from the names and shapes of an encoder's tensors."""
+"""Reads an encoder's geometry (depth, width, patch and so on) from the names and shapes of its tensors."""
 
 import re
 from typing import Any, get_args
@@ -17,7 +17,7 @@ POOLS |= {"class+mean": "class+mean", "attention": "attention", "map": "attentio
 
 
 def resnet(found: Found, questions: Questions) -> Architecture:
-    """The ResNet that these tensors are of. ImportRefusedError for one of another kind."""
+    """The architecture of the ResNet with these tensors. Raises ImportRefusedError for another kind of network."""
     tensors = found.tensors
     if questions.pool not in (None, "mean", "avg"):
         raise ImportRefusedError(f"--pool {questions.pool}: a ResNet's representation is the mean over positions")
@@ -58,7 +58,7 @@ def resnet(found: Found, questions: Questions) -> Architecture:
 
 
 def vit(found: Found, questions: Questions, size: int) -> ViTArchitecture:
-    """The vision transformer that these tensors are of, for images of `size` pixels, with the pooling asked for."""
+    """The architecture of the ViT with these tensors, for images of `size` pixels, with the pooling asked for."""
     tensors, facts = found.tensors, found.facts
     width, channels, *patch = shape(tensors, "patch_embed.proj.weight")
     if len(patch) != 2 or patch[0] != patch[1]:
@@ -107,7 +107,7 @@ def vit(found: Found, questions: Questions, size: int) -> ViTArchitecture:
 
 
 def _pool(found: Found, questions: Questions) -> str:
-    """The family's pooling, noted as assumed."""
+    """The pooling that the user asks for, or the family's, which is noted as assumed."""
     default = found.facts.get("pool") or ("class" if "cls_token" in found.tensors else "mean")
     if "pool" not in found.facts:
         questions.assumed["pool"] = f"{default} (--pool chooses)"
@@ -115,7 +115,7 @@ def _pool(found: Found, questions: Questions) -> str:
 
 
 def _fit(found: Found, pool: str) -> None:
-    """Leave out what belongs to a pooling that is not used."""
+    """Leave out the tensors of a pooling that is not used."""
     usual = found.facts.get("pool", pool)
     parts = ["attn_pool."] if pool != "attention" else []
     parts += ["proj."] if pool != usual else []
@@ -127,7 +127,7 @@ def _fit(found: Found, pool: str) -> None:
 
 
 def checked(kind: type[Any], values: dict[str, Any]) -> Any:
-    """The architecture, or an ImportRefusedError that says which of its values cannot be."""
+    """Build the architecture. Raises ImportRefusedError, which names the invalid values."""
     try:
         return kind.model_validate(values)
     except ValueError as error:
@@ -136,7 +136,7 @@ def checked(kind: type[Any], values: dict[str, Any]) -> Any:
 
 
 def native_size(tensors: Tensors) -> int:
-    """The image size in pixels that a vision transformer's positions are for."""
+    """The image size in pixels for which a vision transformer's positions were trained."""
     side = round(shape(tensors, "pos_embed")[1] ** 0.5)
     return int(side * shape(tensors, "patch_embed.proj.weight")[-1])
 

@@ -52,7 +52,7 @@ def prefix_of(tensors: Tensors) -> str | None:
 
 
 def bare(tensors: Tensors) -> Tensors:
-    """Without a prefix of Hugging Face's, where there is one."""
+    """The tensors without Hugging Face's prefix, if they have one."""
     prefix = prefix_of(tensors)
     return take(tensors, prefix)[0] if prefix else tensors
 
@@ -92,7 +92,7 @@ def translate(checkpoint: Checkpoint, questions: Questions) -> Found:
 
 
 def _kind(found: Found) -> str:
-    """Which model it is, where no config says so."""
+    """The model type, read from the tensors' names if there is no config."""
     names = found.tensors
     if found.kind == "resnet":
         return "resnet"

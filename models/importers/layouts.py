@@ -1,7 +1,7 @@
-"""Whose names are these? Tensors of an encoder, by whichever library's names, under those of our own modules.
+"""Changes the tensor names of other libraries to those of our own modules.
 
-ResNets: torchvision's (also timm's and FAIR's), Hugging Face's, and two ways of numbering that lightly's examples have.
-Vision transformers: timm's (also FAIR's), torchvision's, Hugging Face's, OpenAI's.
+ResNets: the names of torchvision (also timm's and FAIR's) and Hugging Face, and two numberings of lightly's examples.
+Vision transformers: the names of timm (also FAIR's), torchvision, Hugging Face and OpenAI.
 """
 
 import re
@@ -109,7 +109,7 @@ HF_VIT: Rules = (
 
 
 def canonical(tensors: Tensors) -> Found:
-    """Tensors of one encoder by any of these libraries' names. ImportRefusedError when the names are nobody's."""
+    """Rename the tensors of an encoder. Raises ImportRefusedError if no known library has these names."""
     for fits, kind, rules, heads in LAYOUTS:
         if fits(tensors):
             kept, dropped = {}, {}
@@ -126,7 +126,7 @@ def canonical(tensors: Tensors) -> Found:
                 kept[new] = tensor.T if name == "proj" else tensor
             facts: dict[str, Any] = {"final_norm": "pooled", "pool": "mean"} if "fc_norm.weight" in tensors else {}
             if rules is LIGHTLY_RESNET:
-                # Its benchmarks run the model's children in a row; the ReLU after the stem is no child.
+                # lightly's benchmarks put the model's children in a Sequential; the ReLU after the stem is no child.
                 facts = {"stem_relu": False}
             return Found(kind, _resnet(kept) if kind == "resnet" else _vit(kept), dropped, facts)
     some = ", ".join(list(tensors)[:FEW])
@@ -160,7 +160,7 @@ LAYOUTS: tuple[tuple[Callable[[Tensors], bool], Literal["resnet", "vit"], Rules,
 
 
 def _resnet(tensors: Tensors) -> Tensors:
-    """With one set of batch-norm statistics: lightly's split batch norm keeps several, and serves their mean."""
+    """Reduce batch-norm statistics to one set: lightly's split batch norm keeps several and uses their mean."""
     for name, tensor in list(tensors.items()):
         if name.endswith((".running_mean", ".running_var")):
             channels = tensors.get(f"{name.rpartition('.')[0]}.weight")
@@ -175,13 +175,13 @@ def _resnet(tensors: Tensors) -> Tensors:
 
 
 def _vit(tensors: Tensors) -> Tensors:
-    """With one matrix for query, key and value, positions of patches only, shapes as our module has them."""
+    """Make one matrix of query, key and value, keep positions of patches only, and take our module's shapes."""
     for name in [it for it in tensors if it.endswith((".attn.q.weight", ".attn.q.bias"))]:
         parts = [name.replace(".attn.q.", f".attn.{letter}.") for letter in "qkv"]
         found = [tensors.pop(part, None) for part in parts]
         first = found[0]
         if first is not None and found[1] is None and name.endswith("bias"):
-            found[1] = torch.zeros_like(first)  # a key's bias changes no attention weight, so some families have none
+            found[1] = torch.zeros_like(first)  # some families have no key bias: it changes no attention weight
         whole = [it for it in found if it is not None]
         if len(whole) < 3:
             raise ImportRefusedError(f"{name} has no key or value beside it")
@@ -198,7 +198,7 @@ def _vit(tensors: Tensors) -> Tensors:
 
 
 def _positions(tensors: Tensors) -> Tensors:
-    """Give the class token and the registers their positions, and the patches theirs."""
+    """Add their positions to the class token and the registers, and keep the patches' positions as pos_embed."""
     for name in ("cls_token", "register_tokens", "pos_embed"):
         if name in tensors:
             tensors[name] = tensors[name].reshape(1, -1, tensors[name].shape[-1])
@@ -228,7 +228,7 @@ def _square(count: int) -> bool:
 
 
 def shape(tensors: Tensors, name: str) -> tuple[int, ...]:
-    """The shape of a tensor that the geometry is read from. ImportRefusedError when it is missing."""
+    """The shape of a tensor. Raises ImportRefusedError if the tensor is missing."""
     found: Tensor | None = tensors.get(name)
     if found is None:
         raise ImportRefusedError(f"{name} is missing: this is no whole encoder")

@@ -6,7 +6,7 @@ from models.importers.layouts import canonical
 
 
 def claims(checkpoint: Checkpoint) -> bool:
-    """Never by itself: its files look like those of the packages whose models it trains."""
+    """Return False: its files look like those of the packages whose models it trains, so --family must name it."""
     return False
 
 

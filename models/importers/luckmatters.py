@@ -26,7 +26,7 @@ def translate(checkpoint: Checkpoint, questions: Questions) -> Found:
     }
     found.weights = chosen
     tiny = found.tensors["conv1.weight"].shape[-1] == 3
-    # Its own data pipeline only scales pixels to 0 to 1, as far as is known; hence asked for by `assumed`.
+    # As far as is known, its own data pipeline only scales pixels to 0 to 1. So this is noted as assumed.
     found.preprocessing = small((0.0,) * 3, (1.0,) * 3) if tiny else imagenet()
     found.origin = "pixels of 0 to 1 at 32 x 32" if tiny else "ImageNet's (256, 224, bilinear)"
     return found

@@ -1,7 +1,7 @@
-"""An encoder as an ONNX file from anywhere: checked, given our input and output, its weights moved to safetensors.
+"""Imports an encoder from an ONNX file: checks it, gives it our input and output, moves its weights to safetensors.
 
-The graph that is kept takes pixels (n, c, s, s) uint8, scales and normalises them, runs what it was, pools, and gives
-rows (n, d) float32. Needs the `onnx` package, which serving does not.
+The stored graph takes pixels (n, c, s, s) uint8, scales and normalises them, runs the original graph, pools, and
+returns rows (n, d) float32. This needs the `onnx` package, which serving does not.
 """
 
 import hashlib
@@ -21,9 +21,9 @@ from models.importers.base import FEW, ImportRefusedError, Questions, imagenet
 from models.preprocess import Preprocessing
 
 USUAL = imagenet()
-INLINE = 1024  # bytes; smaller weights, among them shapes that the runtime must know, stay in the graph
-DOMAINS = ("", "ai.onnx", "com.microsoft")  # onnxruntime's own
-CLASSES = (10, 100, 1000, 1001, 21841, 21843)  # usual numbers of classes
+INLINE = 1024  # bytes; smaller weights stay in the graph, among them shapes that the runtime must know
+DOMAINS = ("", "ai.onnx", "com.microsoft")  # operator domains that onnxruntime has itself
+CLASSES = (10, 100, 1000, 1001, 21841, 21843)  # usual numbers of classes of classifiers
 SCORES = ("logit", "prob", "softmax", "class", "score")
 AGREE = 1e-3
 
@@ -38,7 +38,7 @@ class Imported:
 
 
 def read(path: Path, questions: Questions, how: Preprocessing, pool: str | None) -> Imported:
-    """The encoder in an ONNX file. Raises ImportRefusedError, saying what to do, for what is no encoder of images."""
+    """Read the encoder in an ONNX file. Raises ImportRefusedError, with a remedy, if it is no image encoder."""
     try:
         import onnx
     except ImportError:
@@ -48,7 +48,7 @@ def read(path: Path, questions: Questions, how: Preprocessing, pool: str | None)
         digest = hashlib.sha256(path.read_bytes())
     except OSError as error:
         raise ImportRefusedError(f"{path}: {error.strerror or error}") from error
-    except Exception as error:  # the parser's exceptions have no common base
+    except Exception as error:  # the parser's exceptions have no base class of their own
         raise ImportRefusedError(f"{path} is no ONNX file: {error}") from error
     if not model.graph.node:
         raise ImportRefusedError(f"{path} is no ONNX file: it has no graph")
@@ -71,7 +71,7 @@ def read(path: Path, questions: Questions, how: Preprocessing, pool: str | None)
 
 
 def _graphs(graph: Any) -> Iterator[Any]:
-    """The graph and those within its nodes."""
+    """The graph and its subgraphs."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
@@ -90,7 +90,7 @@ def _tensors(graph: Any) -> Iterator[Any]:
 
 
 def _standard(model: Any) -> None:
-    """Refuse operators that onnxruntime has not of itself; those would need a library of somebody's code."""
+    """Refuse operators that onnxruntime does not have itself: they would need a library of foreign code."""
     own = {(it.domain, it.name) for it in model.functions}
     nodes = [node for graph in _graphs(model.graph) for node in graph.node]
     custom = sorted(
@@ -103,7 +103,7 @@ def _standard(model: Any) -> None:
 
 
 def _internalise(tensor: Any, path: Path, digest: Any) -> None:
-    """Read a tensor's external data, which must lie in the model's own folder."""
+    """Read a tensor's external data into the tensor. The file must be in the model's own folder."""
     if tensor.data_location != 1:
         return
     places = {entry.key: entry.value for entry in tensor.external_data}
@@ -133,7 +133,7 @@ def _internalise(tensor: Any, path: Path, digest: Any) -> None:
 
 
 def _input(model: Any) -> Any:
-    """The one input that is an image. ImportRefusedError for another number, type, rank, or a fixed batch."""
+    """The input, which must be one image batch. Raises ImportRefusedError for another number, type, rank or batch."""
     held = {tensor.name for tensor in model.graph.initializer}
     inputs = [it for it in model.graph.input if it.name not in held]
     if len(inputs) != 1:
@@ -163,7 +163,7 @@ def _input(model: Any) -> Any:
 
 
 def _sized(given: Any, how: Preprocessing, questions: Questions) -> Preprocessing:
-    """The preprocessing at the input's own size and channels, where it says them."""
+    """The preprocessing with the input's size and channels, if the graph fixes them."""
     _, channels, height, width = given.type.tensor_type.shape.dim
     sides = {it.dim_value for it in (height, width) if it.HasField("dim_value")}
     if len(sides) > 1:
@@ -183,7 +183,7 @@ def _sized(given: Any, how: Preprocessing, questions: Questions) -> Preprocessin
 
 
 def _output(model: Any, questions: Questions) -> str:
-    """The name of the tensor that is the embedding: the first output, or what the user names."""
+    """The name of the tensor that is the embedding: the first output, or the one that the user names."""
     first = model.graph.output[0].name if model.graph.output else ""
     name = questions.ask("output", first)
     known = {output for node in model.graph.node for output in node.output}
@@ -194,12 +194,12 @@ def _output(model: Any, questions: Questions) -> str:
 
 
 def _free(name: str) -> str:
-    """The name, or another where it is one of ours."""
+    """The name, changed if it is one that our own nodes use."""
     return f"source_{name}" if name in (PIXELS, ROWS) or name.startswith("fullrank_") else name
 
 
 def _rename(graph: Any) -> None:
-    """Make a graph free of our names."""
+    """Rename the tensors of a graph that have names which our own nodes use."""
     for node in graph.node:
         node.input[:] = [_free(name) for name in node.input]
         node.output[:] = [_free(name) for name in node.output]
@@ -260,7 +260,7 @@ def _needed(nodes: list[Any]) -> tuple[list[Any], set[str]]:
 
 
 def _moved(model: Any) -> dict[str, torch.Tensor]:
-    """The larger weights, by name; the graph keeps their shapes and where they will lie."""
+    """Move the larger weights out of the graph, which keeps their shapes and places. Returns them by name."""
     from onnx import numpy_helper
 
     weights: dict[str, torch.Tensor] = {}
@@ -286,7 +286,7 @@ def _moved(model: Any) -> dict[str, torch.Tensor]:
 
 
 def _answers(model: Any, weights: dict[str, torch.Tensor], how: Preprocessing, output: str) -> NDArray[np.float32]:
-    """What it makes of two images. ImportRefusedError when it cannot run, or a row depends on its batch."""
+    """The output for two images. Raises ImportRefusedError if the graph cannot run or a row depends on its batch."""
     from models.engines.engine import EngineError
     from models.engines.onnx_engine import OnnxEngine
 
@@ -296,7 +296,7 @@ def _answers(model: Any, weights: dict[str, torch.Tensor], how: Preprocessing, o
         both, alone = engine(pixels), engine(pixels[:1])
     except EngineError as error:
         raise ImportRefusedError(str(error)) from error
-    except Exception as error:  # onnxruntime's exceptions have no common base
+    except Exception as error:  # onnxruntime's exceptions have no base class of their own
         raise ImportRefusedError(
             f"it does not run on {how.size} x {how.size} pixels: {str(error).strip()[:500]}"
         ) from error

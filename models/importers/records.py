@@ -1,4 +1,4 @@
-"""Preprocessing as others write it down: timm's config.json, Hugging Face's preprocessor_config.json, open_clip's."""
+"""Reads preprocessing from the config files of timm, Hugging Face (preprocessor_config.json) and open_clip."""
 
 import math
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ PILLOW = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
 def preprocessing(record: Any, where: str) -> Preprocessing:
-    """The preprocessing in a record of any of the three kinds. ImportRefusedError, naming `where`, else."""
+    """The preprocessing in a record of one of these three kinds. Raises ImportRefusedError, naming `where`."""
     if isinstance(record, Mapping):
         try:
             if "preprocess_cfg" in record or "resize_mode" in record:
@@ -35,7 +35,7 @@ def is_timm(record: Any) -> bool:
 
 
 def _timm(record: Mapping[str, Any]) -> Preprocessing:
-    """timm.data.transforms_imagenet_eval: scale to size / crop_pct, then the centre."""
+    """timm's preprocessing (timm.data.transforms_imagenet_eval): resize to size / crop_pct, then centre crop."""
     how = record.get("pretrained_cfg") or record
     size = _square(how.get("input_size", (3, 224, 224))[-2:])
     scaled = math.floor(size / (how.get("crop_pct") or 0.875))
@@ -77,7 +77,7 @@ def _open_clip(record: Mapping[str, Any]) -> Preprocessing:
 
 
 def _hugging_face(how: Mapping[str, Any]) -> Preprocessing:
-    """The image processor of transformers that runs on Pillow; the one on torchvision resizes tensors otherwise."""
+    """The preprocessing of transformers' image processor on Pillow. Its torchvision processor resizes differently."""
     kind = str(how.get("image_processor_type") or how.get("feature_extractor_type") or "")
     if not how.get("do_resize", True):
         raise ImportRefusedError("do_resize is false, so that images of any size come in; give the size in a record")
@@ -105,7 +105,7 @@ def _hugging_face(how: Mapping[str, Any]) -> Preprocessing:
 
 
 def _square(size: Any) -> int:
-    """The side of a size that is an int, a pair or a mapping. ImportRefusedError when it is not square."""
+    """The side of a size, which is an int, a pair or a mapping. Raises ImportRefusedError if it is not square."""
     if isinstance(size, int):
         return size
     sides = [int(size[key]) for key in ("height", "width")] if isinstance(size, Mapping) else [int(it) for it in size]

@@ -1,7 +1,7 @@
-"""Read a file of torch.save whose objects nobody should make: tensors and plain containers, stubs for all else.
+"""Reads tensors and plain containers from a torch.save file, and replaces all other objects by stubs.
 
-The unpickler looks up no class by name: it knows the few that tensors need, and gives a stub for every other name.
-A stub takes whatever the pickle does to it and does nothing. The stubs are then left out.
+This is safe for untrusted files: the unpickler looks up no class by name. It knows the few that tensors need, and
+returns a stub for every other name. A stub accepts every call and does nothing. The stubs are then left out.
 """
 
 import pickle
@@ -28,7 +28,7 @@ DTYPES = {
 
 
 class Stub:
-    """An object that is not made. It takes any call, item and state, and keeps none."""
+    """Stands for an object that is not created. It accepts any call, item and state, and keeps nothing."""
 
     def __new__(cls, *args: Any, **options: Any) -> "Stub":
         return object.__new__(cls)
@@ -68,7 +68,7 @@ def _parameter(data: Any, *_: Any) -> Any:
 
 
 class Reader(pickle.Unpickler):
-    """An unpickler of tensors and containers; `left_out` collects the names of all else."""
+    """An unpickler of tensors and containers. `left_out` collects the names of all other types."""
 
     KNOWN: ClassVar[dict[tuple[str, str], Any]] = {
         ("collections", "OrderedDict"): OrderedDict,
@@ -100,9 +100,9 @@ class Reader(pickle.Unpickler):
 
 
 def stripped(path: Path) -> tuple[Any, set[str]]:
-    """The content of a file of torch.save, without what is neither tensor nor container; and the names of that.
+    """Read a torch.save file. Returns its tensors and containers, and the names of the types that were left out.
 
-    Raises whatever a damaged file makes of it.
+    A damaged file may raise any of the exceptions of zip files and pickles.
     """
     if zipfile.is_zipfile(path):
         content, left_out = _zipped(path)
@@ -150,7 +150,7 @@ def _legacy(path: Path) -> tuple[Any, set[str]]:
         reader = Reader(file, storage)
         content = reader.load()
         for key in Reader(file, storage).load():
-            file.read(8)  # the number of elements, which the pickle has said
+            file.read(8)  # skip the number of elements, which the pickle has given
             target = storages[str(key)]
             data = file.read(target.nbytes())
             if len(data) < target.nbytes():
@@ -166,7 +166,7 @@ def _storage(data: bytes) -> torch.UntypedStorage:
 
 
 def plain(value: Any, depth: int = 0) -> Any:
-    """Tensors, text, numbers and containers of those; None for all else."""
+    """Keep tensors, text, numbers and containers of those; None for everything else."""
     if depth > 50:
         return None
     if isinstance(value, dict):

@@ -42,7 +42,7 @@ def _ema(checkpoint: Checkpoint) -> bool:
 
 
 def _vit(found: Found, config: Any, name: str) -> dict[str, Any]:
-    """What the architecture's name says, where it is known; else the usual."""
+    """Facts that the architecture's name tells, if it is known; otherwise timm's usual ones."""
     clip = "norm_pre.weight" in found.tensors
     pool = "attention" if "attn_pool.latent" in found.tensors else found.facts.get("pool", "class")
     arguments = config.get("model_args") or {}
