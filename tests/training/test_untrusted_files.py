@@ -159,9 +159,9 @@ def test_a_header_that_claims_too_much_is_skipped_and_counted(tmp_path: Path) ->
 
 def test_tensorboard_takes_no_folder_for_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorBoard hands names with a scheme to a remote file system; a Path of ours never has one."""
-    from training.watch import tensorboard
+    from training.watch import TensorBoard
 
     monkeypatch.chdir(tmp_path)
-    watch = tensorboard(Path("s3://bucket/run"))
+    watch = TensorBoard(Path("s3://bucket/run"))
     watch({"epoch": 1, "loss": 0.5})
     assert [path.name.startswith("events.out") for path in (tmp_path / "s3:" / "bucket" / "run").iterdir()] == [True]
