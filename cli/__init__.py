@@ -1,4 +1,4 @@
-"""The command `fullrank`: one file a subcommand, which imports its rooms only when it runs."""
+"""The command `fullrank`. Each subcommand has a file, which imports other packages only when it runs."""
 
 from collections.abc import Callable
 from typing import Annotated
@@ -15,7 +15,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done; 1 it failed, or an encoder was refused; 2 the command was not understood; "
     "130 interrupted.",
 )
-# For a command whose arguments, --help among them, are read by the room it runs in.
+# For a command whose arguments, also --help, are parsed by the package that it runs.
 FORWARDED = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 COMMANDS: tuple[Callable[..., None], ...] = (
     train.train,

@@ -1,4 +1,4 @@
-"""`python -m cli`, from a working tree that is not installed."""
+"""Runs the command as `python -m cli`, from a working tree that is not installed."""
 
 from cli import main
 

@@ -1,4 +1,4 @@
-"""What several commands share: their options, how they fail, how they print."""
+"""Shared parts of the commands: options, errors and printing."""
 
 import contextlib
 import json
@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-# What users name may hold square brackets, which are no markup.
+# Markup is off: names that users give may hold square brackets.
 console = Console(markup=False, highlight=False)
 errors = Console(stderr=True, markup=False, highlight=False)
 
@@ -53,7 +53,7 @@ def show(values: dict[str, Any], title: str, as_json: bool) -> None:
 
 
 def write(path: Path, content: bytes, option: str) -> None:
-    """Write a file whole or not at all: beside its place, then renamed. Ends the command where that fails."""
+    """Write a file atomically. If that fails, end the command with an error."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         fresh.write_bytes(content)

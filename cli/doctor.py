@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from service.settings import Settings
 
 EXTRAS = {"matplotlib": "train", "tensorboard": "train", "opentelemetry": "tracing"}
-IMAGES = 64  # embedded for a first idea of the speed
+IMAGES = 64  # images that are embedded for an estimate of the speed
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found: ok, note (works, but know this) or fail, in words that hold the remedy."""
+    """The result of one check: ok, note (works, but you should know this) or fail, with words that give the remedy."""
 
     check: str
     state: str
@@ -54,7 +54,7 @@ def doctor(
 
 
 def examine(encoder: Path | None, prometheus: str | None) -> Iterator[Finding]:
-    """Every check, in the order in which `fullrank serve` would come to it."""
+    """Run all checks, in the order in which `fullrank serve` would meet the problems."""
     from importlib.util import find_spec
 
     import torch
@@ -86,7 +86,7 @@ def examine(encoder: Path | None, prometheus: str | None) -> Iterator[Finding]:
 
 
 def device(settings: "Settings") -> Finding:
-    """Whether torch computes there, in that precision."""
+    """Check that torch computes on the device in the precision of the settings."""
     import torch
 
     dtype = getattr(torch, settings.dtype)
@@ -105,7 +105,7 @@ def device(settings: "Settings") -> Finding:
 
 
 def threads(settings: "Settings") -> Finding:
-    """Whether a pass has more threads than the process has cores."""
+    """Check that a forward pass has no more threads than the process has cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     words = f"{settings.threads} for a forward pass, {settings.decode_threads} for decoding, on {cores} cores"
     if settings.threads > cores:
@@ -114,7 +114,7 @@ def threads(settings: "Settings") -> Finding:
 
 
 def port(settings: "Settings") -> Finding:
-    """Whether the service could listen."""
+    """Check that the service can listen on its port."""
     where = f"{settings.host}:{settings.port}"
     try:
         family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
@@ -129,7 +129,7 @@ def port(settings: "Settings") -> Finding:
 
 
 def writable(folder: Path) -> Finding:
-    """Whether the statistics could be kept there."""
+    """Check that the monitors' windows can be stored in a folder."""
     there = next(it for it in (folder, *folder.resolve().parents) if it.exists())
     if there.is_dir() and os.access(there, os.W_OK):
         return Finding("state_dir", "ok", f"{folder} can be written")
@@ -137,7 +137,7 @@ def writable(folder: Path) -> Finding:
 
 
 def sound(settings: "Settings") -> Iterator[Finding]:
-    """Whether the encoder loads, runs and may serve, and what watches it."""
+    """Check that the encoder loads, runs, passes the gate, and has a reference and a canary."""
     import numpy as np
 
     from models.artifact import ArtifactError, load
@@ -173,7 +173,7 @@ def sound(settings: "Settings") -> Iterator[Finding]:
 
 
 def scraped(url: str) -> Finding:
-    """Whether a Prometheus scrapes replicas and has the rules."""
+    """Check that a Prometheus scrapes replicas and has our alert rules."""
     import httpx
 
     try:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from scale.bulk import Written
 
-    # A file's row, or why it has none.
+    # A file's row, or the reason why it has none.
     Results = list[np.ndarray | str]
 
 
@@ -58,7 +58,7 @@ def embed(
 
 
 def _put(files: list[Path], results: "Results", out: Path | None) -> None:
-    """Write what is good, name what is bad; exit code 1 if anything is."""
+    """Write the rows and print the errors. Exit code 1 if there are any errors."""
     import numpy as np
 
     bad = {file: it for file, it in zip(files, results, strict=True) if isinstance(it, str)}
@@ -92,7 +92,7 @@ def _embed_there(files: list[Path], url: str, key: str | None) -> "Results":
             except (EmbeddingError, OSError) as error:
                 if len(files) == 1:
                     return [str(error)]
-            # One of them is bad: ask for each alone, so that the others are embedded.
+            # One image is bad: send each alone, so that the others are embedded.
             results: Results = []
             for file in files:
                 try:
@@ -135,7 +135,7 @@ def _embed_here(files: list[Path], encoder: Path, device: str, engine: Engine) -
 def _into_folder(
     source: str, encoder: Path, out: Path, device: str, engine: Engine, processes: int, as_json: bool
 ) -> None:
-    """Bulk: shards of the source into Parquet files, with progress, then the spectrum of all rows."""
+    """Embed the shards of a source into Parquet files, with a progress bar, then print the spectrum of all rows."""
     from fullrank.monitor.snapshot import to_json
     from models.artifact import ArtifactError
 
@@ -165,7 +165,7 @@ def _into_folder(
 
 
 class _Bar:
-    """A bar over shards, with images a second and the time that is left; plain lines where output is no terminal."""
+    """A progress bar over shards, with images a second and the time left; plain lines if there is no terminal."""
 
     def __init__(self, shards: int, complete: int) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

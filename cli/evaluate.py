@@ -75,7 +75,7 @@ def evaluate(
 
 
 def _folder(named: Path) -> Path:
-    """The encoder of a run's folder, its last epoch's if it has not ended; else the folder itself."""
+    """The encoder's folder in a run's folder (the last epoch's if the run has not ended); else the folder itself."""
     if (named / "encoder" / "encoder.json").is_file():
         return named / "encoder"
     epochs = sorted((named / "encoders").glob("epoch-*/encoder.json"))

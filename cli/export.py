@@ -39,7 +39,7 @@ def export(
         fail("--out: name the folder to write to", 2)
     try:
         artifact = artifact_of(encoder) if encoder.is_file() else load(encoder)
-        # The whole folder first: it appears at once, and replaces an older one.
+        # This form first: it writes the whole folder at once, and replaces an older one.
         for name in sorted(chosen, key="safetensors".__ne__):
             for path in FORMS[name](artifact, out or encoder):
                 typer.echo(str(path))

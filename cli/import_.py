@@ -91,7 +91,7 @@ def _settings(pairs: list[str]) -> dict[str, str]:
 
 
 def _with_reference(artifact: "Artifact", data: Path, limit: int) -> "tuple[Artifact, list[str]]":
-    """With a reference of the images in `data` and synthetic canary images; and the files that could not be read."""
+    """Add a reference of the images in `data` and a synthetic canary. Also returns the files that were unreadable."""
     from rich.progress import Progress
 
     from models.references import SYNTHETIC, ImageFolder, from_images, synthetic_canary

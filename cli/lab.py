@@ -24,7 +24,7 @@ Out = Annotated[
 
 
 class Labs(typer.core.TyperGroup):
-    """One command a lab, made from its parameters when it is asked for: importing all labs takes a second."""
+    """The group of lab commands. A lab's command is made when it is needed: importing all labs takes a second."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [*NAMES, "all"]
@@ -60,7 +60,7 @@ def lab(
 
 
 def _command(name: str) -> Any:
-    """The command of one lab, or of `all`, which has only what every lab shares."""
+    """The command of one lab, or of `all`, which has only the options that every lab shares."""
     from theory.lab import Settings, describe_domain, find
 
     labs = [find(each) for each in NAMES] if name == "all" else [find(name)]

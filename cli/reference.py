@@ -54,7 +54,7 @@ def reference(
             count = len(images)
             pixels = images.pixels(preprocessing)
         else:
-            # Not what it may have been trained on: training images are embedded a little too well.
+            # Use test images: images that the encoder was trained on are embedded a little too well.
             test = load_data(str(dataset), data)[1]
             count = min(limit, len(test))
             pixels = chunks_of(test, preprocessing, limit)

@@ -22,6 +22,6 @@ def serve(context: typer.Context) -> None:
 
 
 def _words(setting: str, message: str) -> str:
-    """What is wrong with a setting; what is wrong with several, or with a variable that is none, names them itself."""
+    """The error about a setting, in words. A message on several settings or an unknown variable names them itself."""
     message = message.removeprefix("Value error, ")
     return f"{setting}: {message}" if setting else message

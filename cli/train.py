@@ -160,7 +160,7 @@ def train(
 
 
 def _own(recipe: Any, method: str | None, dataset: str | None) -> Any:
-    """The recipe with another method, with that method's own options, and on other data."""
+    """The recipe with another method (and that method's own options) or another data set."""
     from training.data import SOURCES
     from training.methods import METHODS
 
@@ -173,13 +173,13 @@ def _own(recipe: Any, method: str | None, dataset: str | None) -> Any:
 
 
 def _was_given(context: typer.Context, setting: str) -> bool:
-    """Whether the setting of a run was asked for on the command line."""
+    """Whether a run's setting was given on the command line."""
     source = context.get_parameter_source({"compile": "compiled"}.get(setting, setting))
     return source is not None and source.name == "COMMANDLINE"
 
 
 def _architecture(recipe: Any, backbone: str | None, width: int | None, stem: str | None) -> Any:
-    """The recipe's architecture, or the one called `backbone` for the same input, with what is changed in it."""
+    """The recipe's architecture, or the one called `backbone` for the same input, with the given width and stem."""
     from models.artifact import architecture
     from training.data import SOURCES
     from training.plugins import BACKBONES, OwnArchitecture

@@ -1,1 +1,1 @@
-"""Past one machine: bulk embedding whose output can be resumed, shard by shard."""
+"""Bulk embedding of large sources, shard by shard. A run that was interrupted can be resumed."""

@@ -1,8 +1,8 @@
-"""Bulk embedding: each shard of a source becomes one Parquet file, written beside and renamed when it is complete.
+"""Bulk embedding: each shard of a source becomes one Parquet file, which is written atomically.
 
-A shard's output depends on the shard and the encoder alone, so a run that was killed goes on with the shards that are
-missing, and every id is there exactly once. A bad image is a row with an error. Each shard's moments are kept beside
-its rows; merged, they are the exact spectrum of the whole corpus.
+A shard's output depends only on the shard and the encoder. So a run that was killed continues with the missing shards,
+and the output has every id exactly once. A bad image becomes a row with an error. Each shard's moments are stored
+beside its rows; merged, they give the exact spectrum of all rows.
 """
 
 import json
@@ -31,12 +31,12 @@ RUN = "run.json"
 
 
 class BulkError(RuntimeError):
-    """A run that cannot start or go on; the message says why."""
+    """Raised for a run that cannot start or go on. The message says why."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """What became of one shard."""
+    """The result of one shard."""
 
     name: str
     rows: int
@@ -46,7 +46,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Report:
-    """The whole corpus: how many rows and errors, and the spectrum of all rows by their merged moments."""
+    """The report on the whole output: numbers of rows and errors, and the spectrum of all rows by merged moments."""
 
     encoder: str
     revision: str
@@ -60,7 +60,7 @@ class Report:
 
 
 class Embedding:
-    """Embeds shards into a folder. Made once in each process, or by Ray on each actor."""
+    """Embeds shards into a folder. One is made in each process, or by Ray in each actor."""
 
     def __init__(self, encoder: str, out: str, device: str = "cpu", engine: str = "auto", threads: int = 1) -> None:
         """Load the encoder. Raises ArtifactError."""
@@ -94,7 +94,7 @@ class Embedding:
         return Written(shard.name, len(ids), int((~good).sum()), time.monotonic() - started)
 
     def _embed(self, pixels: Pixels) -> np.ndarray:
-        """(n, d) unit rows; NaN where a row is not finite or has no direction."""
+        """(n, d) unit rows; NaN for a row that is not finite or is all zero."""
         rows = self.embedder.embed(pixels)
         unit = normalize(rows)
         unit[~(rows.isfinite().all(dim=1) & rows.any(dim=1))] = torch.nan
@@ -115,7 +115,7 @@ class Embedding:
             metadata={"encoder": card.name, "revision": card.revision},
         )
         table = pa.table([pa.array(ids, pa.string()), embeddings, pa.array(errors, pa.string())], schema=schema)
-        # The rows are renamed last: a shard whose Parquet file is there is complete.
+        # The Parquet file is renamed last: if it is there, the shard is complete.
         beside = [self.out / f"{name}.moments.safetensors", self.out / f"{name}.parquet"]
         fresh = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in beside]
         try:
@@ -129,7 +129,7 @@ class Embedding:
 
 
 def _batches(items: Iterator[Item], preprocessing: Any) -> Iterator[list[tuple[Item, Pixels | None, str]]]:
-    """Items with their pixels, or with why they have none, so many together that BATCH of them have some."""
+    """Batches of items with their pixels, or with the reason why they have none. BATCH items of each have pixels."""
     batch = list[tuple[Item, Pixels | None, str]]()
     count = 0
     for item in items:
@@ -150,9 +150,9 @@ def _batches(items: Iterator[Item], preprocessing: Any) -> Iterator[list[tuple[I
 
 
 def begin(out: Path, encoder: Path, shards: Sequence[Shard]) -> list[Shard]:
-    """Make the folder, or go on with it: the shards that are still to do.
+    """Create the output folder, or continue in it. Returns the shards that are still to do.
 
-    Raises BulkError where the folder holds another encoder's rows or cannot be written.
+    Raises BulkError if the folder holds another encoder's rows or cannot be written.
     """
     card = load(encoder).card
     mine = {"encoder": card.name, "revision": card.revision}
@@ -197,10 +197,10 @@ def run_local(
     done: Callable[[Written], None] = lambda written: None,
     failed: Callable[[str], None] = lambda reason: None,
 ) -> None:
-    """Embed the shards in `processes` processes of one thread each; in this one if that is 1.
+    """Embed the shards in `processes` processes of one thread each; 1 means this process.
 
     A shard that cannot be read is reported to `failed` and left out, so that the next run tries it again. Raises
-    BulkError where output cannot be written: going on would only fail again.
+    BulkError if output cannot be written, because the next shard would fail too.
     """
     arguments = (str(encoder), str(out), device, engine)
     if processes == 1:
@@ -233,7 +233,7 @@ def _settle(result: Callable[[], Written], done: Callable[[Written], None], fail
 
 
 def report(out: Path) -> Report:
-    """What a folder of output holds, by its files. Raises BulkError where there is none."""
+    """The report on a folder of output. Raises BulkError if it holds none."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 

@@ -1,7 +1,7 @@
-"""What is to be embedded: folders, tar shards, Parquet files and lists of paths, cut into shards that are read alone.
+"""Sources of images for bulk embedding: folders, tar shards, Parquet files and lists of paths, divided into shards.
 
-Every name is a path on this machine, or an address that says its protocol (s3://..., gs://...), which fsspec opens. A
-file's own name is never an address.
+Every name that the user gives is a path on this machine, or an address with a protocol (s3://..., gs://...), which
+fsspec opens. The name of a file found in a folder is never taken for an address.
 """
 
 import hashlib
@@ -23,12 +23,12 @@ IMAGE_COLUMNS = ("image", "bytes", "jpg", "png", "content")
 
 
 class SourceError(ValueError):
-    """A source that cannot be read at all; the message names it and says what would do."""
+    """Raised for a source that cannot be read at all. The message names it and the remedy."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One image: its id in the output, and its bytes, or why there are none."""
+    """One image: its id in the output, and its bytes, or the reason why there are none."""
 
     id: str
     data: bytes
@@ -37,7 +37,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Shard:
-    """A part of a source that is read, embedded and written by itself. `name` is its output's, without an ending."""
+    """A part of a source that is read, embedded and written alone. `name` is its output file's, without extension."""
 
     name: str
     kind: str  # files, tar or parquet
@@ -45,7 +45,7 @@ class Shard:
     root: str = ""
 
     def read(self) -> Iterator[Item]:
-        """Its images, in an order that never changes. Raises SourceError where the shard itself is unreadable."""
+        """Yield its images, always in the same order. Raises SourceError if the shard itself is unreadable."""
         try:
             yield from {"files": _files, "tar": _members, "parquet": _rows}[self.kind](self)
         except (OSError, EOFError, tarfile.TarError) as error:
@@ -53,7 +53,7 @@ class Shard:
 
 
 def shards(source: str) -> list[Shard]:
-    """The shards of a source. Raises SourceError.
+    """Divide a source into shards. Raises SourceError.
 
     source: a folder (its tar or Parquet files if it has any, else its image files), one tar or Parquet file, or a text
     file (.txt) with one path or address a line.
@@ -84,7 +84,7 @@ def shards(source: str) -> list[Shard]:
 
 
 def open_name(name: str) -> IO[bytes]:
-    """A path on this machine, or an address with a protocol. OSError if it cannot be opened."""
+    """Open a path on this machine, or an address with a protocol. Raises OSError."""
     if not ADDRESS.match(name):
         return Path(name).open("rb")
     try:
@@ -99,7 +99,7 @@ def open_name(name: str) -> IO[bytes]:
 
 
 def _in_parts(names: list[str], root: str) -> list[Shard]:
-    """Image files, so many a shard. A shard's name holds a hash of what is in it, so that a new file makes it new."""
+    """Group image files into shards. A shard's name has a hash of its file names, so that a new file makes it new."""
     found = []
     for index, start in enumerate(range(0, len(names), FILES_A_SHARD)):
         part = tuple(names[start : start + FILES_A_SHARD])
@@ -118,7 +118,7 @@ def _one(name: str, root: str = "") -> Shard:
 
 
 def _named(found: list[Shard]) -> list[Shard]:
-    """The same shards; those of one name in several folders get a number."""
+    """Make the shards' names unique: those with the same name in several folders get a number."""
     seen: dict[str, int] = {}
     named = []
     for shard in found:
@@ -182,7 +182,7 @@ def _rows(shard: Shard) -> Iterator[Item]:
 
 
 def _bytes_of(value: Any) -> tuple[bytes, str]:
-    """Image bytes of a cell, plain or as Hugging Face's {"bytes": ..., "path": ...}; else why there are none."""
+    """The image bytes of a cell, plain or as Hugging Face's {"bytes": ..., "path": ...}, or the reason for none."""
     if isinstance(value, dict):
         value = value.get("bytes")
     if isinstance(value, bytes | bytearray | memoryview | np.bytes_):

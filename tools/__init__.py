@@ -1,1 +1,1 @@
-"""Generators whose output is committed, and the stack that the demonstration runs."""
+"""Generators of committed files, and the service and Prometheus that the demonstration runs."""

@@ -1,11 +1,10 @@
-"""Draw docs/images/architecture.svg: the rooms of this repository, and which of them imports which.
+"""Draws docs/images/architecture.svg: the packages ("rooms") of this repository and the imports between them.
 
     python -m tools.architecture [--check]
 
-Read from the import statements of every module, those inside functions too; those for type checkers do not count. A
-room stands only on rooms below it: an import that points up is drawn in red. An arrow that follows from others is left
-out: where a imports b and b imports c, a may import c. --check writes nothing and ends with exit code 1 if the picture
-is old.
+It reads the import statements of every module, also inside functions, except those for type checkers. A room may import
+only rooms below it: an import that points up is drawn in red. An arrow that follows from others is left out: if a
+imports b and b imports c, a may import c. --check writes nothing, and ends with exit code 1 if the picture is old.
 """
 
 import argparse
@@ -17,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "images" / "architecture.svg"
-# Where a room is drawn: row, and column in halves.
+# The place of each room in the picture: row, and column in halves.
 PLACES = {
     "cli": (0, 4),
     "tools": (0, 2),
@@ -63,7 +62,7 @@ def modules() -> Iterator[Path]:
 
 
 def room_of(module: str) -> str | None:
-    """ "service.http.app" -> "service/http"; None for what is not ours."""
+    """The room of a module: "service.http.app" -> "service/http"; None for a module that is not ours."""
     parts = module.split(".")
     inner = "/".join(parts[:2])
     return inner if inner in PLACES else parts[0] if parts[0] in PLACES else None
@@ -84,7 +83,7 @@ def imports(source: str) -> Iterator[str]:
 
 
 def arrows() -> tuple[set[str], set[tuple[str, str]]]:
-    """The rooms that hold a file, and (from, to) of every import from one to another."""
+    """All rooms with a file, and a pair (from, to) for every import between two of them."""
     rooms: set[str] = set()
     found: set[tuple[str, str]] = set()
     for path in modules():
@@ -97,12 +96,12 @@ def arrows() -> tuple[set[str], set[tuple[str, str]]]:
 
 
 def upward(found: set[tuple[str, str]]) -> set[tuple[str, str]]:
-    """Imports that point to a higher row, or along one. None may."""
+    """The imports that point to a higher or the same row, which are forbidden."""
     return {(here, there) for here, there in found if PLACES[there][0] <= PLACES[here][0] and here != "benchmarks"}
 
 
 def drawn(found: set[tuple[str, str]]) -> set[tuple[str, str]]:
-    """Those that do not follow from others."""
+    """The arrows that do not follow from others."""
 
     down = found - upward(found)
 
@@ -134,7 +133,7 @@ def picture() -> str:
 
 
 def arrow(here: tuple[int, int], there: tuple[int, int], colour: str) -> list[str]:
-    """From one box to another: down its side, or along the row."""
+    """The SVG of an arrow from one box to another: down, or along the row."""
     if here[1] == there[1]:
         right = here[0] < there[0]
         x1, x2 = (here[0] + WIDTH, there[0]) if right else (here[0], there[0] + WIDTH)
@@ -153,7 +152,7 @@ def arrow(here: tuple[int, int], there: tuple[int, int], colour: str) -> list[st
 
 
 def box(corner: tuple[int, int], room: str) -> list[str]:
-    """A room's name and what it is for."""
+    """The SVG of a room's box, with its name and its purpose."""
     x, y = corner
     middle = x + WIDTH // 2
     return [

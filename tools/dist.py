@@ -1,4 +1,4 @@
-"""Build what a release uploads, in dist/: sdist and wheel of both distributions, the same bytes from one commit.
+"""Builds the files of a release in dist/, reproducibly: sdist and wheel of both distributions.
 
     python -m tools.dist [--twice]
 
@@ -25,11 +25,11 @@ DIST = ROOT / "dist"
 
 
 class DistError(RuntimeError):
-    """A build failed or came out differently; the message says which."""
+    """Raised if a build failed or its bytes differ from the first one's. The message says which."""
 
 
 def epoch() -> int:
-    """Seconds since 1970 that every file is dated with."""
+    """The time stamp of every file, in seconds since 1970."""
     if given := os.environ.get("SOURCE_DATE_EPOCH"):
         return int(given)
     command = ["git", "-C", str(ROOT), "log", "-1", "--format=%ct"]
@@ -40,7 +40,7 @@ def epoch() -> int:
 
 
 def normalised(sdist: bytes, seconds: int) -> bytes:
-    """A .tar.gz with the same files in order, dated `seconds`, owned by nobody in particular."""
+    """A .tar.gz with the same files, in order, with the time stamp `seconds` and no owner."""
     plain, packed = io.BytesIO(), io.BytesIO()
     with tarfile.open(fileobj=io.BytesIO(sdist)) as old, tarfile.open(fileobj=plain, mode="w") as new:
         for member in sorted(old.getmembers(), key=lambda it: it.name):
@@ -59,7 +59,7 @@ def normalised(sdist: bytes, seconds: int) -> bytes:
 
 
 def run_build(what: str, project: Path, out: Path, seconds: int) -> Path:
-    """The one file that `python -m build` makes. Raises DistError."""
+    """Run `python -m build`, and return the one file that it makes. Raises DistError."""
     command = [sys.executable, "-m", "build", "--no-isolation", f"--{what}", "--outdir", str(out), str(project)]
     environment = os.environ | {"SOURCE_DATE_EPOCH": str(seconds), "PYTHONHASHSEED": "0"}
     done = subprocess.run(command, cwd=out, env=environment, capture_output=True, text=True, check=False)
@@ -74,7 +74,7 @@ def build(project: Path, seconds: int) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as scratch:
         folders = [Path(scratch, name) for name in ("source", "sdist", "unpacked", "wheel")]
         source, sdists, unpacked, wheels = folders
-        # Not in place: what an earlier build left in build/ and *.egg-info would be packed again.
+        # Build in a copy: files that an earlier build left in build/ and *.egg-info would be packed again.
         leave = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "runs")
         shutil.copytree(project, source, ignore=leave)
         for folder in (sdists, wheels):

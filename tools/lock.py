@@ -1,10 +1,10 @@
-"""Write requirements/*.txt: exact versions and hashes of all that the image, `make serve`, `test` and `dist` install.
+"""Writes requirements/*.txt: exact versions and hashes of what the image, `make serve`, `test` and `dist` install.
 
     python -m tools.lock [--upgrade]
 
-Each file serves Python 3.11 and newer on every platform. torch is left out, since its build and so its hash depend on
-the index that it comes from: its version is the one line of requirements/torch.txt. The GPU libraries that the plain
-registry's torch brings are left out with it. Needs uv and the registry.
+Each file is for Python 3.11 and newer on every platform. torch is left out, because its build, and so its hash, depends
+on the index that it comes from. Its version is the one line of requirements/torch.txt. The GPU libraries that PyPI's
+torch depends on are left out too. This needs uv and the registry.
 """
 
 import argparse
@@ -25,18 +25,18 @@ HEADER = "# Written by `make lock` from pyproject.toml; `make lock UPGRADE=--upg
 
 
 class LockError(RuntimeError):
-    """uv is missing or found no set of versions; the message says which."""
+    """Raised if uv is missing or finds no set of versions. The message says which."""
 
 
 def without_torch(text: str) -> str:
-    """A requirements file without torch and what only torch's GPU builds bring, and without uv's own header."""
+    """Remove torch, the libraries that only its GPU builds need, and uv's own header from a requirements file."""
     entries = re.split(r"\n(?=\S)", "\n" + text)
     kept = [entry for entry in entries if entry and not entry.startswith("#") and not WITH_TORCH.match(entry)]
     return HEADER + "\n".join(entry.rstrip("\n") for entry in kept) + "\n"
 
 
 def resolve(name: str, upgrade: bool) -> str:
-    """What uv finds for one file. Raises LockError."""
+    """Let uv resolve the versions of one file. Raises LockError."""
     uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
     if uv is None:
         raise LockError("there is no uv: python -m pip install uv")

@@ -1,8 +1,8 @@
-"""Writes what follows from the verdict's rules: its alerts, and its table in docs/statistics.md.
+"""Writes the alerts and the table in docs/statistics.md from the verdict's rules.
 
     python -m tools.rules
 
-Both are committed; a test holds that they are what this writes.
+Both files are committed, and a test compares them with this program's output.
 """
 
 import textwrap
@@ -34,7 +34,7 @@ groups:
 
 @dataclass(frozen=True)
 class Alert:
-    """What is told of a state: by which alert, how urgently, after how long, and in which words."""
+    """The alert for a state: its name, severity, waiting time and words."""
 
     name: str
     severity: str
@@ -85,7 +85,7 @@ TOLD = {
         "The encoder is intact and the traffic is narrower; the rank falls with it.",
     ),
 }
-# Threshold -> what the annotation calls the value, its query over a window, and its format.
+# Threshold -> the value's name in the annotation, its query over a window, and its format.
 FIGURES = {
     "canary_cosine": (
         "least cosine of a canary image to the stored one",
@@ -128,7 +128,7 @@ SHOWN_ELSEWHERE = {"tail_energy_ratio_low"}
 
 
 def value(query: str, form: str) -> str:
-    """A template that asks Prometheus for a value of the alert's own replica and encoder."""
+    """An annotation template that queries Prometheus for a value of the alert's own replica and encoder."""
     labels = "instance='%s',model='%s',revision='%s'"
     asked = query.replace("%s", labels)
     return (
@@ -138,7 +138,7 @@ def value(query: str, form: str) -> str:
 
 
 def description(state: str, window: str) -> str:
-    """What the state means, and the figures that its rules compare."""
+    """The description of an alert: the state's meaning, and the figures that its rules compare."""
     rules = {rule.threshold: rule for rule in RULES if rule.state == state and rule.threshold not in SHOWN_ELSEWHERE}
     figures = []
     for threshold, rule in rules.items():
@@ -172,7 +172,7 @@ def alert(state: str, severity: str, wait: str, expression: str, window: str) ->
 
 
 def alerts() -> str:
-    """The file of alerts: for each state that somebody is told of one rule, and for some one on the hour."""
+    """The file of alerts: one rule for each state with an alert, and for some states one more on the hour."""
     rules = []
     for state in reversed(STATES):
         it = TOLD.get(state)
@@ -189,7 +189,7 @@ def alerts() -> str:
 
 
 def table() -> str:
-    """The rules as Markdown, first match first."""
+    """The verdict's rules as a Markdown table, in the order in which they are tried."""
     lines = ["| signal | read on | abnormal | by | state | except where | then |", "|---|---|---|---|---|---|---|"]
     for rule in RULES:
         assert all(case.when in CONDITIONS for case in rule.cases)
@@ -206,7 +206,7 @@ def row(rule: Rule) -> list[str]:
 
 
 def files() -> dict[Path, str]:
-    """What is written where."""
+    """The content of each file."""
     before, rest = PAGE.read_text(encoding="utf-8").split(START)
     after = rest.split(END)[1]
     return {ALERTS: alerts(), PAGE: f"{before}{START}\n{table()}\n{END}{after}"}

@@ -1,4 +1,4 @@
-"""The table of settings in docs/service.md, written from the settings themselves: `python -m tools.settings_docs`."""
+"""Writes the table of settings in docs/service.md from service.settings: `python -m tools.settings_docs`."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ MARK = "<!-- settings -->\n"
 
 
 def table() -> str:
-    """One line a setting: its variable, its default and what it does."""
+    """The table, with one line for each setting: its variable, its default and its description."""
     lines = ["Each is a flag of `fullrank serve` and a variable.", "", "| variable | default | |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
         lines.append(f"| `FULLRANK_{name.upper()}` | {_default(name, field.default)} | {field.description} |")
@@ -29,7 +29,7 @@ def _default(name: str, value: object) -> str:
 
 
 def written(page: str) -> str:
-    """The page with today's table at its end."""
+    """The page with the present table at its end."""
     before, mark, _ = page.partition(MARK)
     return before + mark + "\n" + table()
 

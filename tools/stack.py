@@ -1,4 +1,4 @@
-"""Run the service and a real Prometheus as child processes on loopback, for the demonstration and the tests."""
+"""Runs the service and a real Prometheus as child processes on loopback, for the demonstration and the tests."""
 
 import json
 import math
@@ -19,18 +19,18 @@ from typing import Any
 
 RULES = Path(__file__).resolve().parents[1] / "deploy" / "prometheus" / "rules"
 _RESERVED: list[socket.socket] = []
-START = 300  # seconds, of which a loaded machine may take many
+START = 300  # seconds that a process gets to start; long, for loaded machines
 SERVE = "from service.http.app import serve; from service.settings import Settings; serve(Settings())"
 
 
 class StackError(RuntimeError):
-    """A part is missing or did not come up; the message says which, and what to do."""
+    """Raised if a part is missing or did not start. The message says which, and what to do."""
 
 
 def call(
     url: str, body: Any = None, *, accept: str = "application/json", timeout: float = 60.0, key: str = ""
 ) -> bytes:
-    """GET, or POST `body` as JSON. Raises OSError when there is no answer and StackError when it is an error."""
+    """GET, or POST `body` as JSON. Raises OSError if there is no answer, and StackError if the answer is an error."""
     data = None if body is None else json.dumps(body).encode()
     headers = {"Content-Type": "application/json", "Accept": accept} | (
         {"Authorization": f"Bearer {key}"} if key else {}
@@ -46,7 +46,10 @@ def call(
 
 @contextmanager
 def service(folder: Path, port: int = 0, **settings: object) -> Iterator[str]:
-    """A service that is ready, its log in `folder`; yields its address. Settings as in service.settings."""
+    """Run a service until the with block ends, with its log in `folder`. Yields its address once it is ready.
+
+    settings: those of service.settings.
+    """
     port = port or free_port()
     variables = {"host": "127.0.0.1", "port": port, **settings}
     environment = os.environ | {f"FULLRANK_{name.upper()}": str(value) for name, value in variables.items()}
@@ -57,7 +60,7 @@ def service(folder: Path, port: int = 0, **settings: object) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Prometheus:
-    """The HTTP API of a Prometheus."""
+    """A client of Prometheus' HTTP API."""
 
     url: str
 
@@ -80,7 +83,7 @@ class Prometheus:
 
 
 def prometheus_binary() -> str:
-    """Its path. Raises StackError, naming the package, where there is none."""
+    """The path of the prometheus binary. Raises StackError, naming the package to install, if there is none."""
     path = shutil.which("prometheus")
     if path is None:
         raise StackError("there is no `prometheus` on the PATH; on Debian and Ubuntu: apt install prometheus")
@@ -96,7 +99,7 @@ def prometheus(
     alertmanagers: list[str] | None = None,
     rules: Path = RULES,
 ) -> Iterator[Prometheus]:
-    """A Prometheus that scrapes `targets` (host:port) every second under the shipped rules, its data in `folder`.
+    """Run a Prometheus with the shipped rules that scrapes `targets` (host:port) every second. `folder` gets its data.
 
     `windows` maps a service's short windows to those the rules read, {"20s": "5m"}, so that the rules run unchanged.
     """
@@ -122,7 +125,7 @@ def prometheus(
 
 
 def wait(condition: Callable[[], bool], seconds: float, period: float = 0.2) -> bool:
-    """Whether `condition` became true within `seconds`."""
+    """Wait until `condition` is true; False if it is not within `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -132,18 +135,18 @@ def wait(condition: Callable[[], bool], seconds: float, period: float = 0.2) -> 
 
 
 def free_port() -> int:
-    """A TCP port of loopback that nobody listens on now, kept from all but servers while this process lives."""
+    """A free TCP port on loopback. While this process lives, only servers can bind it, not outgoing connections."""
     probe = socket.socket()
     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     probe.bind(("127.0.0.1", 0))
-    _RESERVED.append(probe)  # closed, any connection that somebody opens could take it before its server starts
+    _RESERVED.append(probe)  # if it were closed, an outgoing connection could take the port before its server starts
     port: int = probe.getsockname()[1]
     return port
 
 
 @contextmanager
 def process(command: list[str], log: Path, ready: str, environment: dict[str, str] | None = None) -> Iterator[None]:
-    """A child process that answers at `ready`; ended by SIGTERM on leaving."""
+    """Run a child process until the with block ends, which sends SIGTERM. It is up once the URL `ready` answers."""
     with log.open("wb") as output:
         child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
     try:

@@ -1,1 +1,1 @@
-"""How an encoder is made: methods, data, augmentation, the loop, evaluation, recipes, and the theory behind them."""
+"""Trains encoders: methods, data sets, augmentation, the training loop, evaluation and recipes."""

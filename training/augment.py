@@ -1,4 +1,4 @@
-"""Views: batched augmentation on the device, with every random draw made per image.
+"""Batched augmentation on the device, with random parameters for each image. An augmented image is called a view.
 
 torchvision draws one set of parameters for a whole batch and kornia loops in Python; here a crop, a resize and a flip
 are one affine `grid_sample`, each colour operation is one expression over the batch, and a Gaussian blur is two small
@@ -20,7 +20,7 @@ ATTEMPTS = 10
 
 
 class Draw(NamedTuple):
-    """One view's random numbers, (n,) each; where an operation was not chosen it holds the value that does nothing."""
+    """The random parameters of one view, (n,) each. An operation not chosen has the value that does nothing."""
 
     top: Tensor
     left: Tensor
@@ -38,7 +38,7 @@ class Draw(NamedTuple):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How one view is drawn. Names and meanings are SimCLR's (Chen et al. 2020, appendix A) as torchvision has them.
+    """The settings of an augmentation. Names and meanings are those of SimCLR (Chen et al. 2020, A) and torchvision.
 
     crop: (least, largest) share of the image's area kept; ratio: aspect ratios of the crop, width over height.
     brightness, contrast, saturation: factors from [1 - x, 1 + x]; hue: a shift from [-x, x] turns; in random order,
@@ -62,8 +62,8 @@ class Augmentation:
     def __call__(self, images: Tensor, generator: Generator, cropped: bool = False, size: int | None = None) -> Tensor:
         """(n, c, h, w) uint8 -> (n, c, size, size) float32 in [0, 1], by default of the images' own size.
 
-        The generator lives on the CPU. `cropped` images were cropped and resized where they were decoded: only the
-        flip is left of the geometry.
+        The generator is on the CPU. `cropped` images were cropped and resized when they were decoded, so that only the
+        flip is left to do.
         """
         draw, order = self.draw(len(images), generator)
         packed = torch.stack(draw)
@@ -122,7 +122,7 @@ def uniform(n: int, low: float, high: float, generator: Generator) -> Tensor:
 def crop_boxes(
     n: int, scale: tuple[float, float], ratio: tuple[float, float], generator: Generator, shape: float = 1.0
 ) -> Tensor:
-    """(n, 4) boxes top, left, height, width as shares of an image whose width over height is `shape`.
+    """Random crops: boxes (n, 4) of top, left, height, width, as shares of an image of aspect ratio `shape`.
 
     torchvision's RandomResizedCrop: area uniform, aspect ratio log-uniform, up to ten attempts at a box that fits,
     then the largest centred box of the nearest allowed ratio.
@@ -143,7 +143,7 @@ def crop_boxes(
 
 
 def crop_and_flip(x: Tensor, d: Draw, size: int | None = None) -> Tensor:
-    """Each image's box, mirrored where sign is -1, resampled bilinearly to `size`, by default the image's own."""
+    """Crop each image to its box, flip it where sign is -1, and resample it bilinearly to `size` (default: its own)."""
     n = len(x)
     zero = torch.zeros_like(d.width)
     rows = [d.width * d.sign, zero, 2 * d.left + d.width - 1, zero, d.height, 2 * d.top + d.height - 1]
@@ -154,7 +154,7 @@ def crop_and_flip(x: Tensor, d: Draw, size: int | None = None) -> Tensor:
 
 
 def luma(x: Tensor) -> Tensor:
-    """(n, 3, h, w) -> (n, 1, h, w) by ITU-R 601, as Pillow's mode L; one channel is its own."""
+    """Grey values (n, 3, h, w) -> (n, 1, h, w) by ITU-R 601, as Pillow's mode L. One channel is returned as it is."""
     if x.shape[1] == 1:
         return x
     r, g, b = torch.split(x, 1, dim=1)
@@ -166,17 +166,17 @@ def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """Away from, or towards, the mean of the image's grey version."""
+    """Scale the distance of each pixel from the mean of the image's grey version by `factor`."""
     return torch.lerp(luma(x).mean(dim=(1, 2, 3), keepdim=True), x, factor).clamp_(0, 1)
 
 
 def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
-    """Away from, or towards, each pixel's grey."""
+    """Scale the distance of each pixel from its own grey value by `factor`."""
     return torch.lerp(luma(x), x, factor).clamp_(0, 1)
 
 
 def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue of HSV by `shift` turns, saturation and value unchanged: (n, 3, h, w) in [0, 1]."""
+    """Rotate the hue (of HSV) by `shift` turns; saturation and value do not change. x: (n, 3, h, w) in [0, 1]."""
     r, g, b = torch.split(x, 1, dim=1)
     value = x.amax(1, keepdim=True)
     chroma = value - x.amin(1, keepdim=True)

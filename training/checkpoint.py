@@ -1,4 +1,4 @@
-"""Checkpoints that a kill, a full disk or another run cannot spoil."""
+"""Saves and loads checkpoints, safe against a kill, a full disk or another run in the same folder."""
 
 import io
 import json
@@ -19,11 +19,11 @@ from training.recipes import Recipe
 
 
 class TrainingError(RuntimeError):
-    """A run that cannot start or go on; the message says why and what to do."""
+    """Raised for a run that cannot start or go on. The message says why and what to do."""
 
 
 class StoppedError(TrainingError):
-    """A run that was asked to stop, and saved itself first."""
+    """Raised when a run was asked to stop and has saved its checkpoint."""
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:
@@ -33,14 +33,14 @@ def describe(recipe: Recipe) -> dict[str, Any]:
 
 
 def recipe_of(described: dict[str, Any]) -> Recipe:
-    """The inverse of `describe`, for older versions too: what they did not know has its default."""
+    """The inverse of `describe`. Fields that an older version did not know get their defaults."""
     return TypeAdapter(Recipe).validate_python(described)
 
 
 def save(state: Mapping[str, Any], path: Path) -> None:
-    """Atomically and durably: a reader finds the old checkpoint or the new one, never half of one.
+    """Write a checkpoint atomically: a reader finds the old one or the new one, never half of one.
 
-    TrainingError when it cannot be written; the old one is then as it was.
+    Raises TrainingError if it cannot be written; the old one is then unchanged.
     """
     buffer = io.BytesIO()
     fresh = path.with_suffix(".new")
@@ -60,11 +60,11 @@ def save(state: Mapping[str, Any], path: Path) -> None:
 
 
 def load(path: Path, recipe: Recipe, device: torch.device) -> dict[str, Any]:
-    """The state in `path`, checked to be of a run by the same recipe. TrainingError when it is not, or is damaged."""
+    """Load the state in `path`. Raises TrainingError if it is damaged or of a run by another recipe."""
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location=device)
         made_by = describe(recipe_of(json.loads(state["recipe"])))
-    except Exception as error:  # torch meets damaged bytes with whatever exception comes first
+    except Exception as error:  # on damaged bytes torch may raise any exception
         raise TrainingError(f"{path} is damaged, or no checkpoint of this version ({error}); start again") from error
     wanted = describe(recipe)
     if made_by["name"] != wanted["name"]:
@@ -78,7 +78,7 @@ def load(path: Path, recipe: Recipe, device: torch.device) -> dict[str, Any]:
 
 
 def began_with(path: Path) -> tuple[Recipe, dict[str, Any]]:
-    """The recipe of the run that wrote the checkpoint, and its settings beside it. TrainingError as `load`."""
+    """The recipe of the run that wrote the checkpoint, and the run's settings. Raises TrainingError as `load` does."""
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
         return recipe_of(json.loads(state["recipe"])), json.loads(state.get("run", "{}"))
@@ -87,7 +87,7 @@ def began_with(path: Path) -> tuple[Recipe, dict[str, Any]]:
 
 
 def write(path: Path, text: str) -> None:
-    """Replace a text file: written beside it and renamed. TrainingError when it cannot be written."""
+    """Replace a text file atomically. Raises TrainingError if it cannot be written."""
     fresh = path.with_name(f"{path.name}.new")
     try:
         fresh.write_text(text)
@@ -98,7 +98,7 @@ def write(path: Path, text: str) -> None:
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
-    """One more line of JSON. TrainingError when it cannot be written."""
+    """Append a line of JSON to a file. Raises TrainingError if it cannot be written."""
     try:
         with path.open("a") as file:
             file.write(json.dumps(record) + "\n")
@@ -108,7 +108,7 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
 
 @contextmanager
 def stop_requests() -> Iterator[threading.Event]:
-    """Set by the first Ctrl-C or SIGTERM, so that a run can save itself between steps; a second one interrupts."""
+    """An event that the first Ctrl-C or SIGTERM sets, so that a run can save between steps. A second one interrupts."""
     requested = threading.Event()
 
     def ask(number: int, frame: FrameType | None) -> None:

@@ -1,8 +1,8 @@
-"""Several processes as one: what `torchrun` starts, and collectives that gradients pass through.
+"""Distributed training: joins the processes that `torchrun` starts, and has collectives with gradients.
 
-The rule that makes gradients right: a process's loss may be anything whose mean over processes is the joint loss, and
-the backward pass of every collective is its true adjoint. `DistributedDataParallel` then averages the parameters'
-gradients into those of one process on the joint batch. Without a process group every function here is the identity.
+Gradients are right under this rule: the mean of the processes' losses is the joint loss, and the backward pass of every
+collective is its true adjoint. `DistributedDataParallel` then averages the parameters' gradients into those of one
+process on the joint batch. Without a process group every function here is the identity.
 """
 
 import os
@@ -15,7 +15,7 @@ from torch.autograd import Function
 
 
 def device_of(name: str) -> torch.device:
-    """The device of that name. ValueError for a name torch does not know, or a card that is not there."""
+    """The device of that name. Raises ValueError for a name that torch does not know, or a GPU that is not there."""
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -25,9 +25,10 @@ def device_of(name: str) -> torch.device:
 
 
 def setup(device: str = "cpu") -> torch.device:
-    """Join the processes that torchrun's environment describes, if it does; return the device of this one.
+    """Join torchrun's process group, if its environment variables are set. Returns this process's device.
 
-    On CUDA that is the card LOCAL_RANK, over NCCL; otherwise `device` itself, over gloo. ValueError as `device_of`.
+    On CUDA that is the GPU number LOCAL_RANK, with NCCL; otherwise `device` itself, with gloo. Raises ValueError as
+    `device_of` does.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         return device_of(device)
@@ -77,12 +78,12 @@ class _Gather(Function):
 
 
 def all_reduce(x: Tensor) -> Tensor:
-    """The sum of every process's x, any shape, with gradient."""
+    """The sum of x over all processes, for any shape, with gradient."""
     return x if world_size() == 1 else cast(Tensor, _Sum.apply(x))  # type: ignore[no-untyped-call]
 
 
 def gather(x: Tensor) -> Tensor:
-    """(n, ...) rows of each process, n the same on all -> (n * world_size, ...), ordered by rank, with gradient."""
+    """Gather the rows (n, ...) of all processes, n the same on all: (n * world_size, ...), by rank, with gradient."""
     return x if world_size() == 1 else cast(Tensor, _Gather.apply(x))  # type: ignore[no-untyped-call]
 
 

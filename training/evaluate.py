@@ -1,4 +1,4 @@
-"""How good a representation is and how much of its space it uses, through the path that serves it."""
+"""Measures a representation: its kNN accuracy and its spectrum, embedded by the path that serves it."""
 
 import math
 from collections.abc import Callable
@@ -50,10 +50,10 @@ def knn_accuracy(
 
 @dataclass(frozen=True)
 class Spectrum:
-    """How many dimensions L2-normalised rows use, and how much they vary; all centred on the rows' own mean.
+    """The spectrum of L2-normalised rows, centred on their own mean: how many dimensions they use, how much they vary.
 
-    rankme is of the centred rows' singular values; std_ratio is the mean deviation of a dimension times sqrt(d), 1 for
-    an isotropic cloud and 0 for a point.
+    rankme is of the centred rows' singular values. std_ratio is the mean standard deviation of a dimension times
+    sqrt(d): 1 for an isotropic cloud and 0 for a point.
     """
 
     rows: int
@@ -105,7 +105,7 @@ class Spectrum:
 def embed(
     embedder: Embedder, images: Images, progress: Callable[[int], None] = lambda images: None
 ) -> tuple[Tensor, Tensor]:
-    """(n, d) representations and (n,) labels of a set, wherever it lies, by the path that serves files."""
+    """Embed a set, in memory or on disk, by the path that serves files: (n, d) representations and (n,) labels."""
     rows: list[Tensor] = []
     labels: list[Tensor] = []
     for chunk in images.chunks(embedder.card.preprocessing):
@@ -134,7 +134,7 @@ def evaluate(
 
 
 def evaluate_pixels(train: Images, test: Images, probes: bool = False) -> dict[str, Any]:
-    """The same table's row for no encoder at all: raw pixels in [0, 1], flattened. ValueError for files."""
+    """The same measures of raw pixels in [0, 1], flattened, as a baseline. Raises ValueError for image files."""
     if not (isinstance(train, ImageSet) and isinstance(test, ImageSet)):
         raise ValueError("images of many sizes have no raw-pixel baseline")
     bank, queries = ((images.images.flatten(1).float() / 255, images.labels) for images in (train, test))
@@ -144,7 +144,7 @@ def evaluate_pixels(train: Images, test: Images, probes: bool = False) -> dict[s
 def quality(
     bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, labelled: bool = True
 ) -> dict[str, Any]:
-    """kNN and spectrum of representations: what an artifact's card records. Without labels, the spectrum alone."""
+    """kNN accuracy and spectrum of representations, as on an artifact's card. Without labels, the spectrum only."""
     summary: dict[str, Any] = {**Spectrum.of(queries).summary()}
     if not labelled:
         return {"rows": len(queries)} | summary
@@ -153,7 +153,7 @@ def quality(
 
 
 def probe_table(bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor) -> dict[str, float]:
-    """Linear probes by L-BFGS: on every label, and on few of them where that leaves enough rows for a probe."""
+    """Linear probes by L-BFGS: on all labels, and on a few of them if that leaves enough rows for a probe."""
     shares = {"linear": 1.0} | {f"linear_{name}": share for name, share in FEW.items()}
     table: dict[str, float] = {}
     for name, share in shares.items():

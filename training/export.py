@@ -1,8 +1,8 @@
-"""From trained weights to an artifact that can be served and watched: quality, reference, canary.
+"""Turns trained weights into an artifact that can be served and watched, with its quality, reference and canary.
 
     python -m training.export models/pretrained/fashion-directclr      # calibrate its reference again
 
-reads the split that carries the reference once more, from the data and the seed in the artifact's card.
+This command reads the images of the reference again, by the data set and the seed in the artifact's card.
 """
 
 import argparse
@@ -43,10 +43,10 @@ from training.trainer import Rows, Trainer
 
 
 def keep(trainer: Trainer, rows: Rows, record: dict[str, Any], folder: Path, count: int) -> None:
-    """Write the encoder of the epoch that `record` is of to `folder`/epoch-NNNN, and leave the last `count` of them.
+    """Write the encoder after an epoch to `folder`/epoch-NNNN, and keep only the last `count` of them.
 
-    It has what serving asks for: the epoch's measures, a canary, and a reference that is not calibrated, made of rows
-    that are there anyway. TrainingError when it cannot be written.
+    It can be served: it has the epoch's measures (`record`), a canary, and a reference made of the rows that were
+    measured, which is not calibrated. Raises TrainingError if it cannot be written.
     """
     if not count:
         return
@@ -69,7 +69,7 @@ def epochs_in(folder: Path) -> list[Path]:
 
 
 def quickly_referenced(artifact: Artifact, trainer: Trainer, rows: Rows) -> Artifact:
-    """The artifact with a reference of rows that were embedded to be measured; as it is, where they are one point."""
+    """Give the artifact a reference made of rows that were measured anyway. Unchanged if they all are one point."""
     images, licence, aside = canary_of(trainer.split.held_out, artifact)
     held_out = rows.held_out[: len(trainer.split.held_out) - aside]
     if is_a_point(Figures.of(held_out)):
@@ -82,7 +82,7 @@ def quickly_referenced(artifact: Artifact, trainer: Trainer, rows: Rows) -> Arti
 def canary_of(held_out: ImageSet, artifact: Artifact) -> tuple[Tensor, str, int]:
     """Canary images, their licence, and how many of the last held-out images they are.
 
-    The data set's own where they may be redistributed, else synthetic ones.
+    They are the data set's own if these may be redistributed, otherwise synthetic.
     """
     source = SOURCES[artifact.card.training["data"]]
     preprocessing = artifact.card.preprocessing
@@ -102,9 +102,9 @@ def finish(
     limit: int | None = None,
     progress: Progress = silent,
 ) -> Artifact:
-    """Measure the encoder once on the test set, beside its untrained twin, and write it to `folder`.
+    """Measure the encoder and its untrained twin once on the test set, and write the encoder to `folder`.
 
-    Without a test set the held-out images are what it is measured on.
+    Without a test set they are measured on the held-out images.
     """
     split = trainer.split
     artifact = trainer.artifact(command)
@@ -130,7 +130,7 @@ def finish(
 def untrained(
     twins: Sequence[Twin], bank: ImageSet, asked: ImageSet, device: torch.device, progress: Progress
 ) -> dict[str, Any]:
-    """kNN of both twins on the same images; `knn` is the better one's, with which a trained encoder is compared."""
+    """kNN accuracy of both untrained twins. `knn` is the better one's, with which a trained encoder is compared."""
     found = {}
     for twin in twins:
         embedder = Embedder(twin.artifact, device)
@@ -146,12 +146,12 @@ def export(
 ) -> Artifact:
     """Give a measured encoder its reference and canary, and write it to `folder`.
 
-    An encoder that makes one point of all images has no reference: it says so on its card, as `quality.collapsed`.
+    An encoder that maps all images to one point gets no reference. Its card says so, as `quality.collapsed`.
     """
     if "collapsed" in artifact.card.quality:
         return save(servable(artifact), folder)
     images, licence, aside = canary_of(held_out, artifact)
-    # The canary's images leave the reference's split, so that neither vouches for the other.
+    # The canary's images are not in the reference, so that the two are independent.
     described = held_out.take(slice(0, len(held_out) - aside))
     preprocessing = artifact.card.preprocessing
     basis, rest = (in_chunks(part, preprocessing) for part in (fit.images[:BASIS_ROWS], described.images))
@@ -161,9 +161,9 @@ def export(
 
 
 def servable(artifact: Artifact) -> Artifact:
-    """The artifact as it is, or, where its backbone is a plugin's, as a graph that runs without the plugin.
+    """The artifact in a form that can be served: a plugin's backbone becomes an ONNX graph; others are unchanged.
 
-    TrainingError when the backbone does something that has no ONNX graph here.
+    Raises TrainingError if the backbone cannot be written as an ONNX graph.
     """
     if artifact.card.architecture is not None or artifact.module is None:
         return artifact

@@ -2,8 +2,8 @@
 
 Chen et al. 2020 (SimCLR), appendices B.6 and B.5: random crops and flips only, Nesterov momentum 0.9, no weight decay
 and no warm-up; linear evaluation at rate 0.1 x batch/256 for 90 epochs, fine-tuning at 0.05 x batch/256 for 60 epochs
-on 1 % of the labels and 30 on 10 %. The rate falls as a cosine in both. Nothing is chosen: there is nothing for the
-test labels to leak into.
+on 1 % of the labels and 30 on 10 %. The rate falls as a cosine in both. No setting is chosen by a score, so the test
+labels cannot leak.
 """
 
 import copy
@@ -36,7 +36,7 @@ def sgd_table(
     epochs: int | None = None,
     precision: Precision = "auto",
 ) -> dict[str, float]:
-    """Top-1 and top-5 of every protocol, with `epochs` in place of the papers'. ValueError for a set of files."""
+    """Top-1 and top-5 accuracy by every protocol; `epochs` replaces the papers'. Raises ValueError for image files."""
     if not (isinstance(train, ImageSet) and isinstance(test, ImageSet)):
         raise ValueError("the SGD protocols need a set that fits in memory; use --probes, which embeds each image once")
     table: dict[str, float] = {}
@@ -62,8 +62,8 @@ def supervised(
 ) -> Accuracy:
     """Train a classifier on the artifact's representation, with the encoder `frozen` or not, and score it on `test`.
 
-    The artifact is left as it was. ValueError when its preprocessing takes another size than the images have, or when
-    `precision` is none for the device.
+    The artifact is not changed. Raises ValueError if its preprocessing takes another size than the images', or if the
+    device does not support `precision`.
     """
     card = artifact.card
     where = torch.device(device)

@@ -1,9 +1,9 @@
-"""The collapse guard: is the encoder still telling images apart? Judged like a candidate for serving, by `models.gate`.
+"""The collapse guard: tests after each epoch whether the encoder still tells images apart, by checks of `models.gate`.
 
-A run is compared with its untrained twin, the same architecture with random weights, never with its own past. A healthy
-run narrows: of the 55 directions that a random network uses, SimCLR uses 4 after its first epoch. So of the gate's
-criteria those count that tell a dead encoder from a narrow one: the spread of the representation and of the
-projection, and the share of the representation's directions and coordinates that are alive.
+A run is compared with its untrained twin, the same architecture with random weights, never with its own past, because a
+healthy run narrows: of the 55 directions that a random network uses, SimCLR uses 4 after its first epoch. So the guard
+uses only those checks of the gate that tell a dead encoder from a narrow one. These are the spread of the
+representation and of the projection, and the share of the representation's directions and coordinates that are alive.
 """
 
 import copy
@@ -38,7 +38,7 @@ AT_TRIVIAL = 0.005
 
 @dataclass(frozen=True)
 class Geometry:
-    """How an encoder spreads the guard's images, in both spaces."""
+    """The figures of the guard's images, as representations and as projections."""
 
     representation: Figures
     projection: Figures
@@ -50,7 +50,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Twin:
-    """The untrained twin with one of two sets of BatchNorm statistics: the initial ones, or measured on the data."""
+    """The untrained twin, with its initial BatchNorm statistics or with statistics measured on the data."""
 
     statistics: Literal["initial", "measured"]
     artifact: Artifact
@@ -59,14 +59,14 @@ class Twin:
 
     @torch.no_grad()
     def project(self, h: Tensor) -> Tensor:
-        """What the loss would see of representations (n, d), in evaluation mode: (n, k) on the CPU."""
+        """Project representations (n, d) to the space of the loss, in evaluation mode: (n, k) on the CPU."""
         projected: Tensor = self.method.project(h.to(next(self.method.parameters()).device))
         return projected.float().cpu()
 
 
 @torch.no_grad()
 def twins(trainer: Trainer) -> list[Twin]:
-    """Both untrained twins of a run: its seed's random weights, whatever encoder it began with."""
+    """Both untrained twins of a run. They have the random weights of its seed, also if the run began with --init."""
     torch.manual_seed(trainer.recipe.seed)
     method = build(trainer.recipe.method, trainer.recipe.architecture.build(), trainer.recipe.options)
     method = method.to(trainer.device)
@@ -98,10 +98,10 @@ def measure_statistics(method: Method, trainer: Trainer) -> None:
 
 
 class Guard:
-    """Says in words when an encoder has collapsed, or None: `guard(record, geometry)`, once an epoch."""
+    """The guard. Called once an epoch, it says in words that the encoder has collapsed, or returns None."""
 
     def __init__(self, twins: Sequence[Geometry], trivial_loss: float | None, share: float = VARIANCE_SHARE) -> None:
-        """`share`: the least spread allowed, as a share of that twin's which has less. ValueError outside of (0, 1)."""
+        """`share`: the least spread allowed, as a share of the lesser twin's. Raises ValueError outside of (0, 1)."""
         if not 0 < share < 1:
             raise ValueError(f"guard_share is {share}; it must lie between 0 and 1")
         self.twins = twins
@@ -126,11 +126,11 @@ class Guard:
         return f"collapse in epoch {epoch}: {'; '.join(told)}" if told else None
 
     def at_trivial(self, loss: float) -> bool:
-        """Whether the loss is that of an encoder which cannot tell images apart."""
+        """Whether the loss is that of an encoder that gives every image the same row."""
         return self.trivial is not None and abs(loss - self.trivial) <= AT_TRIVIAL * max(1.0, abs(self.trivial))
 
     def _failed(self, space: str, geometry: Geometry) -> list[Check]:
-        """The gate's criteria that fail beside each twin, as the more lenient twin has them."""
+        """The gate's checks that fail against both twins, with the limits of the more lenient one."""
         figures = getattr(geometry, space)
         theirs = [getattr(twin, space) for twin in self.twins]
         # A twin that cannot tell the images apart either, such as of black ones, leaves the absolute floors.
@@ -141,7 +141,7 @@ class Guard:
 
 
 def is_a_point(figures: Figures) -> bool:
-    """Whether all rows are one, up to rounding: nothing can be calibrated on them."""
+    """Whether all rows are equal up to rounding. Nothing can be calibrated on them."""
     return not figures.total_variance > figures.dimension * measures.noise_floor(torch.float32, figures.dimension)
 
 
@@ -153,7 +153,7 @@ def in_words(figures: Figures) -> str:
 
 
 def log_entry(twins: Sequence[Twin]) -> dict[str, Any]:
-    """What a run's first record says of its untrained twin."""
+    """The entry on the untrained twins in a run's first record."""
     return {
         twin.statistics: {
             space: {

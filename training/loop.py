@@ -34,7 +34,7 @@ Tracker = Callable[[dict[str, Any]], watch.Log]
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run reads and writes, on what it computes, who watches it, and the encoder it starts from, if any."""
+    """The settings of a run beside its recipe: folders, device, watchers, and the encoder it starts from, if any."""
 
     out: Path
     data: Path | None = None
@@ -59,7 +59,7 @@ class Run:
     """Names of the plugins that the run was begun with."""
 
     def settings(self) -> dict[str, Any]:
-        """What a resumed run begins with if nothing else is asked for, as JSON has it."""
+        """The settings that a resumed run uses unless others are given, as JSON-ready values."""
         kept = "limit device threads workers compile checkpoint_minutes keep"
         kept += " guard guard_share tensorboard metrics_port plugins"
         data = None if self.data is None else str(self.data.absolute())
@@ -101,7 +101,7 @@ def train(recipe: Recipe, run: Run, console: Console | None = None) -> Artifact:
             nonlocal saved
             each = 2 * recipe.batch_size
             bar.advance(extra=f"loss {trainer.last_loss:.4f}  {each * bar.rate():,.0f} views/s")
-            if not first:  # it goes on, so that the first process can end the step that it is in
+            if not first:  # the other processes go on, so that the first one can end its step
                 return
             for watcher in watchers:
                 watcher.step(trainer.step, trainer.numbers())
@@ -167,13 +167,13 @@ def check_sizes(recipe: Recipe, split: Split) -> None:
 
 
 def claim(trainer: Trainer, run: Run) -> list[dict[str, Any]]:
-    """Make the run's folder ours and return the records of the epochs done. TrainingError if it holds another run."""
+    """Take the run's folder; return the records of the epochs done. Raises TrainingError if it holds another run."""
     path, log = run.out / "checkpoint.pt", run.out / "log.jsonl"
     if run.out.exists() and not run.out.is_dir():
         raise TrainingError(f"{run.out} is a file; --out is the folder of a run")
     if run.resume and path.exists():
         records = trainer.restore(checkpoint.load(path, trainer.recipe, trainer.device))
-        if distributed.rank() == 0:  # a kill between checkpoint and log leaves the log a line short
+        if distributed.rank() == 0:  # after a kill between checkpoint and log, the log lacks a line
             checkpoint.write(log, "".join(json.dumps(record) + "\n" for record in records))
         return records
     if any(p.exists() for p in (path, log, run.out / "encoder")) and distributed.rank() == 0:
@@ -183,7 +183,7 @@ def claim(trainer: Trainer, run: Run) -> list[dict[str, Any]]:
 
 
 def watchers_of(trainer: Trainer, run: Run) -> list[watch.Watcher]:
-    """Everyone who is told of the run; each opens what it writes to."""
+    """The run's watchers. Each opens the file or the port that it writes to."""
     settings = checkpoint.describe(trainer.recipe) | run.settings()
     watchers: list[watch.Watcher] = []
     if run.tensorboard:

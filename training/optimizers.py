@@ -62,9 +62,10 @@ class LARS(torch.optim.Optimizer):
 
 
 def optimizer(method: Method, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimiser over `method.parameter_groups()`, each cut in two: weight decay, and LARS' adaptation, act
-    on matrices and kernels only, as the papers that use LARS have it. SimSiam's and DirectPred's SGD decays biases and
-    BatchNorm too.
+    """The recipe's optimiser over `method.parameter_groups()`, each split in two.
+
+    Weight decay and LARS' adaptation apply to matrices and kernels only, as in the papers that use LARS. The SGD of
+    SimSiam's and DirectPred's papers decays biases and BatchNorm too.
     """
     groups: list[dict[str, Any]] = []
     for group in method.parameter_groups():
@@ -86,13 +87,13 @@ def optimizer(method: Method, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def set_learning_rate(solver: torch.optim.Optimizer, peak: float, factor: float, warm: float) -> None:
-    """The rate of each group: peak x its scale x `factor`, or x `warm` (warm-up alone) where its rate is constant."""
+    """Set each group's rate to peak x its scale x `factor`, or x `warm` (warm-up only) if its rate is constant."""
     for group in solver.param_groups:
         group["lr"] = peak * group["lr_scale"] * (warm if group["constant_lr"] else factor)
 
 
 def warm_up(step: int, total: int, share: float) -> float:
-    """Linear from 1 / rise to 1 over the first `share` of the run, 1 afterwards."""
+    """The warm-up factor: linear from 1 / rise to 1 over the first `share` of the run (`rise` steps), then 1."""
     rise = round(total * share)
     return min(1.0, (step + 1) / rise) if rise else 1.0
 

@@ -1,8 +1,8 @@
-"""Your own methods, backbones, data sets and trackers, from modules that are no part of this project.
+"""Plugins: methods, backbones, data sets and trackers from modules outside this project.
 
 A plugin is a module that calls `register_method`, `register_backbone` or `register_data` when it is imported, or a
-function that does when it is called. `fullrank train --plugin MODULE[:FUNCTION]` names one; an installed distribution
-names its own as an entry point of the group `fullrank.plugins`.
+function that does so when it is called. `fullrank train --plugin MODULE[:FUNCTION]` loads one. An installed
+distribution names its plugin as an entry point of the group `fullrank.plugins`.
 """
 
 import importlib
@@ -22,11 +22,11 @@ BACKBONES: dict[str, Callable[[int, int], Encoder]] = {}
 
 
 class PluginError(ValueError):
-    """A plugin that cannot be imported, or that is no plugin; the message says why."""
+    """Raised for a plugin that cannot be imported or is no plugin. The message says why."""
 
 
 def register_method(name: str, method: type[Method]) -> None:
-    """Make `--method NAME` known. Its constructor takes the encoder and `options`, a dataclass. PluginError else."""
+    """Register a method for `--method NAME`. Raises PluginError unless its constructor takes `options`, a dataclass."""
     try:
         options_class(method)
     except KeyError as error:
@@ -35,31 +35,31 @@ def register_method(name: str, method: type[Method]) -> None:
 
 
 def register_data(name: str, source: Source) -> None:
-    """Make `--dataset NAME` known."""
+    """Register a data set for `--dataset NAME`."""
     SOURCES[name] = source
 
 
 def register_backbone(name: str, build: Callable[[int, int], Encoder]) -> None:
-    """Make `--backbone NAME` known: `build(size, in_channels)` returns a module whose `dimension` is its output's."""
+    """Register a backbone for `--backbone NAME`: `build(size, in_channels)` returns a module with its `dimension`."""
     BACKBONES[name] = build
 
 
 class OwnArchitecture(Strict):
-    """A backbone that a plugin brings. Its artifact is an ONNX graph, so that serving it needs no plugin."""
+    """The architecture of a plugin's backbone. Its artifact is an ONNX graph, so that serving it needs no plugin."""
 
     name: str
     size: int
     in_channels: Literal[1, 3] = 3
 
     def build(self) -> Encoder:
-        """PluginError when no plugin of this process brings it."""
+        """Build the backbone. Raises PluginError if no plugin in this process registered it."""
         if self.name not in BACKBONES:
             raise PluginError(f"no plugin brings the backbone {self.name!r}; name it with --plugin")
         return BACKBONES[self.name](self.size, self.in_channels)
 
 
 def load(name: str) -> None:
-    """Import MODULE, or call MODULE:FUNCTION, so that it registers what it brings. PluginError when it cannot."""
+    """Import MODULE, or call MODULE:FUNCTION, so that it registers its parts. Raises PluginError if that fails."""
     module, separator, _ = name.partition(":")
     if not separator:
         imported_module(module)
@@ -72,13 +72,13 @@ def load(name: str) -> None:
 
 
 def load_installed() -> None:
-    """Load every installed distribution's plugins. PluginError names the one that cannot be."""
+    """Load the plugins of all installed distributions. Raises PluginError, which names the one that fails."""
     for entry in entry_points(group=GROUP):
         load(entry.value)
 
 
 def found(name: str) -> Any:
-    """What MODULE:NAME names; the folder the command runs in is looked in too. PluginError when there is none."""
+    """The object MODULE:NAME; the working directory is searched too. Raises PluginError if there is none."""
     module, separator, attribute = name.partition(":")
     if not separator or not attribute:
         raise PluginError(f"{name!r} is not MODULE:NAME, for example my_tracker:start")
@@ -89,7 +89,7 @@ def found(name: str) -> Any:
 
 
 def imported_module(name: str) -> Any:
-    """The module of that name. PluginError, with the reason, when it cannot be imported."""
+    """Import a module. Raises PluginError, with the reason, if that fails."""
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     try:

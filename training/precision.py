@@ -18,10 +18,10 @@ CPU_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16"})
 
 
 def choose(precision: Precision, device: torch.device) -> Precision:
-    """The format that `precision` stands for on `device`: for "auto" the fastest that is native there, else itself.
+    """The format to use on `device`. For "auto" it is the fastest native one, otherwise `precision` itself.
 
-    ValueError for a name that is none of PRECISIONS, and for float16 on anything but a CUDA device: torch computes the
-    backward pass of a float16 convolution on a CPU without a fast kernel, and one step takes minutes.
+    Raises ValueError for a name that is not in PRECISIONS, and for float16 on any device but CUDA: on a CPU torch has
+    no fast kernel for the backward pass of a float16 convolution, and one step takes minutes.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
@@ -37,7 +37,7 @@ def choose(precision: Precision, device: torch.device) -> Precision:
 
 
 def cpu_instructions() -> set[str]:
-    """Names of the instruction sets of this processor, from torch where it tells, else from Linux; may be empty."""
+    """Names of this processor's instruction sets, from torch or else from Linux; may be empty."""
     tell = getattr(torch.cpu, "get_capabilities", None)
     if tell is not None:
         return {name for name, present in tell().items() if present is True}
@@ -49,11 +49,11 @@ def cpu_instructions() -> set[str]:
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
-    """The forward pass's context in a format that `choose` returned; it does nothing in float32."""
+    """The autocast context of the forward pass in a format that `choose` returned. It does nothing in float32."""
     half = None if precision == "float32" else getattr(torch, precision)
     return torch.autocast(device.type, half, enabled=half is not None)
 
 
 def scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler:
-    """Keeps float16's small gradients from rounding to zero; in every other format it passes all through unchanged."""
+    """A gradient scaler, which keeps small float16 gradients from rounding to zero. It does nothing elsewhere."""
     return torch.amp.GradScaler(device.type, enabled=precision == "float16")

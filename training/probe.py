@@ -1,8 +1,8 @@
-"""Linear probes: how much of the labels a straight line finds in frozen representations.
+"""Linear probes: the accuracy of a linear classifier on frozen representations.
 
-Three ways to the same line. `lbfgs` minimises the softmax cross entropy to its optimum, `ridge` has a closed form and
-costs one solve, and `training.finetune.supervised` is the papers' SGD over augmented images. The strength of
-the penalty is chosen on a tenth of the training rows; the test rows are only ever scored.
+There are three ways to fit it. `lbfgs` minimises the softmax cross entropy to its optimum. `ridge` has a closed form
+and costs one solve. `training.finetune.supervised` is the papers' SGD over augmented images. The strength of the
+penalty is chosen on a tenth of the training rows; the test rows are only scored.
 """
 
 from typing import Literal, NamedTuple
@@ -46,7 +46,7 @@ def linear_probe(
     fit = {"lbfgs": fit_softmax, "ridge": fit_ridge}[protocol]
     mean = train_h.float().mean(0)
     std = train_h.float().std(0)
-    # A dimension without variance tells nothing; dividing by its rounding noise would make that noise a feature.
+    # A dimension without variance holds no information. Division by its rounding noise would make noise a feature.
     scale = torch.where(std > 1e-6 * std.max(), 1 / std.clamp_min(1e-30), 0.0)
     train, test = ((h.float() - mean) * scale for h in (train_h, test_h))
     order = torch.randperm(len(train), generator=Generator().manual_seed(seed)).to(train.device)

@@ -1,4 +1,4 @@
-"""What a run shows while it works: a bar on a terminal, plain lines where the output goes to a file."""
+"""Progress display of a run: a bar on a terminal, plain lines if the output goes to a file."""
 
 import time
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ class Steps:
         self.first = done
 
     def advance(self, count: int = 1, extra: str = "") -> None:
-        """So many more are done; `extra` is shown beside them."""
+        """Count `count` more as done, and show `extra` beside the count."""
         self.done += count
         self.bar.update(self.task, advance=count, extra=escape(extra))
         if not self.console.is_terminal and time.monotonic() - self.shown >= self.every:
@@ -36,13 +36,13 @@ class Steps:
             self.console.print(f"{self.title}  {self.done}{of}  {extra}".rstrip(), markup=False, soft_wrap=True)
 
     def rate(self) -> float:
-        """Done a second since it began."""
+        """Steps done a second since the start."""
         return (self.done - self.first) / max(time.monotonic() - self.began, 1e-9)
 
 
 @contextmanager
 def shown(console: Console, title: str, total: int | None, done: int = 0, every: float = EVERY) -> Iterator[Steps]:
-    """Steps on a bar that goes away when they are done, or on plain lines, one every so many seconds."""
+    """Show steps on a bar that disappears when they are done, or as plain lines, one every `every` seconds."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     extra = TextColumn("{task.fields[extra]}")
     with Progress(*columns, extra, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -50,7 +50,7 @@ def shown(console: Console, title: str, total: int | None, done: int = 0, every:
 
 
 class Stages:
-    """Shows work in stages of unknown length: `stages(stage, images)`, as `models.references.Progress` has it."""
+    """Shows work in stages of unknown length. Call `stages(stage, images)`, as `models.references.Progress` says."""
 
     def __init__(self, console: Console, bar: Progress) -> None:
         self.console = console
@@ -67,7 +67,7 @@ class Stages:
 
 @contextmanager
 def stages(console: Console) -> Iterator[Stages]:
-    """Stages on a terminal, each with its count of images; plain lines, one as each begins, elsewhere."""
+    """Show stages with their counts of images on a terminal, or as plain lines, one at the start of each stage."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         yield Stages(console, bar)

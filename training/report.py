@@ -1,4 +1,4 @@
-"""One self-contained HTML page on training runs: how they compare, their curves, their spectra over the epochs."""
+"""Writes a self-contained HTML page on training runs: a comparison, curves, and spectra over the epochs."""
 
 import base64
 import html
@@ -25,12 +25,12 @@ PICTURE = (
 
 
 class ReportError(ValueError):
-    """A folder that holds no run, or a log that cannot be read; the message names it."""
+    """Raised for a folder that holds no run, or a log that cannot be read. The message names it."""
 
 
 @dataclass(frozen=True)
 class RunLog:
-    """What a run's folder says: one record an epoch, and the finished encoder's card, {} until there is one."""
+    """The log of a run: one record an epoch, and the finished encoder's card ({} until there is one)."""
 
     name: str
     records: list[dict[str, Any]]
@@ -38,7 +38,7 @@ class RunLog:
 
     @classmethod
     def read(cls, folder: Path) -> "RunLog":
-        """Raises ReportError for a folder without a readable log."""
+        """Read a run's folder. Raises ReportError if it has no readable log."""
         log = folder / "log.jsonl"
         if not log.is_file():
             raise ReportError(f"{log} is missing: {folder} is no run's folder, or its first epoch is not over")
@@ -56,7 +56,7 @@ class RunLog:
         return cls(folder.name, records, json.loads(card.read_text()) if card.is_file() else {})
 
     def series(self, value: Callable[[dict[str, Any]], Any]) -> tuple[list[int], list[float]]:
-        """Epochs and values, where a record has the value."""
+        """The epochs and values of all records that have the value."""
         points = [(record["epoch"], found) for record in self.records if (found := value(record)) is not None]
         return [epoch for epoch, _ in points], [float(found) for _, found in points]
 
@@ -78,7 +78,7 @@ CURVES: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 
 def write(folders: Sequence[Path], out: Path) -> None:
-    """The page on the runs in `folders`. ReportError for one that is no run, or without matplotlib."""
+    """Write the page on the runs in `folders`. Raises ReportError for a folder without a run, or without matplotlib."""
     runs = [RunLog.read(folder) for folder in folders]
     title = "Training run" if len(runs) == 1 else f"{len(runs)} training runs"
     sections = [
@@ -100,7 +100,7 @@ def write(folders: Sequence[Path], out: Path) -> None:
     page = f"<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>{title}</title>"
     page += f"<style>{STYLE}</style></head>\n<body>\n" + "\n".join(sections) + "\n</body></html>\n"
     fresh = out.with_name(f"{out.name}.new")
-    try:  # a full disk leaves the old page
+    try:  # on a full disk the old page stays
         fresh.write_text(page)
         fresh.replace(out)
     finally:
@@ -118,7 +118,7 @@ h2 { margin-top: 2.5rem }
 
 
 def _warnings(run: RunLog) -> list[str]:
-    """The guard's first and last words."""
+    """The guard's first and last warnings."""
     said = [record["guard"] for record in run.records if record.get("guard")]
     return [said[0], said[-1]] if len(said) > 1 else said
 
@@ -207,7 +207,7 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _image(figure: Any) -> str:
-    """As an image of its own, so that the identifiers of several drawings cannot meet."""
+    """The figure as a separate image, so that the identifiers of several SVG drawings cannot clash."""
     drawing = io.BytesIO()
     figure.savefig(drawing, format="svg", dpi=150, metadata={"Date": None})
     return f"<img alt='' src='data:image/svg+xml;base64,{base64.b64encode(drawing.getvalue()).decode()}'>"

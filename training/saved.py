@@ -1,4 +1,4 @@
-"""The encoder in a run's checkpoint, as an artifact: for export, before the run has ended or after it failed."""
+"""Reads the encoder in a run's checkpoint as an artifact, to export it before the run has ended or after it failed."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ PREFIX = "encoder."
 
 
 def artifact_of(path: Path) -> Artifact:
-    """The encoder as it was at that step, without a reference. TrainingError when the file is no checkpoint of ours."""
+    """The encoder at the checkpoint's step, without a reference. Raises TrainingError if it is no such file."""
     try:
         state = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
         recipe = json.loads(state["recipe"])
@@ -26,7 +26,7 @@ def artifact_of(path: Path) -> Artifact:
         step = int(state["step"])
     except OSError:
         raise
-    except Exception as error:  # torch meets damaged bytes with whatever exception comes first
+    except Exception as error:  # on damaged bytes torch may raise any exception
         reason = f"{path} is damaged, or no checkpoint of this version ({error}); a run writes checkpoint.pt"
         raise TrainingError(reason) from error
     card = EncoderCard(

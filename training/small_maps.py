@@ -1,4 +1,4 @@
-"""Convolutions of feature maps of a few pixels as one matrix product: on a CPU several times faster.
+"""Computes convolutions of feature maps of a few pixels as one matrix product, which is several times faster on a CPU.
 
 The last stage of a ResNet sees 2x2 maps of a 28 or 32 pixel image behind a stem of stride 2. A 3x3 kernel on such a
 map mostly multiplies padding, and the library's gradient for its weights is slow there. Written as a linear map from
@@ -18,10 +18,10 @@ OUTPUTS, INPUTS = 4, 16
 
 
 class SmallMapConv2d(nn.Conv2d):
-    """A convolution under the same parameter name that takes the matrix product where the map is small enough.
+    """A Conv2d with the same parameter names that uses the matrix product if the map is small enough.
 
-    Square kernels, strides and paddings; no dilation, no groups. A bias is taken too: folding a BatchNorm into a copy
-    of the layer, as an engine does, gives it one.
+    It supports square kernels, strides and paddings, without dilation or groups. It supports a bias, since an engine
+    that folds a BatchNorm into a copy of the layer gives it one.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ class SmallMapConv2d(nn.Conv2d):
         kernel = self.kernel_size[0]
         stride = self.stride[0]
         padding = int(self.padding[0])
-        # unbind, whose gradient is one stack; a view of each tap would have a gradient of the whole kernel's size.
+        # The gradient of unbind is one stack. A view of each tap would have a gradient of the whole kernel's size.
         taps = self.weight.flatten(2).unbind(2)
         nothing = torch.zeros_like(taps[0])
         lines = []
@@ -56,7 +56,7 @@ class SmallMapConv2d(nn.Conv2d):
 
 
 def quicken(module: nn.Module) -> None:
-    """Give every convolution in `module` that can have it the small-map form, in place; weights are shared."""
+    """Replace, in place, every convolution in `module` that can be a SmallMapConv2d. Weights are shared."""
     for parent in module.modules():
         for name, child in parent.named_children():
             if type(child) is nn.Conv2d and _fits(child):

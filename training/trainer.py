@@ -1,4 +1,4 @@
-"""What is trained: a method, its optimiser and its data on one device, and everything that a checkpoint has to hold."""
+"""The trainer: a method, its optimiser and its data on one device, and the state that a checkpoint holds."""
 
 import json
 import math
@@ -45,7 +45,7 @@ class Rows:
 
 
 class Trainer:
-    """A method, its optimiser and its data on one device; everything that a checkpoint has to hold."""
+    """Trains a method on one device. It has the optimiser, the data, and the state that a checkpoint holds."""
 
     def __init__(
         self,
@@ -95,12 +95,12 @@ class Trainer:
         self.last_loss = math.nan
 
     def compute_in(self, numbers: Precision) -> None:
-        """Take the forward pass to a format that `precision.choose` returned."""
+        """Compute the forward pass in a format that `precision.choose` returned."""
         self.precision: Precision = numbers
         self.scaler = precision.scaler(numbers, self.device)
 
     def describe(self) -> str:
-        """What runs, on what, in what, on how much: the line that a run begins with."""
+        """The first line of a run: recipe, device, precision, and numbers of epochs, steps and images."""
         why = "what is native here" if self.asked == "auto" else "as asked"
         resumed = f"; resumed at step {self.step}" if self.step else ""
         return (
@@ -116,11 +116,11 @@ class Trainer:
 
     @property
     def position(self) -> int:
-        """Steps done in the epoch under way."""
+        """Steps done in the current epoch."""
         return self.step % self.steps_per_epoch
 
     def views(self, first: Tensor, second: Tensor) -> Tensor:
-        """An augmentation of each of two batches (n, c, h, w) uint8: (2n, c, h, w) float32, normalised."""
+        """Augment two batches (n, c, h, w) uint8, and normalise them: (2n, c, h, w) float32."""
         generator = seeded(Stream.VIEWS, self.recipe.seed, self.step, distributed.rank())
         batches = zip(self.augmentations, (first, second), strict=True)
         views = [
@@ -130,12 +130,12 @@ class Trainer:
         return ((torch.cat(views) - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     def train_epoch(self, after_step: Callable[[], None] = lambda: None) -> dict[str, Any]:
-        """What is left of one pass over the data; its mean loss, its speed, and the share of time spent on data."""
+        """Train to the end of the epoch. Returns its mean loss, its speed, and the share of time spent on data."""
         self.method.train()
         batches = self.feed.batches(self.epoch, self.position)
         end = (self.epoch + 1) * self.steps_per_epoch
         while self.step < end:
-            # Timing a part of a step means waiting for it, and an accelerator that is waited for idles.
+            # Timing a part of a step means waiting for it, and an accelerator idles meanwhile.
             watched = not self.asynchronous or self.step % LOOK_BACK == 0
             start = self.clock(watched)
             views = self.views(*next(batches))
@@ -165,7 +165,7 @@ class Trainer:
         return record | ({"unreadable": len(self.feed.unreadable)} if self.feed.unreadable else {})
 
     def train_step(self, views: Tensor) -> Tensor:
-        """One optimiser step on (2n, c, h, w) views; the loss, still on the device."""
+        """Do one optimiser step on (2n, c, h, w) views. Returns the loss, still on the device."""
         recipe = self.recipe
         total = self.recipe.epochs * self.steps_per_epoch
         warm = warm_up(self.step, total, recipe.warmup)
@@ -183,21 +183,21 @@ class Trainer:
         return loss
 
     def trivial_loss(self) -> float | None:
-        """The loss of an encoder that gives every image the same row, on a part of a batch as large as this run's."""
+        """The loss of an encoder that gives every image the same row, for this run's (part of a) batch."""
         return self.method.trivial_loss(self.recipe.batch_size // self.recipe.accumulate)
 
     def numbers(self) -> dict[str, float]:
-        """The last step's loss, as far as it has been read, and its learning rate."""
+        """The latest loss that was read from the device, and the learning rate."""
         return {"loss": self.last_loss, "learning_rate": float(self.optimizer.param_groups[0]["lr"])}
 
     def images_to_measure(self) -> int:
-        """How many images `rows` embeds."""
+        """The number of images that `rows` embeds."""
         return min(BANK, len(self.split.labelled)) + min(QUERIES, len(self.split.held_out))
 
     def accumulate(self, views: Tensor, parts: int) -> Tensor:
-        """The mean loss of so many parts of a batch, its gradients added up; still on the device.
+        """Split a batch in `parts`, and add up their gradients. Returns the mean loss, still on the device.
 
-        Each part is a batch of its own to BatchNorm, and to a loss that compares images with each other.
+        BatchNorm, and a loss that compares images with each other, treat each part as a batch of its own.
         """
         halves = [half.chunk(parts) for half in views.chunk(2)]
         total = torch.zeros((), device=views.device)
@@ -210,26 +210,26 @@ class Trainer:
         return total
 
     def unsynchronised(self, wanted: bool) -> Any:
-        """Leave gradients of all but a batch's last part to this process."""
+        """A context in which gradients are not averaged over processes: only a batch's last part needs that."""
         return self.forward.no_sync() if wanted and isinstance(self.forward, DistributedDataParallel) else nullcontext()
 
     @property
     def asynchronous(self) -> bool:
-        """Whether a step has only been asked for when `train_step` returns."""
+        """Whether a step may still run on the device when `train_step` returns."""
         return self.device.type != "cpu"
 
     def clock(self, wait: bool) -> float:
-        """Seconds, after the device has done what it was asked to do if it is to be waited for."""
+        """The time in seconds. With `wait`, first wait until the device has finished its work."""
         if wait and self.asynchronous:
             self.wait()
         return time.perf_counter()
 
     def wait(self) -> None:
-        """Until the device has done what it was asked to do."""
+        """Wait until the device has finished its work."""
         getattr(torch, self.device.type).synchronize()
 
     def read_losses(self) -> None:
-        """Add the losses not read yet to the epoch's total. TrainingError, naming the step, at one not finite."""
+        """Add new losses to the epoch's total. Raises TrainingError, naming the step, if one is not finite."""
         values = torch.stack(self.unread).tolist() if self.unread else []
         for step, value in enumerate(values, self.step - len(values)):
             if not math.isfinite(value):
@@ -241,7 +241,7 @@ class Trainer:
         self.unread.clear()
 
     def artifact(self, command: str = "") -> Artifact:
-        """The encoder as it is now, without a reference; `command` made it."""
+        """The present encoder as an artifact without a reference. `command` is the command that trained it."""
         architecture = self.recipe.architecture
         own = isinstance(architecture, OwnArchitecture)
         card = EncoderCard(
@@ -255,14 +255,14 @@ class Trainer:
         return Artifact(card, self.method.encoder)
 
     def rows(self, progress: Callable[[int], None] = lambda images: None) -> Rows:
-        """What the encoder makes of images now, through the serving path."""
+        """Embed training and held-out images with the present encoder, by the serving path."""
         embedder = Embedder(self.artifact(), self.device)
         parts = self.split.labelled.images[:BANK], self.split.held_out.images[:QUERIES]
         bank, held_out = (embed_in_chunks(embedder, images, progress) for images in parts)
         return Rows(bank, held_out)
 
     def measure(self, rows: Rows | None = None) -> dict[str, Any]:
-        """kNN and spectra on images the gradient has not seen; and the method's own."""
+        """kNN accuracy and spectra on held-out images, and the method's own measures."""
         rows = rows or self.rows()
         h = rows.held_out
         labels = self.split.labelled.labels[:BANK]
@@ -276,12 +276,12 @@ class Trainer:
 
     @torch.no_grad()
     def project(self, h: Tensor) -> Tensor:
-        """What the loss sees of representations (n, d), in evaluation mode: (n, k) on the CPU."""
+        """Project representations (n, d) to the space of the loss, in evaluation mode: (n, k) on the CPU."""
         self.method.eval()
         return self.method.project(h.to(self.device)).float().cpu()
 
     def state(self, records: list[dict[str, Any]]) -> dict[str, Any]:
-        """All that a resumed run needs. TrainingError when the state is not worth keeping."""
+        """The state that a resumed run needs. Raises TrainingError if a value in it is not finite."""
         self.read_losses()
         for name, tensor in self.method.state_dict().items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
@@ -303,12 +303,12 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> list[dict[str, Any]]:
-        """The inverse of `state`: the records. TrainingError when it saw another number of images or other numbers."""
+        """Restore a state, and return its records. Raises TrainingError for another number of images or precision."""
         if state["images"] != len(self.split.fit):
             raise TrainingError(
                 f"the run began with {state['images']} images, not {len(self.split.fit)}: --data, --limit"
             )
-        began_in: Precision = state.get("precision", "bfloat16")  # the only one before there was a choice
+        began_in: Precision = state.get("precision", "bfloat16")  # old checkpoints lack it: there was no choice
         if self.asked not in ("auto", began_in):
             raise TrainingError(f"the run began in {began_in}, not {self.asked}: --precision {began_in}, or none")
         try:

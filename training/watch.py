@@ -1,7 +1,7 @@
-"""Who watches a run: the terminal, TensorBoard, Prometheus and trackers, told of every step and epoch.
+"""Watchers of a run: the terminal, TensorBoard, Prometheus and trackers. They are called after every step and epoch.
 
-A record is what a line of log.jsonl holds: epoch, step, loss, learning_rate, seconds, views_per_second, knn, and for
-`representation` and `projection` each a `Spectrum.summary()`; a method may add entries of its own.
+A record is a line of log.jsonl: epoch, step, loss, learning_rate, seconds, views_per_second, knn, and a
+`Spectrum.summary()` each of `representation` and `projection`. A method may add entries of its own.
 """
 
 import time
@@ -17,17 +17,17 @@ PARTS = ("representation", "projection")
 
 
 class Watcher:
-    """Is told of a run as it goes. Fill in what is of interest."""
+    """The base class of watchers. A subclass overrides the calls that it needs."""
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
-        """After a step: its loss and learning rate."""
+        """Called after a step, with its loss and learning rate."""
 
     def __call__(self, record: Record) -> None:
-        """After an epoch."""
+        """Called after an epoch."""
 
 
 def line(record: Record) -> str:
-    """An epoch on the terminal."""
+    """The line of an epoch on the terminal."""
     h, z = (record[part] for part in PARTS)
     alignment = record.get("predictor_alignment")
     extra = f"  predictor alignment {fmean(alignment):.2f}" if alignment else ""
@@ -42,10 +42,10 @@ def line(record: Record) -> str:
 
 
 class TensorBoard(Watcher):
-    """Each step's loss and rate, every number of an epoch's record, and the run's settings as hyperparameters."""
+    """Writes to TensorBoard: the loss and rate of each step, the numbers of each epoch, and the run's settings."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any] | None = None) -> None:
-        """ValueError when TensorBoard is not installed."""
+        """Open `folder`. Raises ValueError if TensorBoard is not installed."""
         try:
             from torch.utils.tensorboard import SummaryWriter
             from torch.utils.tensorboard.summary import hparams
@@ -72,7 +72,7 @@ class TensorBoard(Watcher):
 
 
 class Tracker(Watcher):
-    """Somebody's own tracker, such as wandb, MLflow or trackio: a function of (step, numbers by name)."""
+    """Calls the user's own tracker, such as wandb, MLflow or trackio: a function of (step, numbers by name)."""
 
     def __init__(self, log: Log) -> None:
         self.log = log
@@ -85,7 +85,7 @@ class Tracker(Watcher):
 
 
 def scalars(record: Record) -> dict[str, float]:
-    """A record's numbers by name, those of its parts as part/name; lists are left out."""
+    """The numbers in a record, by name; those of its parts are named part/name. Lists are left out."""
     flat: dict[str, float] = {}
     for key, value in record.items():
         if isinstance(value, Mapping):
@@ -96,7 +96,7 @@ def scalars(record: Record) -> dict[str, float]:
 
 
 def prometheus(port: int, run: str, epochs: int) -> "Gauges":
-    """Serve the last record as gauges `fullrank_training_*` on every interface at `port`. OSError when it is taken."""
+    """Serve the last record as gauges `fullrank_training_*` on `port` of every interface. Raises OSError if in use."""
     from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
     registry = CollectorRegistry()

@@ -1,4 +1,4 @@
-"""make demo: a collapse, and the page it raises, with real parts."""
+"""The demonstration `make demo`: an encoder collapses, and a real Prometheus pages."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Play a collapse in under three minutes: a healthy encoder serves, a collapsed one is swapped in, an alert fires.
+"""Plays a collapse in under three minutes: a healthy encoder serves, a collapsed one is swapped in, an alert fires.
 
     python -m tools.demo
 
@@ -25,7 +25,7 @@ from tools.stack import Prometheus, StackError, call, prometheus, prometheus_bin
 from training.data import SAMPLE, read_fashion_mnist
 
 WINDOWS = {"20s": "5m", "1m": "1h"}
-RATE = 48.0  # the sample's 1,000 test images in 21 s: none comes twice within the shortest window
+RATE = 48.0  # images a second: the sample's 1,000 test images in 21 s, so none comes twice in the shortest window
 HEALTHY_SECONDS = 16.0
 BAR = 20
 
@@ -33,14 +33,14 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 class Demo:
-    """What is scraped, printed line by line."""
+    """Prints what Prometheus has scraped, line by line."""
 
     def __init__(self, server: Prometheus, started: float) -> None:
         self.server = server
         self.started = started
 
     def pages(self, state: str) -> list[dict[str, Any]]:
-        """Alerts of severity page that are "pending" or "firing"."""
+        """The alerts of severity "page" in a state, "pending" or "firing"."""
         return [a for a in self.server.alerts() if a["labels"].get("severity") == "page" and a["state"] == state]
 
     def verdict(self) -> str:
@@ -64,7 +64,7 @@ class Demo:
 
 
 def run(encoders: Path, healthy: str, collapsed: str, limit: float, folder: Path) -> int:
-    """The exit code: 0 when a page fires on the collapsed encoder and on nothing before it."""
+    """Run the demonstration. Returns 0 if a page fires on the collapsed encoder and none fires before it."""
     prometheus_binary()  # before anything is started
     pictures = encoded(read_fashion_mnist(SAMPLE, "test").images)
     started = time.monotonic()
@@ -97,7 +97,7 @@ def run(encoders: Path, healthy: str, collapsed: str, limit: float, folder: Path
             if time.monotonic() - started > limit:
                 console.print("[red]no page fired[/red]")
                 return 1
-            # Closely while the rank falls, then at leisure: the rules wait for a minute.
+            # Print often while the rank falls, then less often: the rules wait for a minute.
             time.sleep(2 if time.monotonic() - swapped < 12 else 6)
         shown.line(collapsed)
         console.print(

@@ -1,4 +1,4 @@
-"""The traffic of deploy/compose/demo.yml: real images, first to a healthy encoder, then to a collapsed one.
+"""Sends the traffic of deploy/compose/demo.yml: real images, first to a healthy encoder, then to a collapsed one.
 
     python -m tools.demo.play
 
@@ -19,7 +19,7 @@ from tools.demo.traffic import Traffic, encoded
 from tools.stack import StackError, call, wait
 from training.data import SAMPLE, read_fashion_mnist
 
-RATE = 6.0  # the sample's 2,000 images in 333 s
+RATE = 6.0  # images a second: the sample's 2,000 images in 333 s
 
 
 def swap(url: str, key: str, name: str, gate: str) -> None:

@@ -1,4 +1,4 @@
-"""Real images, sent to POST /embed at a steady rate by a thread."""
+"""A thread that sends real images to POST /embed at a steady rate."""
 
 import base64
 import io
@@ -39,7 +39,7 @@ class Traffic(threading.Thread):
         self.join()
 
     def run(self) -> None:
-        """Send until closed. An image that is not answered is counted, and the next one is sent."""
+        """Send until closed. Images that get no answer are counted, and the next ones are sent."""
         position = 0
         due = time.monotonic()
         while not self._stop_asked.wait(max(0.0, due - time.monotonic())):

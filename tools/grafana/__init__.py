@@ -1,1 +1,1 @@
-"""Dashboards and alerting for Grafana, written by program."""
+"""Generators of the Grafana dashboards and alerting files."""

@@ -1,6 +1,6 @@
 """Writes the dashboards and the alerting files: python -m tools.grafana, or make dashboards.
 
-Both are committed; a test holds that they are what this writes.
+Both are committed, and a test compares them with this program's output.
 """
 
 import json
@@ -18,7 +18,7 @@ HEADER = "# Written by python -m tools.grafana from deploy/prometheus/rules and 
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes text of several lines as a block."""
+    """A YAML dumper that writes text of several lines as a block."""
 
 
 _Dumper.add_representer(
@@ -32,7 +32,7 @@ def plain(model: Any) -> Any:
 
 
 def files() -> dict[Path, str]:
-    """What is written where."""
+    """The content of each file."""
     boards = {
         HERE / "dashboards" / f"{name}.json": json.dumps(plain(build()), indent=2, ensure_ascii=False, sort_keys=True)
         + "\n"

@@ -1,7 +1,7 @@
-"""The Prometheus alerts as Grafana-managed ones, for those who alert from Grafana, as provisioning files.
+"""Converts the Prometheus alerts to Grafana-managed ones, as provisioning files for those who alert from Grafana.
 
-One source: expressions, waiting times and labels are those of deploy/prometheus/rules. Grafana's templates cannot query
-Prometheus, so annotations keep what their own sample knows, and a link to the dashboard stands for the rest. Alerts of
+Expressions, waiting times and labels are those of deploy/prometheus/rules. Grafana's templates cannot query
+Prometheus, so annotations keep only what their own sample tells, and link to the dashboard for the rest. Alerts of
 severity info are for dashboards and are left out.
 """
 
@@ -31,7 +31,7 @@ def rules() -> dict[str, list[Rule]]:
 
 
 def rule(group: str, shipped: dict[str, Any]) -> Rule:
-    """A: the expression, which lets through what is wrong. B: whether there is anything."""
+    """A Grafana rule. Query A is the expression, which returns the series that are wrong. B tests if there are any."""
     title = shipped["alert"]
     severity = shipped["labels"]["severity"]
     annotations = shipped["annotations"]

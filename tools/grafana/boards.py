@@ -1,4 +1,4 @@
-"""The dashboards: every panel is one call, with its PromQL. `python -m tools.grafana` writes them as JSON."""
+"""The dashboards. Every panel is one call, with its PromQL; `python -m tools.grafana` writes them as JSON."""
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 

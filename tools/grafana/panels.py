@@ -1,4 +1,4 @@
-"""The few shapes our dashboards are made of, over grafana-foundation-sdk's builders."""
+"""The kinds of panels that our dashboards use, made with grafana-foundation-sdk's builders."""
 
 from typing import TypeVar
 
@@ -25,7 +25,7 @@ def query(expression: str, legend: str = "") -> Dataquery:
 
 
 def titled(panel: P, title: str, about: str, *queries: Dataquery, width: int = 8, height: int = 8) -> P:
-    """`about` is what the small i beside the title says: what is healthy, and what the shape means."""
+    """Give a panel a title and queries. `about` is its help text: what is healthy, and how to read the panel."""
     targets: list[Builder[Target]] = [q.ref_id(chr(ord("A") + i)) for i, q in enumerate(queries)]
     return panel.title(title).description(about).datasource(SOURCE).targets(targets).span(width).height(height)
 
@@ -33,7 +33,7 @@ def titled(panel: P, title: str, about: str, *queries: Dataquery, width: int = 8
 def lines(
     title: str, about: str, *queries: Dataquery, unit: str = "short", minimum: float | None = 0, width: int = 8
 ) -> timeseries.Panel:
-    """Series over time; those whose legend begins with reference, threshold, limit or objective are dashed."""
+    """A panel of series over time. Legends that begin with reference, threshold, limit or objective are dashed."""
     dashes = dashboard.DynamicConfigValue("custom.lineStyle", {"fill": "dash", "dash": [6, 6]})
     panel = (
         timeseries.Panel()
@@ -54,7 +54,7 @@ def lines(
 
 
 def states(title: str, about: str, query: Dataquery) -> statetimeline.Panel:
-    """One row for each series, coloured while it has a value."""
+    """A panel with one row for each series, coloured while it has a value."""
     panel = (
         statetimeline.Panel()
         .show_value(options.VisibilityMode.NEVER)
@@ -66,9 +66,9 @@ def states(title: str, about: str, query: Dataquery) -> statetimeline.Panel:
 
 
 def by_rank(title: str, about: str, expression: str, *, repeat: str, width: int) -> heatmap.Panel:
-    """A series for each rank over time, as rows of colour between 0 and 1.5.
+    """A heatmap of one series for each rank over time, coloured between 0 and 1.5.
 
-    Time series whose names are numbers become rows in their order. format=heatmap would take them for cumulative
+    Time series whose names are numbers become rows in their order. format=heatmap would treat them as cumulative
     buckets: it subtracts neighbours and clamps at 0.
     """
     rows = query(expression, "{{rank}}").format(prometheus.PromQueryFormat.TIME_SERIES)
@@ -90,7 +90,7 @@ def by_rank(title: str, about: str, expression: str, *, repeat: str, width: int)
 
 
 def bars_by_rank(title: str, about: str, expression: str, *, width: int) -> barchart.Panel:
-    """The values at each rank now, on a logarithmic scale."""
+    """A bar chart of the present values at each rank, on a logarithmic scale."""
 
     def rank_as(kind: str) -> dashboard.DataTransformerConfig:
         conversions = [{"targetField": "rank", "destinationType": kind}]
@@ -116,7 +116,7 @@ def bars_by_rank(title: str, about: str, expression: str, *, width: int) -> barc
 
 
 def variable(name: str, label: str, values: str) -> builders.QueryVariable:
-    """A choice of some or all values of a label: `values` is "label_values(metric, label)"."""
+    """A dashboard variable that chooses some or all values of a label. `values` is "label_values(metric, label)"."""
     return (
         builders.QueryVariable(name)
         .label(label)

@@ -1,4 +1,4 @@
-"""Image sets in their published on-disk formats: small ones whole in memory as uint8, large ones streamed."""
+"""Readers of data sets in their published formats. Small ones are held in memory as uint8, large ones are streamed."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100 in both of their published forms, binary and Python (www.cs.toronto.edu/~kriz/cifar.html).
 
-The Python form is a pickle. It is read by an unpickler that can build nothing but the arrays it is made of, because an
-ordinary one would run whatever code a tampered file holds.
+The Python form is a pickle. Ordinary unpickling would run any code in a tampered file. So it is read by an unpickler
+that can build only NumPy arrays.
 """
 
 import io
@@ -20,7 +20,7 @@ PIXELS = 3 * 32 * 32
 
 @dataclass(frozen=True)
 class Form:
-    """How one of the two sets lies on disk. The label is the last of `label_bytes` before a binary row's pixels."""
+    """The format of one of the two sets. In a binary row the label is the last of `label_bytes` before the pixels."""
 
     name: str
     classes: int
@@ -102,7 +102,7 @@ def _read_python(form: Form, path: Path) -> ImageSet:
     try:
         batch = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
         data, labels = np.asarray(batch["data"], np.uint8), np.asarray(batch[form.label_key], np.int64)
-    except Exception as error:  # a damaged pickle fails in whatever way its bytes suggest
+    except Exception as error:  # a damaged pickle may raise any exception
         raise DataError(f"{path}: damaged, or no batch of {form.name} ({error}); {form.remedy}") from error
     if data.ndim != 2 or data.shape[1] != PIXELS:
         raise DataError(f"{path}: data has shape {data.shape}, not (n, {PIXELS})")
@@ -118,7 +118,7 @@ def _image_set(form: Form, path: Path, rows: torch.Tensor, labels: torch.Tensor)
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Knows the few names a NumPy array is pickled with, under their old and new module names, and no others."""
+    """An unpickler that knows only the names of pickled NumPy arrays, under their old and new module names."""
 
     ALLOWED = frozenset({"_reconstruct", "ndarray", "dtype", "encode", "scalar"})
     MODULES = frozenset({"numpy", "numpy.core.multiarray", "numpy._core.multiarray", "_codecs"})

@@ -1,4 +1,4 @@
-"""What every reader returns, and what it raises."""
+"""The types that every reader of a data set returns, and the error that it raises."""
 
 import hashlib
 from collections.abc import Iterator
@@ -12,11 +12,11 @@ from models.preprocess import Preprocessing
 
 
 class DataError(ValueError):
-    """A data set that is missing or damaged; the message names the file and the remedy."""
+    """Raised for a data set that is missing or damaged. The message names the file and the remedy."""
 
 
 class Images(Protocol):
-    """Labelled images wherever they lie; `chunks` gives them in order, decoded for an encoder where they are files."""
+    """Labelled images, in memory or on disk. `chunks` gives them in order; files are decoded for an encoder."""
 
     def __len__(self) -> int: ...
 
@@ -25,7 +25,7 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class ImageSet:
-    """In memory: images (n, channels, height, width) uint8 and labels (n,) int64, -1 for an image without one."""
+    """Images in memory: (n, channels, height, width) uint8, and labels (n,) int64, -1 for an image without one."""
 
     images: Tensor
     labels: Tensor
@@ -45,9 +45,9 @@ class ImageSet:
 
 
 def verify(path: Path, rows: int, published: dict[str, tuple[int, str]], remedy: str) -> None:
-    """Raise DataError when a file of the published number of rows has another MD5 than the published one.
+    """Raise DataError if a file has the published number of rows, but not the published MD5.
 
-    A file of fewer rows is somebody's subset: there is nothing to compare it with.
+    A file with fewer rows is a subset that somebody made, and is not checked.
     """
     expected_rows, md5 = published.get(path.name, (-1, ""))
     if rows != expected_rows:

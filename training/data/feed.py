@@ -1,7 +1,7 @@
-"""From a training set to batches: resident on the device, or decoded by workers and cropped on the way.
+"""Feeds: batches of a training set that is held on the device, or decoded and cropped by worker processes.
 
-All randomness is a function of (seed, epoch, position), so that a run resumes in the middle of an epoch with the very
-batches it would have seen. Under torchrun each process takes its share of every batch.
+All randomness is a function of (seed, epoch, position). So a run that resumes in the middle of an epoch gets the same
+batches. Under torchrun each process takes its share of every batch.
 """
 
 import math
@@ -32,7 +32,7 @@ Pair = tuple[Augmentation, Augmentation]
 
 
 class Stream(IntEnum):
-    """What a generator is for: streams of different purposes never meet."""
+    """The purpose of a random generator. Generators for different purposes are independent."""
 
     ORDER = 1
     CROPS = 2
@@ -41,13 +41,13 @@ class Stream(IntEnum):
 
 
 def seeded(stream: Stream, *numbers: int) -> Generator:
-    """A CPU generator whose stream is a function of its purpose and the numbers, unrelated to any other's."""
+    """A CPU generator seeded by its purpose and the numbers, independent of all others."""
     state = np.random.SeedSequence([stream, *(n % 2**63 for n in numbers)]).generate_state(1, np.uint64)
     return Generator().manual_seed(int(state[0]) >> 1)
 
 
 class Feed(Protocol):
-    """Batches for two views. `cropped`: the two differ, each already cropped; else they are the same images, whole."""
+    """Yields batches for two views. If `cropped`, these are two crops of each image; if not, the same whole images."""
 
     cropped: bool
     unreadable: set[str]
@@ -56,11 +56,11 @@ class Feed(Protocol):
         """Images in an epoch."""
 
     def batches(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """From step `start` of the epoch on, this process's (n, c, h, w) uint8 images for either view."""
+        """This process's images for each view, (n, c, h, w) uint8, from step `start` of the epoch on."""
 
 
 class Resident:
-    """A set that fits on the device: an index there is all that a batch costs."""
+    """The feed of a set that fits on the device. A batch costs only an index operation there."""
 
     cropped = False
 
@@ -81,7 +81,7 @@ class Resident:
 
 
 class Streamed:
-    """Image files, decoded by workers at the smallest scale that their two crops need."""
+    """The feed of image files. Workers decode each at the smallest scale that its two crops need."""
 
     cropped = True
 
@@ -116,9 +116,10 @@ class Streamed:
 
 
 class Sharded:
-    """Tar shards, read from front to back: each epoch a new order of shards and a shuffle buffer of images.
+    """The feed of tar shards, which are read from front to back.
 
-    The order depends on the number of workers too: resume with the same one.
+    Each epoch has a new order of shards, and a buffer shuffles the images. The order also depends on the number of
+    workers, so resume with the same number.
     """
 
     cropped = True
@@ -164,7 +165,7 @@ def feed(
     device: torch.device,
     workers: int,
 ) -> Feed:
-    """The feed that suits where the images lie; `workers` decode those that are files."""
+    """The feed for a set in memory, in files or in shards. `workers` is the number of processes that decode files."""
     if isinstance(images, ImageSet):
         return Resident(images, batch_size, seed, device)
     pin = device.type == "cuda"
@@ -174,10 +175,10 @@ def feed(
 
 
 def two_crops(data: bytes, views: Pair, size: int, generator: Generator) -> Tensor:
-    """An encoded image -> (2, 3, size, size) uint8: one random crop a view, from one decoding. Or ImageError.
+    """Two random crops of an encoded image, decoded once: (2, 3, size, size) uint8. Raises ImageError.
 
-    It is opened, turned upright and laid on white as the service does it. A JPEG is decoded at the smallest of its
-    scales (1, 1/2, 1/4, 1/8) at which no crop has to be enlarged for it.
+    It is opened, rotated upright and put on white as in the service. A JPEG is decoded at the smallest of its scales
+    (1, 1/2, 1/4, 1/8) at which no crop must be enlarged because of it.
     """
     with opened(data) as image:
         turned = orientation(image) >= 5
@@ -215,8 +216,11 @@ def _collate(samples: list[Sample]) -> tuple[Tensor, Tensor, list[str]]:
 
 
 def _outlive(worker: int) -> None:
-    """Ctrl-C and torchrun signal a whole group of processes. A worker that obeyed would end the run before it has saved
-    itself, so it goes on until it is closed; SIGTERM, by which an exiting interpreter ends its children, only later."""
+    """Make a worker ignore Ctrl-C, and obey SIGTERM only after a delay.
+
+    Ctrl-C and torchrun signal a whole group of processes. A worker that ended at once would end the run before it has
+    saved. SIGTERM must still end it, since an exiting interpreter ends its children by that.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
 
@@ -229,7 +233,7 @@ class _Crops(Dataset[Sample]):
         self.seed = seed
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
-        """The crops of an image, or of the next that can be read, and the names of those that cannot."""
+        """The crops of an image, or of the next one that can be read, and the names of the unreadable ones."""
         index, epoch = key
         unreadable: list[str] = []
         while len(unreadable) < MOST_UNREADABLE:
@@ -251,7 +255,7 @@ class _ShardCrops(IterableDataset[Sample]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Sample]:
-        """Without end: the reader that holds the smallest shards begins again so that all give the same number."""
+        """Yield crops without end: a reader that runs out of images starts again, so that all give the same number."""
         info = get_worker_info()
         reader, readers = (info.id, info.num_workers) if info else (0, 1)
         reader, readers = rank() * readers + reader, world_size() * readers
@@ -270,7 +274,7 @@ class _ShardCrops(IterableDataset[Sample]):
 
 
 def _shuffle(items: Iterator[Encoded], generator: Generator) -> Iterator[Encoded]:
-    """A random one of the buffer's images each time, the buffer filled as the shards are read."""
+    """Shuffle with a buffer: yield a random image of the buffer, which is filled as the shards are read."""
     buffer = list(islice(items, SHUFFLE))
     while buffer:
         place = int(torch.randint(len(buffer), (1,), generator=generator))

@@ -1,4 +1,4 @@
-"""Images that stay on disk: a folder of class folders (ImageNet's layout), or tar shards in WebDataset's format."""
+"""Data sets that stay on disk: a folder of class folders (ImageNet's layout), or tar shards in WebDataset's format."""
 
 import tarfile
 from collections.abc import Iterable, Iterator
@@ -26,7 +26,7 @@ REMEDY = "ImageNet (image-net.org, registration needed) unpacks to train/CLASS/*
 
 
 class Encoded(NamedTuple):
-    """An image as a file has it."""
+    """An image as an encoded file."""
 
     name: str
     data: bytes
@@ -35,7 +35,7 @@ class Encoded(NamedTuple):
 
 @dataclass(frozen=True)
 class FileSet:
-    """Image files and their labels; `unreadable` collects the names of those that could not be decoded."""
+    """Image files and their labels. `unreadable` collects the names of files that could not be decoded."""
 
     paths: tuple[Path, ...]
     labels: Tensor
@@ -67,7 +67,7 @@ class ShardSet:
         return sum(self.counts)
 
     def take(self, shards: slice) -> "ShardSet":
-        """Some of the shards, not of the images."""
+        """Some of the shards (the slice counts shards, not images)."""
         return ShardSet(self.shards[shards], self.counts[shards], self.unreadable)
 
     def chunks(self, preprocessing: Preprocessing) -> Iterator[ImageSet]:
@@ -75,9 +75,9 @@ class ShardSet:
 
 
 def read_folder(folder: Path, split: str) -> FileSet | ShardSet:
-    """FOLDER/train/CLASS/*.jpg and FOLDER/val/CLASS/*.jpg, or FOLDER/*train*.tar and FOLDER/*val*.tar.
+    """Read FOLDER/train/CLASS/*.jpg and FOLDER/val/CLASS/*.jpg, or FOLDER/*train*.tar and FOLDER/*val*.tar.
 
-    Class folders are numbered in alphabetical order. Raises DataError when there is neither.
+    Class folders are numbered in alphabetical order. Raises DataError if there is neither.
     """
     for name in SPLITS[split]:
         if shards := sorted(folder.glob(f"*{name}*.tar")):
@@ -114,7 +114,7 @@ def _class_folders(folder: Path) -> FileSet:
 
 
 def count_images(shard: Path) -> int:
-    """How many images a shard holds, by its headers alone."""
+    """The number of images in a shard, counted by its headers."""
     try:
         with tarfile.open(shard) as archive:
             count = sum(Path(member.name).suffix.lower() in SUFFIXES for member in archive)
@@ -126,9 +126,9 @@ def count_images(shard: Path) -> int:
 
 
 def read_shards(shards: Iterable[Path]) -> Iterator[Encoded]:
-    """Every image of the shards, in order. Raises DataError naming the shard for one that is damaged.
+    """Yield every image of the shards, in order. Raises DataError, naming the shard, if one is damaged.
 
-    The files are opened here, as files: a library that takes names for addresses would run `pipe:COMMAND`.
+    The files are opened here as plain files. A library that accepts addresses would run a name like `pipe:COMMAND`.
     """
     for shard in shards:
         try:
@@ -140,7 +140,7 @@ def read_shards(shards: Iterable[Path]) -> Iterator[Encoded]:
 
 
 def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, str, bytes]]:
-    """Key, suffix and content of each file: KEY.jpg, its key all of the path up to the first dot of its name."""
+    """Key, suffix and content of each file. The key of KEY.jpg is its path up to the first dot of the file name."""
     for member in archive:
         folder, _, name = member.name.rpartition("/")
         key, dot, suffix = name.partition(".")
@@ -166,7 +166,7 @@ def _sample(name: str, parts: dict[str, bytes]) -> Encoded:
 
 
 def decode_chunks(items: Iterator[Encoded], preprocessing: Preprocessing, unreadable: set[str]) -> Iterator[ImageSet]:
-    """Images as an encoder takes them, by the path that serves them, a thousand at a time; the unreadable left out."""
+    """Decode images for an encoder, as the service does, a thousand at a time. Unreadable images are left out."""
 
     def try_decode(item: Encoded) -> Pixels | None:
         try:
@@ -185,7 +185,7 @@ def decode_chunks(items: Iterator[Encoded], preprocessing: Preprocessing, unread
 
 
 def load(images: FileSet | ShardSet, count: int, preprocessing: Preprocessing) -> ImageSet:
-    """The first `count` readable images, in memory."""
+    """Load the first `count` readable images into memory."""
     parts: list[ImageSet] = []
     for part in images.chunks(preprocessing):
         parts.append(part.take(slice(count - sum(map(len, parts)))))

@@ -1,4 +1,4 @@
-"""The IDX format of MNIST and Fashion-MNIST: a magic number, big-endian sizes, then bytes. Plain or gzipped."""
+"""Reads and writes IDX files, as of MNIST: a magic number, big-endian sizes, then bytes. Plain or gzipped."""
 
 import gzip
 import math
@@ -24,7 +24,7 @@ def read_fashion_mnist(folder: Path, split: str) -> ImageSet:
 
 
 def read_idx(path: Path, dimensions: int) -> Tensor:
-    """The uint8 array of an IDX file. Raises DataError when it is truncated or is something else."""
+    """Read the uint8 array of an IDX file. Raises DataError if it is truncated or not an IDX file."""
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:

@@ -1,4 +1,4 @@
-"""The data sets by name."""
+"""The table of data sets by name."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Source:
-    """A data set by name: where it usually lies, how it is read, and the statistics its encoders normalise with.
+    """A data set: its usual folder, its reader, and the statistics with which its encoders normalise.
 
-    unlabelled: the gradient sees the split of that name, and the labelled training images only measure.
+    unlabelled: name of a split to train on; the labelled training images are then only used for measuring.
     """
 
     read: Callable[[Path, str], ImageSet | FileSet | ShardSet]
@@ -40,7 +40,7 @@ class Source:
         return self.sized(None)
 
     def sized(self, size: int | None) -> Preprocessing:
-        """The preprocessing for an input of so many pixels a side; None: the set's own."""
+        """The preprocessing for an input of `size` x `size` pixels; None is the set's own size."""
         return Preprocessing(
             size=size or self.size, resize=self.resize, channels=self.channels, mean=self.mean, std=self.std
         )

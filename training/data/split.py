@@ -1,4 +1,4 @@
-"""What the gradient sees, what chooses, and what only measures: three disjoint sets of images."""
+"""Splits of a data set: disjoint images to train on, to choose by (held out), and to measure with (test)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,10 +19,10 @@ LEAST_HELD_OUT = 128
 
 @dataclass(frozen=True)
 class Split:
-    """The training set cut in two: the gradient sees `fit`; `held_out` chooses, and carries the reference.
+    """The training set in two parts: `fit` to train on, and `held_out` to choose by and to make the reference of.
 
-    `labelled` are the training images whose labels neighbours and probes look up, in memory: `fit` itself where it is
-    in memory and has labels. No test image is in any of them.
+    `labelled` are training images in memory, whose labels kNN and probes use. They are `fit` itself if that is in
+    memory and has labels. No test image is in any of them.
     """
 
     fit: ImageSet | FileSet | ShardSet
@@ -32,7 +32,7 @@ class Split:
     """All of the training images, where they lie in files."""
 
     def known(self) -> Images:
-        """All training images with labels: what neighbours are looked up in once, at the end."""
+        """All training images with labels, the bank of the final kNN measurement."""
         if self.files is not None:
             return self.files
         parts = self.labelled, self.held_out
@@ -83,7 +83,7 @@ def _cut_files(images: FileSet, held_out: int, limit: int | None, seed: int) -> 
 
 
 def _cut_shards(images: ShardSet, held_out: int) -> tuple[ShardSet, ShardSet]:
-    """Whole shards from the end until they hold enough, never more than half of the images, always at least one."""
+    """Hold out whole shards from the end until they hold enough: at least one, and at most half of the images."""
     if len(images.shards) < 2:
         raise DataError(f"{images.shards[0]} is the only shard; at least one more is needed to hold images out")
     first = len(images.shards) - 1
@@ -100,7 +100,7 @@ def load_test(name: str, folder: Path | None = None, limit: int | None = None) -
     images = source.read(folder or source.default, "test")
     if isinstance(images, ImageSet):
         return images.take(slice(limit))
-    if isinstance(images, FileSet) and limit is not None:  # their order is that of their classes
+    if isinstance(images, FileSet) and limit is not None:  # files are ordered by class
         return images.take(torch.randperm(len(images), generator=Generator().manual_seed(0))[:limit])
     return images
 

@@ -1,4 +1,4 @@
-"""One short file a method; each is `forward(views) -> loss` and `step(progress)`."""
+"""Self-supervised methods, one short file each. A method is `forward(views) -> loss` and `step(progress)`."""
 
 from typing import Any, get_type_hints
 
@@ -29,7 +29,7 @@ METHODS: dict[str, type[Method]] = {
 
 
 def options_class(method: type[Method]) -> type[Any]:
-    """The dataclass that a method's constructor takes beside the encoder."""
+    """The dataclass of options that a method's constructor takes."""
     found: type[Any] = get_type_hints(method.__init__)["options"]
     return found
 
@@ -40,7 +40,7 @@ def options_of(method: type[Method]) -> dict[str, Any]:
 
 
 def build(name: str, encoder: Encoder, options: dict[str, Any]) -> Method:
-    """The method of that name around `encoder`. ValueError naming an option it does not take, or a value it cannot."""
+    """Build the method `name` around `encoder`. Raises ValueError, naming it, for an unknown option or a bad value."""
     method = METHODS[name]
     known = options_of(method)
     for option, value in options.items():

@@ -13,9 +13,9 @@ from training.methods.base import Encoder, Method, wide, within
 
 
 def standardise(z: Tensor, epsilon: float = 1e-5) -> tuple[Tensor, Tensor]:
-    """(n, d) -> z less its mean, over its deviation, per dimension of the joint batch; and that batch's rows, ().
+    """Standardise each dimension of z (n, d) over the joint batch. Also returns the joint batch's number of rows, ().
 
-    `epsilon` is added to the variance as in the authors' BatchNorm: a constant dimension gives 0, not NaN.
+    `epsilon` is added to the variance, as in the authors' BatchNorm, so that a constant dimension gives 0, not NaN.
     """
     rows = all_reduce(z.new_tensor(float(len(z))))
     centred = z - all_reduce(z.sum(0)) / rows
@@ -49,7 +49,7 @@ class Options:
 
 
 class BarlowTwins(Method):
-    """The projector's output is compared across views, dimension by dimension; no row is compared with another."""
+    """Barlow Twins compares the projector's output across views, dimension by dimension, and never row with row."""
 
     def __init__(self, encoder: Encoder, options: Options) -> None:
         super().__init__(encoder)

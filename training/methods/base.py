@@ -1,4 +1,4 @@
-"""What every method is: an encoder, a loss over two views, and something to do after each optimiser step."""
+"""The base class of methods: an encoder, a loss over two views, and a hook after each optimiser step."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -14,7 +14,7 @@ __all__ = ["Encoder", "Method", "ParameterGroup", "trainable", "wide", "within"]
 
 
 class ParameterGroup(TypedDict):
-    """Parameters that one set of optimiser settings applies to."""
+    """A group of parameters with the same optimiser settings."""
 
     params: list[nn.Parameter]
     lr_scale: NotRequired[float]
@@ -43,11 +43,11 @@ class Method(nn.Module, ABC):
     def forward(self, views: Tensor) -> Tensor:
         """(2n, c, h, w) views -> the scalar loss. Rows i and n + i are views of the same image.
 
-        Both views come in one batch: one pass over 2n images is faster than two over n, and BatchNorm sees both.
+        Both views come in one batch: one pass over 2n images is faster than two over n, and BatchNorm covers both.
         """
 
     def project(self, h: Tensor) -> Tensor:
-        """(n, dimension) representations -> what the loss compares, (n, k): the projector's output."""
+        """Representations (n, dimension) -> the projector's output (n, k), on which the loss is computed."""
         projected: Tensor = self.projector(h)
         return projected
 
@@ -55,25 +55,25 @@ class Method(nn.Module, ABC):
         """Called after every optimiser step, with progress through the run in [0, 1]."""
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """What the optimiser trains, every trainable parameter in exactly one group."""
+        """The optimiser's parameter groups. Every trainable parameter is in exactly one of them."""
         return [{"params": trainable(self.parameters())}]
 
     def trivial_loss(self, images: int) -> float | None:
-        """The loss of a batch of so many images when the encoder gives every one of them the same row; None: unknown.
+        """The loss of a batch of `images` images if the encoder gives each the same row; None if unknown.
 
-        A run whose loss stays there has learnt nothing, or has collapsed.
+        A run whose loss stays at this value has learnt nothing or has collapsed.
         """
         return None
 
     def watch(self) -> dict[str, list[float] | float]:
-        """What this method adds to an epoch's log record; finite numbers only."""
+        """Entries that this method adds to an epoch's log record. All numbers must be finite."""
         return {}
 
 
 def wide(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Compute a loss in float32 or wider, whatever autocast does to the encoder.
+    """A decorator that computes a loss in float32 or wider, even if autocast runs the encoder in a half format.
 
-    bfloat16 has three digits, and a similarity over a temperature of 0.1 is as large as ten.
+    bfloat16 has three digits, and a similarity divided by a temperature of 0.1 can be as large as ten.
     """
 
     @wraps(loss)
@@ -91,6 +91,6 @@ def trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
 
 
 def within(name: str, value: float, low: float, high: float) -> None:
-    """ValueError, naming the option, unless low <= value <= high."""
+    """Raise ValueError, naming the option, unless low <= value <= high."""
     if not low <= value <= high:
         raise ValueError(f"{name} is {value}; it must lie between {low:g} and {high:g}")

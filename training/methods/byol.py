@@ -37,8 +37,9 @@ class Options(Switches):
 
 
 class BYOL(Method):
-    """`predictor=False` and `stop_gradient=False` remove what keeps BYOL from collapsing. A projector shields the
-    representation from most of the collapse behind it; `projector=False` lets it through.
+    """BYOL. Without the predictor or the stop-gradient (`predictor=False`, `stop_gradient=False`) it collapses.
+
+    A projector shields the representation from most of the projection's collapse; `projector=False` removes it.
     """
 
     def __init__(self, encoder: Encoder, options: Options) -> None:
@@ -65,7 +66,7 @@ class BYOL(Method):
         return grouped(self.encoder, self.projector, self.predictor, self.options)
 
     def trivial_loss(self, images: int) -> float:
-        """0: every prediction is its target."""
+        """0: every prediction equals its target."""
         return 0.0
 
     def watch(self) -> dict[str, list[float] | float]:

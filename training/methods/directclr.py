@@ -37,7 +37,7 @@ class Options:
 
 
 class DirectCLR(Method):
-    """z = h[:, :d0]; the rest of h is trained through the residual stream alone (section 6.1)."""
+    """DirectCLR: the loss is on z = h[:, :d0]. The rest of h is trained through the residual stream (section 6.1)."""
 
     def __init__(self, encoder: Encoder, options: Options) -> None:
         super().__init__(encoder)

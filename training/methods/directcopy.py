@@ -75,7 +75,7 @@ class DirectCopy(Method):
         return grouped(self.encoder, self.projector, self.predictor, self.options)
 
     def trivial_loss(self, images: int) -> float:
-        """0: every prediction is its target."""
+        """0: every prediction equals its target."""
         return 0.0
 
     def watch(self) -> dict[str, list[float] | float]:

@@ -1,10 +1,10 @@
-r"""What BYOL, SimSiam, DirectPred and DirectCopy share: predict the target's view of an image from your own.
+r"""Shared parts of BYOL, SimSiam, DirectPred and DirectCopy, which predict a target network's output of the other view.
 
 L = 1/2 [ l(q(f_1), t_2) + l(q(f_2), t_1) ],   f = projector(encoder(x)), q the predictor, t the target's output
 target <- tau target + (1 - tau) online        after every step
 
-The loss is the mean over the two directions, as SimSiam's. BYOL's equation and DirectPred's code take the sum: under
-SGD their published learning rates are to be doubled here; LARS' rates of matrices do not notice.
+The loss is the mean over the two directions, as in SimSiam. BYOL's equation and DirectPred's code take the sum. So
+double their published learning rates for SGD. For LARS this makes no difference on matrices.
 """
 
 import copy
@@ -26,13 +26,13 @@ def regression(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def crossed(rows: Tensor) -> Tensor:
-    """(2n, k) rows of two views -> the same with the views exchanged: row i is the other view of image i."""
+    """Exchange the views of rows (2n, k): row i becomes that of the other view of the same image."""
     return torch.cat(rows.chunk(2)[::-1])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Switches:
-    """What the papers turn on and off; each method has its own defaults."""
+    """Options that these methods share, with the parts that the papers turn on and off. Defaults differ by method."""
 
     momentum: float | None = None
     """tau; None for no average: the target is the online network as it is."""
@@ -65,15 +65,15 @@ class Target(nn.Module):
         self.stop_gradient = stop_gradient
 
     def forward(self, views: Tensor, online: Tensor) -> Tensor:
-        """What has to be predicted of `views`, whose projections by the online network are `online`."""
+        """The target rows of `views`, given their projections by the online network (`online`)."""
         return online.detach() if self.stop_gradient else online
 
     def follow(self, encoder: nn.Module, projector: nn.Module, tau: float) -> None:
-        """Nothing: it is the online network."""
+        """Do nothing: the target is the online network."""
 
 
 class SlowCopy(nn.Sequential):
-    """A moving average of the online network, which no gradient reaches (BYOL, section 3.3)."""
+    """The target network as a moving average of the online network, without gradient (BYOL, section 3.3)."""
 
     def __init__(self, encoder: nn.Module, projector: nn.Module) -> None:
         super().__init__(*copy.deepcopy(nn.Sequential(encoder, projector)))

@@ -1,6 +1,6 @@
-r"""Predictors: what guesses the target's row from the online network's, and what it wants to know as it trains.
+r"""Predictors, which predict the target's row from the online network's.
 
-The linear one, W_p, follows what Tian, Chen and Ganguli (ICML 2021) watch about it:
+The linear one, W_p, keeps the running statistics that Tian, Chen and Ganguli (ICML 2021) study:
 
 F <- rho F + (1 - rho) E[f f^T],   f the projector's output of both views: neither centred nor normalised
 """
@@ -14,7 +14,7 @@ from training.methods.base import within
 
 
 class Predictor(nn.Module):
-    """Three hooks that a predictor may fill in: (n, k) -> (n, k) otherwise."""
+    """The base class of predictors, (n, k) -> (n, k), with three hooks that a predictor may override."""
 
     def observe(self, f: Tensor, t: Tensor) -> None:
         """Called before each prediction in training: f, t (n, k), row i of t is what row i of f has to predict."""
@@ -23,16 +23,16 @@ class Predictor(nn.Module):
         """Called after every optimiser step."""
 
     def watch(self) -> dict[str, list[float] | float]:
-        """What it adds to an epoch's log record."""
+        """Entries that the predictor adds to an epoch's log record."""
         return {}
 
 
 class NoPredictor(Predictor, nn.Identity):
-    """The projector's output is the prediction."""
+    """No predictor: the projector's output is the prediction."""
 
 
 class MLPPredictor(Predictor, nn.Sequential):
-    """Two layers, BatchNorm and ReLU between them."""
+    """A predictor of two linear layers with BatchNorm and ReLU between them."""
 
     def __init__(self, width: int, hidden: int, *, final_bias: bool = False) -> None:
         super().__init__(*mlp(width, hidden, width, final_bias=final_bias))
@@ -94,5 +94,5 @@ class LinearPredictor(Predictor, nn.Linear):
 
 
 def _short(values: Tensor) -> list[float]:
-    """Six digits: an epoch's log line holds hundreds of them."""
+    """The values with six digits: an epoch's log line holds hundreds of them."""
     return [float(f"{value:.6g}") for value in values.tolist()]

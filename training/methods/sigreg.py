@@ -73,7 +73,7 @@ class Options:
 
 
 class SIGReg(Method):
-    """The regulariser needs no negatives, no second network and no covariance matrix; its cost is linear in n and d."""
+    """SIGReg. It needs no negatives, no second network and no covariance matrix. Its cost is linear in n and d."""
 
     steps: Tensor
 
@@ -92,7 +92,7 @@ class SIGReg(Method):
         self.steps += 1
 
     def trivial_loss(self, images: int) -> float:
-        """lambda T(0) of so many rows at the origin, the best of all points to collapse to."""
+        """lambda T for rows that all lie at the origin, the best of all points to collapse to."""
         return self.options.weight * images * collapsed_statistic()
 
 

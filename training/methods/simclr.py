@@ -52,8 +52,10 @@ class Options:
 
 
 class SimCLR(Method):
-    """`projector` turns on the ablations of table 2 of DirectCLR's paper (Jing et al., ICLR 2022): none, one trainable
-    linear layer, fixed orthogonal (the cosine cannot see it: `none` again), trainable diagonal, and fixed of `rank`.
+    """SimCLR. `projector` selects an ablation of table 2 of DirectCLR's paper (Jing et al., ICLR 2022).
+
+    They are none, one trainable linear layer, fixed orthogonal (which does not change a cosine, so it equals none),
+    trainable diagonal, and fixed of low `rank`.
     """
 
     def __init__(self, encoder: Encoder, options: Options) -> None:

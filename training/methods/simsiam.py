@@ -44,7 +44,7 @@ class Options(Switches):
 
 
 class SimSiam(Method):
-    """`predictor=False` and `stop_gradient=False` make it collapse; `projector=False` lets the collapse reach h."""
+    """SimSiam. `predictor=False` or `stop_gradient=False` make it collapse; `projector=False` exposes h to collapse."""
 
     def __init__(self, encoder: Encoder, options: Options) -> None:
         super().__init__(encoder)
@@ -70,7 +70,7 @@ class SimSiam(Method):
         return grouped(self.encoder, self.projector, self.predictor, self.options)
 
     def trivial_loss(self, images: int) -> float:
-        """-1: every prediction is its target."""
+        """-1: every prediction equals its target."""
         return -1.0
 
     def watch(self) -> dict[str, list[float] | float]:

@@ -48,7 +48,7 @@ class Options:
 
 
 class VICReg(Method):
-    """Three terms on the projector's output, each with its weight."""
+    """VICReg: three weighted terms on the projector's output."""
 
     def __init__(self, encoder: Encoder, options: Options) -> None:
         super().__init__(encoder)

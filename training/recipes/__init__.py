@@ -25,7 +25,7 @@ for function in (*stl10.RECIPES, *imagenet.RECIPES):
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe of that name. ValueError, with the nearest names, for another."""
+    """The recipe of that name. Raises ValueError, with the nearest names, for an unknown one."""
     if name not in RECIPES:
         near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.3) or list(RECIPES)
         raise ValueError(f"there is no recipe {name!r}; did you mean {', '.join(near)}?")

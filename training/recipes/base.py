@@ -1,4 +1,4 @@
-"""What a recipe is."""
+"""The Recipe dataclass: all settings of a training run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from training.plugins import OwnArchitecture
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a run. `options` go to the method's constructor."""
+    """All settings that determine a run. `options` go to the method's constructor."""
 
     name: str
     data: str
