@@ -62,17 +62,17 @@ class Settings(BaseSettings):
     encoders: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         max_length=16,
-        description="Encoders served beside it, chosen by a request's model: names under encoders_dir or folders, "
-        "comma-separated. All stay in memory.",
+        description="More encoders to serve: names under encoders_dir or folders, comma-separated. A request's model "
+        "chooses one. All stay in memory.",
     )
     encoders_dir: Path = Field(
         PRETRAINED, description="The one folder whose encoders POST /admin/encoders may swap to, by name."
     )
     gate: Gate = Field(
         "enforce",
-        description="What becomes of a collapsed encoder at start and, compared with the incumbent, by default in a "
-        "swap: enforce refuses it, warn says so and serves it (after a swap the incumbent's reference stays the "
-        "comparison), off just serves it.",
+        description="What to do with a collapsed encoder, at start and by default in a swap, where it is compared with "
+        "the incumbent. enforce refuses it. warn serves it with a warning (after a swap, recent traffic is still "
+        "compared with the incumbent's reference). off serves it.",
     )
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
@@ -80,39 +80,38 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(
         None,
         min_length=8,
-        description="Bearer key asked of every route that embeds, observes or administers. It may do everything but "
-        "what a key of api_keys is for. Without any key, routes that administer or reveal state answer on loopback "
-        "only. Set one behind a proxy on the same host: all requests then seem to come from there.",
+        description="Bearer key that every route needs which embeds, observes or administers. It may embed, and do "
+        "everything else that no key of api_keys names. Without any key, routes that administer or reveal state answer "
+        "on loopback only. Set a key behind a proxy on the same host, since all its requests come over loopback.",
     )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (),
-        description="Keys that may do some things only: SCOPE=KEY or SCOPE+SCOPE=KEY, comma-separated. The scopes are "
-        "embed, observe (POST /observe), metrics (/moments and, once a key names this scope, /metrics) and admin "
-        "(all of /admin).",
+        description="Keys with scopes: SCOPE=KEY or SCOPE+SCOPE=KEY, comma-separated. The scopes are embed, observe "
+        "(POST /observe), metrics (/moments and, once a key names this scope, /metrics) and admin (all of /admin).",
     )
     api_keys_file: Path | None = Field(
         None,
-        description="A file with such keys, one a line, or a folder whose files hold a key each and are named for its "
-        "scopes, such as embed or embed-observe: a mounted secret.",
+        description="A file with such keys, one a line. Or a folder (a mounted secret) with one file a key, named for "
+        "the key's scopes, such as embed or embed-observe.",
     )
     aliases: Annotated[dict[str, str], NoDecode] = Field(
         {},
-        description="Other names that a request's model may have, for clients that cannot say ours: NAME=ENCODER, "
-        "comma-separated. ENCODER is an encoder in service, or default, which is also an alias by itself.",
+        description="Other names for encoders, for clients whose model name is fixed: NAME=ENCODER, comma-separated. "
+        "ENCODER is an encoder in service, or default, which is itself an alias of the default encoder.",
     )
 
     device: str = Field("cpu", description="Torch device: cpu, cuda, cuda:1.")
     engine: Engine = Field(
         "auto",
-        description="What runs the encoder: onnx (onnxruntime, on a CPU in float32) or torch. auto is onnx where it "
-        "can run this encoder, else torch.",
+        description="What runs the encoder: onnx (onnxruntime, on a CPU in float32) or torch. auto is onnx if it can "
+        "run this encoder, otherwise torch.",
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Precision of the forward pass.")
     threads: int = Field(
         max(1, available_cpus() - 1),
         ge=1,
-        description="CPU threads of one forward pass. Never more than free cores: threads wait for each other, so "
-        "that two on one contended core are far slower than one.",
+        description="CPU threads of one forward pass. Use no more than there are free cores: the threads wait for each "
+        "other, so two on one core are far slower than one.",
     )
     decode_threads: int = Field(
         max(1, min(4, available_cpus() - 1)),
@@ -120,17 +119,17 @@ class Settings(BaseSettings):
         description="Threads that decode one batch's images, and processes that decode large ones.",
     )
     decode_seconds: float = Field(
-        5.0, ge=0.1, le=600, description="CPU seconds that decoding one large image may take; beyond it is refused."
+        5.0, ge=0.1, le=600, description="CPU seconds to decode one large image; an image that takes longer is refused."
     )
     decode_memory_bytes: int = Field(
         512 * 2**20,
         ge=64 * 2**20,
-        description="Memory of a process that decodes large images, beyond what it starts with.",
+        description="Bytes of memory that a process which decodes large images may take, beyond its size at start.",
     )
 
     max_batch: int = Field(32, ge=1, description="Images in one forward pass.")
     max_pending_images: int = Field(
-        512, ge=1, description="Images admitted and not yet answered; beyond it requests get 429 with Retry-After."
+        512, ge=1, description="Images admitted and not yet answered. Beyond this, requests get 429 with Retry-After."
     )
     max_images_per_request: int = Field(128, ge=1, description="Images in one request.")
     max_body_bytes: int = Field(
@@ -139,14 +138,14 @@ class Settings(BaseSettings):
     max_pending_bytes: int = Field(
         256 * 2**20,
         ge=2**20,
-        description="Bytes of request bodies held at once, over all connections. Beyond it, requests whose bodies are "
-        "longer than 64 KiB get 429 with Retry-After.",
+        description="Bytes of request bodies held at once, over all connections. Beyond this, requests with bodies of "
+        "more than 64 KiB get 429 with Retry-After.",
     )
     max_connections: int = Field(
         1000,
         ge=1,
-        description="Connections open at once. Where all are taken, a new one takes the place of one that has been "
-        "idle for a while, or gets 503.",
+        description="Connections open at once. Beyond this, a new one replaces one that has been idle for a while, or "
+        "gets 503 if there is none.",
     )
     max_pixels: int = Field(
         50_000_000, ge=1, description="Width x height of one image, read from its header before any pixel is allocated."
@@ -154,20 +153,21 @@ class Settings(BaseSettings):
     max_whole_pixels: int = Field(
         16_000_000,
         ge=1,
-        description="The same of an image that is no JPEG: a JPEG is decoded at a fraction of its size, others whole.",
+        description="Width x height of one image that is not a JPEG. Such images are decoded in full, a JPEG at a "
+        "fraction of its size.",
     )
     request_timeout: float = Field(
         30.0,
         gt=0,
         le=3600,
-        description="Seconds from a request's first byte in which its head and body must have come (408), after "
-        "which its work is dropped (504), and after which a client that has not read its answer is left.",
+        description="Seconds from a request's first byte. If its head and body have not arrived by then, it gets 408; "
+        "if its answer is not ready, 504. A client that has not read its answer by then is disconnected.",
     )
     liveness_seconds: float = Field(
         60.0,
         gt=0,
-        description="Seconds after which a replica that cannot embed (its threads ended, nothing ends, or every pass "
-        "fails) says on /healthz that it is not alive, so that it is restarted; /readyz says so at once.",
+        description="Seconds after which a replica that cannot embed (its threads ended, no work finishes, or every "
+        "pass fails) answers 503 on /healthz, so that it is restarted. /readyz answers 503 at once.",
     )
     drain_seconds: float = Field(
         0.0, ge=0, description="Seconds between SIGTERM (readiness off) and the end of listening, for load balancers."
@@ -193,40 +193,41 @@ class Settings(BaseSettings):
     monitor_rate: float = Field(
         50.0,
         gt=0,
-        description="Images a second that each encoder's monitor looks at, at most; of more, so many at random. It is "
-        "what bounds the monitor's cost. inf looks at all.",
+        description="The most images a second that each encoder's monitor looks at; of more, it takes a random sample. "
+        "This bounds the monitor's cost. inf looks at all.",
     )
     state_dir: Path | None = Field(
         None,
-        description="Folder where the monitors' windows are kept, so that a restart does not blind them. One replica's "
-        "own: a second one on the same folder starts blind and says so.",
+        description="Folder where the monitors' windows are stored, so that a restart does not lose recent traffic. "
+        "Each replica needs its own: a second one on the same folder stores nothing and logs that.",
     )
     state_period: float = Field(
-        30.0, gt=0, description="Seconds between two savings of the windows; also saved at the end."
+        30.0, gt=0, description="Seconds between two saves of the windows. They are also saved at shutdown."
     )
     references_dir: Path | None = Field(
         None,
-        description="Folder of NAME.safetensors (fullrank.Reference.tensors()): what rows of the model NAME that come "
-        "by POST /observe are compared with.",
+        description="Folder of references, NAME.safetensors (fullrank.Reference.tensors()), with which rows of the "
+        "model NAME from POST /observe are compared.",
     )
     max_observed_models: int = Field(8, ge=0, description="Models that POST /observe may name; each has a monitor.")
     max_observed_bytes: int = Field(
         2**31,
         ge=2**20,
-        description="Memory of the monitors of POST /observe together, estimated from their dimensions: 776 MiB at "
-        "2,048, 20 at 256. A model that got no rows for the longest window gives its place back.",
+        description="Bytes of memory of all monitors of POST /observe together, estimated from their dimensions: 776 "
+        "MiB at 2,048 dimensions, 20 at 256. A model that got no rows for the longest window is removed.",
     )
     canary_period: float = Field(
         60.0,
         gt=0,
-        description="Seconds in which the canary images are embedded again, a few at a time; longer where that would "
-        "take over 0.5 % of the engine's time.",
+        description="Seconds in which all canary images are embedded again, a few at a time. It is longer if that "
+        "would take over 0.5 % of the engine's time.",
     )
     canary_min_cosine: float = Field(
         CANARY_COSINE,
         gt=0,
         le=1,
-        description="Least cosine between a canary image's embedding now and as stored, or it is refused.",
+        description="Least cosine between a canary image's embedding at load time and its stored one. An encoder below "
+        "it is refused.",
     )
 
     @model_validator(mode="before")
