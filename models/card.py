@@ -96,7 +96,7 @@ def architecture(name: str, *, size: int, in_channels: Literal[1, 3] = 3, **argu
     """The architecture called `name`, such as resnet18 or vit_tiny_patch4, for images of size x size pixels.
 
     A ViT's name is vit_SIZE_patchN with SIZE one of tiny, small, base, large, huge, giant. `arguments` override the
-    architecture's. ValueError for an unknown name, or when size is no multiple of the patch.
+    architecture's. Raises ValueError for an unknown name, or if size is no multiple of the patch.
     """
     if name.startswith("vit_"):
         kind, _, patch = name.removeprefix("vit_").partition("_patch")

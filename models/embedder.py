@@ -51,7 +51,7 @@ class Embedder:
         self.engine = start(artifact, engine, self.device, dtype, max_batch, threads)
 
     def embed(self, pixels: Tensor | Pixels) -> Tensor:
-        """(n, channels, size, size) uint8 -> (n, d) float32, not normalised. ValueError for another shape or dtype."""
+        """(n, channels, size, size) uint8 -> (n, d) float32, not normalised. Raises ValueError for another shape."""
         images = pixels if isinstance(pixels, np.ndarray) else pixels.numpy()
         size = self.card.preprocessing.size
         wanted = (self.card.preprocessing.channels, size, size)
@@ -68,7 +68,7 @@ class Embedder:
         return self.embed(prepare_arrays(images, self.card.preprocessing))
 
     def embed_files(self, paths: Iterable[str | os.PathLike[str]], max_pixels: int = MAX_PIXELS) -> Tensor:
-        """Image files -> (n, d) float32. Raises ImageError naming the file, OSError when it cannot be read."""
+        """Image files -> (n, d) float32. Raises ImageError, naming the file, or OSError if it cannot be read."""
         prepared = []
         for path in paths:
             data = Path(path).read_bytes()

@@ -41,10 +41,10 @@ class Figures:
     participation_ratio: float  # unbiased; NaN below 32 rows
     effective_rank: float  # plug-in: compared only between encoders on the same images
     total_variance: float
-    dead_fraction: float  # of the coordinates, those that vary less than the serving precision rounds
-    alive_fraction: float  # of the directions that so many rows can span, those above that
+    dead_fraction: float  # share of the coordinates that vary less than the serving precision's rounding
+    alive_fraction: float  # share of the directions, of those the rows can span, that vary more than that
     leading: int  # directions that hold 90 % of the variance
-    eigenvalues: tuple[float, ...] = field(repr=False)  # falling, of as many directions as the rows can span
+    eigenvalues: tuple[float, ...] = field(repr=False)  # descending, of all directions that the rows can span
 
     @classmethod
     def of(cls, rows: Tensor, dtype: torch.dtype = torch.float32) -> "Figures":

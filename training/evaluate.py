@@ -33,7 +33,7 @@ def knn_accuracy(
     """Weighted k-nearest-neighbour top-1 accuracy in [0, 1] by cosine similarity.
 
     bank (m, d), queries (n, d); each of the k nearest votes exp(similarity / temperature)
-    (Wu et al., Instance Discrimination, CVPR 2018, section 3.4). ValueError when the bank has fewer than k rows.
+    (Wu et al., Instance Discrimination, CVPR 2018, section 3.4). Raises ValueError if the bank has fewer than k rows.
     """
     if len(bank) < k:
         raise ValueError(f"the bank has {len(bank)} rows; {k} neighbours need at least {k}")

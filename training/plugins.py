@@ -67,7 +67,7 @@ def load(name: str) -> None:
     function = found(name)
     try:
         function()
-    except Exception as error:  # it is somebody's code, and may raise anything
+    except Exception as error:  # it is foreign code, and may raise any exception
         raise PluginError(f"{name} failed: {type(error).__name__}: {error}") from error
 
 
@@ -94,5 +94,5 @@ def imported_module(name: str) -> Any:
         sys.path.append(str(Path.cwd()))
     try:
         return importlib.import_module(name)
-    except Exception as error:  # it is somebody's code, and may raise anything
+    except Exception as error:  # it is foreign code, and may raise any exception
         raise PluginError(f"{name} cannot be imported: {type(error).__name__}: {error}") from error

@@ -14,7 +14,7 @@ import torch
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 CPU_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16"})
-"""Instructions that multiply bfloat16, as Linux and torch spell them."""
+"""Names, in Linux and torch, of the instruction sets that multiply bfloat16."""
 
 
 def choose(precision: Precision, device: torch.device) -> Precision:

@@ -59,7 +59,7 @@ class Trainer:
     ) -> None:
         torch.manual_seed(recipe.seed)
         self.settings: dict[str, Any] = {}
-        """What a resumed run is to begin with beside its recipe: where the data lie, how many images, ..."""
+        """Settings, beside the recipe, that a resumed run uses: the data's folder, the number of images, ..."""
         self.recipe = recipe
         self.split = split
         self.device = torch.device(device)

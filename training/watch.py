@@ -12,7 +12,7 @@ from typing import Any
 
 Record = Mapping[str, Any]
 Log = Callable[[int, Mapping[str, float]], None]
-"""What a tracker's function returns: called with a step and numbers by name."""
+"""The type of a tracker's logging function: it is called with a step and numbers by name."""
 PARTS = ("representation", "projection")
 
 

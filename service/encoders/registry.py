@@ -112,7 +112,7 @@ class Service:
         return await self.roster.swap(name, gate, replaces)
 
     async def reload(self) -> None:
-        """As Roster.reload."""
+        """Read the encoders' folders again, as Roster.reload does."""
         await self.roster.reload()
 
     # ---- requests

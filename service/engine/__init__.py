@@ -1,1 +1,1 @@
-"""From a queue of images to rows: batches, threads and the device."""
+"""The engine: a queue of images, batches, decoding and the threads that run an encoder on its device."""

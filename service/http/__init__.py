@@ -1,1 +1,1 @@
-"""HTTP: requests in, answers out. The only part that knows Starlette and FastAPI."""
+"""The HTTP layer: requests, answers and routes. No other part imports Starlette or FastAPI."""

@@ -17,7 +17,7 @@ from service.watching.persistence import WindowStore
 REVISION = "observed"
 
 
-# Memory of a monitor with full windows, at most: so many float64 matrices of dimension x dimension, and other bytes.
+# Upper bound on the memory of a monitor: MATRICES float64 matrices of dimension x dimension, and BESIDES bytes.
 MATRICES = 24
 BESIDES = 8 * 2**20
 LOOK = 30.0  # seconds between two checks for idle models

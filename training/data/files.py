@@ -20,7 +20,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 CHUNK = 1024
 DECODERS = 16
 LARGEST_FILE = 1 << 28
-"""Bytes: no image file that anyone trains on is larger, and a damaged header may claim anything."""
+"""Limit in bytes on the size in an archive's header, which may be damaged. No image file to train on is larger."""
 SPLITS = {"train": ("train",), "test": ("val", "test")}
 REMEDY = "ImageNet (image-net.org, registration needed) unpacks to train/CLASS/*.JPEG; sort val/ into class folders too"
 
@@ -89,7 +89,7 @@ def read_folder(folder: Path, split: str) -> FileSet | ShardSet:
 
 
 def read_flat(folder: Path, split: str) -> FileSet:
-    """Every image file of a folder and of the folders below it, without labels (-1). Raises DataError for none."""
+    """Every image file in a folder and below it, without labels (-1). Raises DataError if there are none."""
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; --data is a folder of image files ({', '.join(SUFFIXES)})")
     found = tuple(sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()))

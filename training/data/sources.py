@@ -32,7 +32,7 @@ class Source:
     redistributable: bool = False
     unlabelled: bool = False
     tested: bool = True
-    """Whether there is a test set; without one the held-out images are measured on."""
+    """Whether there is a test set. Without one, encoders are measured on the held-out images."""
     resize: Literal["stretch", "crop"] = "stretch"
 
     @property

@@ -44,7 +44,7 @@ class Options:
     final_norm: bool = False
     """End the projector in a BatchNorm without scale and shift, as Google's code does."""
     rank: int | None = None
-    """Of the low-rank projector; None: DirectCLR's share, 360 of 2048."""
+    """Rank of the low-rank projector; None is DirectCLR's share, 360 of 2048."""
     temperature: float = 0.5
 
     def __post_init__(self) -> None:

@@ -21,7 +21,7 @@ class SwapBody(BaseModel):
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
-        description="An encoder's folder under FULLRANK_ENCODERS_DIR; a name, never a path.",
+        description="Name of an encoder's folder in FULLRANK_ENCODERS_DIR; never a path.",
     )
     gate: Literal["enforce", "warn", "off"] | None = Field(
         None,
@@ -30,7 +30,7 @@ class SwapBody(BaseModel):
     )
     replaces: str | None = Field(
         None,
-        description="The encoder whose place it takes. Default: the one of the same name, else the default encoder.",
+        description="The encoder to replace. Default: the one of the same name, otherwise the default encoder.",
     )
 
 
@@ -40,7 +40,7 @@ class Encoder(BaseModel):
 
 
 class Figures(BaseModel):
-    """Geometry of the normalised embeddings of the canary images; null where the rows are too few to tell."""
+    """Geometry of the normalised embeddings of the canary images; null if there are too few rows."""
 
     rows: int
     dimension: int
@@ -58,7 +58,7 @@ class Judged(BaseModel):
 
 
 class Swapped(BaseModel):
-    """What serves now, what served before, what recent traffic is compared with, and the judgement."""
+    """The encoder that serves now, the one before, the one that recent traffic is compared with, and the judgement."""
 
     served: Encoder
     previous: Encoder

@@ -85,7 +85,7 @@ class TensorMetadata(BaseModel):
 
 
 class ModelMetadata(BaseModel):
-    """What a model takes and gives; a request sends one of the inputs."""
+    """The inputs and outputs of a model. A request sends one of the inputs."""
 
     name: str
     versions: list[str]
@@ -115,7 +115,7 @@ METADATA = {
 
 @router.get("", responses=schemas.example(SERVER))
 async def server_metadata() -> ServerMetadata:
-    """Which server this is, and which extensions it speaks."""
+    """The server's name, version and supported extensions."""
     return ServerMetadata.model_validate(SERVER)
 
 

@@ -100,7 +100,7 @@ async def page() -> HTMLResponse:
 
 @router.get("/docs", response_class=HTMLResponse, include_in_schema=False)
 async def docs() -> HTMLResponse:
-    """Swagger UI out of the installed package: where this service is wanted, there may be no way to a CDN."""
+    """Swagger UI from an installed package: in a closed network there is no CDN."""
     html = get_swagger_ui_html(
         title="fullrank",
         openapi_url="openapi.json",
@@ -113,7 +113,7 @@ async def docs() -> HTMLResponse:
 
 @router.get("/docs/{name}", response_class=FileResponse, include_in_schema=False)
 async def docs_asset(name: Literal["swagger-ui-bundle.js", "swagger-ui.css"]) -> FileResponse:
-    """What that page loads."""
+    """The script and the style sheet that the page /docs loads."""
     return FileResponse(SWAGGER / name, headers={"Cache-Control": "max-age=86400"})
 
 

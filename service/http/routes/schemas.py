@@ -17,7 +17,7 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """The one shape of every failure, outside /v1 and /v2."""
+    """The shape of every failure, except on /v1 and /v2."""
 
     error: ErrorDetail
 
@@ -80,7 +80,7 @@ class OpenAIEmbeddings(BaseModel):
     object: Literal["list"]
     data: list[OpenAIEmbedding]
     model: str
-    revision: str = Field(description="The encoder's: rows of two revisions do not compare.")
+    revision: str = Field(description="The encoder's revision. Rows of two revisions cannot be compared.")
     usage: OpenAIUsage
 
 
@@ -118,11 +118,11 @@ class InferAnswer(BaseModel):
 FAILURES = {
     400: "The body cannot be read.",
     401: "A key is needed.",
-    403: "This key may not; or without a key, loopback only, and no page of another site.",
-    404: "Not here; the message says what is.",
-    406: "No form of answer suits Accept.",
+    403: "This key lacks the scope. Without a key: only loopback may call, and no page of another site.",
+    404: "Not found; the message says what there is.",
+    406: "Accept allows no form of answer that this route has.",
     408: "The body came too slowly, or the request's own deadline passed.",
-    409: "Refused as things are.",
+    409: "The request conflicts with the present state.",
     413: "The body is too large.",
     415: "The Content-Type is not understood.",
     422: "A field or an image is not acceptable.",
