@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 
 from fullrank.moments import Moments, merge
 from models.artifact import load
@@ -119,7 +120,8 @@ class Embedding:
         beside = [self.out / f"{name}.moments.safetensors", self.out / f"{name}.parquet"]
         fresh = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in beside]
         try:
-            save_file(moments.tensors(), fresh[0])
+            # save_file would write to a name of its own first, which a kill leaves behind.
+            fresh[0].write_bytes(to_bytes(moments.tensors()))
             pq.write_table(table, fresh[1])
             for new, path in zip(fresh, beside, strict=True):
                 new.replace(path)
