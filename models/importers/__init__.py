@@ -147,6 +147,9 @@ def _family(checkpoint: Checkpoint, name: str) -> Family:
         if name not in FAMILIES:
             raise ImportRefusedError(f"--family {name}: {checkpoint.path} is no {name} source")
         return FAMILIES[name]
+    # timm's ResNets have torchvision's names; its config.json says whose they are, and how to prepare their images.
+    if records.is_timm(checkpoint.records.get("config.json")):
+        return FAMILIES["timm"]
     for family in FAMILIES.values():
         if family.claims(checkpoint):
             return family

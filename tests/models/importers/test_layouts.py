@@ -1,11 +1,13 @@
 """Each family's way of wrapping an encoder, by its published layout: the encoder comes out, the rest is named."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from models.backbones import Encoder, ResNet, ViT
@@ -273,3 +275,16 @@ def test_old_batch_norms_have_no_count_and_half_precision_becomes_single(tmp_pat
     torch.save({k: v for k, v in state.items() if "num_batches" not in k}, tmp_path / "c.pth")
     encoder = import_encoder(tmp_path / "c.pth")[0].encoder
     assert {it.dtype for it in encoder.parameters()} == {torch.float32}
+
+
+def test_a_timm_record_beside_a_resnet_says_whose_it_is(tmp_path: Path) -> None:
+    """timm's ResNets have torchvision's names. Only config.json tells that their images are prepared otherwise."""
+    torch.manual_seed(0)
+    save_file(ResNet("resnet18", width=8).state_dict(), tmp_path / "model.safetensors")
+    config = {"architecture": "resnet18", "pretrained_cfg": {"input_size": [3, 64, 64], "crop_pct": 0.95}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    artifact, report = import_encoder(tmp_path)
+    assert report.family == "timm"
+    assert report.preprocessing_from == "config.json"
+    how = artifact.card.preprocessing
+    assert (how.size, how.to, how.resize, how.interpolation) == (64, 67, "short", "bicubic")  # floor(64 / 0.95)
