@@ -51,7 +51,7 @@ import torch
 from torch import Tensor
 
 from theory.implicit_regularization import descend, forward, mean_infonce, stack
-from theory.lab import Line, Panel, ParameterError, Result, Settings, about, above, below, parameter
+from theory.lab import Line, Panel, ParameterError, Result, Settings, about, above, below, parameter, where
 from theory.toys import F64, batches, normal, rank_of
 
 EXAMPLE = "--penalty 0.5 --amplitude 2"
@@ -201,7 +201,9 @@ def run(given: Parameters) -> Result:
             law, rank = "d, if λ ≫ λ_c", d
         else:
             continue
-        claims.append(about(f"strong augmentation, {name}: effective rank", law, rank, at[lam][0], 0.1))
+        claim = about(f"strong augmentation, {name}: effective rank", law, rank, at[lam][0], 0.1)
+        noisy_batch = f"the batch's own noise costs rank: fewer than 8 rows a dimension, {given.batch} for {d}"
+        claims.append(where(rank < d or given.batch >= 8 * d, noisy_batch, claim))
     depths = list(range(1, deepest + 1))
     return Result(
         claims,

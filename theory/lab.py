@@ -220,7 +220,15 @@ def find(name: str) -> Lab:
     if name not in NAMES:
         raise ParameterError(f"there is no lab {name!r}; the labs are {', '.join(NAMES)}")
     module = importlib.import_module(f"theory.{name.replace('-', '_')}")
-    return Lab(name, module.__doc__ or "", module.EXAMPLE, module.Parameters, lambda given: module.run(given))
+
+    def run(given: Any) -> Result:
+        try:
+            found: Result = module.run(given)
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise Diverged(f"a matrix has no decomposition any more: take a smaller rate or step ({error})") from error
+        return found
+
+    return Lab(name, module.__doc__ or "", module.EXAMPLE, module.Parameters, run)
 
 
 def finite(value: Tensor, name: str, time: float) -> Tensor:
