@@ -134,7 +134,7 @@ def test_frustration_sees_a_missing_stop_gradient(monkeypatch: Patch) -> None:
 def test_barlow_twins_sees_a_loss_without_redundancy_reduction(monkeypatch: Patch) -> None:
     real = barlow_twins.barlow
     monkeypatch.setattr(barlow_twins, "barlow", lambda first, second, penalty: real(first, second, 0 * penalty))
-    given = barlow_twins.Parameters(dimension=8, noisy=4, depth=2, batch=32, steps=300)
+    given = barlow_twins.Parameters(dimension=8, noisy=4, depth=2, batch=64, steps=300)
     assert "λ = 42/d: effective rank" in failing(barlow_twins.run(given))
 
 
