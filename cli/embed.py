@@ -136,6 +136,8 @@ def _into_folder(
     source: str, encoder: Path, out: Path, device: str, engine: Engine, processes: int, as_json: bool
 ) -> None:
     """Embed the shards of a source into Parquet files, with a progress bar, then print the spectrum of all rows."""
+    from dataclasses import asdict
+
     from fullrank.monitor.snapshot import to_json
     from models.artifact import ArtifactError
 
@@ -154,7 +156,7 @@ def _into_folder(
             bulk.run_local(
                 left, encoder, out, processes=processes, device=device, engine=engine, done=done, failed=unread.append
             )
-        report = bulk.as_dict(bulk.report(out))
+        report = asdict(bulk.report(out))
     except (bulk.BulkError, SourceError, ArtifactError) as error:
         fail("\n".join([*unread, str(error)]))
     show(to_json(report), f"{source} in {out}", as_json)

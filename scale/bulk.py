@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from safetensors.torch import save as to_bytes
 from fullrank.moments import Moments, merge
 from models.artifact import load
 from models.decode import ImageError
-from models.embedder import Embedder, normalize
+from models.embedder import Embedder, faulty, normalize
 from models.preprocess import Pixels, decode
 from scale.sources import Item, Shard, SourceError
 
@@ -98,7 +98,7 @@ class Embedding:
         """(n, d) unit rows; NaN for a row that is not finite or is all zero."""
         rows = self.embedder.embed(pixels)
         unit = normalize(rows)
-        unit[~(rows.isfinite().all(dim=1) & rows.any(dim=1))] = torch.nan
+        unit[faulty(rows)] = torch.nan
         found: np.ndarray = unit.numpy()
         return found
 
@@ -264,8 +264,3 @@ def report(out: Path) -> Report:
         participation_ratio=float("nan") if few else whole.participation_ratio(),
         total_variance=float("nan") if few else float(whole.covariance().trace()),
     )
-
-
-def as_dict(found: Report) -> dict[str, Any]:
-    """The report for JSON."""
-    return asdict(found)
