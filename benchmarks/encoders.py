@@ -1,7 +1,7 @@
 """The table of encoders: each beside raw pixels and beside its untrained twin, with the spectrum of what each serves.
 
     python -m benchmarks.encoders [FOLDER ...] [--dataset fashion] [--data DIR] [--seeds 3] [--results FILE]
-    python -m benchmarks.encoders --results FILE --write docs/encoders.md      # the page from what was measured
+    python -m benchmarks.encoders --results FILE --write docs/measured/encoders.md   # the page from what was measured
 
 Weighted kNN (k = 20, temperature 0.07), bank all training images, queries all test images; a linear probe by L-BFGS on
 all labels. The standard error of an accuracy p over n test images is sqrt(p (1 - p) / n).

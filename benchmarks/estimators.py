@@ -1,6 +1,6 @@
-"""Bias and spread of rank estimators against populations whose rank is known, as the table of docs/estimators.md.
+"""Bias and spread of rank estimators against known populations, as the table of docs/measured/estimators.md.
 
-    python -m benchmarks.estimators --dimension 128 512 2048 --repeats 4 --write docs/estimators.md   # 15 min of CPU
+    python -m benchmarks.estimators --dimension 128 512 2048 --repeats 4 --write docs/measured/estimators.md  # 15 min
 
 Rows are Gaussian around a zero mean, so that uncentred measures are not put at a disadvantage. A run is one stream,
 read whenever it has grown to the next n. Frequent Directions keeps d / 4 rows; Ledoit-Wolf shrinks towards the scaled

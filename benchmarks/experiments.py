@@ -2,7 +2,7 @@
 
     python -m benchmarks.experiments                      # what there is, what it costs, and what has been run
     python -m benchmarks.experiments A [--seeds 3] [--device cuda] [--data DIR] [--minutes 20]
-    python -m benchmarks.experiments --write docs/methods.md
+    python -m benchmarks.experiments --write docs/measured/methods.md
 
 Every run appends a line to benchmarks/experiments.jsonl, and what is there is not run again. A dimension is dead when
 its eigenvalue of the covariance of L2-normalised rows lies under 1e-5 (z) or 1e-4 (h) of the largest.

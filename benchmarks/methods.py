@@ -1,6 +1,6 @@
 """Every method and its ablations on Fashion-MNIST beside their untrained twins: kNN, probe, ranks; the papers' claims.
 
-    python -m benchmarks.methods [--scale full --device cuda] [--write docs/methods.md]
+    python -m benchmarks.methods [--scale full --device cuda] [--write docs/measured/methods.md]
 
 Same backbone, images, epochs, optimiser and seeds for all. One line of JSON a run in --results; what is there is not
 run again, so an interrupted table goes on where it stopped. Test labels only measure: nothing is chosen by them.
@@ -382,7 +382,7 @@ def row(name: str, mine: Sequence[Record]) -> str:
 
 
 def page(scale_name: str, records: Sequence[Record]) -> str:
-    """The measured part of docs/methods.md."""
+    """The measured part of docs/measured/methods.md."""
     scale = SCALES[scale_name]
     facts = ", ".join(
         f"{key.replace('_', ' ')} {value}" for key, value in asdict(scale).items() if key != "batch_sizes"

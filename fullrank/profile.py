@@ -1,7 +1,7 @@
 """The profile of rows against a reference: each statistic that thresholds are made of, computed in one place.
 
 Calibration, monitor, gate, training and fleet call these same functions as `profile.NAME`, so that a threshold and the
-value held against it are the same statistic. docs/statistics.md says what each of them means.
+value held against it are the same statistic. docs/explanation/statistics.md says what each of them means.
 """
 
 import math

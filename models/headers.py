@@ -1,7 +1,8 @@
 """Bounds the time that decoding an image file takes, from the file's structure, without decoding it.
 
 A few bytes can declare many pixels, scans or chunks, and a decoder works for each of them. The costs here were measured
-on the worst files of each format (benchmarks.worst_images), on one core of a slow machine. See docs/decoding.md.
+on the worst files of each format (benchmarks.worst_images), on one core of a slow machine. See
+docs/explanation/decoding.md.
 """
 
 import math

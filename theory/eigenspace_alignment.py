@@ -35,7 +35,7 @@ went missing is missing there, while in a basis recomputed from today's traffic 
 ## Source
 
 Tian, Chen, Ganguli, ICML 2021, arXiv:2102.06810, theorem 3 and figure 2. The printed bound is checked with K along the
-path: ‖[F, W_p]‖ ≤ exp(−2∫λ_min(K)dt)‖[F, W_p](0)‖.
+path: ‖[F, W_p]‖ ≤ exp(−2∫λ_min(K)dt) times its value at t = 0.
 """
 
 from __future__ import annotations

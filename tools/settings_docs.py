@@ -1,10 +1,10 @@
-"""Writes the table of settings in docs/service.md from service.settings: `python -m tools.settings_docs`."""
+"""Writes the table of settings in docs/reference/settings.md from service.settings: `python -m tools.settings_docs`."""
 
 from pathlib import Path
 
 from service.settings import PRETRAINED, Settings
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "service.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "settings.md"
 MARK = "<!-- settings -->\n"
 
 

@@ -1,8 +1,8 @@
 """Faults injected into a real encoder, and harmless traffic: verdicts, rows to detection, false alarms, simple rivals.
 
-    python -m benchmarks.detection --write docs/detection.md
-    python -m benchmarks.detection --unseen --write docs/detection.md
-    python -m benchmarks.detection --fresh --write docs/detection.md
+    python -m benchmarks.detection --write docs/measured/detection.md
+    python -m benchmarks.detection --unseen --write docs/measured/detection.md
+    python -m benchmarks.detection --fresh --write docs/measured/detection.md
     python -m benchmarks.detection.blocks --blocks 1000000
 
 Traffic is the Fashion-MNIST test set, which neither the encoder nor its reference and calibration have seen. With

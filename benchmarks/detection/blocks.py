@@ -1,6 +1,6 @@
 """False alarms on a million healthy blocks, resampled from embeddings that the calibration has not seen.
 
-    python -m benchmarks.detection.blocks --blocks 1000000 --write docs/statistics.md
+    python -m benchmarks.detection.blocks --blocks 1000000 --write docs/explanation/statistics.md
 
 Each block is 256 rows of the Fashion-MNIST test set drawn afresh by one of the laws of healthy traffic, a third of the
 blocks each, in unbroken streams. Two things can page: the sequential test, whose bets are the library's and which sees

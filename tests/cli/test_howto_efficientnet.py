@@ -1,4 +1,4 @@
-"""docs/howto-efficientnet.md, command by command, with a small network in place of the one from PyPI."""
+"""docs/howto/efficientnet.md, command by command, with a small network in place of the one from PyPI."""
 
 import re
 import subprocess
@@ -18,7 +18,7 @@ from tests.support.process import until
 from tools.stack import free_port
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs/howto-efficientnet.md").read_text()
+PAGE = (ROOT / "docs/howto/efficientnet.md").read_text()
 NETWORK = """
 import torch
 class EfficientNet(torch.nn.Module):

@@ -1,4 +1,4 @@
-"""docs/sidecar.md, run: each of its programs, and the shipped rules on what they export."""
+"""docs/howto/sidecar.md, run: each of its programs, and the shipped rules on what they export."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ D, FAMILIES = 16, ("fullrank_verdict", "fullrank_threshold", "fullrank_effective
 
 def program(deploy: Path, name: str, **changes: str) -> str:
     """A program of the page, with other ports or folders."""
-    text = (deploy.parent / "docs" / "sidecar.md").read_text()
+    text = (deploy.parent / "docs" / "howto" / "sidecar.md").read_text()
     found = re.search(rf"```python {name}\n(.*?)```", text, re.DOTALL)
     assert found, name
     source = found[1]

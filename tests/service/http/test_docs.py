@@ -1,4 +1,4 @@
-"""docs/service.md does what it says."""
+"""docs/howto/send-images.md does what it says."""
 
 import ast
 import json
@@ -16,7 +16,8 @@ from service.settings import Settings
 from tests.support.process import running
 
 ROOT = Path(__file__).parents[3]
-BLOCKS = re.findall(r"```(sh|python|text|json)\n(.*?)```", (ROOT / "docs" / "service.md").read_text(), re.DOTALL)
+PAGE = (ROOT / "docs" / "howto" / "send-images.md").read_text()
+BLOCKS = re.findall(r"```(sh|python|text|json)\n(.*?)```", PAGE, re.DOTALL)
 
 
 @pytest.fixture(scope="module")
