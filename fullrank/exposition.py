@@ -10,8 +10,10 @@ try:
 except ImportError as error:
     raise ImportError("fullrank.exposition needs prometheus-client: pip install 'fullrank[prometheus]'") from error
 
+from fullrank.canary import Canary
 from fullrank.monitor.monitor import SpectrumMonitor
 from fullrank.monitor.snapshot import FATES, Snapshot
+from fullrank.sample import SampleMeasures
 from fullrank.verdict import STATES
 
 Source = Callable[[], Iterable[tuple[str, str, SpectrumMonitor]]]
@@ -39,7 +41,21 @@ _GAUGES: dict[str, tuple[str, list[str]]] = {
     "embedding_norm": ("Norm of embeddings before normalising", ["window", "quantile"]),
     "mean_shift_ratio": ("Squared shift of the mean, in units of the reference's total variance (shortest window)", []),
     "canary_cosine_min": ("Least cosine of a canary image's embedding to its stored one", []),
+    "canary_angle_degrees": ("Angle of canary images' embeddings to their stored ones", ["quantile"]),
+    "canary_neighbours_overlap": ("Share of a canary image's 10 nearest that still are among its 10 nearest", []),
+    "canary_distance_correlation": ("Rank correlation of canary images' distances with those stored", []),
     "canary_participation_ratio": ("Participation ratio of the canary images' embeddings", []),
+    "wasserstein_uniformity": (
+        "Wasserstein distance of the rows' Gaussian law from an isotropic one: 0 spread evenly, 1.41 at one point",
+        ["window"],
+    ),
+    "dead_units": ("Coordinates that hardly vary in the sampled rows (shortest window)", []),
+    "saturated_units": ("Coordinates stuck at one end of their range in 95 % of the sampled rows", []),
+    "hubness": ("Skewness of how often a sampled row is among the 10 nearest of the others", []),
+    "local_dimension": ("Intrinsic dimension of the sampled rows (TwoNN), with 95 % bounds", ["bound"]),
+    "gaussianity": ("Epps and Pulley's statistic over random slices of the sampled rows: about 0.3 if Gaussian", []),
+    "copies_share": ("Share of the sampled rows that have a copy among them", []),
+    "sample_rows": ("Rows sampled for measures of neighbourhoods and units (shortest window)", []),
     "input_participation_ratio": ("Participation ratio of the inputs' descriptors (shortest window)", []),
     "input_distance": ("How far the inputs are from the reference's, 0 where alike (shortest window)", []),
     "evidence": ("log10 of the sequential test's evidence against healthy traffic: an alarm from 8 on", []),
@@ -51,6 +67,15 @@ _GAUGES: dict[str, tuple[str, list[str]]] = {
     "window_verdict": ("1 for the verdict on a window's rows alone, 0 for the others", ["window", "state"]),
     "snapshot_timestamp_seconds": ("When the gauges were last refreshed, Unix time", []),
 }
+_OF_A_WINDOW = (
+    "effective_rank",
+    "rankme",
+    "stable_rank",
+    "total_variance",
+    "mean_cosine",
+    "zero_share",
+    "wasserstein_uniformity",
+)
 _COUNTERS: dict[str, tuple[str, list[str]]] = {
     "trace_product": ("Products of consecutive blocks' traces", []),
     "frobenius_product": ("Inner products of consecutive blocks' covariances", []),
@@ -97,14 +122,23 @@ def _families() -> dict[str, GaugeMetricFamily | CounterMetricFamily]:
     counters = {
         n: CounterMetricFamily(f"fullrank_{n}", h, labels=_LABELS + extra) for n, (h, extra) in _COUNTERS.items()
     }
-    gauges["embedding_norm"].type = "summary"  # no other type may have a label called quantile
+    for name in ("embedding_norm", "canary_angle_degrees"):
+        gauges[name].type = "summary"  # no other type may have a label called quantile
     return {**gauges, **counters}
 
 
 def _gauges(snapshot: Snapshot) -> Iterator[tuple[str, list[str], float]]:
     for seconds, w in snapshot.windows.items():
         window = duration(seconds)
-        for name in ("effective_rank", "rankme", "stable_rank", "total_variance", "mean_cosine", "zero_share"):
+        for name in (
+            "effective_rank",
+            "rankme",
+            "stable_rank",
+            "total_variance",
+            "mean_cosine",
+            "zero_share",
+            "wasserstein_uniformity",
+        ):
             yield name, [window], getattr(w, name)
         yield "numerical_rank", [window], w.numerical_rank
         yield "window_rows", [window], w.rows
@@ -122,8 +156,8 @@ def _gauges(snapshot: Snapshot) -> Iterator[tuple[str, list[str], float]]:
     shortest = snapshot.windows[min(snapshot.windows)]
     nan = float("nan")
     yield "mean_shift_ratio", [], shortest.mean_shift_ratio
-    yield "canary_cosine_min", [], snapshot.canary.cosine_min if snapshot.canary else nan
-    yield "canary_participation_ratio", [], snapshot.canary.participation_ratio if snapshot.canary else nan
+    yield from _canary(snapshot.canary or Canary(nan, nan))
+    yield from _sample(shortest.sample)
     yield "input_participation_ratio", [], snapshot.input_participation_ratio
     yield "input_distance", [], snapshot.inputs.distance
     yield "evidence", [], snapshot.evidence.log10
@@ -139,6 +173,27 @@ def _gauges(snapshot: Snapshot) -> Iterator[tuple[str, list[str], float]]:
         for seconds, verdict in snapshot.window_verdicts.items():
             yield "window_verdict", [duration(seconds), state], float(state == verdict.state)
     yield "snapshot_timestamp_seconds", [], snapshot.timestamp
+
+
+def _canary(canary: Canary) -> Iterator[tuple[str, list[str], float]]:
+    yield "canary_cosine_min", [], canary.cosine_min
+    yield "canary_angle_degrees", ["1"], canary.angle_degrees
+    yield "canary_angle_degrees", ["0.5"], canary.angle_median_degrees
+    yield "canary_neighbours_overlap", [], canary.neighbours_overlap
+    yield "canary_distance_correlation", [], canary.distance_correlation
+    yield "canary_participation_ratio", [], canary.participation_ratio
+
+
+def _sample(sample: SampleMeasures) -> Iterator[tuple[str, list[str], float]]:
+    nan = float("nan")
+    yield "dead_units", [], nan if sample.dead_units is None else sample.dead_units
+    yield "saturated_units", [], nan if sample.saturated_units is None else sample.saturated_units
+    yield "hubness", [], sample.hubness
+    for bound, value in sample.local_dimension._asdict().items():
+        yield "local_dimension", [bound], value
+    yield "gaussianity", [], sample.gaussianity
+    yield "copies_share", [], sample.copies_share
+    yield "sample_rows", [], sample.rows
 
 
 def _counters(monitor: SpectrumMonitor) -> Iterator[tuple[str, list[str], float]]:

@@ -31,6 +31,7 @@ __all__ = [
     "stable_rank",
     "std_ratio",
     "variance_dimensions",
+    "wasserstein_uniformity",
 ]
 
 
@@ -38,6 +39,8 @@ MINIMUM_ROWS_ENTROPY = 64
 LARGEST_CORRECTION = 0.15
 # TF32 is no torch dtype: float32 tensors, whose entries are cut to 10 bits of mantissa where they are multiplied.
 TF32_EPSILON = 2.0**-10
+# An eigenvalue below this share of the mean one is rounding.
+_NOTHING = 1e-10
 
 
 class PowerLaw(NamedTuple):
@@ -257,6 +260,37 @@ def entropy_correction(eigenvalues: ArrayLike, rows: float, kurtosis: float = 1.
     pairs = (pairs - float(p.sum())) / 2
     squares = float((p.square() * (1 + 2 * entropy + 2 * log)).sum())
     return kurtosis * (pairs + 1 - squares) / rows
+
+
+def wasserstein_uniformity(eigenvalues: ArrayLike, mean_square: float = 0.0, rows: float = math.inf) -> float:
+    """Wasserstein distance of N(mu, C) from the isotropic N(0, I/d): 0 for spread evenly, sqrt(2) for unit rows at one
+    point; in [0, sqrt(2)] for unit rows.
+
+    eigenvalues: those of C, (d,); mean_square: |mu|^2. Between Gaussian laws W^2 = |mu - mu'|^2 +
+    tr(C + C' - 2 (C'^1/2 C C'^1/2)^1/2) (Givens & Shortt 1984, proposition 7), which for mu' = 0, C' = I/d is
+    |mu|^2 + tr C + 1 - (2 / sqrt(d)) tr C^1/2. One number that sees a shift of the mean, lost directions and a lost
+    scale together, so that it cannot say which. The uniformity of Fang et al. 2024 (arXiv 2403.00642).
+
+    rows: the degrees of freedom of a sample's eigenvalues, whose tr C^1/2 reads low. With Lawley's expansion, as in
+    `entropy_correction`, its bias is -(1/4n) (sum_ij s_i s_j / (s_i + s_j) + sum_i s_i / 2), s the square roots; it is
+    taken off for n = rows, and the answer is NaN where it exceeds 15 % of the trace, where the rows do not span the
+    directions, or where the eigenvalues are not finite.
+    """
+    values = _spectrum(eigenvalues)
+    d = len(values)
+    if d == 0 or not bool(values.isfinite().all()) or not math.isfinite(mean_square):
+        return math.nan
+    roots = values.sqrt()
+    trace = float(roots.sum())
+    s = roots[roots > 0]
+    pairs = 0.0
+    for part in torch.split(s, 64):
+        pairs += float((part[:, None] * s / (part[:, None] + s)).sum())
+    missing = (pairs + float(s.sum()) / 2) / (4 * rows)
+    if missing > LARGEST_CORRECTION * trace or rows <= int((values > _NOTHING * values.mean()).sum()):
+        return math.nan
+    square = mean_square + float(values.sum()) + 1 - 2 / math.sqrt(d) * (trace + missing)
+    return math.sqrt(max(0.0, square))
 
 
 def minimum_rows(eigenvalues: ArrayLike, kurtosis: float = 1.0) -> int:

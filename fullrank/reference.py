@@ -29,7 +29,10 @@ class Reference:
     ending in d; band_energy (len(bands),): the variance that rows not used for the basis have in each; eigenvalues
     (d,) of those rows' covariance, falling; rows: how many they were; canary (m, d): what fixed images should embed
     to; dtype: what the encoder computes in; calibration, inputs: how far healthy traffic strays from all this, and what
-    its inputs look like, both added by `fullrank.calibration.resample.calibrated`. The basis and the energies must
+    its inputs look like, both added by `fullrank.calibration.resample.calibrated`; canary_noise: the largest angle, in
+    degrees, by which the precision that serves turns a canary image's embedding, NaN where nobody measured it.
+
+    The basis and the energies must
     come from different rows: measured on the rows that chose the directions, the last band of a healthy encoder reads
     1.2 instead of 1.
     """
@@ -48,6 +51,7 @@ class Reference:
     dtype: str = "float32"
     calibration: Calibration | None = None
     inputs: InputReference | None = None
+    canary_noise: float = math.nan
 
     @classmethod
     def build(
@@ -114,6 +118,8 @@ class Reference:
         tensors["rows"] = torch.tensor([self.rows], dtype=torch.int64)
         tensors["dtype"] = torch.tensor(list(self.dtype.encode("ascii")), dtype=torch.uint8)
         tensors |= {name: torch.tensor([getattr(self, name)], dtype=torch.float64) for name in _SCALARS}
+        if math.isfinite(self.canary_noise):
+            tensors["canary_noise"] = torch.tensor([self.canary_noise], dtype=torch.float64)
         if self.canary is not None:
             tensors["canary"] = self.canary.contiguous()
         for part in (self.calibration, self.inputs):
@@ -141,6 +147,8 @@ class Reference:
             # The scalars may be NaN: too few rows to tell.
             if name not in _SCALARS and not torch.isfinite(tensor).all():
                 raise ValueError(f"reference: {name} is not finite")
+        if "canary_noise" in tensors and tensors["canary_noise"].shape != (1,):
+            raise ValueError(f"reference: canary_noise has shape {tuple(tensors['canary_noise'].shape)}, expected (1,)")
         dtype = bytes(tensors["dtype"].to(torch.uint8).tolist()).decode("ascii", "replace")
         _dtype(dtype)
         vector = {name: tensors[name].to("cpu", torch.float64) for name in (*_VECTORS, "basis")}
@@ -160,6 +168,7 @@ class Reference:
             dtype=dtype,
             calibration=Calibration.from_tensors(tensors, len(bands)),
             inputs=InputReference.from_tensors(tensors),
+            canary_noise=float(tensors["canary_noise"]) if "canary_noise" in tensors else math.nan,
         )
 
 

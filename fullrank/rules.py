@@ -96,7 +96,17 @@ RULES: tuple[Rule, ...] = (
         "estimate",
         "model_fault",
         "a canary image now embeds at cosine {seen.estimate:.4f} to its stored embedding; {limit:g} is the least "
-        "expected: the model or its preprocessing has changed",
+        "expected: the model or its preprocessing has changed{neighbours}",
+    ),
+    Rule(
+        "canary's largest angle",
+        "canary",
+        "above",
+        "canary_angle",
+        "estimate",
+        "model_fault",
+        "a canary image has turned by {seen.estimate:.1f} degrees, where the serving precision explains {limit:.1f} at "
+        "most: the model or its preprocessing has changed{neighbours}",
     ),
     Rule(
         "canary's participation ratio",

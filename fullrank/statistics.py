@@ -13,6 +13,7 @@ from fullrank.measures import effective_rank, numerical_rank, rankme, stable_ran
 from fullrank.moments import Moments, Pool, pool
 from fullrank.profile import band_sums
 from fullrank.reference import Reference
+from fullrank.sample import SampleMeasures
 
 NAN = math.nan
 NORM_QUANTILES = (0.05, 0.5, 0.95)
@@ -44,14 +45,6 @@ class Band:
     ratio: Interval = Interval()
 
 
-@dataclass(frozen=True)
-class Canary:
-    """The canary images' embeddings now: least cosine to the stored ones, and participation ratio."""
-
-    cosine_min: float
-    participation_ratio: float
-
-
 @dataclass(frozen=True, eq=False)
 class WindowStatistics:
     """Statistics of the rows of the last `seconds`; NaN where the rows do not determine one.
@@ -59,7 +52,8 @@ class WindowStatistics:
     eigenvalues (d,) falling; mean_shift_ratio: squared distance of the mean from the reference's, less what sampling
     adds, in units of the reference's total variance; basis_effective_rank: effective rank of the variances along the
     reference's directions, unbiased down to small n, an upper bound of effective_rank (Schur-Horn); zeros: rows of
-    zeros, which have no direction and count in nothing else.
+    zeros, which have no direction and count in nothing else; sample: measures of a bounded sample of the rows;
+    wasserstein_uniformity: see `measures.wasserstein_uniformity`.
     """
 
     seconds: float
@@ -79,6 +73,8 @@ class WindowStatistics:
     basis_effective_rank: float = NAN
     norms: dict[float, float] = field(default_factory=lambda: dict.fromkeys(NORM_QUANTILES, NAN))
     zeros: int = 0
+    sample: SampleMeasures = field(default_factory=SampleMeasures)
+    wasserstein_uniformity: float = NAN
 
     @property
     def zero_share(self) -> float:

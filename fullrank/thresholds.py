@@ -2,6 +2,8 @@
 
 import math
 
+import torch
+
 from fullrank import profile
 from fullrank.calibration.ranges import NARROW_MARGIN, Range
 from fullrank.calibration.sequential import LEVEL
@@ -21,6 +23,11 @@ HEAD_LOW = 0.6
 # A band this empty is gone though others behind it are not.
 BAND_GONE = 0.15
 CANARY_COSINE = 0.99
+# Degrees by which a canary image may turn: so many times what the serving precision turns it by itself, at least the
+# angle to which engines agree (a cosine of 0.9999, and some more), at most that of the cosine above.
+CANARY_NOISE_TIMES = 3.0
+CANARY_ANGLE_LEAST = 1.0
+CANARY_ANGLE_MOST = math.degrees(math.acos(CANARY_COSINE))
 # Without a reference nothing is healthy, but this is collapse for any rows of length 1.
 VARIANCE_FLOOR = 0.01
 # Rows of zeros: so many of all rows are no exception any more.
@@ -40,6 +47,7 @@ SIGNALS = (
     "input_distance",
     "evidence",
     "canary_cosine",
+    "canary_angle",
     "canary_participation_ratio",
     "zero_share",
 )
@@ -48,9 +56,9 @@ SIGNALS = (
 def thresholds(reference: Reference | None, rows: int = 6144) -> dict[str, float]:
     """signal -> its threshold in a window of that many rows.
 
-    A signal counts as abnormal below it; `*_high`, `mean_shift_ratio`, `input_distance`, `evidence` and `zero_share`
-    above it. A calibrated reference gives its own; others the shares above. NaN where the reference does not determine
-    one: comparisons with it are false, in PromQL as here.
+    A signal counts as abnormal below it; `*_high`, `canary_angle`, `mean_shift_ratio`, `input_distance`, `evidence` and
+    `zero_share` above it. A calibrated reference gives its own; others the shares above. NaN where the reference does
+    not determine one: comparisons with it are false, in PromQL as here.
     """
     signals = dict.fromkeys(SIGNALS, math.nan) | {
         "tail_energy_ratio_low": TAIL_LOW,
@@ -58,6 +66,7 @@ def thresholds(reference: Reference | None, rows: int = 6144) -> dict[str, float
         "tail_energy_ratio_high": TAIL_HIGH,
         "head_energy_ratio_low": HEAD_LOW,
         "canary_cosine": CANARY_COSINE,
+        "canary_angle": canary_angle(reference),
         "evidence": math.nan if reference is None or reference.calibration is None else math.log10(LEVEL),
         "total_variance": VARIANCE_FLOOR,
         "zero_share": ZERO_SHARE,
@@ -73,6 +82,21 @@ def thresholds(reference: Reference | None, rows: int = 6144) -> dict[str, float
         }
         signals |= {name: value for name, value in _calibrated(reference, rows).items() if math.isfinite(value)}
     return signals
+
+
+def canary_angle(reference: Reference | None) -> float:
+    """Degrees from which on a canary image counts as turned.
+
+    Three times the noise of the serving precision, within 1 degree and the 8.1 of a cosine of 0.99. The noise is the
+    reference's `canary_noise`, measured where the encoder serves; where nobody did, the spacing eps of its dtype as an
+    angle, about which an encoder of some twenty layers turns (`benchmarks.precision`).
+    """
+    if reference is None:
+        return CANARY_ANGLE_MOST
+    noise = reference.canary_noise
+    if not math.isfinite(noise):
+        noise = math.degrees(torch.finfo(getattr(torch, reference.dtype)).eps)
+    return min(CANARY_ANGLE_MOST, max(CANARY_ANGLE_LEAST, CANARY_NOISE_TIMES * noise))
 
 
 def _calibrated(reference: Reference, rows: int) -> dict[str, float]:

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 from fullrank.calibration.inputs import InputReading
 from fullrank.calibration.ranges import NARROW_MARGIN, Range
+from fullrank.canary import Canary
 from fullrank.reference import Reference
 from fullrank.rules import RULES, STATES, Case, Rule
-from fullrank.statistics import Band, Canary, Interval, WindowStatistics
+from fullrank.statistics import Band, Interval, WindowStatistics
 from fullrank.thresholds import (
     BAND_GONE,
     CANARY_COSINE,
@@ -167,8 +168,15 @@ class Reading:
             changed=self.changed,
             ratio=self.window.participation_ratio.estimate,
             n=f"over {self.window.rows} rows",
+            neighbours=self._neighbours(),
             shape="all directions have shrunk" if self.all_shrank() else "a subspace is gone",
         )
+
+    def _neighbours(self) -> str:
+        """What the canary says a search has lost."""
+        if self.canary is None or math.isnan(self.canary.neighbours_overlap):
+            return ""
+        return f"; {self.canary.neighbours_overlap:.0%} of its nearest neighbours are what they were"
 
 
 CONDITIONS: dict[str, Callable[[Reading], bool]] = {
@@ -214,6 +222,7 @@ def _numerical_rank(it: Reading) -> tuple[Seen, ...]:
 
 READERS: dict[str, Callable[[Reading], tuple[Seen, ...]]] = {
     "canary's least cosine": _canary_cosine,
+    "canary's largest angle": lambda it: () if it.canary is None else _plain(it.canary.angle_degrees),
     "canary's participation ratio": lambda it: () if it.canary is None else _plain(it.canary.participation_ratio),
     "share of rows that are zero": lambda it: _plain(it.window.zero_share),
     "total variance": lambda it: _plain(it.window.total_variance),

@@ -92,6 +92,11 @@ FIGURES = {
         "fullrank_canary_cosine_min{%s}",
         "%.4f",
     ),
+    "canary_angle": (
+        "largest angle of a canary image to the stored one, degrees",
+        "fullrank_canary_angle_degrees{quantile='1',%s}",
+        "%.2f",
+    ),
     "canary_participation_ratio": (
         "participation ratio of the canary images",
         "fullrank_canary_participation_ratio{%s}",

@@ -14,6 +14,7 @@ from fullrank.monitor.window import Block, RecentKeys, Ring
 from fullrank.profile import band_sums
 from fullrank.reference import Reference
 from fullrank.rows import unit
+from fullrank.sample import GROUP_ROWS, thinned
 from fullrank.statistics import norm_histogram
 
 
@@ -149,7 +150,8 @@ class BlockMaker:
             self.detector.add(parts[0].time, n, energies, n * moments.mean(), trace, frobenius)
         norms = norm_histogram(torch.linalg.vector_norm(raw.double(), dim=1))
         zeros = sum(part.zeros for part in parts)
-        self.ring.add(Block(parts[0].time, parts[-1].time, moments, energies, norms, inputs, zeros))
+        few = thinned(raw, GROUP_ROWS).clone()
+        self.ring.add(Block(parts[0].time, parts[-1].time, moments, energies, norms, inputs, zeros, few))
         bands = () if self._reference is None else self._reference.bands
         sums = band_sums(energies, bands).tolist() if bands else []
         self._count(Counters({"sampled": n}, trace, frobenius, dict(zip(bands, sums, strict=True))))

@@ -10,11 +10,13 @@ from torch import Tensor
 
 from fullrank.calibration.inputs import InputReading
 from fullrank.calibration.sequential import Evidence
+from fullrank.canary import Canary, CanaryReader
+from fullrank.measures import wasserstein_uniformity
 from fullrank.moments import Moments, merge
 from fullrank.monitor.window import Block, Ring
 from fullrank.reference import Reference
-from fullrank.rows import unit
-from fullrank.statistics import Canary, WindowStatistics, measure
+from fullrank.sample import SampleMeasures, measure_sample, together
+from fullrank.statistics import WindowStatistics, measure
 from fullrank.verdict import Change, Verdict, diagnose, judge_window, thresholds
 
 GROUPS = 10  # of consecutive blocks in each window, for the bounds
@@ -104,6 +106,11 @@ class Snapshot:
         words += [text for text in (self.waits_for, f"{self.verdict.state}: {self.verdict.reason}") if text]
         return "\n".join(words)
 
+    def measures(self) -> dict[str, Any]:
+        """What the shortest window says beside its spectrum: Wasserstein uniformity, and the measures of its sample."""
+        window = self.windows[min(self.windows)]
+        return {"wasserstein_uniformity": window.wasserstein_uniformity} | window.sample.to_dict()
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: NaN as None, eigenvalues as a list."""
         ref = self.reference
@@ -112,6 +119,7 @@ class Snapshot:
             fields = {name: getattr(w, name) for name in w.__dataclass_fields__} | {
                 "eigenvalues": w.eigenvalues.tolist()
             }
+            fields |= {"sample": w.sample.to_dict()}
             fields |= {"bands": [asdict(b) for b in w.bands], "head": asdict(w.head)}
             windows[f"{seconds:g}"] = fields | {"participation_ratio": asdict(w.participation_ratio)}
         value = {
@@ -123,6 +131,7 @@ class Snapshot:
             "thresholds": self.thresholds,
             "counters": asdict(self.counters),
             "waits_for": self.waits_for,
+            "measures": self.measures(),
             "canary": self.canary and asdict(self.canary),
             "input_participation_ratio": self.input_participation_ratio,
             "inputs": asdict(self.inputs),
@@ -153,6 +162,8 @@ class SnapshotMaker:
         self._reference = reference
         self._windows = tuple(windows)
         self._clock = clock
+        stored = None if reference is None else reference.canary
+        self._reader = None if stored is None else CanaryReader(stored)
         self._canary: Canary | None = None
         self._canary_time = -math.inf
         self._measured: dict[float, WindowStatistics] = {}
@@ -169,11 +180,8 @@ class SnapshotMaker:
 
     def record_canary(self, rows: Tensor) -> None:
         """Compare what the reference's canary images embed to now, (m, d), with what they should."""
-        assert self._reference is not None
-        assert self._reference.canary is not None
-        units = unit(rows)
-        cosines = (units.double() * self._reference.canary.double()).sum(1)
-        self._canary = Canary(float(cosines.min()), Moments(self._dimension).add(units).participation_ratio())
+        assert self._reader is not None
+        self._canary = self._reader.read(rows)
         self._canary_time = self._clock()
 
     def refresh(self, ring: Ring, evidence: Evidence, counters: Counters, everything: bool) -> Snapshot:
@@ -248,12 +256,27 @@ class SnapshotMaker:
             self._known = {}
             self._known_at = changes
         if len(blocks) not in self._known:
-            self._known[len(blocks)] = measure(math.nan, blocks, self._reference, self._dimension)
+            window = measure(math.nan, blocks, self._reference, self._dimension)
+            self._known[len(blocks)] = replace(
+                window, sample=_sampled(blocks), wasserstein_uniformity=_uniformity(window)
+            )
         return self._known[len(blocks)]
 
     def _read(self, inputs: Moments | None) -> InputReading:
         known = self._reference is not None and self._reference.inputs is not None
         return self._reference.inputs.read(inputs) if known else InputReading()  # type: ignore[union-attr]
+
+
+def _sampled(blocks: Sequence[Block]) -> SampleMeasures:
+    parts = [(block.sample, block.moments.count) for block in blocks if block.sample is not None]
+    return measure_sample(together([sample for sample, _ in parts], [count for _, count in parts]))
+
+
+def _uniformity(window: WindowStatistics) -> float:
+    if window.rows < 2:
+        return math.nan
+    # What mean_cosine holds is |mean|^2 without what sampling adds.
+    return wasserstein_uniformity(window.eigenvalues, max(0.0, window.mean_cosine), window.rows - 1)
 
 
 def _inputs(blocks: Sequence[Block]) -> Moments | None:

@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from fullrank import sample
 from fullrank.moments import Moments
 
 
@@ -17,7 +18,8 @@ class Block:
     """Rows that arrived between `start` and `end` (seconds), as sums.
 
     energies (d,): variance along the reference's directions times rows, about the block's own mean; norms: their
-    histogram; inputs: moments of their descriptors; zeros: rows of zeros that came beside them.
+    histogram; inputs: moments of their descriptors; zeros: rows of zeros that came beside them; sample: some of the
+    rows, as they came.
     """
 
     start: float
@@ -27,10 +29,15 @@ class Block:
     norms: Tensor
     inputs: Moments | None = None
     zeros: int = 0
+    sample: Tensor | None = None
 
     def absorb(self, later: "Block") -> None:
         """Take in the block that follows."""
         self.end = later.end
+        if self.sample is not None and later.sample is not None:
+            self.sample = sample.joined(self.sample, self.moments.count, later.sample, later.moments.count)
+        elif self.sample is None and not self.moments.count:
+            self.sample = later.sample
         self.moments.merge(later.moments)
         self.energies = self.energies + later.energies
         self.norms = self.norms + later.norms
@@ -84,6 +91,8 @@ class Ring:
             parts = {"ages": torch.tensor([now - block.start, now - block.end], dtype=torch.float64)}
             parts |= {"energies": block.energies, "norms": block.norms, **block.moments.tensors()}
             parts["zeros"] = torch.tensor([block.zeros])
+            if block.sample is not None:
+                parts["sample"] = block.sample
             if block.inputs is not None:
                 parts |= {f"inputs.{name}": tensor for name, tensor in block.inputs.tensors().items()}
             tensors |= {
@@ -103,7 +112,10 @@ class Ring:
             descriptors = Moments.from_tensors(inputs) if inputs else None
             moments = Moments.from_tensors(parts)
             zeros = int(parts.get("zeros", torch.zeros(1)))
-            blocks.append(Block(start, end, moments, parts["energies"], parts["norms"], descriptors, zeros))
+            few = parts.get("sample")
+            if few is not None and (few.ndim != 2 or few.shape[1] != moments.dimension):
+                raise ValueError(f"state: the sample of block {i} has shape {tuple(few.shape)}")
+            blocks.append(Block(start, end, moments, parts["energies"], parts["norms"], descriptors, zeros, few))
         self.blocks = blocks
         self.changes += 1
 

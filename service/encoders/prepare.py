@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,18 +19,22 @@ from service.engine.engine import Engine
 from service.engine.queue import Rows
 from service.failures import InvalidError
 from service.settings import Settings
-from service.watching.canary import embed_in_turns, least_cosine
+from service.watching.canary import embed_in_turns, least_cosine, noise_of
 
 log = logging.getLogger("fullrank.service")
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """An encoder that runs, the embeddings of its own canary images, and the seconds they took; None without canary."""
+    """An encoder that runs, the embeddings of its own canary images, and the seconds they took; None without canary.
+
+    noise: the angle, in degrees, by which the serving precision turns them; NaN where it is not known.
+    """
 
     candidate: Candidate
     rows: Rows | None
     seconds: float
+    noise: float = math.nan
 
 
 async def read(folder: Path) -> Artifact:
@@ -60,7 +65,19 @@ async def prepare(artifact: Artifact, folder: Path, engine: Engine, settings: Se
             f"{artifact.card.name}: its canary images give embeddings of cosine {cosine:.4f} with the stored ones, "
             f"less than {settings.canary_min_cosine}: weights, preprocessing or precision are not what was exported"
         )
-    return Prepared(candidate, rows, seconds)
+    return Prepared(candidate, rows, seconds, await _noise(candidate, rows, engine, settings))
+
+
+async def _noise(candidate: Candidate, rows: Rows, engine: Engine, settings: Settings) -> float:
+    """What the serving precision does to the canary: beside another size of batch, and beside float32."""
+    artifact = candidate.artifact
+    assert artifact.canary is not None
+    exact = None
+    if settings.dtype != "float32":
+        options = settings.device, torch.float32, settings.max_batch, settings.engine, settings.threads
+        embedder = await engine.call(Embedder, artifact, *options)
+        exact = Candidate(artifact, candidate.folder, embedder, settings.max_pixels, settings.max_whole_pixels)
+    return await noise_of(engine, candidate, exact, artifact.canary.images.numpy(), rows)
 
 
 async def judge(prepared: Prepared, against: Artifact | None, engine: Engine) -> gates.Judgement:

@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fullrank import SpectrumMonitor
+from fullrank.thresholds import canary_angle
 from models import artifact as artifacts
 from models import gate as gates
 from models.artifact import Artifact, ArtifactError
@@ -175,16 +176,22 @@ class Roster:
         settings, artifact = self._settings, prepared.candidate.artifact
         if not settings.monitor:
             return Served.of(prepared.candidate, baseline, self._observer, None)
+        reference = gates.comparison(artifact, baseline)
+        if reference is not None:
+            reference = replace(reference, canary_noise=prepared.noise)
         monitor = SpectrumMonitor(
             artifact.card.dimension,
-            reference=gates.comparison(artifact, baseline),
+            reference=reference,
             windows=settings.windows,
             block_rows=settings.block_rows,
         )
         served = Served.of(prepared.candidate, baseline, self._observer, monitor)
         if artifact.canary is not None and prepared.rows is not None:
             monitor.record_canary(prepared.rows)
-            watch = CanaryWatch(artifact.canary, prepared.rows, prepared.seconds, self._metrics, settings.canary_period)
+            degrees = canary_angle(reference)
+            watch = CanaryWatch(
+                artifact.canary, prepared.rows, prepared.seconds, self._metrics, settings.canary_period, degrees
+            )
             # Several times a window: a canary older than the rows says nothing of the model that made them.
             every = min(settings.canary_period, settings.windows[0] / 5)
             trickle = watch.trickle(self._engine, served, monitor.record_canary, every)

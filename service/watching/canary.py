@@ -6,6 +6,7 @@ leave, or while the engine is idle. Their pace keeps them to 0.5 % of the engine
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fullrank.verdict import CANARY_COSINE
+from fullrank.canary import CanaryReader
 from models.artifact import Canary
 from models.embedder import normalize
 from service.engine.engine import Encoder, Engine
@@ -26,6 +27,7 @@ SHARE = 0.005
 FEW = 8
 FEW_SECONDS = 0.005
 TURN = 0.05  # seconds of one pass of embed_in_turns, for which a request may have to wait
+NOISE_IMAGES = 32  # canary images whose embeddings show the serving precision's own noise
 PATIENCE = 0.1  # seconds for which images of embed_in_turns give way to requests
 
 
@@ -48,18 +50,38 @@ async def embed_in_turns(engine: Engine, encoder: Encoder, pixels: Pixels) -> tu
     return np.concatenate(rows), seconds
 
 
+async def noise_of(engine: Engine, encoder: Encoder, exact: Encoder | None, pixels: Pixels, rows: Rows) -> float:
+    """The largest angle, in degrees, by which the serving precision itself turns an embedding.
+
+    pixels: (n, c, s, s) uint8, rows (n, d) what the encoder made of them in small batches. They are embedded again in
+    one large batch, and where `exact` is given, the same encoder in float32, by that.
+    """
+    few = min(len(pixels), engine.queue.max_batch, NOISE_IMAGES)
+    again = [await engine.embed(encoder, pixels[:few], observed=False, yields_for=PATIENCE)]
+    if exact is not None:
+        again.append(await engine.embed(exact, pixels[:few], observed=False, yields_for=PATIENCE))
+    reader = CanaryReader(torch.from_numpy(rows[:few].copy()))
+    angles = [reader.read(torch.from_numpy(job.rows.copy())).angle_degrees for job in again]
+    # NaN, an embedding that is not finite, is for the canary itself to find.
+    return max((angle for angle in angles if math.isfinite(angle)), default=math.nan)
+
+
 class CanaryWatch:
     """Embeds an artifact's canary images over and over, a few at a time. `rows` (m, d) holds their latest embeddings.
 
     rows: their first embeddings, which took `seconds` of forward passes. cycle: seconds between two embeddings of the
-    same image. It is `period`, or longer where that would take more than `SHARE` of the engine's time.
+    same image. It is `period`, or longer where that would take more than `SHARE` of the engine's time. degrees: an
+    image that turned by more is reported at once.
     """
 
-    def __init__(self, canary: Canary, rows: Rows, seconds: float, metrics: Metrics, period: float) -> None:
+    def __init__(
+        self, canary: Canary, rows: Rows, seconds: float, metrics: Metrics, period: float, degrees: float
+    ) -> None:
         self._images = canary.images.numpy()
         self._expected = normalize(canary.embeddings.double())
         self._metrics = metrics
         self._period = period
+        self._least = math.cos(math.radians(degrees))
         self.rows = rows
         seconds = max(seconds, 1e-6)
         self.cycle = max(period, seconds / SHARE)
@@ -88,7 +110,7 @@ class CanaryWatch:
                         continue
                     self.rows[part] = np.nan
                 was = alarmed
-                alarmed = self.least_cosine(part) < CANARY_COSINE
+                alarmed = self.least_cosine(part) < self._least
                 if alarmed > was or time.monotonic() >= due:
                     record(self.rows)
                     due = time.monotonic() + every

@@ -7,8 +7,9 @@ import pytest
 import torch
 from scipy import integrate, stats
 
+from fullrank.gaussianity import random_slices as slices
 from tests.support.training import small, train, views
-from training.methods.sigreg import epps_pulley, sigreg, slices
+from training.methods.sigreg import epps_pulley, sigreg
 
 
 def closed_form(x: np.ndarray) -> float:
@@ -66,12 +67,12 @@ def test_the_gradient_is_that_of_the_closed_form() -> None:
 
 
 def test_slices_are_uniform_on_the_sphere_and_a_function_of_the_step() -> None:
-    a = slices(16, 4096, step=3)
+    a = slices(16, 4096, seed=3)
     assert torch.allclose(a.norm(dim=0), torch.ones(4096))
     torch.testing.assert_close(a @ a.T / 4096, torch.eye(16) / 16, atol=0.01, rtol=0)
     assert stats.kstest((a[0] + 1) / 2, stats.beta(7.5, 7.5).cdf).pvalue > 1e-3
-    assert torch.equal(a, slices(16, 4096, step=3))
-    assert not torch.equal(a, slices(16, 4096, step=4))
+    assert torch.equal(a, slices(16, 4096, seed=3))
+    assert not torch.equal(a, slices(16, 4096, seed=4))
 
 
 def test_an_isotropic_cloud_is_preferred_to_a_collapsed_one() -> None:

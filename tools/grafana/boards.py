@@ -109,6 +109,22 @@ def fleet() -> Dashboard:
             width=6,
         ),
         lines(
+            "Canary: largest angle to the stored embeddings",
+            "Degrees. The threshold follows from the serving precision's own noise.",
+            query(f'max {PER} (fullrank_canary_angle_degrees{{{OF},quantile="1"}})', EACH),
+            query(*threshold("canary_angle")),
+            width=6,
+        ),
+        lines(
+            "Canary: neighbours kept",
+            "Share of a canary image's 10 nearest canary images that still are among its 10 nearest: what a search "
+            "loses. And the rank correlation of all their distances with those stored.",
+            query(f"min {PER} (fullrank_canary_neighbours_overlap{{{OF}}})", f"{EACH} neighbours"),
+            query(f"min {PER} (fullrank_canary_distance_correlation{{{OF}}})", f"{EACH} distances"),
+            minimum=None,
+            width=6,
+        ),
+        lines(
             "Canary: participation ratio",
             "The variety of the canary images' embeddings now.",
             query(f"min {PER} (fullrank_canary_participation_ratio{{{OF}}})", EACH),
@@ -141,6 +157,49 @@ def fleet() -> Dashboard:
             "Between thumbnails, 0 where alike. Above the threshold the traffic itself is different.",
             query(f"max {PER} (fullrank_input_distance{{{OF}}})", EACH),
             query(*threshold("input_distance")),
+            width=12,
+        ),
+        "Beyond the spectrum",
+        lines(
+            "Wasserstein uniformity",
+            "Distance of the embeddings' Gaussian law from an isotropic one: 0 spread evenly, 1.41 at one point.",
+            query(f"max {PER} (fullrank_wasserstein_uniformity{{{RECENT}}})", EACH),
+            width=6,
+        ),
+        lines(
+            "Dead and saturated units",
+            "Coordinates that hardly vary, and those stuck at one end of their range in 95 % of the sampled rows.",
+            query(f"max {PER} (fullrank_dead_units{{{OF}}})", f"{EACH} dead"),
+            query(f"max {PER} (fullrank_saturated_units{{{OF}}})", f"{EACH} saturated"),
+            width=6,
+        ),
+        lines(
+            "Local intrinsic dimension",
+            "Of the sampled rows, with 95 % bounds: falls where embeddings collapse onto a curved surface that still "
+            "fills all directions.",
+            query(f"max by (instance, model, bound) (fullrank_local_dimension{{{OF}}})", f"{EACH} {{{{bound}}}}"),
+            width=6,
+        ),
+        lines(
+            "Hubness",
+            "Skewness of how often a sampled row is among the 10 nearest of the others. High: a few rows are "
+            "everybody's neighbours.",
+            query(f"max {PER} (fullrank_hubness{{{OF}}})", EACH),
+            minimum=None,
+            width=6,
+        ),
+        lines(
+            "Gaussianity",
+            "Epps and Pulley's statistic over random slices: about 0.3 for a Gaussian cloud, more where rows fall into "
+            "clusters.",
+            query(f"max {PER} (fullrank_gaussianity{{{OF}}})", EACH),
+            width=12,
+        ),
+        lines(
+            "Copies among the sampled rows",
+            "Share of sampled rows that have a copy: traffic that repeats itself, without keys to say so.",
+            query(f"max {PER} (fullrank_copies_share{{{OF}}})", EACH),
+            unit="percentunit",
             width=12,
         ),
         "Can it be trusted?",

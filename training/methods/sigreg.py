@@ -11,38 +11,21 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.nn import functional as F
 
+from fullrank import gaussianity
+from fullrank.gaussianity import random_slices
 from models.heads import mlp
 from training.distributed import all_reduce
 from training.methods.base import Encoder, Method, wide, within
 
-FURTHEST = 5.0
-POINTS = 17
-"""The integral runs from -5 to 5 by the trapezoidal rule; beyond it the weight is below 4e-6."""
-
 
 def epps_pulley(x: Tensor) -> Tensor:
-    """T of each column of the joint batch of all processes: (n, m) -> (m,), 0 for what is exactly Gaussian.
-
-    The integrand is even in t, and 0 at t = 0, so that half of the points do.
-    """
-    t = torch.linspace(0, FURTHEST, POINTS // 2 + 1, dtype=x.dtype, device=x.device)[1:]
-    gaussian = torch.exp(-t.square() / 2)
+    """T of each column of the joint batch of all processes: (n, m) -> (m,), 0 for what is exactly Gaussian."""
     rows = all_reduce(x.new_tensor(float(len(x))))
-    angles = x.unsqueeze(2) * t
-    real, imaginary = all_reduce(angles.cos().sum(0)) / rows, all_reduce(angles.sin().sum(0)) / rows
-    distance = (real - gaussian).square() + imaginary.square()
-    weights = torch.full_like(t, 2 * float(t[0]))
-    weights[-1] /= 2
-    return rows * (distance * gaussian * weights).sum(1)
-
-
-def slices(dimension: int, count: int, step: int) -> Tensor:
-    """(dimension, count) random unit columns, the same on every process and in a resumed run."""
-    drawn = torch.randn(dimension, count, generator=Generator().manual_seed(step))
-    return F.normalize(drawn, dim=0)
+    angles = x.unsqueeze(2) * gaussianity.frequencies(x)
+    return gaussianity.epps_pulley(all_reduce(angles.cos().sum(0)) / rows, all_reduce(angles.sin().sum(0)) / rows, rows)
 
 
 @wide
@@ -85,7 +68,7 @@ class SIGReg(Method):
 
     def forward(self, views: Tensor) -> Tensor:
         z1, z2 = self.project(self.encoder(views)).chunk(2)
-        a = slices(self.options.projection, self.options.slices, int(self.steps)).to(z1.device)
+        a = random_slices(self.options.projection, self.options.slices, int(self.steps)).to(z1.device)
         return sigreg(z1, z2, a, weight=self.options.weight)
 
     def step(self, progress: float) -> None:

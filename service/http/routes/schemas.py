@@ -331,8 +331,26 @@ SPECTRUM_RESPONSES: Responses = {
                     "total_variance": 0.42,
                 }
             },
-            "thresholds": {"effective_rank": 26.3, "canary_cosine": 0.99},
-            "canary": {"cosine_min": 1.0, "participation_ratio": 20.3},
+            "thresholds": {"effective_rank": 26.3, "canary_cosine": 0.99, "canary_angle": 1.0},
+            "canary": {
+                "cosine_min": 1.0,
+                "angle_degrees": 0.02,
+                "angle_median_degrees": 0.01,
+                "neighbours_overlap": 1.0,
+                "distance_correlation": 1.0,
+                "participation_ratio": 20.3,
+            },
+            "measures": {
+                "wasserstein_uniformity": 0.92,
+                "rows": 512,
+                "dead_units": 0,
+                "saturated_units": 3,
+                "hubness": 1.4,
+                "local_dimension": {"lower": 10.6, "estimate": 11.6, "upper": 12.6},
+                "gaussianity": 0.9,
+                "copies_share": 0.0,
+                "distinct_rows": 512,
+            },
         }
     ),
     **failures(404, 422, 503),

@@ -104,7 +104,7 @@ async def test_the_pace_follows_from_what_an_image_costs(start: Start) -> None:
         pixels = artifact.canary.images.numpy()
         rows, seconds = await embed_in_turns(service.engine, Slow(), pixels)
         assert rows.shape == (len(pixels), 32)
-        watch = CanaryWatch(artifact.canary, rows, seconds, service.metrics, 0.5)
+        watch = CanaryWatch(artifact.canary, rows, seconds, service.metrics, 0.5, 8.0)
         least = 0.002 * len(artifact.canary.images)
         assert watch.cycle >= least / SHARE
         assert 1 <= watch.few <= FEW_SECONDS / 0.002
