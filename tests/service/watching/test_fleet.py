@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from cli import app
 from fullrank import Moments
-from fullrank.fleet import FleetError, Replica, combine, read
+from fullrank.fleet import FleetError, Replica, combine, read, survey, to_dict
 from service.http.app import Server
 from service.settings import Settings
 from tests.support.images import as_files, encoded, pictures
@@ -66,6 +66,11 @@ def test_the_fleet_is_the_rows_of_all_replicas_together(replicas: list[tuple[str
         alone = Moments(part.shape[1]).add(part)
         assert found["replicas"][url]["participation_ratio"] == pytest.approx(alone.participation_ratio(), rel=1e-4)
     assert (found["model"], found["window"]) == ("alpha", "3600")
+    [group] = found["groups"]
+    assert [(it["url"], it["verdict"], it["seen"]) for it in group["members"]] == [
+        (url, "insufficient_data", 48) for url in urls
+    ]
+    assert (found["unread"], found["problems"]) == ({}, [])
 
 
 def test_the_table_says_what_the_sum_means(replicas: list[tuple[str, Server, torch.Tensor]]) -> None:
@@ -99,6 +104,7 @@ def test_every_unreachable_replica_is_named(replicas: list[tuple[str, Server, to
     result = run(replicas[0][0], *dead, "--key", KEY)
     assert result.exit_code == 1
     assert all(f"{url}: unreachable" in result.stderr for url in dead)
+    assert "insufficient_data" in result.stdout  # those that answer are listed all the same
     assert "Traceback" not in result.output
 
 
@@ -127,6 +133,42 @@ def test_replicas_that_do_not_belong_together_are_refused(change: dict[str, Any]
         combine([replica("a"), replica("b", **change)])
     with pytest.raises(FleetError, match="at least one"):
         combine([])
+
+
+def collapsed(url: str, verdict: str = "unknown") -> Replica:
+    rows = 1 + 1e-4 * np.random.default_rng(7).normal(size=(600, 1)).repeat(8, 1)
+    return Replica(url, "m", "r", "300", Moments(8).add(rows), verdict, "a subspace is gone")
+
+
+def test_a_replica_that_collapses_alone_is_named() -> None:
+    healthy = [replica(url) for url in ("a", "bb", "ccc")]
+    assert survey(healthy).problems == []
+    [group] = (found := survey([*healthy, collapsed("dead")])).groups
+    [problem] = found.problems
+    assert problem.startswith("dead stands out alone among 4 replicas of m@r: total variance ")
+    assert [it.url for it in group.members if it.stands_out] == ["dead"]
+    assert group.whole.rows == 2400
+    [problem] = survey([*healthy, collapsed("dead", "dimensional_collapse")]).problems
+    assert "dimensional_collapse: a subspace is gone" in problem
+    [problem] = survey([collapsed(url, "complete_collapse") for url in "abc"]).problems
+    assert "all 3 replicas of m@r" in problem
+    # Of two that differ without a verdict, nobody knows which is right.
+    assert survey([healthy[0], collapsed("dead")]).problems == []
+
+
+def test_two_revisions_are_said_and_not_averaged() -> None:
+    found = survey([replica("a"), replica("b"), replica("c", revision="s")], {"http://d": "http://d: unreachable: no"})
+    assert [(it.revision, [m.url for m in it.members], it.whole.rows) for it in found.groups] == [
+        ("r", ["a", "b"], 1200),
+        ("s", ["c"], 600),
+    ]
+    assert found.problems == [
+        "http://d gives no figures: unreachable: no",
+        "the replicas of m serve 2 revisions, which are not averaged: r on a, b; s on c",
+    ]
+    told = to_dict(found)
+    assert "whole" not in told
+    assert json.loads(json.dumps(told))["groups"][1]["members"][0]["figures"]["rows"] == 600
 
 
 def test_the_sum_of_rates_hides_a_collapsed_replica_and_the_spread_between_them() -> None:
@@ -169,7 +211,7 @@ class Odd(BaseHTTPRequestHandler):
         self.send_response(302 if redirected else 200)
         if redirected:
             self.send_header("Location", "/c/moments")
-        body = b"" if redirected else bodies[self.path]
+        body = b"" if redirected else bodies[self.path.partition("?")[0]]
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
