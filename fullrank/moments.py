@@ -254,7 +254,7 @@ def merge(parts: Iterable[Moments]) -> Moments:
 def _unpacked(triangle: Tensor, d: int) -> Tensor:
     """(d (d + 1) / 2,), an upper triangle row by row -> the symmetric matrix (d, d)."""
     matrix = torch.zeros(d, d, dtype=torch.float64)
-    for i, row in enumerate(triangle.split(list(range(d, 0, -1)))):
+    for i, row in enumerate(torch.split(triangle, list(range(d, 0, -1)))):
         matrix[i, i:] = row
     # Mirrored in blocks: whole columns would miss the cache at each entry.
     for start in range(0, d, _PANEL):
