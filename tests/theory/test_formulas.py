@@ -1,6 +1,7 @@
 """Identities to 1e-10 and closed forms to 1e-6, against references written independently of the labs."""
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from theory import (
     measurement,
     noncontrastive_dynamics,
     projector,
+    readout,
     strong_augmentation,
 )
 from theory.toys import F64, attention, batches, infonce, normal, orthogonal, runge_kutta
@@ -167,6 +169,25 @@ def test_frustration_spectrum_is_that_of_the_label_graph() -> None:
     assert torch.allclose(frustration.spectrum(a), direct, atol=1e-10)
     everyone = frustration.spectrum(frustration.assignment(given, 0.2, "all"))
     assert everyone.tolist() == pytest.approx([1.0, 0.8, 0.8], abs=1e-10)
+
+
+@pytest.mark.parametrize("gap", [0.5, 2.0, 6.0])
+def test_both_bounds_of_the_nearest_mean_meet_for_two_classes(gap: float, generator: torch.Generator) -> None:
+    means = torch.tensor([[0.0, 0.0], [gap * 0.6, gap * 0.8]], dtype=F64)
+    exact = NormalDist(0, 1).cdf(gap / 2 / 0.7)
+    assert readout.at_least(means, 0.7) == pytest.approx(exact, rel=1e-12)
+    assert readout.at_most(means, 0.7) == pytest.approx(exact, rel=1e-12)
+    share, error = readout.accuracy(means, 0.7, generator)
+    assert share == pytest.approx(exact, abs=4.5 * error)
+
+
+def test_the_nearest_of_three_means_on_a_line_lies_between_its_bounds(generator: torch.Generator) -> None:
+    means = torch.tensor([[-1.0], [0.0], [1.0]], dtype=F64)
+    right = NormalDist(0, 1).cdf(0.5 / 0.4)  # the outer two; the middle one errs on both sides
+    exact = (2 * right + (2 * right - 1)) / 3
+    share, error = readout.accuracy(means, 0.4, generator)
+    assert share == pytest.approx(exact, abs=4.5 * error)
+    assert readout.at_least(means, 0.4) < exact < readout.at_most(means, 0.4)
 
 
 def test_frustration_identities() -> None:
