@@ -326,7 +326,7 @@ def run(given: Parameters) -> Result:
 
 
 def readable(given: Parameters, a: Tensor, plain: Path, held: Path, collapses: Claim, stays: Claim) -> list[Claim]:
-    """What the collapse costs a classifier: the nearest class mean, read through noise of a sixth of its early distance.
+    """What the collapse costs a classifier: the nearest class mean, read through noise of a sixth of that distance.
 
     The noise is fixed once, at t = 8, where a class is told from the nearest one in all but 0.1 % of the cases. The
     first and third claim have the domains of `collapses` and `stays`, which are about the distances themselves.
