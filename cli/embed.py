@@ -4,7 +4,7 @@ import io
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -33,7 +33,19 @@ def embed(
         Path | None,
         typer.Option(help="Write FILE.npy, and FILE.txt with the names of its rows; or a folder of Parquet files."),
     ] = None,
-    processes: Annotated[int, typer.Option(min=1, help="Processes that embed into a folder, one thread each.")] = 1,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Processes that embed into a folder, one thread each.", show_default="1; with --ray one a CPU"
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="Embed into a folder on the Ray cluster at HOST:PORT, ray://HOST:PORT, auto (the one that runs here) "
+            "or local (one started for this). All nodes see the encoder, the source and --out under the same paths."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Embed images, here or by a running service, by the same path; rows are L2-normalised.
@@ -44,14 +56,18 @@ def embed(
     Example: fullrank embed examples/ankle-boot.png --url http://127.0.0.1:8000
 
     Example: fullrank embed photos/ --encoder models/pretrained/fashion-directclr --out rows/ --processes 2
+
+    Example: fullrank embed photos/ --encoder models/pretrained/fashion-directclr --out rows/ --ray 10.0.0.7:6379
     """
     if (url is None) == (encoder is None):
         fail("give either --encoder or --url", 2)
     if out is not None and out.suffix != ".npy":
         if encoder is None or len(sources) != 1:
             fail(f"--out {out} is a folder: give one source and --encoder; for images of a service name a .npy file", 2)
-        _into_folder(sources[0], encoder, out, device, engine, processes, as_json)
+        _into_folder(sources[0], encoder, out, device, engine, processes, ray, as_json)
         return
+    if ray is not None:
+        fail("--ray embeds into a folder: name one with --out", 2)
     files = [Path(source) for source in sources]
     results = _embed_here(files, encoder, device, engine) if encoder else _embed_there(files, url or "", key)
     _put(files, results, out)
@@ -133,7 +149,14 @@ def _embed_here(files: list[Path], encoder: Path, device: str, engine: Engine) -
 
 
 def _into_folder(
-    source: str, encoder: Path, out: Path, device: str, engine: Engine, processes: int, as_json: bool
+    source: str,
+    encoder: Path,
+    out: Path,
+    device: str,
+    engine: str,
+    processes: int | None,
+    ray: str | None,
+    as_json: bool,
 ) -> None:
     """Embed the shards of a source into Parquet files, with a progress bar, then print the spectrum of all rows."""
     from dataclasses import asdict
@@ -144,7 +167,7 @@ def _into_folder(
     try:
         import pyarrow  # noqa: F401
 
-        from scale import bulk
+        from scale import bulk, ray_bulk
         from scale.sources import SourceError, shards
     except ImportError as error:
         fail(f"a folder of Parquet files needs pyarrow ({error}): pip install 'fullrank-server[bulk]'", 2)
@@ -153,9 +176,11 @@ def _into_folder(
         found = shards(source)
         left = bulk.begin(out, encoder, found)
         with _Bar(len(found), len(found) - len(left)) as done:
-            bulk.run_local(
-                left, encoder, out, processes=processes, device=device, engine=engine, done=done, failed=unread.append
-            )
+            how: dict[str, Any] = {"device": device, "engine": engine, "done": done, "failed": unread.append}
+            if ray is None:
+                bulk.run_local(left, encoder, out, processes=processes or 1, **how)
+            elif left:
+                ray_bulk.run_ray(left, encoder, out, address=ray, processes=processes, **how)
         report = asdict(bulk.report(out))
     except (bulk.BulkError, SourceError, ArtifactError) as error:
         fail("\n".join([*unread, str(error)]))

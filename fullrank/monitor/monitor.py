@@ -14,6 +14,7 @@ from torch import Tensor
 from fullrank.moments import Moments, merge
 from fullrank.monitor.blocks import Batch
 from fullrank.monitor.snapshot import Counters, Snapshot
+from fullrank.monitor.window import Block
 from fullrank.monitor.worker import Worker
 from fullrank.reference import Reference
 from fullrank.rows import ArrayLike, check_rows
@@ -129,6 +130,15 @@ class SpectrumMonitor:
         with self._worker.state:
             blocks = self._worker.blocks.ring.within(seconds, self._clock())
             return merge([Moments(self.dimension, self._worker.blocks.shift), *(block.moments for block in blocks)])
+
+    def blocks(self, groups: int) -> list[Block]:
+        """Copies of the windows' rows as at most `groups` blocks (1 or more) of each window's own stretch.
+
+        Their times are ages in seconds. Those no older than a window make up that window; `fullrank.statistics.measure`
+        takes those of several monitors together.
+        """
+        with self._worker.state:
+            return self._worker.blocks.ring.joined(groups, self._clock())
 
     def state(self) -> dict[str, Tensor]:
         """The windows as tensors, for safetensors: what `restore` takes after a restart; not the totals."""

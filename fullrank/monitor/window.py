@@ -3,14 +3,14 @@
 import math
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from fullrank import sample
-from fullrank.moments import Moments
+from fullrank.moments import Moments, merge
 
 
 @dataclass
@@ -119,9 +119,31 @@ class Ring:
         self.blocks = blocks
         self.changes += 1
 
+    def joined(self, groups: int, now: float) -> list[Block]:
+        """The rows in fewer, new blocks: at most `groups` of each window's stretch. Their times are ages."""
+        fewer = list[Block]()
+        newest = -math.inf
+        for oldest in self.windows:
+            stretch = [block for block in self.blocks if newest < now - block.start <= oldest]
+            newest = oldest
+            parts = min(groups, len(stretch))
+            for part in range(parts):
+                first, *rest = stretch[part * len(stretch) // parts : (part + 1) * len(stretch) // parts]
+                moments = Moments(first.moments.dimension, first.moments.shift).merge(first.moments)
+                joined = replace(first, start=now - first.start, end=now - first.end, moments=moments)
+                joined.inputs = _copied(first.inputs)
+                for later in rest:
+                    joined.absorb(replace(later, end=now - later.end, inputs=_copied(later.inputs)))
+                fewer.append(joined)
+        return fewer
+
     def within(self, seconds: float, now: float) -> list[Block]:
         """The blocks all of whose rows arrived in the last `seconds`."""
         return [block for block in self.blocks if now - block.start <= seconds]
+
+
+def _copied(moments: Moments | None) -> Moments | None:
+    return None if moments is None else merge([moments])
 
 
 class RecentKeys:

@@ -17,6 +17,7 @@ from service.failures import DeadlineError, EmbeddingError, OverloadedError, Ser
 from service.metrics import Metrics
 from service.settings import Gate, Settings
 from service.watching.observer import Observer
+from service.watching.peers import Peers
 from service.watching.persistence import WindowStore
 from service.watching.sidecar import Sidecar
 
@@ -48,6 +49,7 @@ class Service:
         self.health = Health(self.engine, self.roster.all, metrics, limits)
         self.store = WindowStore(settings.state_dir, metrics, max(settings.windows))
         self.sidecar = Sidecar(settings, self.store)
+        self.peers: Peers | None = None  # the other replicas, if this is one of a fleet
         self._tasks: list[asyncio.Task[None]] = []
 
     async def load(self) -> None:
@@ -107,9 +109,12 @@ class Service:
         return self.health.fault()
 
     async def swap(self, name: str, gate: Gate, replaces: str | None = None) -> Swap:
-        """Swap an encoder as Roster.swap does. Raises UnreadyError too."""
+        """Swap an encoder as Roster.swap does, and then in all peers. Raises UnreadyError too."""
         self.served(replaces)
-        return await self.roster.swap(name, gate, replaces)
+        swap = await self.roster.swap(name, gate, replaces)
+        if self.peers is not None:
+            await self.peers.swapped(name, gate, replaces)
+        return swap
 
     async def reload(self) -> None:
         """Read the encoders' folders again, as Roster.reload does."""

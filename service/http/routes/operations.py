@@ -1,5 +1,6 @@
 """Routes for operators and their tools: health, metrics, limits, the live page and the API documentation."""
 
+import asyncio
 import platform
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +20,7 @@ from service.http.access import authorize_scrape
 from service.http.context import service_of
 from service.http.errors import Problem, retry
 from service.http.routes import schemas
+from service.watching.peers import Families
 
 router = APIRouter(tags=["operations"])
 PAGE = (Path(service.http.page.__file__).parent / "index.html").read_text()
@@ -56,11 +58,14 @@ async def readyz(request: Request) -> dict[str, str]:
 
 
 @router.get("/metrics", response_class=Response, responses=schemas.METRICS_RESPONSES)
-def metrics(request: Request) -> Response:
-    """Prometheus or OpenMetrics text, as Accept asks. On a worker thread: writing text must not delay requests."""
+async def metrics(request: Request) -> Response:
+    """Prometheus or OpenMetrics text, as Accept asks; of all replicas where Ray Serve runs them."""
     authorize_scrape(request)
     encoder, media = choose_encoder(request.headers.get("accept", ""))
-    return Response(encoder(service_of(request).metrics.registry), headers={"Content-Type": media})
+    service = service_of(request)
+    source: Any = service.metrics.registry if service.peers is None else Families(await service.peers.metrics())
+    # On a worker thread: writing text must not delay requests.
+    return Response(await asyncio.to_thread(encoder, source), headers={"Content-Type": media})
 
 
 @router.get("/info", response_class=Response, responses=schemas.INFO_RESPONSES)

@@ -29,11 +29,18 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 MAX_DIMENSION = 2048  # a monitor holds dozens of d x d matrices
 Model = Annotated[str | None, Query(description="A model known from POST /observe; without it, the served encoder.")]
 Packed = Annotated[bool, Query(description="Half the bytes: of the symmetric matrix only the upper triangle.")]
+Fleet = Annotated[bool, Query(description="Of all replicas that Ray Serve runs: each one's verdict and the fleet's.")]
 
 
 @router.get("/spectrum", response_class=Response, responses=schemas.SPECTRUM_RESPONSES)
-async def spectrum(request: Request, model: Model = None) -> Response:
+async def spectrum(request: Request, model: Model = None, fleet: Fleet = False) -> Response:
     """The last snapshot of recent traffic, the reference it is compared with, and the verdict. null: not known."""
+    if fleet:
+        peers = service_of(request).peers
+        if peers is None:
+            message = "this replica is not part of a fleet; fleet=1 is for replicas that Ray Serve runs"
+            raise Problem(404, "no_fleet", message, field="fleet")
+        return Response(orjson.dumps(await peers.spectrum(model)), media_type=JSON)
     identity, monitor = _monitored(service_of(request), model)
     snapshot = monitor.snapshot().to_dict()
     if snapshot["reference"] is None:

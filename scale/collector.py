@@ -1,0 +1,298 @@
+"""The collector of a fleet: merges what replicas report into one scrape and one verdict. Plain Python, without Ray."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from prometheus_client import Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+from fullrank import Reference
+from fullrank.exposition import duration
+from fullrank.fleet import Replica, Survey, survey
+from fullrank.moments import Moments, merge
+from fullrank.monitor.snapshot import to_json
+from fullrank.monitor.window import Block
+from fullrank.rules import STATES
+from fullrank.statistics import Canary, WindowStatistics, measure
+from fullrank.verdict import Verdict, diagnose
+from scale.reports import Encoder, Order, Report, Wanted, Watched
+from scale.totals import ADDITIVE, Series, Totals, samples_of
+
+SILENT = 15.0  # seconds without a report after which a replica counts as gone
+GROUPS = 3  # groups of rows that bounds need; two replicas send more than one each
+REST = 20.0  # measuring takes at most one part in so many of a core
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The rows of all replicas of one encoder together: their statistics in each window, and the verdict on them."""
+
+    model: str
+    revision: str
+    replicas: int
+    windows: dict[float, WindowStatistics]
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Everything that moments say: a verdict for each encoder, and which replicas stand out."""
+
+    fleets: list[Judged]
+    survey: Survey
+    outliers: set[tuple[str, Encoder]]
+
+
+class Collector:
+    """Keeps the latest report of each replica. For one thread, except `measure`, which may run on another.
+
+    silent: seconds without a report after which a replica counts as gone; clock: seconds.
+    """
+
+    def __init__(self, silent: float = SILENT, clock: Callable[[], float] = time.monotonic) -> None:
+        self._silent = silent
+        self._clock = clock
+        self._reports: dict[str, tuple[Report, float]] = {}
+        self._references: dict[Encoder, Reference] = {}
+        self._totals = Totals()
+        self._orders: tuple[Order, ...] = ()
+        self._lost = 0
+        self._measured = Measured([], Survey([], {}, []), set())
+        self._changed = False
+        self._rested = -math.inf
+
+    # ---- reports
+
+    def push(self, report: Report) -> Wanted:
+        """Take a replica's report. The answer says what it has to do, and what to send next."""
+        self._expire()
+        before = self._reports.get(report.replica)
+        if report.watched is None and before is not None:
+            report = replace(report, watched=before[0].watched)
+        else:
+            self._changed = True
+        for it in report.watched or ():
+            if it.reference is not None:
+                self._references[it.encoder] = it.reference
+        if len(report.orders) > len(self._orders):
+            self._orders = report.orders
+        self._reports[report.replica] = report, self._clock()
+        self._totals.update(report.replica, samples_of(report.metrics))
+        self._forget()
+        if report.last:
+            self._retire(report.replica)
+        return self.wanted()
+
+    def wanted(self) -> Wanted:
+        """What a replica has to do and to send."""
+        referenced = {it.encoder for report in self.reports() for it in report.watched or () if it.referenced}
+        missing = frozenset(referenced - self._references.keys())
+        return Wanted(self._orders, math.ceil(GROUPS / max(1, len(self._reports))), missing)
+
+    def reports(self) -> list[Report]:
+        """The latest report of each replica that is not gone."""
+        return [report for report, _ in list(self._reports.values())]
+
+    def _expire(self) -> None:
+        for name in [name for name, (_, at) in self._reports.items() if self._clock() - at > self._silent]:
+            self._lost += 1
+            self._retire(name)
+
+    def _retire(self, replica: str) -> None:
+        del self._reports[replica]
+        self._totals.retire(replica)
+        self._changed = True
+
+    def _forget(self) -> None:
+        """Drop the counters and references of encoders that nobody serves any more."""
+        served = {encoder for report in self.reports() for encoder in report.serving}
+        watched = {it.encoder for report in self.reports() for it in report.watched or ()}
+        self._references = {encoder: it for encoder, it in self._references.items() if encoder in served | watched}
+
+        def left(series: Series) -> bool:
+            labels = dict(series[2])
+            return "revision" in labels and (labels.get("model", ""), labels["revision"]) not in served
+
+        if served:
+            self._totals.forget(left)
+
+    # ---- orders
+
+    def order(self, name: str, gate: str, replaces: str | None) -> Order:
+        """Have every replica make a swap, also those that start later."""
+        order = Order(len(self._orders) + 1, name, gate, replaces)
+        self._orders = (*self._orders, order)
+        return order
+
+    def progress(self, number: int) -> tuple[list[str], dict[str, str]]:
+        """The replicas that have not got to this order yet, and those that failed at it with the reason."""
+        self._expire()
+        waiting = [it.replica for it in self.reports() if it.done < number]
+        return waiting, {it.replica: it.failed[number] for it in self.reports() if number in it.failed}
+
+    # ---- what moments say
+
+    def due(self) -> bool:
+        """Whether `measure` has something to do. It rests between two calls, because eigenvalues are expensive."""
+        self._expire()
+        return self._changed and self._clock() >= self._rested
+
+    def measure(self) -> None:
+        """Merge and judge the replicas' rows."""
+        started = time.monotonic()
+        self._changed = False
+        members: dict[Encoder, list[tuple[str, Watched]]] = {}
+        apart = []
+        for report in self.reports():
+            for it in report.watched or ():
+                like = members.setdefault(it.encoder, [])
+                if like and it.kind != like[0][1].kind:
+                    apart.append(f"{report.replica} is left out of {it.model}@{it.revision}: it has {it.kind_in_words}")
+                else:
+                    like.append((report.replica, it))
+        fleets = [_judge([it for _, it in found], self._references.get(encoder)) for encoder, found in members.items()]
+        found = survey([_replica(name, it) for each in members.values() for name, it in each])
+        found.problems.extend(apart)
+        outliers = {
+            (it.url, (group.model, group.revision)) for group in found.groups for it in group.members if it.stands_out
+        }
+        self._measured = Measured(fleets, found, outliers)
+        self._rested = self._clock() + REST * (time.monotonic() - started)
+
+    def spectrum(self, model: str | None) -> dict[str, Any]:
+        """JSON-able: every replica's verdict, the fleet's for each encoder, and in words what is wrong with whom.
+
+        model: leave out the others.
+        """
+        found = self._measured
+        fleets = []
+        for it in found.fleets:
+            windows = {
+                f"{seconds:g}": {
+                    "rows": window.rows,
+                    "effective_rank": window.effective_rank,
+                    "participation_ratio": asdict(window.participation_ratio),
+                    "total_variance": window.total_variance,
+                    "eigenvalues": window.eigenvalues.tolist(),
+                }
+                for seconds, window in it.windows.items()
+            }
+            identity = {"model": it.model, "revision": it.revision, "replicas": it.replicas}
+            fleets.append(identity | {"verdict": asdict(it.verdict), "windows": windows})
+        replicas = [
+            {
+                "instance": report.replica,
+                "model": it.model,
+                "revision": it.revision,
+                "verdict": {"state": it.verdict, "reason": it.reason},
+                "seconds_ago": self._clock() - at,
+            }
+            for report, at in self._reports.values()
+            for it in report.watched or ()
+        ]
+        value = {"fleets": fleets, "replicas": replicas, "problems": found.survey.problems}
+        if model is not None:
+            value |= {name: [it for it in value[name] if it["model"] == model] for name in ("fleets", "replicas")}
+        json_able: dict[str, Any] = to_json(value)
+        return json_able
+
+    # ---- metrics
+
+    def metrics(self) -> list[Metric]:
+        """One scrape of the fleet.
+
+        Counters and histograms are sums over all replicas, also those that are gone, and have no label `instance`.
+        Everything else is each replica's own, with its name in `instance`. fullrank_fleet_* is on all together.
+        """
+        self._expire()
+        families: dict[str, Metric] = {}
+        for report in self.reports():
+            for family in report.metrics:
+                mine = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                for sample in family.samples if family.type not in ADDITIVE else ():
+                    mine.samples.append(sample._replace(labels={**sample.labels, "instance": report.replica}))
+        for (name, sample_name, labels), value in self._totals.values().items():
+            if name in families:
+                families[name].add_sample(sample_name, dict(labels), value)
+        return [*families.values(), *self._fleet_metrics()]
+
+    def _fleet_metrics(self) -> Iterator[Metric]:
+        encoder = ["model", "revision"]
+        gauges = {
+            name: GaugeMetricFamily(f"fullrank_fleet_{name}", text, labels=labels)
+            for name, text, labels in (
+                ("replicas", "Replicas that report", encoder),
+                ("revisions", "Revisions that the replicas serve under one name; they are never averaged", ["model"]),
+                ("verdict", "1 for the verdict on all replicas' rows together, 0 for the others", [*encoder, "state"]),
+                ("window_rows", "Rows that the windows of all replicas hold", [*encoder, "window"]),
+                ("effective_rank", "Effective rank of all replicas' rows together", [*encoder, "window"]),
+                ("participation_ratio", "Participation ratio of all replicas' rows", [*encoder, "window", "bound"]),
+                ("total_variance", "Total variance of all replicas' rows together", [*encoder, "window"]),
+                ("outlier", "1 for a replica that stands out among the others", ["instance", *encoder]),
+                ("report_age_seconds", "Seconds since a replica's last report", ["instance"]),
+            )
+        }
+        for report, at in self._reports.values():
+            gauges["report_age_seconds"].add_metric([report.replica], self._clock() - at)
+            for it in report.watched or ():
+                odd = (report.replica, it.encoder) in self._measured.outliers
+                gauges["outlier"].add_metric([report.replica, *it.encoder], float(odd))
+        revisions: dict[str, set[str]] = {}
+        for model, revision in {encoder for report in self.reports() for encoder in report.serving}:
+            revisions.setdefault(model, set()).add(revision)
+        for model, held in revisions.items():
+            gauges["revisions"].add_metric([model], len(held))
+        for fleet in self._measured.fleets:
+            for name, labels, value in _figures(fleet):
+                gauges[name].add_metric([fleet.model, fleet.revision, *labels], value)
+        yield from gauges.values()
+        lost = "Replicas that ended without a last report"
+        yield CounterMetricFamily("fullrank_fleet_lost_replicas", lost, value=self._lost)
+
+
+def _judge(members: Sequence[Watched], reference: Reference | None) -> Judged:
+    """The verdict on the rows of replicas of one encoder, by the functions that each replica uses for its own."""
+    first = members[0]
+    windows: dict[float, WindowStatistics] = {}
+    inputs = {}
+    for seconds in first.windows:
+        blocks = [block for it in members for block in it.blocks if block.start <= seconds]
+        windows[seconds] = measure(seconds, blocks, reference, first.dimension)
+        if reference is not None and reference.inputs is not None:
+            inputs[seconds] = reference.inputs.read(_inputs(blocks))
+    canary = _best([it.canary for it in members if it.canary is not None])
+    verdict = diagnose(windows, reference, canary, inputs, canary_is_recent=canary is not None)
+    return Judged(first.model, first.revision, len(members), windows, verdict)
+
+
+def _inputs(blocks: Sequence[Block]) -> Moments | None:
+    described = [block.inputs for block in blocks if block.inputs is not None]
+    return merge(described) if described else None
+
+
+def _best(canaries: Sequence[Canary]) -> Canary | None:
+    """The canary nearest to its reference: a fault of one replica is that replica's, and no fault of the encoder."""
+    return max(canaries, key=lambda it: -2.0 if math.isnan(it.cosine_min) else it.cosine_min, default=None)
+
+
+def _replica(name: str, it: Watched) -> Replica:
+    moments = merge([Moments(it.dimension), *(block.moments for block in it.blocks)])
+    window = f"{max(it.windows):g}"
+    return Replica(name, it.model, it.revision, window, moments, it.verdict, it.reason, it.seen)
+
+
+def _figures(fleet: Judged) -> Iterator[tuple[str, list[str], float]]:
+    yield "replicas", [], fleet.replicas
+    for state in STATES:
+        yield "verdict", [state], float(state == fleet.verdict.state)
+    for seconds, it in fleet.windows.items():
+        window = [duration(seconds)]
+        yield "window_rows", window, it.rows
+        yield "effective_rank", window, it.effective_rank
+        yield "total_variance", window, it.total_variance
+        bounds: Mapping[str, float] = asdict(it.participation_ratio)
+        for bound, value in bounds.items():
+            yield "participation_ratio", [*window, bound], value

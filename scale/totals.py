@@ -1,0 +1,93 @@
+"""Totals of counters over replicas that come and go: they never fall."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+
+from prometheus_client import Metric
+
+Series = tuple[str, str, tuple[tuple[str, str], ...]]  # family, sample, labels
+REMEMBERED = 256  # replicas that are gone and might come back
+ADDITIVE = ("counter", "histogram")
+
+
+def samples_of(families: Iterable[Metric]) -> dict[Series, float]:
+    """The samples of counters and histograms. The times at which they were created do not add up and are left out."""
+    return {
+        (family.name, sample.name, tuple(sorted(sample.labels.items()))): float(sample.value)
+        for family in families
+        if family.type in ADDITIVE
+        for sample in family.samples
+        if not sample.name.endswith("_created")
+    }
+
+
+class Rising:
+    """One replica's counters. A series that starts again from zero, or is gone, keeps what it had."""
+
+    def __init__(self) -> None:
+        self._before: dict[Series, float] = {}
+        self._now: dict[Series, float] = {}
+
+    def update(self, samples: Mapping[Series, float]) -> None:
+        """Take the replica's latest samples."""
+        for series, value in samples.items():
+            if value < (known := self._now.get(series, 0.0)):
+                self._before[series] = self._before.get(series, 0.0) + known
+            self._now[series] = value
+
+    def values(self) -> dict[Series, float]:
+        """What each series counted in all."""
+        return {series: value + self._before.get(series, 0.0) for series, value in self._now.items()}
+
+    def forget(self, unwanted: Callable[[Series], bool]) -> None:
+        """Drop series."""
+        self._before, self._now = (
+            {series: value for series, value in held.items() if not unwanted(series)}
+            for held in (self._before, self._now)
+        )
+
+
+class Totals:
+    """Sums of counters over the replicas that report, and over those that did."""
+
+    def __init__(self) -> None:
+        self._live: dict[str, Rising] = {}
+        self._gone: OrderedDict[str, Rising] = OrderedDict()
+        self._folded: dict[Series, float] = {}
+        self._shown: dict[Series, float] = {}
+
+    def update(self, replica: str, samples: Mapping[Series, float]) -> None:
+        """Take a replica's latest samples. One that was taken for gone goes on where it was."""
+        if replica not in self._live:
+            self._live[replica] = self._gone.pop(replica, None) or Rising()
+        self._live[replica].update(samples)
+
+    def retire(self, replica: str) -> None:
+        """Keep the counts of a replica that is gone."""
+        if (rising := self._live.pop(replica, None)) is not None:
+            self._gone[replica] = rising
+        while len(self._gone) > REMEMBERED:
+            _, oldest = self._gone.popitem(last=False)
+            _add(self._folded, oldest.values())
+
+    def values(self) -> dict[Series, float]:
+        """Each series' sum, which is never below what it was at the last call.
+
+        Floats added in another order may give a little less, and Prometheus would take that for a restart from zero.
+        """
+        sums = dict(self._folded)
+        for rising in [*self._gone.values(), *self._live.values()]:
+            _add(sums, rising.values())
+        self._shown = {series: max(value, self._shown.get(series, value)) for series, value in sums.items()}
+        return dict(self._shown)
+
+    def forget(self, unwanted: Callable[[Series], bool]) -> None:
+        """Drop series: those of encoders that no replica serves any more, for all of their replicas at once."""
+        for rising in [*self._gone.values(), *self._live.values()]:
+            rising.forget(unwanted)
+        self._folded = {series: value for series, value in self._folded.items() if not unwanted(series)}
+
+
+def _add(sums: dict[Series, float], values: Mapping[Series, float]) -> None:
+    for series, value in values.items():
+        sums[series] = sums.get(series, 0.0) + value
