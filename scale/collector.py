@@ -10,13 +10,14 @@ from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from fullrank import Reference
+from fullrank.canary import Canary
 from fullrank.exposition import duration
 from fullrank.fleet import Replica, Survey, survey
 from fullrank.moments import Moments, merge
 from fullrank.monitor.snapshot import to_json
 from fullrank.monitor.window import Block
 from fullrank.rules import STATES
-from fullrank.statistics import Canary, WindowStatistics, measure
+from fullrank.statistics import WindowStatistics, measure
 from fullrank.verdict import Verdict, diagnose
 from scale.reports import Encoder, Order, Report, Wanted, Watched
 from scale.totals import ADDITIVE, Series, Totals, samples_of
@@ -193,9 +194,9 @@ class Collector:
             for report, at in self._reports.values()
             for it in report.watched or ()
         ]
-        value = {"fleets": fleets, "replicas": replicas, "problems": found.survey.problems}
         if model is not None:
-            value |= {name: [it for it in value[name] if it["model"] == model] for name in ("fleets", "replicas")}
+            fleets, replicas = ([it for it in some if it["model"] == model] for some in (fleets, replicas))
+        value = {"fleets": fleets, "replicas": replicas, "problems": found.survey.problems}
         json_able: dict[str, Any] = to_json(value)
         return json_able
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from prometheus_client import Metric
 
 from fullrank import Reference, SpectrumMonitor
+from fullrank.canary import Canary
 from fullrank.monitor.window import Block
-from fullrank.statistics import Canary
 from service.encoders.registry import Service
 
 Encoder = tuple[str, str]  # model and revision

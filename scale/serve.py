@@ -13,7 +13,7 @@ from typing import Any
 
 from prometheus_client import Metric
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 try:
     import ray
@@ -155,8 +155,8 @@ class Started:
 
     def __init__(self, settings: Settings, replica: str, period: float) -> None:
         self._loaded = asyncio.Event()
-        self._app: ASGIApp = create_app(settings, on_failure=self._loaded.set, on_ready=self._loaded.set)
-        self.service: Service = self._app.state.service  # type: ignore[attr-defined]
+        self._app = create_app(settings, on_failure=self._loaded.set, on_ready=self._loaded.set)
+        self.service: Service = self._app.state.service
         self.peers = Peers(self.service, replica, period)
         self._reporting: asyncio.Task[None] | None = None
 

@@ -59,7 +59,7 @@ class Totals:
     def update(self, replica: str, samples: Mapping[Series, float]) -> None:
         """Take a replica's latest samples. One that was taken for gone goes on where it was."""
         if replica not in self._live:
-            self._live[replica] = self._gone.pop(replica, None) or Rising()
+            self._live[replica] = self._gone.pop(replica) if replica in self._gone else Rising()
         self._live[replica].update(samples)
 
     def retire(self, replica: str) -> None:

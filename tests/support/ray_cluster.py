@@ -1,0 +1,102 @@
+"""A Ray cluster of this machine's own for tests: started by `ray start`, ended with every process that it made."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tools.stack import free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+RAY = Path(sys.executable).parent / "ray"
+MARK = "RAY_CLUSTER_OF_A_TEST"
+STARTED = "Ray runtime started"
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    """Variables for a node's processes and for those that use it, marked so that they can be found again."""
+    settings = {
+        MARK: str(folder),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
+        "OMP_NUM_THREADS": "1",
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # otherwise a busy machine starves them
+    }
+    return {name: value for name, value in os.environ.items() if not name.startswith("FULLRANK_")} | settings | more
+
+
+def start_node(
+    folder: Path, arguments: Sequence[str], prefix: Sequence[str] = (), cpus: int = 2
+) -> subprocess.Popen[bytes]:
+    """Start a node and wait until it runs. `prefix` comes before the command, such as ip netns exec NAME."""
+    log = folder / f"node-{len(list(folder.glob('node-*')))}.log"
+    command = [*prefix, str(RAY), "start", "--block", f"--num-cpus={cpus}", "--object-store-memory=100000000"]
+    command += ["--include-dashboard=false"] if "--head" in arguments else []
+    with log.open("wb") as output:
+        node = subprocess.Popen(
+            [*command, *arguments], env=environment(folder), stdout=output, stderr=output, start_new_session=True
+        )
+    deadline = time.monotonic() + 300
+    while STARTED not in log.read_text(errors="replace"):
+        if node.poll() is not None or time.monotonic() > deadline:
+            end(folder)
+            raise AssertionError(log.read_text(errors="replace")[-3000:])
+        time.sleep(0.2)
+    return node
+
+
+def end(folder: Path) -> None:
+    """End every process of the cluster in a folder: by its mark, because workers have sessions of their own."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        deadline = time.monotonic() + 15
+        while (left := processes(folder)) and time.monotonic() < deadline:
+            for process in left:
+                _signal(process, sign)
+            time.sleep(0.5)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def processes(folder: Path) -> list[int]:
+    """The processes of the cluster in a folder that run."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"{MARK}={folder}".encode() in (path / "environ").read_bytes().split(b"\0"):
+                found.append(int(path.name))
+        except OSError:
+            continue
+    return [it for it in found if it != os.getpid()]
+
+
+def _signal(process: int, sign: int) -> None:
+    try:
+        os.kill(process, sign)
+    except ProcessLookupError:
+        pass
+
+
+def new_folder() -> Path:
+    """A folder for a cluster's sockets, whose names have to be short."""
+    return Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))
+
+
+@contextmanager
+def cluster(cpus: int = 2) -> Iterator[tuple[str, Path]]:
+    """The address of a new cluster of one node, and the folder that `environment` takes."""
+    folder = new_folder()
+    port = free_port()
+    try:
+        start_node(
+            folder, ["--head", "--node-ip-address=127.0.0.1", f"--port={port}", f"--temp-dir={folder}/t"], cpus=cpus
+        )
+        yield f"127.0.0.1:{port}", folder
+    finally:
+        end(folder)
