@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tools.stack import free_port
@@ -77,10 +77,8 @@ def processes(folder: Path) -> list[int]:
 
 
 def _signal(process: int, sign: int) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.kill(process, sign)
-    except ProcessLookupError:
-        pass
 
 
 def new_folder() -> Path:
