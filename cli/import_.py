@@ -34,6 +34,13 @@ def import_(
     licence: Annotated[
         str | None, typer.Option(help="Licence of the weights.", show_default="what a model card beside them says")
     ] = None,
+    nested_dimensions: Annotated[
+        str | None,
+        typer.Option(
+            help="Shorter lengths that its training included (Matryoshka), such as 64,128,256: /v1/embeddings then takes "
+            "`dimensions`."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write.", show_default="./NAME")] = None,
     strip: Annotated[
         bool, typer.Option("--strip", help="Leave out objects that are neither tensors nor containers.")
@@ -52,7 +59,8 @@ def import_(
 
     if weights not in (None, "online", "ema"):
         fail(f"--weights: {weights!r} is neither online nor ema", 2)
-    options = Options(family, weights, pool, preprocess, _settings(setting or []), name, licence, strip)  # type: ignore[arg-type]
+    lengths = _lengths(nested_dimensions or "")
+    options = Options(family, weights, pool, preprocess, _settings(setting or []), name, licence, strip, lengths)  # type: ignore[arg-type]
     try:
         artifact, report = import_encoder(source, options)
         target = out or Path(artifact.card.name)
@@ -88,6 +96,13 @@ def _settings(pairs: list[str]) -> dict[str, str]:
             fail(f"--set {pair!r}: write KEY=VALUE, for example heads=12", 2)
         settings[key] = value
     return settings
+
+
+def _lengths(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")] if text else []
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        fail(f"--nested-dimensions {text!r}: write whole numbers with commas, for example 64,128,256", 2)
+    return tuple(map(int, parts))
 
 
 def _with_reference(artifact: "Artifact", data: Path, limit: int) -> "tuple[Artifact, list[str]]":
@@ -135,6 +150,8 @@ def _show(artifact: "Artifact", report: "Report", target: Path) -> None:
         table.add_row("dropped", f"{entry['count']} tensors: {reason} ({entry['first']})")
     for kind in report.left_out[:5]:
         table.add_row("left out", f"objects of type {kind}")
+    if artifact.card.nested_dimensions:
+        table.add_row("nested", f"the first {', '.join(map(str, artifact.card.nested_dimensions))} dimensions, as you say")
     table.add_row("preprocessing", f"{report.preprocessing}; from {report.preprocessing_from}")
     for key, value in report.assumed.items():
         hint = "" if "--" in value or "," in value else f" (--set {key}=...)"

@@ -132,6 +132,10 @@ class EncoderCard(Strict):
     graph: Literal["encoder.onnx"] | None = None
     preprocessing: Preprocessing
     dimension: int = Field(ge=1)
+    nested_dimensions: tuple[int, ...] = Field(
+        default=(), description="the shorter lengths that training included (Matryoshka): the first so many coordinates"
+        " are an embedding by themselves. Empty: none are"
+    )
     source: Source | None = None
     training: dict[str, Any] = Field(default_factory=dict, description="method, data, recipe, epochs, seed, command")
     quality: dict[str, Any] = Field(default_factory=dict, description="what was measured, and on what")
@@ -158,6 +162,12 @@ class EncoderCard(Strict):
     def revision(self) -> str:
         """The first 12 hexadecimal digits of `identity`."""
         return self.identity[:12]
+
+    @model_validator(mode="after")
+    def _nested(self) -> "EncoderCard":
+        if any(not 1 <= it <= self.dimension for it in self.nested_dimensions):
+            raise ValueError(f"nested_dimensions must lie between 1 and the dimension {self.dimension}")
+        return self
 
     @model_validator(mode="after")
     def _agree(self) -> "EncoderCard":

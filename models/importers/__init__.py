@@ -78,6 +78,7 @@ class Options:
     name: str | None = None
     licence: str | None = None
     strip: bool = False
+    nested_dimensions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ def import_encoder(source: Path, options: Options | None = None) -> tuple[Artifa
         architecture=architecture,
         preprocessing=how,
         dimension=module.dimension,
+        nested_dimensions=_nested(options, module.dimension),
         source=_source(checkpoint, family, found, questions, options),
     )
     artifact = Artifact(card, module)
@@ -349,6 +351,7 @@ def _graph(imported: onnx.Imported, questions: Questions, options: Options, orig
         graph="encoder.onnx",
         preprocessing=imported.preprocessing,
         dimension=imported.dimension,
+        nested_dimensions=_nested(options, imported.dimension),
         source=source,
     )
     artifact = Artifact(card, None, graph=imported.graph)
@@ -356,7 +359,7 @@ def _graph(imported: onnx.Imported, questions: Questions, options: Options, orig
 
 
 def _ours(source: Path, options: Options) -> tuple[Artifact, Report]:
-    """Import an artifact of ours, of any schema version. Only its name and its licence may change."""
+    """Import an artifact of ours, of any schema version. Only its name, licence and nested dimensions may change."""
     for flag, given in (
         ("family", options.family not in ("auto", "fullrank")),
         ("pool", options.pool),
@@ -368,12 +371,24 @@ def _ours(source: Path, options: Options) -> tuple[Artifact, Report]:
     found = artifact.card.source
     origin = found or Source(family="fullrank", file=source.name, sha256=artifact.card.files["encoder.safetensors"])
     changes: dict[str, Any] = {"name": _name(options.name or artifact.card.name)}
+    if options.nested_dimensions:
+        changes["nested_dimensions"] = _nested(options, artifact.card.dimension)
     if found is not None or options.licence:
         changes["source"] = origin.model_copy(update={"licence": options.licence or origin.licence})
     card = artifact.card.model_copy(update=changes)
     renamed = Artifact(card, artifact.module, artifact.reference, artifact.canary, artifact.graph)
     shown = card.model_copy(update={"source": origin})
     return renamed, _report(Artifact(shown, artifact.module, graph=artifact.graph), (), {})
+
+
+def _nested(options: Options, dimension: int) -> tuple[int, ...]:
+    """The nested dimensions that the user names, in ascending order. Raises ImportRefusedError."""
+    lengths = tuple(sorted(set(options.nested_dimensions)))
+    if lengths and not 1 <= lengths[0] <= lengths[-1] <= dimension:
+        raise ImportRefusedError(
+            f"--nested-dimensions {','.join(map(str, lengths))}: they lie between 1 and the embedding's {dimension}"
+        )
+    return lengths
 
 
 def _name(text: str) -> str:

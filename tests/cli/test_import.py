@@ -66,6 +66,26 @@ def test_the_report_names_what_was_assumed_and_how_to_say_otherwise(checkpoint: 
     assert (second.card.name, second.card.revision) == ("new", first.card.revision)
 
 
+def test_nested_dimensions_reach_the_card_from_every_source(checkpoint: Path, tmp_path: Path) -> None:
+    out, again = tmp_path / "e", tmp_path / "again"
+    result = runner.invoke(app, ["import", str(checkpoint), "--out", str(out), "--nested-dimensions", "16, 8,8"])
+    assert result.exit_code == 0, result.output
+    assert load(out).card.nested_dimensions == (8, 16)
+    result = runner.invoke(app, ["import", str(out), "--out", str(again)])
+    assert result.exit_code == 0, result.output
+    assert load(again).card.nested_dimensions == (8, 16)
+    result = runner.invoke(app, ["import", str(out), "--out", str(again), "--nested-dimensions", "4"])
+    assert load(again).card.nested_dimensions == (4,)
+    assert load(again).card.revision == load(out).card.revision  # whole rows are the same
+    for text, code, words in (("4,x", 2, "write whole numbers"), ("64", 1, "between 1 and the embedding's 32")):
+        for source in (checkpoint, out):
+            result = runner.invoke(
+                app, ["import", str(source), "--out", str(tmp_path / "no"), "--nested-dimensions", text]
+            )
+            assert (result.exit_code, (tmp_path / "no").exists()) == (code, False)
+            assert words in " ".join(result.output.split())
+
+
 def test_a_refusal_writes_nothing(
     checkpoint: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

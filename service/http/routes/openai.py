@@ -5,10 +5,13 @@ import contextlib
 from typing import Any
 
 import orjson
+import torch
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from models.embedder import faulty, normalize
 from service.encoders.served import Served
+from service.engine.queue import Rows
 from service.failures import NotFoundError
 from service.http import payload
 from service.http.access import Embedding
@@ -34,7 +37,10 @@ router = APIRouter(tags=["embeddings"], route_class=Embedding)
     response_class=Response,
 )
 async def embeddings(request: Request) -> Response:
-    """Embed `input`, one image or a list, L2-normalised. `model` names the served encoder; errors are OpenAI's."""
+    """Embed `input`, one image or a list, L2-normalised. `model` names the served encoder; errors are OpenAI's.
+
+    `dimensions` shortens the embeddings of an encoder that was trained for it (Matryoshka), else it is refused.
+    """
     service = service_of(request)
     deadline = deadline_of(request, service.settings.request_timeout)
     content = await read_by(request, deadline, request.body())
@@ -43,16 +49,15 @@ async def embeddings(request: Request) -> Response:
         there = ", ".join(it.name for it in service.in_service())
         raise Problem(422, "invalid_field", f"model must name an encoder in service: {there}", field="model")
     served = service.served(name)
-    if asked.get("dimensions") not in (None, served.artifact.card.dimension):
-        message = f"embeddings have {served.artifact.card.dimension} dimensions; leave dimensions out"
-        raise Problem(422, "invalid_field", message, field="dimensions")
+    _length(asked.get("dimensions"), served)
     encoding = asked.get("encoding_format") or "float"
     if encoding not in ("float", "base64"):
         raise Problem(422, "invalid_field", "encoding_format must be float or base64", field="encoding_format")
     images = asked.get("input")
     sources = payload.texts([images] if isinstance(images, str) else images, service.settings, "input")
     answer = await embedded(request, sources, deadline, name)
-    rows = payload.rows_of(answer, normalized=True)
+    # The encoder may have been replaced in the meantime, so its card is asked again.
+    rows = _first(payload.rows_of(answer, normalized=True), _length(asked.get("dimensions"), answer.served))
     values: Any = [base64.b64encode(row).decode() for row in rows] if encoding == "base64" else rows
     body = {
         "object": "list",
@@ -63,6 +68,37 @@ async def embeddings(request: Request) -> Response:
     }
     content = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
     return Response(content, headers=payload.identity_headers(answer), media_type=payload.JSON)
+
+
+def _length(asked: Any, served: Served) -> int:
+    """The number of coordinates to answer with. Raises Problem unless they are an embedding by themselves."""
+    card = served.artifact.card
+    whole = card.dimension
+    if asked is None:
+        return whole
+    if type(asked) is not int or not 1 <= asked <= whole:  # not isinstance: true is no number of dimensions
+        message = f"dimensions must be a whole number from 1 to {whole}, the embedding's length, or left out"
+    elif asked < whole and not card.nested_dimensions:
+        message = (
+            f"dimensions: {served.name} was not trained for nested (Matryoshka) dimensions, so the first {asked} of its "
+            f"{whole} coordinates are no embedding; leave dimensions out or send {whole}, or serve an encoder that was "
+            "imported with --nested-dimensions"
+        )
+    else:
+        return asked
+    raise Problem(400, "invalid_field", message, field="dimensions")
+
+
+def _first(rows: Rows, length: int) -> Rows:
+    """The first `length` coordinates of unit rows, scaled to unit length again. Raises Problem if all are zero."""
+    if length == rows.shape[1]:
+        return rows
+    short = torch.from_numpy(rows[:, :length].copy())
+    if bad := faulty(short).nonzero().flatten().tolist():
+        message = f"the first {length} coordinates of this image's embedding are all zero; ask for more dimensions"
+        raise Problem(500, "nonfinite_embedding", message, field=f"input[{bad[0]}]")
+    unit: Rows = normalize(short).numpy()
+    return unit
 
 
 @router.get("/v1/models", responses=OPENAI_MODELS_RESPONSES)

@@ -59,7 +59,9 @@ class OpenAIBody(BaseModel):
     model: str = Field(description="The served encoder's name, or name@revision.")
     input: str | list[str] = Field(description="Images as data URIs or base64.")
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: int | None = Field(None, description="The encoder's own, if given.")
+    dimensions: int | None = Field(
+        None, ge=1, description="The first so many coordinates, for an encoder trained for that; else the encoder's own."
+    )
     user: str | None = Field(None, description="Ignored.")
 
 

@@ -56,7 +56,11 @@ async def test_it_gives_what_embed_gives_in_both_encodings(start: Start) -> None
         ({"input": {"a": 1}}, 422, "input"),
         ({"input": ["hello"]}, 422, "input[0]"),
         ({"input": TEXTS * 50}, 422, "input"),
-        ({"dimensions": 7}, 422, "dimensions"),
+        ({"dimensions": 7}, 400, "dimensions"),
+        ({"dimensions": 0}, 400, "dimensions"),
+        ({"dimensions": True}, 400, "dimensions"),
+        ({"dimensions": "8"}, 400, "dimensions"),
+        ({"dimensions": DIMENSION + 1}, 400, "dimensions"),
         ({"encoding_format": "int8"}, 422, "encoding_format"),
     ],
 )
@@ -127,6 +131,44 @@ async def test_a_key_is_asked_for_in_openais_shape(start: Start) -> None:
         assert (await client.post("/v1/embeddings", json=body, headers=headers)).status_code == 200
 
 
+def nested(source: Path, folder: Path, lengths: list[int]) -> Path:
+    """A copy of an encoder whose card says that it was trained for these nested dimensions."""
+    shutil.copytree(source, folder)
+    card = json.loads((folder / "encoder.json").read_text())
+    (folder / "encoder.json").write_text(json.dumps(card | {"nested_dimensions": lengths}))
+    return folder
+
+
+async def test_an_encoder_trained_for_nested_dimensions_gives_its_first_ones(
+    start: Start, encoders: Path, tmp_path: Path
+) -> None:
+    async with start(encoder=nested(encoders / "alpha", tmp_path / "alpha", [4, 16])) as (client, service):
+        body = {"model": "alpha", "input": TEXTS}
+        await client.post("/v1/embeddings", json=body | {"dimensions": 4})
+        monitor = service.current.monitor
+        assert monitor is not None
+        assert service.engine.settle(120)
+        assert monitor.flush(120)
+        seen = monitor.moments()
+        whole = (await client.post("/v1/embeddings", json=body)).json()
+        rows = np.array([item["embedding"] for item in whole["data"]], np.float64)
+        assert seen.count == len(rows)  # the monitor sees whole rows, whatever a client asks for
+        np.testing.assert_allclose(seen.mean().numpy(), rows.mean(0), atol=1e-6)
+        for length in (1, 4, 7, DIMENSION - 1, DIMENSION):  # between the trained lengths too, as at OpenAI's
+            answer = await client.post("/v1/embeddings", json=body | {"dimensions": length})
+            assert answer.status_code == 200, answer.text
+            short = np.array([item["embedding"] for item in answer.json()["data"]], np.float64)
+            first = rows[:, :length]
+            np.testing.assert_allclose(short, first / np.linalg.norm(first, axis=1, keepdims=True), atol=1e-6)
+            assert answer.json()["revision"] == whole["revision"]
+        for length in (0, -1, DIMENSION + 1, 2.0, True, "4", [4]):
+            answer = await client.post("/v1/embeddings", json=body | {"dimensions": length})
+            assert answer.status_code == 400
+            error = answer.json()["error"]
+            assert (error["type"], error["param"]) == ("invalid_request_error", "dimensions")
+            assert f"from 1 to {DIMENSION}" in error["message"]
+
+
 def test_the_official_client_works(settings: Callable[..., Settings]) -> None:
     limits = {"max_pending_images": 4, "max_images_per_request": 4}
     with running(settings(api_key="correct horse", **limits)) as (url, server):
@@ -142,6 +184,10 @@ def test_the_official_client_works(settings: Callable[..., Settings]) -> None:
             np.testing.assert_allclose(values, rows, atol=1e-6)
         one = client.embeddings.create(model="alpha", input=TEXTS[0], dimensions=DIMENSION, user="me")
         np.testing.assert_allclose(one.data[0].embedding, rows[0], atol=1e-6)
+
+        with pytest.raises(openai.BadRequestError, match="not trained for nested .* leave dimensions out") as short:
+            client.embeddings.create(model="alpha", input=TEXTS[0], dimensions=4)
+        assert short.value.param == "dimensions"
 
         with pytest.raises(openai.NotFoundError, match="no encoder 'gpt'") as unknown:
             client.embeddings.create(model="gpt", input=TEXTS)
