@@ -37,7 +37,7 @@ def import_(
     nested_dimensions: Annotated[
         str | None,
         typer.Option(
-            help="Shorter lengths that its training included (Matryoshka), such as 64,128,256: /v1/embeddings then takes "
+            help="Shorter lengths that its training included (Matryoshka), such as 64,128: /v1/embeddings then takes "
             "`dimensions`."
         ),
     ] = None,
@@ -151,7 +151,9 @@ def _show(artifact: "Artifact", report: "Report", target: Path) -> None:
     for kind in report.left_out[:5]:
         table.add_row("left out", f"objects of type {kind}")
     if artifact.card.nested_dimensions:
-        table.add_row("nested", f"the first {', '.join(map(str, artifact.card.nested_dimensions))} dimensions, as you say")
+        table.add_row(
+            "nested", f"the first {', '.join(map(str, artifact.card.nested_dimensions))} dimensions, as you say"
+        )
     table.add_row("preprocessing", f"{report.preprocessing}; from {report.preprocessing_from}")
     for key, value in report.assumed.items():
         hint = "" if "--" in value or "," in value else f" (--set {key}=...)"

@@ -133,8 +133,9 @@ class EncoderCard(Strict):
     preprocessing: Preprocessing
     dimension: int = Field(ge=1)
     nested_dimensions: tuple[int, ...] = Field(
-        default=(), description="the shorter lengths that training included (Matryoshka): the first so many coordinates"
-        " are an embedding by themselves. Empty: none are"
+        default=(),
+        description="the shorter lengths that training included (Matryoshka): the first so many coordinates"
+        " are an embedding by themselves. Empty: none are",
     )
     source: Source | None = None
     training: dict[str, Any] = Field(default_factory=dict, description="method, data, recipe, epochs, seed, command")

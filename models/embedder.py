@@ -13,6 +13,9 @@ from models.decode import MAX_PIXELS, ImageError
 from models.engines import Name, start
 from models.preprocess import Pixels, decode, prepare_arrays
 
+MOST_BATCH = 256
+PASS_PIXELS = 1 << 20  # of all images in a pass on a CPU
+
 
 def normalize(rows: Tensor) -> Tensor:
     """Scale rows (n, d) to unit L2 norm. An all-zero row stays zero.
@@ -30,6 +33,15 @@ def faulty(rows: Tensor) -> Tensor:
     return ~(rows.isfinite().all(dim=1) & rows.any(dim=1))
 
 
+def _usual_batch(size: int, device: torch.device) -> int:
+    """Images in one forward pass, if nobody says how many.
+
+    Activations grow with the pixels of a batch. On a CPU, those of 256 images of 224 x 224 pixels take gigabytes and
+    leave its caches: the pass is then slower than that of 20.
+    """
+    return MOST_BATCH if device.type != "cpu" else max(1, min(MOST_BATCH, PASS_PIXELS // size**2))
+
+
 class Embedder:
     """An encoder ready to run: (n, channels, size, size) uint8 -> (n, d) float32 representations on the CPU."""
 
@@ -38,17 +50,20 @@ class Embedder:
         artifact: Artifact,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
-        max_batch: int = 256,
+        max_batch: int | None = None,
         engine: Name = "auto",
         threads: int | None = None,
     ) -> None:
-        """Start an engine. Arguments and errors are those of engines.start."""
+        """Start an engine. Arguments and errors are those of engines.start.
+
+        max_batch: images in one forward pass; None is 256 of CIFAR's size, and fewer of larger ones on a CPU.
+        """
         self.card = artifact.card
         self.dimension = artifact.card.dimension
         self.device = torch.device(device)
         self.dtype = dtype
-        self.max_batch = max_batch
-        self.engine = start(artifact, engine, self.device, dtype, max_batch, threads)
+        self.max_batch = max_batch or _usual_batch(artifact.card.preprocessing.size, self.device)
+        self.engine = start(artifact, engine, self.device, dtype, self.max_batch, threads)
 
     def embed(self, pixels: Tensor | Pixels) -> Tensor:
         """(n, channels, size, size) uint8 -> (n, d) float32, not normalised. Raises ValueError for another shape."""

@@ -22,7 +22,7 @@ from models.artifact import GRAPH, WEIGHTS, Artifact, save
 from models.engines import Pixels, Rows, at_rest, sample
 from models.engines.engine import affine
 from models.engines.onnx_engine import session_options
-from models.engines.trace import PIXELS, ROWS, UnsupportedError, trace
+from models.engines.trace import PIXELS, RECORD, ROWS, UnsupportedError, trace
 
 PROGRAM = "encoder.pt2"
 TOLERANCE = 1e-4  # relative to the largest coordinate of a row
@@ -71,7 +71,7 @@ def to_onnx(artifact: Artifact, folder: Path) -> list[Path]:
     fresh = save_tensors(state)
     if content and content != fresh:
         raise ExportError(f"{weights} holds other weights; choose another folder with --out")
-    model = graph.serialized(WEIGHTS, offsets(fresh))
+    model = graph.serialized(WEIGHTS, offsets(fresh), {RECORD: _record(artifact)})
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".onnx-") as scratch:
         trial = Path(scratch)
@@ -82,6 +82,14 @@ def to_onnx(artifact: Artifact, folder: Path) -> list[Path]:
         if not content:
             (trial / WEIGHTS).replace(weights)
     return [folder / GRAPH, weights]
+
+
+def _record(artifact: Artifact) -> str:
+    """What an ONNX graph does not say of an encoder, above all how images become its pixels, as JSON."""
+    card = artifact.card
+    licence = card.source.licence if card.source is not None else ""
+    known = {"name": card.name, "preprocessing": card.preprocessing.model_dump(mode="json"), "licence": licence}
+    return json.dumps(known | {"nested_dimensions": card.nested_dimensions})
 
 
 def to_torch_export(artifact: Artifact, folder: Path) -> list[Path]:

@@ -28,6 +28,7 @@ CANARY_ROWS = 256
 LEAST_CANARY = 64
 LIMIT = 2 * BASIS_ROWS
 CHUNK = 256
+CHUNK_PIXELS = 1 << 22  # of all images in a chunk that is read from files
 SYNTHETIC = "CC0-1.0 (synthetic)"
 
 Progress = Callable[[str, int], None]
@@ -166,9 +167,10 @@ class ImageFolder:
 
     def pixels(self, preprocessing: Preprocessing) -> Iterator[Pixels]:
         """(n, channels, size, size) uint8, as the service would decode the files."""
+        chunk = max(1, min(CHUNK, CHUNK_PIXELS // preprocessing.size**2))
         with ThreadPoolExecutor(4) as threads:
-            for start in range(0, len(self.paths), CHUNK):
-                read = threads.map(lambda path: _read(path, preprocessing), self.paths[start : start + CHUNK])
+            for start in range(0, len(self.paths), chunk):
+                read = threads.map(lambda path: _read(path, preprocessing), self.paths[start : start + chunk])
                 good = []
                 for image in read:
                     if isinstance(image, str):
@@ -224,5 +226,6 @@ def synthetic_canary(preprocessing: Preprocessing, count: int = CANARY_ROWS) -> 
     for index in range(count):
         cells = 2 + index % 7
         noise = torch.randn(1, preprocessing.channels, cells, cells, generator=generator)
-        fields.append(F.interpolate(noise, size=(size, size), mode="bicubic", align_corners=False))
-    return ((torch.cat(fields) * 0.25 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        field = F.interpolate(noise, size=(size, size), mode="bicubic", align_corners=False)
+        fields.append(((field * 0.25 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8))
+    return torch.cat(fields)

@@ -93,8 +93,11 @@ def model(
     given: tuple[str, Sequence[int | str]],
     result: tuple[str, Sequence[int | str]],
     producer: str,
+    metadata: Mapping[str, str] | None = None,
 ) -> bytes:
-    """ModelProto of a graph with one uint8 input and one float32 output, each (name, shape)."""
+    """ModelProto of a graph with one uint8 input and one float32 output, each (name, shape). metadata_props is 14."""
     graph = _fields(1, nodes) + _field(2, "encoder") + _fields(5, initializers)
     graph += _field(11, _value(given[0], UINT8, given[1])) + _field(12, _value(result[0], FLOAT, result[1]))
-    return _field(1, IR_VERSION) + _field(2, producer) + _field(7, graph) + _field(8, _field(2, OPSET))
+    props = [_field(1, key) + _field(2, value) for key, value in (metadata or {}).items()]
+    opset = _field(8, _field(2, OPSET))
+    return _field(1, IR_VERSION) + _field(2, producer) + _field(7, graph) + opset + _fields(14, props)

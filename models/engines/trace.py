@@ -20,6 +20,7 @@ from models.engines.protobuf import Attribute
 
 PIXELS, ROWS = "pixels", "rows"
 PRODUCER = "fullrank"
+RECORD = "fullrank"  # the key, among an ONNX file's metadata, of what its graph does not say
 
 
 class UnsupportedError(ValueError):
@@ -44,14 +45,16 @@ class Graph:
     shape: tuple[int, int, int]
     dimension: int
 
-    def serialized(self, location: str, offsets: dict[str, int] | None = None) -> bytes:
+    def serialized(
+        self, location: str, offsets: dict[str, int] | None = None, metadata: dict[str, str] | None = None
+    ) -> bytes:
         """The ONNX file's bytes. `offsets` says where each weight begins in the file `location`; None puts all at 0."""
         nodes = [protobuf.node(it.operator, it.inputs, it.outputs, it.attributes) for it in self.nodes]
         tensors = [protobuf.constant(name, values) for name, values in self.constants.items()]
         for name, tensor in self.weights.items():
             tensors.append(protobuf.external(name, tensor.shape, location, offsets[name] if offsets else 0))
         given, result = (PIXELS, ("n", *self.shape)), (ROWS, ("n", self.dimension))
-        return protobuf.model(nodes, tensors, given, result, PRODUCER)
+        return protobuf.model(nodes, tensors, given, result, PRODUCER, metadata)
 
 
 class Writer:

@@ -6,7 +6,7 @@ which the family has a default. The import is refused if a tensor is missing, or
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +119,12 @@ def import_encoder(source: Path, options: Options | None = None) -> tuple[Artifa
     questions = Questions(options.settings, options.weights, options.pool)
     if source.suffix == ".onnx" or options.family == "onnx":
         how, origin = _given(options)
-        imported = onnx.read(source, questions, _adjusted(how or onnx.USUAL, questions), options.pool)
-        return _graph(imported, questions, options, origin or "ImageNet's (256, 224, bilinear)")
+
+        def choose(own: Preprocessing, channels: int) -> Preprocessing:
+            return _adjusted(_channels(how or own, channels, questions), questions)
+
+        imported = onnx.read(source, questions, choose, options.pool)
+        return _graph(imported, questions, options, origin)
     checkpoint = read(source, options.strip)
     family = _family(checkpoint, options.family)
     found = family.translate(checkpoint, questions)
@@ -217,6 +221,8 @@ def _adjusted(how: Preprocessing, questions: Questions) -> Preprocessing:
     values |= {key: tuple(given[key].split(",")) for key in ("mean", "std") if key in given}
     if "size" in given and "to" not in given and given["size"].isdigit():
         values["to"] = round(int(given["size"]) * how.target / how.size)
+    for key in given:
+        questions.assumed.pop(key, None)
     checked: Preprocessing = geometry.checked(Preprocessing, values)
     return checked
 
@@ -337,17 +343,21 @@ def _report(artifact: Artifact, left_out: tuple[str, ...], dropped: Mapping[str,
 
 def _graph(imported: onnx.Imported, questions: Questions, options: Options, origin: str) -> tuple[Artifact, Report]:
     _all_used(questions, options.settings)
+    recorded = imported.recorded
+    origin = origin or ("the file's own record" if recorded else "ImageNet's (256, 224, bilinear)")
+    lengths = options.nested_dimensions or (recorded.nested_dimensions if recorded else ())
+    options = replace(options, nested_dimensions=lengths)
     source = Source(
         family="onnx",
         file=imported.path.name,
         sha256=imported.sha256,
-        licence=options.licence or "",
+        licence=options.licence or (recorded.licence if recorded else ""),
         kept=len(imported.graph.weights),
         assumed=questions.assumed,
         preprocessing=_origin(origin, options),
     )
     card = EncoderCard(
-        name=_name(options.name or imported.path.stem),
+        name=_name(options.name or (recorded.name if recorded else imported.path.stem)),
         graph="encoder.onnx",
         preprocessing=imported.preprocessing,
         dimension=imported.dimension,

@@ -107,12 +107,13 @@ def _load(path: Path, strip: bool) -> tuple[Any, set[str]]:
     """Load a file. Returns its content and the names of the types that were left out."""
     with path.open("rb") as file:
         start = file.read(9)
+    stored = False
     try:
         if len(start) == 9 and start[8:] == b"{":
             with safe_open(path, framework="pt") as tensors:
                 return {name: tensors.get_tensor(name) for name in tensors.keys()}, set()  # noqa: SIM118
         if start[:2] == b"PK":
-            _refuse_programs(path)
+            stored = _refuse_programs(path)
         elif start[:1] != b"\x80":
             raise ImportRefusedError(
                 f"{path} is neither a safetensors file nor one that torch.save wrote"
@@ -120,7 +121,7 @@ def _load(path: Path, strip: bool) -> tuple[Any, set[str]]:
             )
         if strip:
             return stripped(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=start[:2] == b"PK"), set()
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=stored), set()
     except ImportRefusedError:
         raise
     except pickle.UnpicklingError as error:
@@ -129,9 +130,13 @@ def _load(path: Path, strip: bool) -> tuple[Any, set[str]]:
         raise ImportRefusedError(f"{path} is truncated or damaged: {str(error).partition(chr(10))[0]}") from error
 
 
-def _refuse_programs(path: Path) -> None:
-    """Refuse archives with programs: torch.export's loader may unpickle anything, and TorchScript runs its code."""
+def _refuse_programs(path: Path) -> bool:
+    """Refuse archives with programs: torch.export's loader may unpickle anything, and TorchScript runs its code.
+
+    Returns whether nothing in the archive is compressed, so that it can be mapped.
+    """
     with zipfile.ZipFile(path) as archive:
+        stored = all(it.compress_type == zipfile.ZIP_STORED for it in archive.infolist())
         names = [name.partition("/")[2] or name for name in archive.namelist()]
     if any(name.startswith(("code/", "constants.pkl")) for name in names):
         raise ImportRefusedError(f"{path} is a TorchScript archive, which holds code; save the module's state_dict")
@@ -139,6 +144,7 @@ def _refuse_programs(path: Path) -> None:
         raise ImportRefusedError(
             f"{path} is an archive of torch.export, whose loader may run code; export the model to ONNX instead"
         )
+    return stored
 
 
 def _blocked(path: Path, error: Exception) -> str:

@@ -1,11 +1,11 @@
 """Imports an encoder from an ONNX file: checks it, gives it our input and output, moves its weights to safetensors.
 
-The stored graph takes pixels (n, c, s, s) uint8, scales and normalises them, runs the original graph, pools, and
-returns rows (n, d) float32. This needs the `onnx` package, which serving does not.
+The stored graph takes pixels (n, c, s, s) uint8, scales and normalises them unless the original takes uint8, runs the
+original graph, pools, and returns rows (n, d) float32. This needs the `onnx` package, which serving does not.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from models.artifact import WEIGHTS, Graph
 from models.engines.engine import affine
-from models.engines.trace import PIXELS, ROWS
+from models.engines.trace import PIXELS, RECORD, ROWS
 from models.importers.base import FEW, ImportRefusedError, Questions, imagenet
 from models.preprocess import Preprocessing
 
@@ -26,6 +27,17 @@ DOMAINS = ("", "ai.onnx", "com.microsoft")  # operator domains that onnxruntime 
 CLASSES = (10, 100, 1000, 1001, 21841, 21843)  # usual numbers of classes of classifiers
 SCORES = ("logit", "prob", "softmax", "class", "score")
 AGREE = 1e-3
+UINT8 = 2
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What `fullrank export` writes into the metadata of an ONNX file."""
+
+    name: str
+    preprocessing: Preprocessing
+    licence: str
+    nested_dimensions: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -35,10 +47,16 @@ class Imported:
     graph: Graph
     preprocessing: Preprocessing
     dimension: int
+    recorded: Recorded | None
 
 
-def read(path: Path, questions: Questions, how: Preprocessing, pool: str | None) -> Imported:
-    """Read the encoder in an ONNX file. Raises ImportRefusedError, with a remedy, if it is no image encoder."""
+def read(
+    path: Path, questions: Questions, choose: Callable[[Preprocessing, int], Preprocessing], pool: str | None
+) -> Imported:
+    """Read the encoder in an ONNX file. Raises ImportRefusedError, with a remedy, if it is no image encoder.
+
+    choose: gives the preprocessing, from the file's own or the usual one, for the input's number of channels.
+    """
     try:
         import onnx
     except ImportError:
@@ -56,7 +74,11 @@ def read(path: Path, questions: Questions, how: Preprocessing, pool: str | None)
     for tensor in _tensors(model.graph):
         _internalise(tensor, path, digest)
     given = _input(model)
-    how = _sized(given, how, questions)
+    recorded = _recorded(model)
+    own = recorded.preprocessing if recorded else USUAL
+    how = _sized(given, choose(own, given.type.tensor_type.shape.dim[1].dim_value or own.channels), questions)
+    if given.type.tensor_type.elem_type == UINT8:
+        how = _as_they_are(how, recorded, questions)
     output = _output(model, questions)
     _framed(model, given, output, how)
     weights = _moved(model)
@@ -67,7 +89,36 @@ def read(path: Path, questions: Questions, how: Preprocessing, pool: str | None)
     elif pool is not None:
         raise ImportRefusedError(f"--pool {pool}: its output {output} is one row an image already")
     _last(model, output, rows.shape[1], questions)
-    return Imported(path, digest.hexdigest(), Graph(model.SerializeToString(), weights), how, int(rows.shape[1]))
+    graph = Graph(model.SerializeToString(), weights)
+    return Imported(path, digest.hexdigest(), graph, how, int(rows.shape[1]), recorded)
+
+
+def _recorded(model: Any) -> Recorded | None:
+    """The record of `fullrank export` in the file's metadata, if it has one. Raises ImportRefusedError if damaged."""
+    text = next((it.value for it in model.metadata_props if it.key == RECORD), None)
+    if text is None:
+        return None
+    try:
+        return TypeAdapter(Recorded).validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ImportRefusedError(
+            f"the metadata that fullrank export wrote into it is damaged ({where}: {first['msg']}); export it again"
+        ) from error
+
+
+def _as_they_are(how: Preprocessing, recorded: Recorded | None, questions: Questions) -> Preprocessing:
+    """The preprocessing of a graph that takes pixels of 0 to 255 and normalises them itself."""
+    if given := [key for key in ("scale", "mean", "std") if key in questions.settings]:
+        raise ImportRefusedError(f"--set {given[0]}: its input takes pixels of 0 to 255; it normalises them itself")
+    for key in ("mean", "std"):
+        questions.assumed.pop(key, None)
+    if recorded is not None:
+        inside = recorded.preprocessing
+        return how.model_copy(update={"scale": inside.scale, "mean": inside.mean, "std": inside.std})
+    questions.assumed["normalisation"] = "inside the graph, whose input takes pixels of 0 to 255 (--set cannot)"
+    return how.model_copy(update={"scale": 1.0, "mean": (0.0,) * how.channels, "std": (1.0,) * how.channels})
 
 
 def _graphs(graph: Any) -> Iterator[Any]:
@@ -142,9 +193,10 @@ def _input(model: Any) -> Any:
     kind = inputs[0].type.tensor_type
     shape = kind.shape.dim
     name = inputs[0].name
-    if kind.elem_type not in (1, 10, 11):
+    if kind.elem_type not in (1, UINT8, 10, 11):
         raise ImportRefusedError(
-            f"its input {name} takes no floating-point numbers; export it from the normalised image on"
+            f"its input {name} takes neither floating-point numbers nor uint8; export it from the normalised image "
+            "on, or from pixels of 0 to 255 in uint8"
         )
     if len(shape) != 4:
         raise ImportRefusedError(
@@ -163,8 +215,8 @@ def _input(model: Any) -> Any:
 
 
 def _sized(given: Any, how: Preprocessing, questions: Questions) -> Preprocessing:
-    """The preprocessing with the input's size and channels, if the graph fixes them."""
-    _, channels, height, width = given.type.tensor_type.shape.dim
+    """The preprocessing with the input's size, if the graph fixes it."""
+    _, _, height, width = given.type.tensor_type.shape.dim
     sides = {it.dim_value for it in (height, width) if it.HasField("dim_value")}
     if len(sides) > 1:
         raise ImportRefusedError(
@@ -175,10 +227,6 @@ def _sized(given: Any, how: Preprocessing, questions: Questions) -> Preprocessin
             raise ImportRefusedError(f"--set size={how.size}: its input is fixed at {side} x {side} pixels")
         questions.assumed["size"] = f"{side}, as its input is"
         how = how.model_copy(update={"size": side, "to": round(side * how.target / how.size)})
-    if channels.HasField("dim_value") and channels.dim_value == 1 and how.channels == 3:
-        how = how.model_copy(
-            update={"channels": 1, "mean": (sum(how.mean) / 3,), "std": (sum(how.std) / 3,), "fill": ()}
-        )
     return how
 
 
@@ -215,20 +263,19 @@ def _framed(model: Any, given: Any, output: str, how: Preprocessing) -> None:
     graph = model.graph
     for part in _graphs(graph):
         _rename(part)
-    factor, offset = affine(how)
-    graph.initializer.extend(
-        [
-            numpy_helper.from_array(factor.numpy(), "fullrank_factor"),
-            numpy_helper.from_array(offset.numpy(), "fullrank_offset"),
-        ]
-    )
     kind = given.type.tensor_type.elem_type
-    before = [
-        helper.make_node("Cast", [PIXELS], ["fullrank_float"], to=TensorProto.FLOAT),
-        helper.make_node("Mul", ["fullrank_float", "fullrank_factor"], ["fullrank_scaled"]),
-        helper.make_node("Add", ["fullrank_scaled", "fullrank_offset"], ["fullrank_normal"]),
-        helper.make_node("Cast", ["fullrank_normal"], [_free(given.name)], to=kind),
-    ]
+    if kind == UINT8:  # the graph normalises
+        before = [helper.make_node("Identity", [PIXELS], [_free(given.name)])]
+    else:
+        factor, offset = affine(how)
+        graph.initializer.append(numpy_helper.from_array(factor.numpy(), "fullrank_factor"))
+        graph.initializer.append(numpy_helper.from_array(offset.numpy(), "fullrank_offset"))
+        before = [
+            helper.make_node("Cast", [PIXELS], ["fullrank_float"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["fullrank_float", "fullrank_factor"], ["fullrank_scaled"]),
+            helper.make_node("Add", ["fullrank_scaled", "fullrank_offset"], ["fullrank_normal"]),
+            helper.make_node("Cast", ["fullrank_normal"], [_free(given.name)], to=kind),
+        ]
     after = helper.make_node("Cast", [_free(output)], [ROWS], to=TensorProto.FLOAT)
     nodes, read = _needed([*before, *graph.node, after])
     del graph.node[:]

@@ -5,14 +5,17 @@ returns a stub for every other name. A stub accepts every call and does nothing.
 """
 
 import pickle
+import struct
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
 import torch
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip file's member: signature, lengths of its name and extra fields
 DTYPES = {
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
@@ -68,7 +71,10 @@ def _parameter(data: Any, *_: Any) -> Any:
 
 
 class Reader(pickle.Unpickler):
-    """An unpickler of tensors and containers. `left_out` collects the names of all other types."""
+    """An unpickler of tensors and containers. `left_out` collects the names of all other types.
+
+    storages: gives a storage by its key and its number of bytes. empty: leave the tensors out; only ask for storages.
+    """
 
     KNOWN: ClassVar[dict[tuple[str, str], Any]] = {
         ("collections", "OrderedDict"): OrderedDict,
@@ -77,9 +83,12 @@ class Reader(pickle.Unpickler):
         ("torch", "Size"): tuple,
     }
 
-    def __init__(self, file: IO[bytes], storages: Any) -> None:
+    def __init__(
+        self, file: IO[bytes], storages: Callable[[str, int], torch.UntypedStorage], empty: bool = False
+    ) -> None:
         super().__init__(file, encoding="utf-8")
         self.storages = storages
+        self.empty = empty
         self.left_out = set[str]()
 
     def find_class(self, module: str, name: str) -> Any:
@@ -96,67 +105,101 @@ class Reader(pickle.Unpickler):
         dtype = getattr(storage_type, "dtype", None)
         if kind != "storage" or dtype is None:
             return Stub()
-        return Typed(self.storages(str(key), int(elements) * dtype.itemsize), dtype)
+        storage = self.storages(str(key), int(elements) * dtype.itemsize)
+        return Stub() if self.empty else Typed(storage, dtype)
 
 
 def stripped(path: Path) -> tuple[Any, set[str]]:
     """Read a torch.save file. Returns its tensors and containers, and the names of the types that were left out.
 
+    The tensors are mapped, not read: memory is taken by those that are used later, not by the rest of the file.
     A damaged file may raise any of the exceptions of zip files and pickles.
     """
+    mapped = Mapped(path)
     if zipfile.is_zipfile(path):
-        content, left_out = _zipped(path)
+        content, left_out = _zipped(path, mapped)
     else:
-        content, left_out = _legacy(path)
+        content, left_out = _legacy(path, mapped)
     return plain(content), left_out
 
 
-def _zipped(path: Path) -> tuple[Any, set[str]]:
+class Mapped:
+    """A file in the address space: the system reads a page when it is first used, and may forget it again."""
+
+    def __init__(self, path: Path) -> None:
+        self.size = path.stat().st_size
+        self._whole = torch.UntypedStorage.from_file(str(path), False, self.size)
+
+    def part(self, start: int, size: int) -> torch.UntypedStorage:
+        """The storage of `size` bytes from `start` on. Raises EOFError if the file is shorter."""
+        if start < 0 or size < 0 or start + size > self.size:
+            raise EOFError("the file ends within its tensors")
+        # torch maps no empty slice
+        return self._whole[start : start + size] if size else torch.UntypedStorage(0)  # type: ignore[no-untyped-call, return-value, unused-ignore]
+
+
+def _zipped(path: Path, mapped: Mapped) -> tuple[Any, set[str]]:
     with zipfile.ZipFile(path) as archive:
         pickles = [name for name in archive.namelist() if name.endswith("data.pkl")]
         if len(pickles) != 1:
             raise ValueError("it holds no data.pkl, so torch.save did not write it")
         root = pickles[0].removesuffix("data.pkl")
-        read: dict[str, torch.UntypedStorage] = {}
+        found: dict[str, torch.UntypedStorage] = {}
 
         def storage(key: str, size: int) -> torch.UntypedStorage:
-            if key not in read:
-                if archive.getinfo(f"{root}data/{key}").file_size < size:
+            if key not in found:
+                member = archive.getinfo(f"{root}data/{key}")
+                if member.file_size < size:
                     raise ValueError(f"storage {key} is shorter than it says")
-                read[key] = _storage(archive.read(f"{root}data/{key}"))
-            return read[key]
+                if member.compress_type == zipfile.ZIP_STORED:
+                    found[key] = mapped.part(_start(archive, member), member.file_size)
+                else:  # torch.save does not compress; whoever packed the archive again did
+                    found[key] = _storage(archive.read(member))
+            return found[key]
 
         with archive.open(pickles[0]) as file:
             reader = Reader(file, storage)
             return reader.load(), reader.left_out
 
 
-def _legacy(path: Path) -> tuple[Any, set[str]]:
-    """The format before PyTorch 1.6: pickles one after another, then the storages."""
-    storages: dict[str, torch.UntypedStorage] = {}
-    limit = path.stat().st_size
+def _start(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
+    """The byte at which a member's content begins: behind its local header, which has a name and extra fields."""
+    assert archive.fp is not None
+    archive.fp.seek(member.header_offset)
+    header = archive.fp.read(LOCAL_HEADER.size)
+    signature, name, extra = LOCAL_HEADER.unpack(header) if len(header) == LOCAL_HEADER.size else (b"", 0, 0)
+    if signature != b"PK\x03\x04":
+        raise zipfile.BadZipFile(f"{member.filename} is not where the archive says")
+    return member.header_offset + LOCAL_HEADER.size + int(name) + int(extra)
 
-    def storage(key: str, size: int) -> torch.UntypedStorage:
-        if key not in storages:
-            if size > limit:
-                raise ValueError(f"storage {key} is longer than the file")
-            storages[key] = torch.UntypedStorage(size)  # type: ignore[no-untyped-call]
-        return storages[key]
+
+def _legacy(path: Path, mapped: Mapped) -> tuple[Any, set[str]]:
+    """The format before PyTorch 1.6: pickles one after another, then the storages in the order of a list of keys.
+
+    The content's pickle comes before the list. It is read twice: first for the storages' sizes, then with their places.
+    """
+    sizes: dict[str, int] = {}
+
+    def size_of(key: str, size: int) -> torch.UntypedStorage:
+        sizes[key] = size
+        return torch.UntypedStorage(0)
 
     with path.open("rb") as file:
-        heads = [Reader(file, storage).load() for _ in range(3)]
+        heads = [Reader(file, size_of).load() for _ in range(3)]
         if heads[0] != LEGACY_MAGIC:
             raise ValueError("torch.save did not write it")
-        reader = Reader(file, storage)
-        content = reader.load()
-        for key in Reader(file, storage).load():
-            file.read(8)  # skip the number of elements, which the pickle has given
-            target = storages[str(key)]
-            data = file.read(target.nbytes())
-            if len(data) < target.nbytes():
-                raise EOFError("the file ends within its tensors")
-            target.copy_(_storage(data))
-        return content, reader.left_out
+        start = file.tell()
+        Reader(file, size_of, empty=True).load()
+        keys = [str(key) for key in Reader(file, size_of).load()]
+        at = file.tell()
+        places: dict[str, torch.UntypedStorage] = {}
+        for key in keys:
+            at += 8  # skip the number of elements, which the pickle has given
+            places[key] = mapped.part(at, sizes[key])
+            at += sizes[key]
+        file.seek(start)
+        reader = Reader(file, lambda key, _: places[key])
+        return reader.load(), reader.left_out
 
 
 def _storage(data: bytes) -> torch.UntypedStorage:

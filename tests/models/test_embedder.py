@@ -8,13 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from models.artifact import load
+from models.artifact import Artifact, load
 from models.backbones.resnet import Name, ResNet
 from models.decode import ImageError
 from models.embedder import Embedder, normalize
 from models.engines.cuda_graphs import buckets, smallest
 from models.engines.torch_engine import folded
-from models.preprocess import decode, prepare
+from models.preprocess import Preprocessing, decode, prepare
+from models.references import ImageFolder
 from tests.support.images import encoded, noise, photo
 
 
@@ -102,3 +103,34 @@ def test_files_are_named_when_they_are_bad(small_artifact: Path, tmp_path: Path)
 def test_normalize_leaves_zero_rows_zero() -> None:
     rows = normalize(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
     torch.testing.assert_close(rows, torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
+
+
+def test_large_images_are_embedded_a_few_at_a_time(small_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Activations of 256 images of 224 x 224 take gigabytes. The rows do not depend on the size of a pass."""
+    small = Embedder(load(small_artifact))
+    assert small.max_batch == 256
+    card = small.card.model_copy(update={"preprocessing": small.card.preprocessing.model_copy(update={"size": 224})})
+    large = Embedder(Artifact(card, load(small_artifact).encoder))
+    assert large.max_batch == 20
+    assert Embedder(Artifact(card, load(small_artifact).encoder), max_batch=48).max_batch == 48
+    sizes = list[int]()
+    engine = large.engine
+
+    class Counted:
+        def __call__(self, pixels: np.ndarray) -> np.ndarray:
+            sizes.append(len(pixels))
+            return engine(pixels)
+
+    monkeypatch.setattr(large, "engine", Counted())
+    pixels = np.random.default_rng(0).integers(0, 256, (45, 1, 224, 224), dtype=np.uint8)
+    rows = large.embed(pixels)
+    assert sizes == [20, 20, 5]
+    torch.testing.assert_close(rows, torch.from_numpy(engine(pixels)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_folder_of_large_images_is_read_a_part_at_a_time(tmp_path: Path) -> None:
+    for seed in range(9):
+        photo((60, 50), seed).save(tmp_path / f"{seed}.png")
+    folder = ImageFolder.of(tmp_path)
+    sizes = [len(part) for part in folder.pixels(Preprocessing(size=1024, channels=1, mean=(0.5,), std=(0.5,)))]
+    assert sizes == [4, 4, 1]

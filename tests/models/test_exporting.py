@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from models import exporting
-from models.artifact import Artifact, load
+from models.artifact import Artifact, EncoderCard, Preprocessing, Source, ViTArchitecture, load, save
+from models.embedder import Embedder
 from models.exporting import ExportError, to_onnx, to_safetensors, to_torch_export
+from models.importers import ImportRefusedError, Options, import_encoder
 from tests.support.images import photo
 
 
@@ -102,3 +104,59 @@ def test_what_answers_otherwise_is_not_written(
     with pytest.raises(ExportError, match=r"onnxruntime answers .* off the encoder, more than 0\.0001; nothing was"):
         to_onnx(artifact, tmp_path / "new")
     assert list((tmp_path / "new").iterdir()) == []
+
+
+VIT = ViTArchitecture(size=32, patch=8, width=16, depth=2, heads=2, hidden=32, registers=1, pool="class+mean")
+
+
+def vit() -> Artifact:
+    torch.manual_seed(0)
+    how = Preprocessing(
+        size=32, resize="short", to=40, interpolation="bicubic", mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)
+    )
+    source = Source(family="timm", file="x.pth", sha256="0" * 64, licence="MIT")
+    card = EncoderCard(
+        name="a-vit", architecture=VIT, preprocessing=how, dimension=32, source=source, nested_dimensions=(8, 16)
+    )
+    return Artifact(card, VIT.build().eval())
+
+
+@pytest.mark.parametrize("kind", ["resnet", "vit"])
+def test_an_exported_graph_is_imported_again(kind: str, artifact: Artifact, tmp_path: Path) -> None:
+    first = artifact if kind == "resnet" else vit()
+    graph, _ = to_onnx(first, tmp_path / "exported")
+    back, report = import_encoder(graph)
+    save(back, tmp_path / "back")
+    back = load(tmp_path / "back")
+    how = first.card.preprocessing
+    assert (back.card.name, back.card.preprocessing) == (first.card.name, how)
+    assert back.card.nested_dimensions == first.card.nested_dimensions
+    assert back.card.source is not None
+    assert back.card.source.licence == ("MIT" if kind == "vit" else "")
+    assert report.preprocessing_from == "the file's own record"
+    pixels = np.random.default_rng(0).integers(0, 256, (5, how.channels, how.size, how.size), dtype=np.uint8)
+    wanted = Embedder(first, engine="torch").embed(pixels)
+    torch.testing.assert_close(Embedder(back).embed(pixels), wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()))
+    # Weights are not stored twice: the graph is small, and each tensor that it reads is one of the encoder's.
+    assert len(back.graph.model) < 40_000  # type: ignore[union-attr]
+    for name, tensor in back.graph.weights.items():  # type: ignore[union-attr]
+        assert torch.equal(tensor, first.encoder.state_dict()[name])
+
+
+def test_a_graph_that_takes_pixels_needs_no_record_of_ours(artifact: Artifact, tmp_path: Path) -> None:
+    graph, _ = to_onnx(artifact, tmp_path)
+    model = onnx.load(graph, load_external_data=False)
+    del model.metadata_props[:]
+    graph.write_bytes(model.SerializeToString())
+    back, report = import_encoder(graph, Options(settings={"size": "28", "to": "28"}))
+    assert "inside the graph" in report.assumed["normalisation"]
+    assert (back.card.preprocessing.mean, back.card.preprocessing.scale) == ((0.0,), 1.0)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 1, 28, 28), dtype=np.uint8)
+    wanted = Embedder(artifact, engine="torch").embed(pixels)
+    torch.testing.assert_close(Embedder(back).embed(pixels), wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()))
+    with pytest.raises(ImportRefusedError, match=r"--set mean: its input takes pixels of 0 to 255"):
+        import_encoder(graph, Options(settings={"mean": "0.5"}))
+    model.metadata_props.add(key="fullrank", value='{"name": "x"}')
+    graph.write_bytes(model.SerializeToString())
+    with pytest.raises(ImportRefusedError, match=r"damaged \(preprocessing: .*export it again"):
+        import_encoder(graph)

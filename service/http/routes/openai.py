@@ -80,9 +80,9 @@ def _length(asked: Any, served: Served) -> int:
         message = f"dimensions must be a whole number from 1 to {whole}, the embedding's length, or left out"
     elif asked < whole and not card.nested_dimensions:
         message = (
-            f"dimensions: {served.name} was not trained for nested (Matryoshka) dimensions, so the first {asked} of its "
-            f"{whole} coordinates are no embedding; leave dimensions out or send {whole}, or serve an encoder that was "
-            "imported with --nested-dimensions"
+            f"dimensions: {served.name} was not trained for nested (Matryoshka) dimensions, so the first {asked} of "
+            f"its {whole} coordinates are no embedding; leave dimensions out or send {whole}, or serve an encoder that "
+            "was imported with --nested-dimensions"
         )
     else:
         return asked

@@ -60,7 +60,9 @@ class OpenAIBody(BaseModel):
     input: str | list[str] = Field(description="Images as data URIs or base64.")
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(
-        None, ge=1, description="The first so many coordinates, for an encoder trained for that; else the encoder's own."
+        None,
+        ge=1,
+        description="The first so many coordinates, if the encoder was trained for that.",
     )
     user: str | None = Field(None, description="Ignored.")
 

@@ -163,7 +163,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "weights too short": ({"change": elsewhere("short.data")}, "too short for stem"),
     "a fixed batch": ({"shape": (1, 3, SIZE, SIZE)}, "its batch is fixed at 1; export it again with a dynamic batch"),
     "two inputs": ({"inputs": ("x", "mask")}, r"it has 2 inputs \(x, mask\)"),
-    "integers": ({"kind": TensorProto.INT64}, "takes no floating-point numbers"),
+    "integers": ({"kind": TensorProto.INT64}, "takes neither floating-point numbers nor uint8"),
     "channels last": ({"shape": ("n", SIZE, SIZE, 3)}, "has 32 channels in second place"),
     "not square": ({"shape": ("n", 3, 32, 48)}, "its input is 32 x 48 pixels"),
     "a vector": ({"shape": ("n", 3)}, "has 2 dimensions"),

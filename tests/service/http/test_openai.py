@@ -185,7 +185,7 @@ def test_the_official_client_works(settings: Callable[..., Settings]) -> None:
         one = client.embeddings.create(model="alpha", input=TEXTS[0], dimensions=DIMENSION, user="me")
         np.testing.assert_allclose(one.data[0].embedding, rows[0], atol=1e-6)
 
-        with pytest.raises(openai.BadRequestError, match="not trained for nested .* leave dimensions out") as short:
+        with pytest.raises(openai.BadRequestError, match=r"not trained for nested .* leave dimensions out") as short:
             client.embeddings.create(model="alpha", input=TEXTS[0], dimensions=4)
         assert short.value.param == "dimensions"
 
