@@ -134,8 +134,10 @@ class Mapped:
         """The storage of `size` bytes from `start` on. Raises EOFError if the file is shorter."""
         if start < 0 or size < 0 or start + size > self.size:
             raise EOFError("the file ends within its tensors")
-        # torch maps no empty slice
-        return self._whole[start : start + size] if size else torch.UntypedStorage(0)  # type: ignore[no-untyped-call, return-value, unused-ignore]
+        if not size:  # torch maps no empty slice
+            return _storage(b"")
+        part: torch.UntypedStorage = self._whole[start : start + size]
+        return part
 
 
 def _zipped(path: Path, mapped: Mapped) -> tuple[Any, set[str]]:
@@ -182,7 +184,7 @@ def _legacy(path: Path, mapped: Mapped) -> tuple[Any, set[str]]:
 
     def size_of(key: str, size: int) -> torch.UntypedStorage:
         sizes[key] = size
-        return torch.UntypedStorage(0)
+        return _storage(b"")
 
     with path.open("rb") as file:
         heads = [Reader(file, size_of).load() for _ in range(3)]
