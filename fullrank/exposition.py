@@ -40,6 +40,7 @@ _GAUGES: dict[str, tuple[str, list[str]]] = {
     "zero_share": ("Rows of zeros over all rows: answers without a direction", ["window"]),
     "embedding_norm": ("Norm of embeddings before normalising", ["window", "quantile"]),
     "mean_shift_ratio": ("Squared shift of the mean, in units of the reference's total variance (shortest window)", []),
+    "tail_shift": ("Squared shift of the mean along tail directions, in their variances (shortest window)", []),
     "canary_cosine_min": ("Least cosine of a canary image's embedding to its stored one", []),
     "canary_angle_degrees": ("Angle of canary images' embeddings to their stored ones", ["quantile"]),
     "canary_neighbours_overlap": ("Share of a canary image's 10 nearest that still are among its 10 nearest", []),
@@ -156,6 +157,7 @@ def _gauges(snapshot: Snapshot) -> Iterator[tuple[str, list[str], float]]:
     shortest = snapshot.windows[min(snapshot.windows)]
     nan = float("nan")
     yield "mean_shift_ratio", [], shortest.mean_shift_ratio
+    yield "tail_shift", [], shortest.tail_shift
     yield from _canary(snapshot.canary or Canary(nan, nan))
     yield from _sample(shortest.sample)
     yield "input_participation_ratio", [], snapshot.input_participation_ratio

@@ -63,6 +63,12 @@ _SHRUNK = Case(
     "traffic_narrowed",
     "; but a band of the inputs holds {inputs.weakest_band:.2f} of its variance too: near-copies of few images",
 )
+_REPEATED = Case(
+    "rows repeat",
+    "traffic_narrowed",
+    "; but {sample.copies_share:.0%} of the sampled rows are copies of one another, {sample.distinct_rows} of "
+    "{sample.rows} differ, and these are spread: the same images again and again, without keys that say so",
+)
 _ONE_PICTURE = Case("inputs are one picture", "traffic_narrowed", "; but the inputs are all but one and the same")
 _MODEL = (
     Case(
@@ -144,7 +150,7 @@ RULES: tuple[Rule, ...] = (
         "estimate",
         "dimensional_collapse",
         "only {window.numerical_rank} directions carry variance {n}; the reference has {reference.numerical_rank}",
-        (_SHRUNK, _FOREIGN),
+        (_REPEATED, _SHRUNK, _FOREIGN),
     ),
     Rule(
         "any tail band",
@@ -155,7 +161,7 @@ RULES: tuple[Rule, ...] = (
         "dimensional_collapse",
         "directions {seen.first} to {seen.last} hold {seen.estimate:.2f} of their reference variance (at most "
         "{seen.upper:.2f}) {n}: {shape}",
-        (_SHRUNK, _FOREIGN),
+        (_REPEATED, _SHRUNK, _FOREIGN),
     ),
     Rule(
         "last tail band",
@@ -166,7 +172,7 @@ RULES: tuple[Rule, ...] = (
         "dimensional_collapse",
         "directions {seen.first} to {seen.last} hold {seen.estimate:.2f} of their reference variance (at most "
         "{seen.upper:.2f}) {n}: {shape}",
-        (_SHRUNK, _FOREIGN),
+        (_REPEATED, _SHRUNK, _FOREIGN),
     ),
     Rule(
         "any tail band",
@@ -216,6 +222,16 @@ RULES: tuple[Rule, ...] = (
         "estimate",
         "traffic_shifted",
         "the mean has moved by {seen.estimate:.2f} of the reference's variance {n}",
+        (*_MODEL, *_OTHER, Case("", "traffic_shifted", _FOREIGN_OR_PREPROCESSING)),
+    ),
+    Rule(
+        "shift of the mean in the tail",
+        "rows",
+        "above",
+        "tail_shift",
+        "estimate",
+        "traffic_shifted",
+        "the mean has moved by {seen.estimate:.3f} of the variance along each trailing direction {n}",
         (*_MODEL, *_OTHER, Case("", "traffic_shifted", _FOREIGN_OR_PREPROCESSING)),
     ),
     Rule(

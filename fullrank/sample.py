@@ -17,7 +17,7 @@ from fullrank.rows import unit
 
 SAMPLE_ROWS = 512
 # Rows that each of a window's groups keeps, at most: ten groups make a sample, joined ones keep their share.
-GROUP_ROWS = 64
+GROUP_ROWS = 128
 # Fewer say nothing: a hub among 100 rows is chance.
 LEAST_ROWS = 256
 SLICES = 64

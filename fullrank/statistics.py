@@ -53,7 +53,7 @@ class WindowStatistics:
     adds, in units of the reference's total variance; basis_effective_rank: effective rank of the variances along the
     reference's directions, unbiased down to small n, an upper bound of effective_rank (Schur-Horn); zeros: rows of
     zeros, which have no direction and count in nothing else; sample: measures of a bounded sample of the rows;
-    wasserstein_uniformity: see `measures.wasserstein_uniformity`.
+    wasserstein_uniformity: see `measures.wasserstein_uniformity`; tail_shift: see `profile.tail_shift`.
     """
 
     seconds: float
@@ -75,6 +75,7 @@ class WindowStatistics:
     zeros: int = 0
     sample: SampleMeasures = field(default_factory=SampleMeasures)
     wasserstein_uniformity: float = NAN
+    tail_shift: float = NAN
 
     @property
     def zero_share(self) -> float:
@@ -122,7 +123,7 @@ def measure(seconds: float, groups: Sequence[Group], reference: Reference | None
     # A block of one row has no variance of its own and adds none.
     weights = torch.tensor([float(group.moments.count) for group in groups], dtype=torch.float64)
     variance = float(eigenvalues.sum())
-    shift = basis_rank = NAN
+    shift = basis_rank = tail_shift = NAN
     head = Interval()
     if reference is not None:
         shift = profile.mean_shift(mean, reference.mean, variance, n, reference.total_variance)
@@ -133,6 +134,9 @@ def measure(seconds: float, groups: Sequence[Group], reference: Reference | None
             Band(band.first, band.last, band.part, _ratio(sums[:, i], weights, float(reference.band_energy[i])))
             for i, band in enumerate(bands)
         )
+        along = (mean - reference.mean) @ reference.basis
+        variances = sums.sum(0) / weights.sum()
+        tail_shift = profile.tail_shift(along, reference.bands, reference.band_energy, variances, n, reference.rows)
         head = _ratio(profile.head_sum(sums), weights, float(profile.head_sum(reference.band_energy)))
     return WindowStatistics(
         seconds,
@@ -152,6 +156,7 @@ def measure(seconds: float, groups: Sequence[Group], reference: Reference | None
         basis_rank,
         norms,
         zeros,
+        tail_shift=tail_shift,
     )
 
 

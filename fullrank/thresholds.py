@@ -22,6 +22,9 @@ TAIL_HIGH = 2.0
 HEAD_LOW = 0.6
 # A band this empty is gone though others behind it are not.
 BAND_GONE = 0.15
+# Variances by which the mean moves along a typical tail direction. Healthy windows of 1,024 rows reach 0.0015 in
+# sessions of one class; gamma, JPEG of quality 8, 2 bits a pixel and swapped channels move it by 0.007 to 0.02.
+TAIL_SHIFT = 0.004
 CANARY_COSINE = 0.99
 # Degrees by which a canary image may turn: so many times what the serving precision turns it by itself, at least the
 # angle to which engines agree (a cosine of 0.9999, and some more), at most that of the cosine above.
@@ -44,6 +47,7 @@ SIGNALS = (
     "tail_energy_ratio_high",
     "head_energy_ratio_low",
     "mean_shift_ratio",
+    "tail_shift",
     "input_distance",
     "evidence",
     "canary_cosine",
@@ -56,9 +60,9 @@ SIGNALS = (
 def thresholds(reference: Reference | None, rows: int = 6144) -> dict[str, float]:
     """signal -> its threshold in a window of that many rows.
 
-    A signal counts as abnormal below it; `*_high`, `canary_angle`, `mean_shift_ratio`, `input_distance`, `evidence` and
-    `zero_share` above it. A calibrated reference gives its own; others the shares above. NaN where the reference does
-    not determine one: comparisons with it are false, in PromQL as here.
+    A signal counts as abnormal below it; `*_high`, `canary_angle`, `mean_shift_ratio`, `tail_shift`, `input_distance`,
+    `evidence` and `zero_share` above it. A calibrated reference gives its own; others the shares above. NaN where the
+    reference does not determine one: comparisons with it are false, in PromQL as here.
     """
     signals = dict.fromkeys(SIGNALS, math.nan) | {
         "tail_energy_ratio_low": TAIL_LOW,
@@ -69,6 +73,7 @@ def thresholds(reference: Reference | None, rows: int = 6144) -> dict[str, float
         "canary_angle": canary_angle(reference),
         "evidence": math.nan if reference is None or reference.calibration is None else math.log10(LEVEL),
         "total_variance": VARIANCE_FLOOR,
+        "tail_shift": math.nan if reference is None else TAIL_SHIFT,
         "zero_share": ZERO_SHARE,
     }
     if reference is not None:

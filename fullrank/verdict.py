@@ -54,6 +54,9 @@ MINIMUM_ROWS = 256
 # Inputs that shrank excuse rows that shrank, down to these shares of what the inputs keep.
 EXCUSED_BAND_SHARE = 0.5
 EXCUSED_VARIANCE_SHARE = 0.03
+# Rows of which so many are copies repeat; a model that collapsed as well leaves fewer directions than this share.
+REPEATED_SHARE = 0.5
+SPANNED_SHARE = 0.5
 # Inputs of which a band is below this have shrunk.
 INPUTS_SHRUNK = 0.5
 # Variance of 8-bit pixels' means that is rounding and nothing else, as a share of the reference's.
@@ -151,6 +154,13 @@ class Reading:
         ratios = [band.ratio.estimate for band in self.window.bands]
         return min(ratios) >= EXCUSED_BAND_SHARE * self.inputs.weakest_band
 
+    def rows_repeat(self) -> bool:
+        """Whether most rows are copies, and those that differ span at least half of what so many can span."""
+        sample = self.window.sample
+        spanned = min(sample.distinct_rows - 1, self.reference.numerical_rank)
+        repeated = sample.copies_share > REPEATED_SHARE and spanned > 0
+        return repeated and self.window.numerical_rank >= SPANNED_SHARE * spanned
+
     def all_shrank(self) -> bool:
         """Whether the head bands hold too little as well."""
         head = self.window.head
@@ -164,6 +174,7 @@ class Reading:
             window=self.window,
             reference=self.reference,
             inputs=self.inputs,
+            sample=self.window.sample,
             usual=self.usual,
             changed=self.changed,
             ratio=self.window.participation_ratio.estimate,
@@ -181,6 +192,7 @@ class Reading:
 
 CONDITIONS: dict[str, Callable[[Reading], bool]] = {
     "": lambda _: True,
+    "rows repeat": Reading.rows_repeat,
     "inputs are foreign": Reading.inputs_foreign,
     "inputs are one picture": Reading.inputs_are_one_picture,
     "inputs shrank as much": Reading.inputs_shrank_as_much,
@@ -231,6 +243,7 @@ READERS: dict[str, Callable[[Reading], tuple[Seen, ...]]] = {
     "last tail band": lambda it: _bands(it.window.tail[-1:]),
     "head bands together": lambda it: _interval(it.window.head),
     "participation ratio": lambda it: _interval(it.window.participation_ratio),
+    "shift of the mean in the tail": lambda it: _plain(it.window.tail_shift),
     "shift of the mean": lambda it: _plain(it.window.mean_shift_ratio),
     "evidence of the sequential test": lambda it: _plain(math.inf if it.changed else math.nan),
 }

@@ -126,6 +126,7 @@ FIGURES = {
         "%.1f",
     ),
     "mean_shift_ratio": ("shift of the mean", "fullrank_mean_shift_ratio{%s}", "%.2f"),
+    "tail_shift": ("shift of the mean in the tail", "fullrank_tail_shift{%s}", "%.3f"),
     "evidence": ("evidence of the sequential test", "fullrank_evidence{%s}", "%.1f"),
 }
 # Shown through the weakest band already.

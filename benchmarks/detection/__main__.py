@@ -3,6 +3,8 @@
     python -m benchmarks.detection --write docs/measured/detection.md
     python -m benchmarks.detection --unseen --write docs/measured/detection.md
     python -m benchmarks.detection --fresh --write docs/measured/detection.md
+    python -m benchmarks.detection --preprocessing --encoder models/pretrained/cifar10-directclr \
+        --write docs/measured/detection.md
     python -m benchmarks.detection.blocks --blocks 1000000
 
 Traffic is the Fashion-MNIST test set, which neither the encoder nor its reference and calibration have seen. With
@@ -33,6 +35,7 @@ from benchmarks._page import write_between
 from benchmarks.detection.cases import MODEL, TRAFFIC, Bench, Case
 from benchmarks.detection.fresh import fresh
 from benchmarks.detection.harm import BANK, QUERIES, Harm, by_harm
+from benchmarks.detection.preprocessing import preprocessing
 from benchmarks.detection.rivals import rivals
 from benchmarks.detection.unseen import unseen
 from fullrank import SpectrumMonitor
@@ -198,6 +201,7 @@ def main() -> None:
     for name, meaning in (
         ("unseen", "faults and images that the first rules were not made on"),
         ("fresh", "further ones"),
+        ("preprocessing", "of preprocessing, of an encoder of colour images"),
     ):
         lists.add_argument(f"--{name}", dest="cases", action="store_const", const=name, default="test", help=meaning)
     parser.add_argument("--rows", type=int, default=6000, help="rows of a case: 6000 are 5 minutes at 20 a second")
@@ -207,7 +211,9 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="put the tables between the encoder's marks in this file")
     options = parser.parse_args()
     artifact, other = load(options.encoder), load(options.other)
-    images = images_of(artifact, options.cases).take(slice(0, options.images))
+    images = images_of(artifact, "test" if options.cases == "preprocessing" else options.cases).take(
+        slice(0, options.images)
+    )
     bench = Bench(artifact, images.images, images.labels)
     harm = Harm(
         bench,
@@ -219,7 +225,9 @@ def main() -> None:
     worst = {name: max(score[name] for score in scores) for name in scores[0]}
     outcomes: list[Outcome] = []
     alarms: dict[str, list[str]] = {}
-    written = {"test": Bench.cases, "unseen": unseen, "fresh": fresh}[options.cases](bench, other)
+    written = {"test": Bench.cases, "unseen": unseen, "fresh": fresh, "preprocessing": preprocessing}[options.cases](
+        bench, other
+    )
     cases = [case for case in written if options.only in case.name]
     for case in cases:
         started = time.monotonic()

@@ -143,11 +143,11 @@ def test_samples_of_joined_groups_keep_each_groups_share():
     assert len(both) == GROUP_ROWS
     assert float(both.mean()) == pytest.approx(0.25)
     assert len(joined(first[:5], 5, second[:6], 6)) == 11
-    everything = together([first, second, torch.zeros(0, 1)], [192, 64, 0])
+    everything = together([first, second[: GROUP_ROWS // 2], torch.zeros(0, 1)], [192, 64, 0])
     assert everything is not None
     assert float(everything.mean()) == pytest.approx(0.25, abs=0.01)
     assert together([], []) is None
-    full = together([torch.zeros(GROUP_ROWS, 1)] * 20, [64] * 20)
+    full = together([torch.zeros(GROUP_ROWS, 1)] * 20, [GROUP_ROWS] * 20)
     assert full is not None
     assert len(full) == SAMPLE_ROWS
     assert thinned(torch.arange(10.0)[:, None], 3).flatten().tolist() == [0, 4, 9]

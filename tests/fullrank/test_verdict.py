@@ -243,3 +243,29 @@ def test_thresholds_are_in_the_gauges_unit(reference):
     assert set(bare) == set(SIGNALS)
     assert math.isnan(bare["participation_ratio"])
     assert len(set(STATES)) == 7
+
+
+def test_the_same_rows_again_and_again_are_no_collapse_of_the_model(world, reference):
+    """Without keys: 40 images cannot span 64 directions, whatever the model. Where it collapsed as well, they span far
+    fewer than 40."""
+    index = torch.randint(40, (3000,), generator=torch.Generator().manual_seed(0))
+    few = world.rows(40, 30)
+    result = verdict(reference, few[index])
+    assert result.state == "traffic_narrowed", result
+    assert ", 40 of " in result.reason
+    noise = torch.randn(3000, D, generator=torch.Generator().manual_seed(1))
+    assert verdict(reference, few[index] * (1 + 1e-7 * noise)).state == "traffic_narrowed"
+    frame = world.basis[:, :4]
+    assert verdict(reference, few[index] @ frame @ frame.T).state == "dimensional_collapse"
+    assert verdict(reference, world.rows(3000, 31) @ frame @ frame.T).state == "dimensional_collapse"
+
+
+def test_a_mean_that_moves_in_the_tail_is_found_and_one_that_moves_with_the_mix_is_not(world, reference):
+    rows = torch.nn.functional.normalize(world.rows(3000, 40))
+    scale = reference.eigenvalues.sqrt().float()
+    tail = torch.zeros(D)
+    tail[D // 4 :] = 0.12 * scale[D // 4 :]
+    result = verdict(reference, rows + reference.basis.float() @ tail)
+    assert result.state == "traffic_shifted", result
+    assert "trailing direction" in result.reason
+    assert verdict(reference, rows).state == "healthy"

@@ -139,6 +139,15 @@ def fleet() -> Dashboard:
             width=6,
         ),
         lines(
+            "Shift of the mean in the tail",
+            "Along the trailing directions, in their own variances: changed preprocessing moves it, the mix of healthy "
+            "traffic hardly does.",
+            query(f"max {PER} (fullrank_tail_shift{{{OF}}})", EACH),
+            query(*threshold("tail_shift")),
+            minimum=None,
+            width=6,
+        ),
+        lines(
             "Evidence against healthy traffic",
             "log10 of a sequential test's, which needs no full window. An alarm from the threshold on.",
             query(f"max {PER} (fullrank_evidence{{{OF}}})", EACH),
