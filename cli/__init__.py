@@ -5,15 +5,30 @@ from typing import Annotated
 
 import typer
 
-from cli import check, doctor, embed, evaluate, export, fleet, import_, lab, reference, report, rules, serve, train
+from cli import (
+    check,
+    doctor,
+    embed,
+    evaluate,
+    export,
+    fleet,
+    import_,
+    lab,
+    metrics,
+    reference,
+    report,
+    rules,
+    serve,
+    train,
+)
+from cli.common import EXIT_CODES
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train encoders that do not collapse, serve them, and be paged the moment their embeddings do.",
-    epilog="Exit codes: 0 done; 1 it failed, or an encoder was refused; 2 the command was not understood; "
-    "130 interrupted.",
+    epilog=f"Exit codes: {'; '.join(f'{code} {words}' for code, words in EXIT_CODES.items())}.",
 )
 # For a command whose arguments, also --help, are parsed by the package that it runs.
 FORWARDED = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -29,6 +44,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     fleet.fleet,
     embed.embed,
     rules.rules,
+    metrics.metrics,
     doctor.doctor,
 )
 for command in COMMANDS:

@@ -1,12 +1,11 @@
 """fullrank check."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cli.common import AsJson, Device, Engine, fail
+from cli.common import AsJson, Device, Engine, fail, printed
 
 
 def check(
@@ -25,7 +24,6 @@ def check(
     """
     from dataclasses import asdict
 
-    from fullrank.monitor.snapshot import to_json
     from models.artifact import ArtifactError, load
     from models.embedder import Embedder
     from models.gate import Judgement, judge
@@ -43,7 +41,7 @@ def check(
         except OSError as error:
             fail(f"--junit: {error}", 2)
     if as_json:
-        typer.echo(json.dumps(to_json(asdict(judgement)), indent=2))
+        printed(asdict(judgement), "", as_json)
     elif not judgement.checks:
         fail(judgement.reason)
     else:

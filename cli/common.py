@@ -1,8 +1,6 @@
 """Shared parts of the commands: options, errors and printing."""
 
-import contextlib
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -28,6 +26,12 @@ def usable(device: str) -> str:
     return device
 
 
+EXIT_CODES = {
+    0: "done",
+    1: "it failed, or an encoder was refused",
+    2: "the command was not understood",
+    130: "interrupted",
+}
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 DataFolder = Annotated[Path | None, typer.Option("--data", help="Folder of the data set; its usual place if absent.")]
 Engine = Annotated[
@@ -42,9 +46,17 @@ def fail(message: object, code: int = 1) -> NoReturn:
     raise typer.Exit(code)
 
 
+def printed(values: Any, text: str, as_json: bool) -> None:
+    """Print a result on standard output: as JSON, in which NaN is null, or as text."""
+    from fullrank.monitor.snapshot import to_json
+
+    typer.echo(json.dumps(to_json(values), indent=2) if as_json else text)
+
+
 def show(values: dict[str, Any], title: str, as_json: bool) -> None:
+    """Print a result: as JSON, or as a table of two columns."""
     if as_json:
-        typer.echo(json.dumps(values, indent=2))
+        printed(values, "", as_json)
         return
     table = Table("measure", "value", title=title)
     for key, value in values.items():
@@ -52,13 +64,19 @@ def show(values: dict[str, Any], title: str, as_json: bool) -> None:
     console.print(table)
 
 
+def usable_output(path: Path, option: str) -> None:
+    """End the command, before any work, if a file cannot be written at `path`."""
+    if path.is_dir():
+        fail(f"{option}: {path} is a folder; name a file", 2)
+    if not path.absolute().parent.is_dir():
+        fail(f"{option}: {path.absolute().parent} is not a folder", 2)
+
+
 def write(path: Path, content: bytes, option: str) -> None:
     """Write a file atomically. If that fails, end the command with an error."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    from models.files import write as write_file
+
     try:
-        fresh.write_bytes(content)
-        fresh.replace(path)
+        write_file(path, content)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            fresh.unlink(missing_ok=True)
         fail(f"{option}: {error}")

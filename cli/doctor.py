@@ -1,6 +1,5 @@
 """fullrank doctor."""
 
-import json
 import os
 import platform
 import socket
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from cli.common import AsJson, console
+from cli.common import AsJson, console, printed
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -44,7 +43,7 @@ def doctor(
     """
     found = list(examine(encoder, prometheus))
     if as_json:
-        typer.echo(json.dumps([asdict(it) for it in found], indent=2))
+        printed([asdict(it) for it in found], "", as_json)
     else:
         table = Table("", "check", "", show_header=False)
         for it in found:

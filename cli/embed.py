@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.common import AsJson, Device, Engine, errors, fail, show, write
+from cli.common import AsJson, Device, Engine, errors, fail, printed, show, write
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,10 +70,10 @@ def embed(
         fail("--ray embeds into a folder: name one with --out", 2)
     files = [Path(source) for source in sources]
     results = _embed_here(files, encoder, device, engine) if encoder else _embed_there(files, url or "", key)
-    _put(files, results, out)
+    _put(files, results, out, as_json)
 
 
-def _put(files: list[Path], results: "Results", out: Path | None) -> None:
+def _put(files: list[Path], results: "Results", out: Path | None, as_json: bool) -> None:
     """Write the rows and print the errors. Exit code 1 if there are any errors."""
     import numpy as np
 
@@ -89,6 +89,9 @@ def _put(files: list[Path], results: "Results", out: Path | None) -> None:
         names = "".join(f"{file}\n" for file, _ in good)
         write(out.with_suffix(".txt"), names.encode(), "--out")
         write(out, content.getvalue(), "--out")
+    if out is not None and as_json:
+        failed = {str(file): reason for file, reason in bad.items()}
+        printed({"out": str(out) if good else None, "rows": len(good), "failed": failed}, "", as_json)
     for file, reason in bad.items():
         errors.print(f"fullrank: {reason if str(file) in reason else f'{file}: {reason}'}", style="red", soft_wrap=True)
     if bad:

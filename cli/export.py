@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli.common import fail
+from cli.common import AsJson, fail, printed
 
 
 def export(
@@ -20,6 +20,7 @@ def export(
         bool, typer.Option("--safetensors", help="encoder.json and encoder.safetensors: an encoder without reference.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Folder to write to; the encoder's own if absent.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write an encoder in a form that other tools read: from (n, channels, size, size) uint8 pixels to rows.
 
@@ -40,8 +41,8 @@ def export(
     try:
         artifact = artifact_of(encoder) if encoder.is_file() else load(encoder)
         # This form first: it writes the whole folder at once, and replaces an older one.
-        for name in sorted(chosen, key="safetensors".__ne__):
-            for path in FORMS[name](artifact, out or encoder):
-                typer.echo(str(path))
+        forms = sorted(chosen, key="safetensors".__ne__)
+        paths = [str(path) for name in forms for path in FORMS[name](artifact, out or encoder)]
     except (ArtifactError, ExportError, TrainingError, OSError) as error:
         fail(error)
+    printed({"files": paths}, "\n".join(paths), as_json)

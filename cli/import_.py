@@ -1,6 +1,5 @@
 """fullrank import."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cli.common import AsJson, errors, fail
+from cli.common import AsJson, errors, fail, printed
 
 if TYPE_CHECKING:
     from models.artifact import Artifact
@@ -83,7 +82,7 @@ def import_(
     result = {"encoder": str(target), "revision": saved.card.revision} | report.as_json()
     result["reference"] = _about(saved) if saved.reference is not None else None
     if as_json:
-        typer.echo(json.dumps(result, indent=2))
+        printed(result, "", as_json)
     else:
         _show(saved, report, target)
 

@@ -12,7 +12,7 @@ import typer.main
 from rich.console import Console
 from rich.markup import escape
 
-from cli.common import AsJson, fail
+from cli.common import AsJson, fail, printed
 from theory import NAMES
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ app = typer.Typer(
 
 @app.callback()
 def lab(
-    context: typer.Context, listed: Annotated[bool, typer.Option("--list", help="Name the labs and end.")] = False
+    context: typer.Context,
+    listed: Annotated[bool, typer.Option("--list", help="Name the labs and end.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run a theory experiment and compare what is seen with what must be seen.
 
@@ -53,9 +55,9 @@ def lab(
     if listed or context.invoked_subcommand is None:
         from theory.lab import find
 
-        for name in NAMES:
-            typer.echo(f"{name:26}{find(name).title}")
-        typer.echo("\nfullrank lab NAME --help shows a lab's parameters.")
+        titles = {name: find(name).title for name in NAMES}
+        listing = "\n".join(f"{name:26}{title}" for name, title in titles.items())
+        printed(titles, f"{listing}\n\nfullrank lab NAME --help shows a lab's parameters.", as_json)
         raise typer.Exit
 
 
@@ -127,7 +129,7 @@ def _run(labs: "list[Lab]", given: dict[str, Any], as_json: bool, out: Path) -> 
     if len(labs) > 1 and results and not as_json:
         console.print(table("every lab", results))
     if as_json:
-        typer.echo(json.dumps(documents if len(labs) > 1 else documents[0], indent=2, ensure_ascii=False))
+        printed(documents if len(labs) > 1 else documents[0], "", as_json)
     raise typer.Exit(int(failed))
 
 

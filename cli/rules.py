@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli.common import fail
+from cli.common import AsJson, fail, printed
 
 SHIPPED = Path(__file__).resolve().parents[1] / "deploy"
 PARTS = ("alertmanager", "grafana", "prometheus/rules")
@@ -14,6 +14,7 @@ PARTS = ("alertmanager", "grafana", "prometheus/rules")
 
 def rules(
     out: Annotated[Path, typer.Argument(help="A new folder.")],
+    as_json: AsJson = False,
 ) -> None:
     """Write the alert rules, Alertmanager's configuration and the dashboards that belong to this version.
 
@@ -24,4 +25,5 @@ def rules(
             shutil.copytree(SHIPPED / part, out / part)
     except OSError as error:
         fail(f"{out}: {error}" if not isinstance(error, FileExistsError) else f"{out}: give a new folder; {error}")
-    typer.echo("\n".join(str(path) for path in sorted(out.rglob("*")) if path.is_file()))
+    paths = [str(path) for path in sorted(out.rglob("*")) if path.is_file()]
+    printed({"files": paths}, "\n".join(paths), as_json)

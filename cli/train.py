@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.common import AsJson, DataFolder, Device, fail
+from cli.common import AsJson, DataFolder, Device, fail, printed
 
 OPTIMIZERS, GUARDS = ("sgd", "lars", "adamw"), ("warn", "stop", "off")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -78,6 +78,7 @@ def train(
     Example: fullrank train fashion-directclr --epochs 5 --out runs/first
     """
     from training.checkpoint import StoppedError, began_with
+    from training.checkpoint import describe as described
     from training.data import DataError
     from training.loop import Run, TrainingError
     from training.loop import train as run_training
@@ -87,7 +88,8 @@ def train(
 
     began = out / "checkpoint.pt" if out else Path("runs", name or recipe, "checkpoint.pt")
     if show or not (recipe or (resume and out)):
-        typer.echo("\n".join(describe(name) for name in RECIPES))
+        settings_of = {name: described(find(name)) for name in RECIPES} if as_json else {}
+        printed(settings_of, "\n".join(describe(name) for name in RECIPES), as_json)
         raise typer.Exit(0 if show else 2)
     choices = ("optimizer", optimizer, OPTIMIZERS), ("guard", guard, GUARDS), ("stem", stem, STEMS)
     for flag, value, allowed in (*choices, ("precision", precision, PRECISIONS)):
@@ -156,7 +158,7 @@ def train(
     except (DataError, TrainingError, ValueError, OSError) as error:
         fail(error)
     if as_json:
-        typer.echo(artifact.card.model_dump_json(indent=2))
+        printed(artifact.card.model_dump(mode="json"), "", as_json)
 
 
 def _own(recipe: Any, method: str | None, dataset: str | None) -> Any:

@@ -1,17 +1,18 @@
-"""Writes a self-contained HTML page on training runs: a comparison, curves, and spectra over the epochs."""
+"""Builds a self-contained HTML page on training runs: a comparison, curves, and spectra over the epochs."""
 
-import base64
 import html
-import io
 import json
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
+
+from models.report.figures import picture
+from models.report.page import render
 
 PARTS = ("representation", "projection")
 DECADES = 6
@@ -77,15 +78,15 @@ CURVES: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 
 
-def write(folders: Sequence[Path], out: Path) -> None:
-    """Write the page on the runs in `folders`. Raises ReportError for a folder without a run, or without matplotlib."""
+def page(folders: Sequence[Path], command: str = "") -> str:
+    """The page on the runs in `folders`, as HTML. Raises ReportError for a folder without a run, and FiguresError
+    without matplotlib."""
     runs = [RunLog.read(folder) for folder in folders]
-    title = "Training run" if len(runs) == 1 else f"{len(runs)} training runs"
-    sections = [
-        f"<h1>{title}</h1>",
+    title = f"Training run {runs[0].name}" if len(runs) == 1 else f"{len(runs)} training runs"
+    parts = [
         _table(runs),
         *(
-            f"<p class='guard'><b>{html.escape(run.name)}</b>: {html.escape(text)}</p>"
+            f"<p class='verdict bad'><b>{html.escape(run.name)}</b>{html.escape(text)}</p>"
             for run in runs
             for text in _warnings(run)
         ),
@@ -94,27 +95,10 @@ def write(folders: Sequence[Path], out: Path) -> None:
         "<h2>Spectra after the last epoch</h2>",
         _last_spectra(runs),
         "<h2>Spectra over the epochs</h2>",
-        f"<p>{PICTURE}</p>",
+        f"<p class='soft'>{PICTURE}</p>",
         *(_spectrum_picture(run) for run in runs),
     ]
-    page = f"<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>{title}</title>"
-    page += f"<style>{STYLE}</style></head>\n<body>\n" + "\n".join(sections) + "\n</body></html>\n"
-    fresh = out.with_name(f"{out.name}.new")
-    try:  # on a full disk the old page stays
-        fresh.write_text(page)
-        fresh.replace(out)
-    finally:
-        fresh.unlink(missing_ok=True)
-
-
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; width: 100% } th, td { padding: .3rem .6rem; text-align: right }
-th { border-bottom: 2px solid #888; font-weight: 600 } td { border-bottom: 1px solid #ddd }
-th:first-child, td:first-child { text-align: left } img { width: 100%; height: auto }
-.guard { background: #fde8e8; border-left: 4px solid #c00; padding: .5rem 1rem }
-h2 { margin-top: 2.5rem }
-"""
+    return render(title, parts=[Markup(it) for it in parts], command=command)
 
 
 def _warnings(run: RunLog) -> list[str]:
@@ -139,47 +123,59 @@ def _table(runs: Sequence[RunLog]) -> str:
         cells += [f"{z['effective_rank']:.1f} of {z['dimension']}", f"{last['views_per_second']:,}"]
         cells.append(f"{sum(record['seconds'] for record in run.records) / 3600:.2f}")
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    return "<table><tr>" + "".join(f"<th>{name}</th>" for name in head) + "</tr>" + "".join(rows) + "</table>"
+    return (
+        "<div class='scroll card'><table><tr>"
+        + "".join(f"<th>{name}</th>" for name in head)
+        + "</tr>"
+        + "".join(rows)
+        + "</table></div>"
+    )
 
 
 def _curves(runs: Sequence[RunLog]) -> str:
     present = {name: value for name, value in CURVES.items() if any(run.series(value)[1] for run in runs)}
-    columns = 3
-    figure = _figure(13, 3.1 * math.ceil(len(present) / columns))
-    for place, (name, value) in enumerate(present.items(), 1):
-        axes = figure.add_subplot(math.ceil(len(present) / columns), columns, place)
-        for colour, run in enumerate(runs):
+    return _side_by_side(_curve(name, value, runs) for name, value in present.items())
+
+
+def _curve(name: str, value: Callable[[dict[str, Any]], Any], runs: Sequence[RunLog]) -> str:
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        for run in runs:
             epochs, values = run.series(value)
-            axes.plot(epochs, values, color=f"C{colour}", label=run.name, marker="." if len(epochs) < 30 else "")
-        axes.set_title(name, fontsize=10)
-        axes.grid(alpha=0.3)
-        axes.set_xlabel("epoch", fontsize=8)
+            axes.plot(epochs, values, label=run.name, marker="." if len(epochs) < 30 else "")
+        axes.set(title=name, xlabel="epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.ticklabel_format(axis="y", useOffset=False)
-        if place == 1 and len(runs) > 1:
+        if len(runs) > 1:
             axes.legend(fontsize=8)
-    return _image(figure)
+
+    return picture(draw, f"{name} by epoch")
 
 
 def _last_spectra(runs: Sequence[RunLog]) -> str:
-    figure = _figure(13, 4)
-    for place, part in enumerate(PARTS, 1):
-        axes = figure.add_subplot(1, 2, place)
-        for colour, run in enumerate(runs):
+    return _side_by_side(_last_spectrum(part, runs) for part in PARTS)
+
+
+def _last_spectrum(part: str, runs: Sequence[RunLog]) -> str:
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        for run in runs:
             spectrum = run.records[-1][part]
             values = np.maximum(spectrum["eigenvalues"], 1e-12)
-            axes.loglog(spectrum["ranks"], values, color=f"C{colour}", marker=".", label=run.name)
-        axes.set_title(f"eigenvalues of the covariance, {part}", fontsize=10)
-        axes.set_xlabel("rank", fontsize=8)
-        axes.grid(alpha=0.3)
+            axes.loglog(spectrum["ranks"], values, marker=".", label=run.name)
+        axes.set(title=f"eigenvalues of the covariance, {part}", xlabel="rank")
         axes.legend(fontsize=8)
-    return _image(figure)
+
+    return picture(draw, f"Eigenvalues of the {part} after the last epoch")
 
 
 def _spectrum_picture(run: RunLog) -> str:
-    figure = _figure(13, 3.6)
-    for place, part in enumerate(PARTS, 1):
-        axes = figure.add_subplot(1, 2, place)
+    return _side_by_side(_waterfall(run, part) for part in PARTS)
+
+
+def _waterfall(run: RunLog, part: str) -> str:
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
         ranks = np.array(run.records[0][part]["ranks"], float)
         values = np.array([record[part]["eigenvalues"] for record in run.records], float).T
         shares = np.log10(np.maximum(values / np.maximum(values.max(axis=0), 1e-30), 10.0**-DECADES))
@@ -189,25 +185,12 @@ def _spectrum_picture(run: RunLog) -> str:
         mesh = axes.pcolormesh(
             np.append(epochs - 0.5, epochs[-1] + 0.5), edges, shares, vmin=-DECADES, vmax=0, rasterized=True
         )
-        axes.set_yscale("log")
-        axes.set_title(f"{run.name}: {part}", fontsize=10)
-        axes.set_xlabel("epoch", fontsize=8)
-        axes.set_ylabel("rank", fontsize=8)
+        axes.set(yscale="log", title=f"{run.name}: {part}", xlabel="epoch", ylabel="rank")
         axes.xaxis.get_major_locator().set_params(integer=True)
         figure.colorbar(mesh, ax=axes, label="log10 of the share of the largest")
-    return _image(figure)
+
+    return picture(draw, f"Spectrum of the {part} of {run.name} over the epochs")
 
 
-def _figure(width: float, height: float) -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ReportError("a report needs matplotlib: pip install 'fullrank-server[train]'") from error
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _image(figure: Any) -> str:
-    """The figure as a separate image, so that the identifiers of several SVG drawings cannot clash."""
-    drawing = io.BytesIO()
-    figure.savefig(drawing, format="svg", dpi=150, metadata={"Date": None})
-    return f"<img alt='' src='data:image/svg+xml;base64,{base64.b64encode(drawing.getvalue()).decode()}'>"
+def _side_by_side(pictures: Iterable[str]) -> str:
+    return f"<div class='figures'>{''.join(pictures)}</div>"

@@ -8,7 +8,10 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
 
 Record = Mapping[str, Any]
 Log = Callable[[int, Mapping[str, float]], None]
@@ -97,7 +100,16 @@ def scalars(record: Record) -> dict[str, float]:
 
 def prometheus(port: int, run: str, epochs: int) -> "Gauges":
     """Serve the last record as gauges `fullrank_training_*` on `port` of every interface. Raises OSError if in use."""
-    from prometheus_client import CollectorRegistry, Gauge, start_http_server
+    from prometheus_client import start_http_server
+
+    registry, gauges = registered(run, epochs)
+    start_http_server(port, registry=registry)
+    return gauges
+
+
+def registered(run: str, epochs: int) -> "tuple[CollectorRegistry, Gauges]":
+    """The gauges of a run, and the registry that they are in."""
+    from prometheus_client import CollectorRegistry, Gauge
 
     registry = CollectorRegistry()
 
@@ -118,9 +130,7 @@ def prometheus(port: int, run: str, epochs: int) -> "Gauges":
     }
     gauge("epochs", "Epochs of the recipe.").labels(run).set(epochs)
     stamp = gauge("timestamp_seconds", "Unix time of the last update.")
-    start_http_server(port, registry=registry)
-
-    return Gauges(run, plain, parts, stamp)
+    return registry, Gauges(run, plain, parts, stamp)
 
 
 class Gauges(Watcher):

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from training.report import CURVES, ReportError, RunLog, write
+from training.report import CURVES, ReportError, RunLog, page
 
 
 def part(rank: float) -> dict[str, Any]:
@@ -36,8 +36,12 @@ def write_run(folder: Path, epochs: int = 3, **extra: object) -> Path:
     return folder
 
 
-def drawings(page: str) -> list[ElementTree.Element]:
-    return [ElementTree.fromstring(base64.b64decode(data)) for data in re.findall(r"svg\+xml;base64,([^']+)", page)]
+def drawings(made: str) -> list[ElementTree.Element]:
+    """The pictures of a light page; each has a twin for a dark one."""
+    return [
+        ElementTree.fromstring(base64.b64decode(it))
+        for it in re.findall(r"src='data:image/svg\+xml;base64,([^']+)", made)
+    ]
 
 
 def test_a_report_is_one_file_with_every_curve_and_spectrum(tmp_path: Path) -> None:
@@ -45,17 +49,17 @@ def test_a_report_is_one_file_with_every_curve_and_spectrum(tmp_path: Path) -> N
     plain = write_run(tmp_path / "plain", epochs=1, predictor_alignment=[0.5, 1.0])
     (plain / "encoder").mkdir()
     (plain / "encoder" / "encoder.json").write_text(json.dumps({"quality": {"knn": 0.8403}}))
-    write([guarded, plain], tmp_path / "report.html")
-    page = (tmp_path / "report.html").read_text()
-    assert not re.findall(r"(?:src|href)='?(?!'?data:)[^'>]*", page), "a page that loads something else"
-    figures = drawings(page)
-    assert len(figures) == 4  # curves, last spectra, and a picture a run
-    curves = [part for part in figures[0].iter() if re.fullmatch(r"axes_\d+", part.get("id", ""))]
-    assert len(curves) == len(CURVES)
-    assert "guarded" in page
-    assert "collapse: &lt;rank&gt;" in page
-    assert "5.0 of 16" in page
-    assert "84.03%" in page  # a finished run brings its test accuracy
+    made = page([guarded, plain])
+    assert not re.findall(r"(?:src|href|srcset)='?(?!'?data:)[^'>]*", made), "a page that loads something else"
+    figures = drawings(made)
+    assert len(figures) == len(CURVES) + 2 + 2 * 2  # curves, last spectra, and two pictures a run
+    axes = [part for figure in figures for part in figure.iter() if re.fullmatch(r"axes_\d+", part.get("id", ""))]
+    assert len(axes) == len(CURVES) + 2 + 4 * 2  # a picture over the epochs has a scale of colours
+    assert made.count("<source media='(prefers-color-scheme: dark)'") == len(figures)
+    assert "guarded" in made
+    assert "collapse: &lt;rank&gt;" in made
+    assert "5.0 of 16" in made
+    assert "84.03%" in made  # a finished run brings its test accuracy
 
 
 def test_series_skip_the_records_without_the_value(tmp_path: Path) -> None:
@@ -71,5 +75,5 @@ def test_what_is_no_run_is_named(tmp_path: Path, content: str | None, message: s
     if content is not None:
         (tmp_path / "log.jsonl").write_text(content)
     with pytest.raises(ReportError, match=message) as error:
-        write([tmp_path], tmp_path / "report.html")
+        page([tmp_path])
     assert str(tmp_path) in str(error.value)

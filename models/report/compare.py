@@ -1,0 +1,164 @@
+"""Compares two encoders by their rows of the same images: what changes for a search if one replaces the other."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fullrank.monitor.snapshot import GROUPS
+from fullrank.rows import unit
+from fullrank.statistics import Interval, jackknife
+
+NEIGHBOURS = (1, 5, 10, 50)
+
+
+def cosines(rows: Tensor) -> Tensor:
+    """(m, m) cosines between rows (m, d); the diagonal, a row with itself, is minus infinity."""
+    units = unit(rows.double()).float()
+    return (units @ units.T).fill_diagonal_(-math.inf)
+
+
+def nearest(similar: Tensor, k: int) -> Tensor:
+    """(m, k) the nearest k of each row, nearest first; of equally near ones the first. similar: (m, m) cosines."""
+    found: Tensor = similar.argsort(dim=1, descending=True, stable=True)[:, :k]
+    return found
+
+
+def overlap(first: Tensor, second: Tensor) -> Tensor:
+    """(m,) the share of each row's k neighbours that both lists (m, k) have."""
+    return (first[:, :, None] == second[:, None, :]).any(2).double().mean(1)
+
+
+def spearman(first: Tensor, second: Tensor) -> float:
+    """Spearman's correlation of two vectors (n,): Pearson's of their ranks, ties sharing a mean; NaN if constant."""
+    a, b = (it - it.mean() for it in (_ranks(first), _ranks(second)))
+    scale = float(a.square().sum() * b.square().sum())
+    return float(a @ b) / math.sqrt(scale) if scale > 0 else math.nan
+
+
+def _ranks(values: Tensor) -> Tensor:
+    _, which, counts = torch.unique(values, sorted=True, return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    return (last - (counts.double() - 1) / 2)[which]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two encoders on the same m images.
+
+    overlaps: k -> the mean share of the k nearest images that stay, with 95 % bounds; distances: Spearman's
+    correlation of all pairs' distances, with bounds; kept (m,): the share of an image's `depth` nearest that stay;
+    moved (m,): images by how much their neighbours changed, most first; told (p, 2): pairs of images that the second
+    encoder tells apart and the first does not.
+    """
+
+    images: int
+    depth: int
+    overlaps: dict[int, Interval]
+    distances: Interval
+    kept: Tensor
+    moved: Tensor
+    told: Tensor
+    similar: tuple[Tensor, Tensor]
+    near: tuple[Tensor, Tensor]
+
+    @classmethod
+    def of(cls, first: Tensor, second: Tensor, pairs: int = 4) -> "Comparison":
+        """Compare rows (m, d) and (m, e) of the same m >= 12 images in the same order."""
+        m = len(first)
+        similar = cosines(first), cosines(second)
+        ks = [k for k in NEIGHBOURS if k <= (m - 1) // 2] or [1]
+        near = nearest(similar[0], ks[-1]), nearest(similar[1], ks[-1])
+        depth = max((k for k in ks if k <= 10), default=1)
+        kept = overlap(near[0][:, :depth], near[1][:, :depth])
+        whole = _figures(similar, ks)
+        groups = torch.arange(m).chunk(GROUPS)
+        weights = torch.tensor([float(len(it)) for it in groups], dtype=torch.float64)
+        left = [_figures(_without(similar, group), ks) for group in groups]
+        bounded = [_bounded(whole[i], [it[i] for it in left], weights) for i in range(len(whole))]
+        own = torch.tensor([_own(similar, i) for i in range(m)], dtype=torch.float64)
+        order = sorted(range(m), key=lambda i: (float(kept[i]), float(own[i])))
+        return cls(
+            m,
+            depth,
+            dict(zip(ks, bounded[1:], strict=True)),
+            bounded[0],
+            kept,
+            torch.tensor(order),
+            _told_apart(similar, pairs),
+            similar,
+            (near[0][:, :depth], near[1][:, :depth]),
+        )
+
+
+def _figures(similar: tuple[Tensor, Tensor], ks: list[int]) -> list[float]:
+    """Spearman's correlation of the distances, then the mean overlap at each k."""
+    m = len(similar[0])
+    upper = torch.triu_indices(m, m, 1)
+    first, second = (it[upper[0], upper[1]] for it in similar)
+    found = [spearman(first, second)]
+    near = [nearest(it, ks[-1]) for it in similar]
+    return found + [float(overlap(near[0][:, :k], near[1][:, :k]).mean()) for k in ks]
+
+
+def _without(similar: tuple[Tensor, Tensor], group: Tensor) -> tuple[Tensor, Tensor]:
+    keep = torch.ones(len(similar[0]), dtype=torch.bool)
+    keep[group] = False
+    return similar[0][keep][:, keep], similar[1][keep][:, keep]
+
+
+def _bounded(value: float, left: list[float], weights: Tensor) -> Interval:
+    half = jackknife(value, left, weights) if all(math.isfinite(it) for it in (value, *left)) else math.nan
+    return (
+        Interval(max(-1.0, value - half), value, min(1.0, value + half)) if half == half else Interval(estimate=value)
+    )
+
+
+def _own(similar: tuple[Tensor, Tensor], i: int) -> float:
+    """Spearman's correlation of one image's distances to all others; -1, the least, where it has none."""
+    others = torch.arange(len(similar[0])) != i
+    value = spearman(similar[0][i][others], similar[1][i][others])
+    return -1.0 if math.isnan(value) else value
+
+
+def _told_apart(similar: tuple[Tensor, Tensor], count: int) -> Tensor:
+    """Pairs that are no nearer than most in the second encoder, and nearest for that in the first; each image once."""
+    m = len(similar[0])
+    upper = torch.triu_indices(m, m, 1)
+    first, second = (it[upper[0], upper[1]] for it in similar)
+    far = second <= second.median()
+    order = torch.where(far, first, -math.inf).argsort(descending=True, stable=True)
+    return distinct(upper[:, order[: 64 * count]].T, count)
+
+
+def distinct(pairs: Tensor, count: int) -> Tensor:
+    """The first `count` pairs of (p, 2) that share no image."""
+    used: set[int] = set()
+    chosen = []
+    for a, b in pairs.tolist():
+        if a not in used and b not in used:
+            chosen.append((a, b))
+            used |= {a, b}
+        if len(chosen) == count:
+            break
+    return torch.tensor(chosen, dtype=torch.int64).reshape(-1, 2)
+
+
+def differ_only_in(rows: Tensor, directions: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Pairs (p, 2) of rows (m, d) whose difference lies most in `directions` (d, w), and its share of it (p,).
+
+    Only pairs at least as far apart as a quarter of all are considered: two copies differ in rounding alone.
+    """
+    m = len(rows)
+    wide = rows.double()
+    inside = torch.cdist(wide @ directions.double(), wide @ directions.double()).square()
+    whole = torch.cdist(wide, wide).square()
+    upper = torch.triu_indices(m, m, 1)
+    distance = whole[upper[0], upper[1]]
+    share = inside[upper[0], upper[1]] / distance.clamp_min(1e-30)
+    share = torch.where(distance >= distance.quantile(0.25) if len(distance) < 1 << 24 else 0.0, share, -1.0)
+    order = share.argsort(descending=True, stable=True)[: 64 * count]
+    pairs = distinct(upper[:, order].T, count)
+    shares = torch.tensor([float(inside[a, b] / whole[a, b]) for a, b in pairs.tolist()], dtype=torch.float64)
+    return pairs, shares
