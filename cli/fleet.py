@@ -1,12 +1,11 @@
 """fullrank fleet."""
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from cli.common import AsJson, console, errors, fail
+from cli.common import AsJson, console, errors, fail, printed
 
 if TYPE_CHECKING:
     from fullrank.fleet import Figures, Group
@@ -36,7 +35,7 @@ def fleet(
         fail(error)
     found = survey(replicas, unread)
     if as_json:
-        typer.echo(json.dumps(to_dict(found), indent=2))
+        printed(to_dict(found), "", as_json)
     else:
         for group in found.groups:
             _show(group)

@@ -102,10 +102,10 @@ def described() -> list[Described]:
 def _families(registry: "CollectorRegistry") -> "Iterator[tuple[Metric, list[str]]]":
     """The families of a registry, and the labels of each."""
     for collector in list(registry._collector_to_names):
-        labels: Any = getattr(collector, "_labelnames", None)
+        declared: Any = getattr(collector, "_labelnames", ())
         for family in collector.collect():
-            known = {key for sample in family.samples for key in sample.labels} if labels is None else labels
-            yield family, sorted(known) if labels is None else list(labels)
+            seen = {key for sample in family.samples for key in sample.labels} - {"le"}
+            yield family, list(declared) or sorted(seen)
 
 
 def _described(family: "Metric", where: str, labels: list[str]) -> Described:

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +12,7 @@ import typer
 from cli.common import AsJson, Device, Engine, errors, fail, printed, usable_output, write
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
     from torch import Tensor
 
     from models.report.album import Album
@@ -201,7 +202,6 @@ def _encoders(
     from models.report.compare import Comparison
     from models.report.subject import LEAST_COMPARED, of_encoder
 
-    notes: list[str] = []
     try:
         loaded = [load(it) for it in folders]
         incumbent = loaded[1] if len(loaded) > 1 else None
@@ -224,7 +224,7 @@ def _encoders(
             rows = [it.sample[torch.isin(where, common)] for it, where in zip(subjects, both, strict=True)]
             comparison = Comparison.of(rows[0], rows[1])
             album = _only(subjects[0].album, torch.isin(both[0], common))
-    return _page(subjects, comparison, None, album, notes)
+    return _page(subjects, comparison, None, album, training=_trained(folders[0]))
 
 
 def _only(album: "Album | None", mask: "Tensor") -> "Album | None":
@@ -238,17 +238,31 @@ def _page(
     comparison: "Comparison | None" = None,
     names: list[str] | None = None,
     album: "Album | None" = None,
-    notes: list[str] | None = None,
+    notes: "Sequence[str]" = (),
+    training: "Sequence[Markup]" = (),
 ) -> tuple[str, dict[str, Any]]:
     from models.report.figures import FiguresError
     from models.report.page import build, described
 
-    for note in [*(notes or []), *(note for it in subjects for note in it.notes)]:
+    for note in [*notes, *(note for it in subjects for note in it.notes)]:
         errors.print(note, soft_wrap=True)
     try:
-        return build(subjects, comparison, names, album, notes or [], _command()), described(subjects, comparison)
+        page = build(subjects, comparison, names, album, notes, _command(), training)
     except FiguresError as error:
         fail(error)
+    return page, described(subjects, comparison)
+
+
+def _trained(encoder: Path) -> "Sequence[Markup]":
+    """The parts of a page on the run that made an encoder, if its log lies in the encoder's folder."""
+    from models.report.figures import FiguresError
+    from training.report import ReportError, RunLog, sections
+
+    try:
+        return sections([RunLog.read(encoder)]) if (encoder / "log.jsonl").is_file() else ()
+    except (ReportError, FiguresError, OSError) as error:
+        errors.print(f"its run is left out: {error}", soft_wrap=True)
+        return ()
 
 
 def _command() -> str:

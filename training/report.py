@@ -83,6 +83,11 @@ def page(folders: Sequence[Path], command: str = "") -> str:
     without matplotlib."""
     runs = [RunLog.read(folder) for folder in folders]
     title = f"Training run {runs[0].name}" if len(runs) == 1 else f"{len(runs)} training runs"
+    return render(title, parts=sections(runs), command=command)
+
+
+def sections(runs: Sequence[RunLog]) -> list[Markup]:
+    """The parts of a page on runs: their last epochs side by side, warnings, curves and spectra."""
     parts = [
         _table(runs),
         *(
@@ -98,7 +103,7 @@ def page(folders: Sequence[Path], command: str = "") -> str:
         f"<p class='soft'>{PICTURE}</p>",
         *(_spectrum_picture(run) for run in runs),
     ]
-    return render(title, parts=[Markup(it) for it in parts], command=command)
+    return [Markup(it) for it in parts]
 
 
 def _warnings(run: RunLog) -> list[str]:

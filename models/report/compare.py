@@ -7,40 +7,15 @@ import torch
 from torch import Tensor
 
 from fullrank.monitor.snapshot import GROUPS
-from fullrank.rows import unit
+from fullrank.neighbours import nearest, overlap, rank_correlation, squared_distances
 from fullrank.statistics import Interval, jackknife
 
 NEIGHBOURS = (1, 5, 10, 50)
 
 
-def cosines(rows: Tensor) -> Tensor:
-    """(m, m) cosines between rows (m, d); the diagonal, a row with itself, is minus infinity."""
-    units = unit(rows.double()).float()
-    return (units @ units.T).fill_diagonal_(-math.inf)
-
-
-def nearest(similar: Tensor, k: int) -> Tensor:
-    """(m, k) the nearest k of each row, nearest first; of equally near ones the first. similar: (m, m) cosines."""
-    found: Tensor = similar.argsort(dim=1, descending=True, stable=True)[:, :k]
-    return found
-
-
-def overlap(first: Tensor, second: Tensor) -> Tensor:
-    """(m,) the share of each row's k neighbours that both lists (m, k) have."""
+def kept_neighbours(first: Tensor, second: Tensor) -> Tensor:
+    """(m,) the share of each row's k neighbours that both lists (m, k) have; its mean is `neighbours.overlap`."""
     return (first[:, :, None] == second[:, None, :]).any(2).double().mean(1)
-
-
-def spearman(first: Tensor, second: Tensor) -> float:
-    """Spearman's correlation of two vectors (n,): Pearson's of their ranks, ties sharing a mean; NaN if constant."""
-    a, b = (it - it.mean() for it in (_ranks(first), _ranks(second)))
-    scale = float(a.square().sum() * b.square().sum())
-    return float(a @ b) / math.sqrt(scale) if scale > 0 else math.nan
-
-
-def _ranks(values: Tensor) -> Tensor:
-    _, which, counts = torch.unique(values, sorted=True, return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double()
-    return (last - (counts.double() - 1) / 2)[which]
 
 
 @dataclass(frozen=True)
@@ -60,24 +35,24 @@ class Comparison:
     kept: Tensor
     moved: Tensor
     told: Tensor
-    similar: tuple[Tensor, Tensor]
+    squares: tuple[Tensor, Tensor]
     near: tuple[Tensor, Tensor]
 
     @classmethod
     def of(cls, first: Tensor, second: Tensor, pairs: int = 4) -> "Comparison":
         """Compare rows (m, d) and (m, e) of the same m >= 12 images in the same order."""
         m = len(first)
-        similar = cosines(first), cosines(second)
+        squares = squared_distances(first), squared_distances(second)
         ks = [k for k in NEIGHBOURS if k <= (m - 1) // 2] or [1]
-        near = nearest(similar[0], ks[-1]), nearest(similar[1], ks[-1])
+        near = nearest(squares[0], ks[-1]), nearest(squares[1], ks[-1])
         depth = max((k for k in ks if k <= 10), default=1)
-        kept = overlap(near[0][:, :depth], near[1][:, :depth])
-        whole = _figures(similar, ks)
+        kept = kept_neighbours(near[0][:, :depth], near[1][:, :depth])
+        whole = _figures(squares, ks)
         groups = torch.arange(m).chunk(GROUPS)
         weights = torch.tensor([float(len(it)) for it in groups], dtype=torch.float64)
-        left = [_figures(_without(similar, group), ks) for group in groups]
+        left = [_figures(_without(squares, group), ks) for group in groups]
         bounded = [_bounded(whole[i], [it[i] for it in left], weights) for i in range(len(whole))]
-        own = torch.tensor([_own(similar, i) for i in range(m)], dtype=torch.float64)
+        own = torch.tensor([_own(squares, i) for i in range(m)], dtype=torch.float64)
         order = sorted(range(m), key=lambda i: (float(kept[i]), float(own[i])))
         return cls(
             m,
@@ -86,26 +61,26 @@ class Comparison:
             bounded[0],
             kept,
             torch.tensor(order),
-            _told_apart(similar, pairs),
-            similar,
+            _told_apart(squares, pairs),
+            squares,
             (near[0][:, :depth], near[1][:, :depth]),
         )
 
 
-def _figures(similar: tuple[Tensor, Tensor], ks: list[int]) -> list[float]:
+def _figures(squares: tuple[Tensor, Tensor], ks: list[int]) -> list[float]:
     """Spearman's correlation of the distances, then the mean overlap at each k."""
-    m = len(similar[0])
+    m = len(squares[0])
     upper = torch.triu_indices(m, m, 1)
-    first, second = (it[upper[0], upper[1]] for it in similar)
-    found = [spearman(first, second)]
-    near = [nearest(it, ks[-1]) for it in similar]
-    return found + [float(overlap(near[0][:, :k], near[1][:, :k]).mean()) for k in ks]
+    first, second = (it[upper[0], upper[1]] for it in squares)
+    found = [rank_correlation(first, second)]
+    near = [nearest(it, ks[-1]) for it in squares]
+    return found + [overlap(near[0][:, :k], near[1][:, :k]) for k in ks]
 
 
-def _without(similar: tuple[Tensor, Tensor], group: Tensor) -> tuple[Tensor, Tensor]:
-    keep = torch.ones(len(similar[0]), dtype=torch.bool)
+def _without(squares: tuple[Tensor, Tensor], group: Tensor) -> tuple[Tensor, Tensor]:
+    keep = torch.ones(len(squares[0]), dtype=torch.bool)
     keep[group] = False
-    return similar[0][keep][:, keep], similar[1][keep][:, keep]
+    return squares[0][keep][:, keep], squares[1][keep][:, keep]
 
 
 def _bounded(value: float, left: list[float], weights: Tensor) -> Interval:
@@ -115,20 +90,19 @@ def _bounded(value: float, left: list[float], weights: Tensor) -> Interval:
     )
 
 
-def _own(similar: tuple[Tensor, Tensor], i: int) -> float:
-    """Spearman's correlation of one image's distances to all others; -1, the least, where it has none."""
-    others = torch.arange(len(similar[0])) != i
-    value = spearman(similar[0][i][others], similar[1][i][others])
-    return -1.0 if math.isnan(value) else value
+def _own(squares: tuple[Tensor, Tensor], i: int) -> float:
+    """Spearman's correlation of one image's distances to all others."""
+    others = torch.arange(len(squares[0])) != i
+    return rank_correlation(squares[0][i][others], squares[1][i][others])
 
 
-def _told_apart(similar: tuple[Tensor, Tensor], count: int) -> Tensor:
+def _told_apart(squares: tuple[Tensor, Tensor], count: int) -> Tensor:
     """Pairs that are no nearer than most in the second encoder, and nearest for that in the first; each image once."""
-    m = len(similar[0])
+    m = len(squares[0])
     upper = torch.triu_indices(m, m, 1)
-    first, second = (it[upper[0], upper[1]] for it in similar)
-    far = second <= second.median()
-    order = torch.where(far, first, -math.inf).argsort(descending=True, stable=True)
+    first, second = (it[upper[0], upper[1]] for it in squares)
+    far = second >= second.median()
+    order = torch.where(far, first, math.inf).argsort(stable=True)
     return distinct(upper[:, order[: 64 * count]].T, count)
 
 

@@ -13,10 +13,11 @@ from markupsafe import Markup
 from torch import Tensor
 
 from fullrank import __version__
+from fullrank.neighbours import nearest, squared_distances
 from fullrank.thresholds import BAND_GONE, TAIL_LOW
 from models.report import figures
 from models.report.album import Album, Arrays
-from models.report.compare import Comparison, cosines, differ_only_in, nearest
+from models.report.compare import Comparison, differ_only_in
 from models.report.subject import LEAST_COMPARED, Subject
 from models.report.words import lines, show
 
@@ -35,7 +36,7 @@ def render(title: str, **content: Any) -> str:
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters["show"] = show
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    empty = {"subjects": [], "comparison": None, "parts": []}
+    empty = {"subjects": [], "comparison": None, "parts": [], "training": []}
     return environment.get_template("page.html").render(
         empty | content, title=title, version=__version__, made=made, command=content.get("command", "")
     )
@@ -48,8 +49,12 @@ def build(
     album: Album | None,
     notes: Sequence[str],
     command: str,
+    training: Sequence[Markup] = (),
 ) -> str:
-    """The page on one subject, or on two where the second is what the first is compared with."""
+    """The page on one subject, or on two where the second is what the first is compared with.
+
+    training: the parts of a page on the run that made the first.
+    """
     first = subjects[0]
     title = first.name if len(subjects) == 1 else f"{first.name} against {subjects[1].name}"
     shown = [_subject(first, subjects[1] if len(subjects) > 1 else None)]
@@ -57,7 +62,7 @@ def build(
     compared = None
     if comparison is not None:
         compared = _comparison(comparison, (first.name, subjects[1].name), names, album)
-    return render(title, subjects=shown, comparison=compared, notes=list(notes), command=command)
+    return render(title, subjects=shown, comparison=compared, notes=list(notes), command=command, training=training)
 
 
 def _subject(it: Subject, against: Subject | None) -> dict[str, Any]:
@@ -135,11 +140,11 @@ def _weak(it: Subject, window: Mapping[str, Any]) -> list[tuple[int, int, float]
 
 def _pairs(rows: Tensor, directions: Tensor, album: Album) -> list[dict[str, Any]]:
     pairs, shares = differ_only_in(rows, directions, 6)
-    similar = cosines(rows)
+    squares = squared_distances(rows)
     return [
         {
             "images": [album.uri(a), album.uri(b)],
-            "caption": f"{share:.0%} of their difference; cosine {float(similar[a, b]):.3f}",
+            "caption": f"{share:.0%} of their difference; cosine {cosine(squares, a, b)}",
         }
         for (a, b), share in zip(pairs.tolist(), shares.tolist(), strict=True)
     ]
@@ -149,24 +154,29 @@ def _sheets(it: Subject) -> list[dict[str, Any]]:
     """A few rows, each with its nearest neighbours."""
     if len(it.sample) < LEAST_COMPARED or (it.album is None and it.ids is None):
         return []
-    similar = cosines(it.sample)
-    near = nearest(similar, SHOWN)
+    squares = squared_distances(it.sample)
+    near = nearest(squares, SHOWN)
     chosen = torch.linspace(0, len(it.sample) - 1, QUERIES).round().long().tolist()
     return [
-        {"query": _item(it.album, it.ids, i, ""), "lists": [("", _neighbours(it.album, it.ids, i, near, similar))]}
+        {"query": _item(it.album, it.ids, i, ""), "lists": [("", _neighbours(it.album, it.ids, i, near, squares))]}
         for i in chosen
     ]
 
 
 def _neighbours(
-    album: Album | None, ids: list[str] | None, i: int, near: Tensor, similar: Tensor, other: Tensor | None = None
+    album: Album | None, ids: list[str] | None, i: int, near: Tensor, squares: Tensor, other: Tensor | None = None
 ) -> list[Picture]:
     found = []
     for j in near[i][:SHOWN].tolist():
-        item = _item(album, ids, j, f"{float(similar[i, j]):.3f}")
+        item = _item(album, ids, j, cosine(squares, i, j))
         item["changed"] = other is not None and j not in other[i].tolist()
         found.append(item)
     return found
+
+
+def cosine(squares: Tensor, a: int, b: int) -> str:
+    """The cosine of two rows, from the squared distances of unit rows."""
+    return f"{1 - float(squares[a, b]) / 2:.3f}"
 
 
 def _item(album: Album | None, ids: list[str] | None, index: int, caption: str) -> Picture:
@@ -196,14 +206,16 @@ def _comparison(it: Comparison, names: tuple[str, str], ids: list[str] | None, a
     a, b = upper[:, keep]
     drawn = [
         figures.overlaps(it.overlaps, "Neighbours that stay"),
-        figures.distances(it.similar[0][a, b].tolist(), it.similar[1][a, b].tolist(), names, "The same pairs"),
+        figures.distances(
+            (1 - it.squares[0][a, b] / 2).tolist(), (1 - it.squares[1][a, b] / 2).tolist(), names, "The same pairs"
+        ),
     ]
     moved = []
     if album is not None or ids is not None:
         for i in it.moved[:MOVED].tolist():
             both = [
-                (names[1], _neighbours(album, ids, i, it.near[1], it.similar[1])),
-                (names[0], _neighbours(album, ids, i, it.near[0], it.similar[0], it.near[1])),
+                (names[1], _neighbours(album, ids, i, it.near[1], it.squares[1])),
+                (names[0], _neighbours(album, ids, i, it.near[0], it.squares[0], it.near[1])),
             ]
             query = _item(album, ids, i, f"{float(it.kept[i]):.0%} stay")
             moved.append({"query": query, "lists": both})
@@ -211,7 +223,7 @@ def _comparison(it: Comparison, names: tuple[str, str], ids: list[str] | None, a
         {
             "images": [album.uri(a) if album else None, album.uri(b) if album else None],
             "names": [ids[a], ids[b]] if ids else [],
-            "caption": f"cosine {float(it.similar[1][a, b]):.3f} in {names[1]}, {float(it.similar[0][a, b]):.3f} in "
+            "caption": f"cosine {cosine(it.squares[1], a, b)} in {names[1]}, {cosine(it.squares[0], a, b)} in "
             f"{names[0]}",
         }
         for a, b in it.told.tolist()

@@ -210,15 +210,15 @@ def _measured(
     taken = tally.snapshot(canary_rows)
     snapshot = taken.to_dict()
     ((seconds, statistics),) = taken.windows.items()
+    window = f"{seconds:g}"
     figures = tally.bounded(statistics)
     figures |= sampled(sample, figures) if len(sample) >= LEAST_COMPARED else {}
     if reference is None:  # nothing to compare with
         figures = {it: value for it, value in figures.items() if it not in COMPARING}
-    figures |= extras(snapshot)
+    figures |= extras(snapshot, snapshot["windows"][window])
     if snapshot["reference"] is None and healthy is not None:
         snapshot["reference"] = _described(healthy)
     judged = reference is not None
-    window = f"{seconds:g}"
     return Subject(name, kind, facts, snapshot, window, figures, judged, reference, sample, notes=tuple(notes))
 
 

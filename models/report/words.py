@@ -16,6 +16,13 @@ NAMES = {
     "rankme": "RankMe",
     "alpha_req": "power-law exponent (alpha-ReQ)",
     "std_ratio": "std × √d",
+    "wasserstein_uniformity": "Wasserstein distance from uniform",
+    "copies_share": "share of rows with a copy",
+    "local_dimension": "local dimension (TwoNN)",
+    "canary_angle_degrees": "canary: largest angle",
+    "canary_angle_median_degrees": "canary: middle angle",
+    "canary_neighbours_overlap": "canary: neighbours that stay",
+    "canary_distance_correlation": "canary: order of distances",
     "variance_dimensions": "directions that hold 99 % of the variance",
     "minimum_rows": "rows that the effective rank needs",
     "basis_effective_rank": "effective rank along the reference's directions",
@@ -55,11 +62,22 @@ SENTENCES = {
     "basis_effective_rank": "Seen along the reference's directions, about {value} of {d} are in use.",
     "mean_shift_ratio": "The centre of the embeddings has moved by {value} of the reference's total variance.",
     "zero_share": "{value} of the rows are all zero, so have no direction.",
+    "wasserstein_uniformity": "0 would be a perfectly even spread over the sphere, 1.41 a single point; here {value}.",
+    "dead_units": "{value} of {d} coordinates hardly vary in a sample of the rows.",
+    "saturated_units": "{value} of {d} coordinates are stuck at one end of their range in most rows.",
+    "hubness": "How unfair neighbourhoods are: near 0 to 1 no row is everybody's neighbour; here {value}.",
+    "local_dimension": "Around a row, the rows vary in about {value} directions.",
+    "gaussianity": "Slices of the rows are {value} away from Gaussian, where 0.3 is what chance gives.",
+    "copies_share": "A share of {value} of the sampled rows has a copy among them.",
+    "canary_angle_degrees": "The fixed image that turned most is {value} degrees off its stored embedding.",
+    "canary_angle_median_degrees": "Half of the fixed images are within {value} degrees of their stored embeddings.",
+    "canary_neighbours_overlap": "Of a fixed image's 10 nearest, a share of {value} is what it was.",
+    "canary_distance_correlation": "The order of the fixed images' distances agrees to {value}; 1 is the same order.",
     "canary_cosine": "The fixed images still embed to their stored embeddings within a cosine of {value}.",
     "canary_participation_ratio": "The fixed images' embeddings spread as over {value} equally strong directions.",
     "input_distance": "The images are {value} away from those of the reference: 0 is alike.",
 }
-WHOLE = {"numerical_rank", "variance_dimensions", "minimum_rows"}
+WHOLE = {"numerical_rank", "dead_units", "saturated_units", "variance_dimensions", "minimum_rows"}
 NOT_NUMBERS = {"seconds", "rows", "groups", "zeros"}
 
 
@@ -128,7 +146,8 @@ def _judged(
     """The comparison with reference and threshold in words, and the state."""
     healthy = reference.get(key)
     beside = f"the reference has {show(healthy, key)}" if isinstance(healthy, int | float) else ""
-    signal = key if key in limits else f"{key}_energy_ratio_low"
+    names = (key, key.removesuffix("_degrees"), f"{key}_energy_ratio_low")
+    signal = next((it for it in names if it in limits), "")
     limit = limits.get(signal)
     if limit is None or not math.isfinite(limit):
         return beside.capitalize() + ("." if beside else ""), "plain"
@@ -172,28 +191,30 @@ def show(value: float | None, key: str = "") -> str:
 
 def service_figures(snapshot: Mapping[str, Any], window: Mapping[str, Any]) -> dict[str, Interval]:
     """The figures in a service's answer: numbers, and objects with bounds, whatever they are called."""
+    found = numbers(window)
+    zeros, rows = (int(window.get(it) or 0) for it in ("zeros", "rows"))
+    if zeros + rows:
+        found["zero_share"] = Interval(estimate=zeros / (zeros + rows))
+    return found | extras(snapshot, window)
+
+
+def extras(snapshot: Mapping[str, Any], window: Mapping[str, Any]) -> dict[str, Interval]:
+    """The figures of the window's sample of rows, of the canary and of the inputs, where known."""
+    found = {key: value for key, value in numbers(window.get("sample") or {}).items() if key != "distinct_rows"}
+    for key, value in numbers(snapshot.get("canary") or {}).items():
+        found["canary_cosine" if key == "cosine_min" else f"canary_{key}"] = value
+    distance = numbers(snapshot.get("inputs") or {}).get("distance", Interval())
+    return {key: it for key, it in (found | {"input_distance": distance}).items() if not math.isnan(it.estimate)}
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, Interval]:
+    """The entries that are a number, or an object with an estimate and its bounds."""
     found = {}
-    for key, value in window.items():
+    for key, value in values.items():
         if isinstance(value, Mapping) and "estimate" in value:
             found[key] = Interval(*(_float(value.get(part)) for part in ("lower", "estimate", "upper")))
         elif (value is None or isinstance(value, int | float)) and key not in NOT_NUMBERS:
             found[key] = Interval(estimate=_float(value))
-    zeros, rows = (int(window.get(it) or 0) for it in ("zeros", "rows"))
-    if zeros + rows:
-        found["zero_share"] = Interval(estimate=zeros / (zeros + rows))
-    return found | extras(snapshot)
-
-
-def extras(snapshot: Mapping[str, Any]) -> dict[str, Interval]:
-    """The figures of the canary and of the inputs, where known."""
-    found = {}
-    canary = snapshot.get("canary") or {}
-    for name, key in (("canary_cosine", "cosine_min"), ("canary_participation_ratio", "participation_ratio")):
-        if canary.get(key) is not None:
-            found[name] = Interval(estimate=_float(canary[key]))
-    distance = (snapshot.get("inputs") or {}).get("distance")
-    if distance is not None:
-        found["input_distance"] = Interval(estimate=_float(distance))
     return found
 
 

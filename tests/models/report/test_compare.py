@@ -1,35 +1,26 @@
 """The comparison of two encoders, against scipy, numpy and cases whose answer is known."""
 
-import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import pdist
 from scipy.stats import spearmanr
 
-from models.report.compare import Comparison, cosines, differ_only_in, nearest, overlap, spearman
+from fullrank.neighbours import nearest, overlap, squared_distances
+from models.report.compare import Comparison, differ_only_in
 
 GENERATOR = torch.Generator().manual_seed(0)
 ROWS = torch.randn(60, 8, generator=GENERATOR)
 
 
-def test_spearman_is_scipys_with_ties() -> None:
-    rng = np.random.default_rng(1)
-    for first, second in ((rng.integers(0, 9, 200), rng.integers(0, 9, 200)), (rng.random(99), rng.random(99))):
-        found = spearman(torch.from_numpy(first).double(), torch.from_numpy(second).double())
-        assert found == pytest.approx(spearmanr(first, second).statistic, abs=1e-12)
-    assert np.isnan(spearman(torch.ones(5), torch.arange(5.0)))
-
-
-def test_neighbours_are_those_of_a_plain_loop() -> None:
-    units = (ROWS / ROWS.norm(dim=1, keepdim=True)).numpy()
-    near = nearest(cosines(ROWS), 5)
-    for i in range(len(ROWS)):
-        others = sorted((j for j in range(len(ROWS)) if j != i), key=lambda j: -float(units[i] @ units[j]))
-        assert near[i].tolist() == others[:5]
-
-
-def test_overlap_counts_what_both_lists_have() -> None:
-    first, second = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]]), torch.tensor([[4, 3, 9, 8], [1, 2, 3, 4]])
-    assert overlap(first, second).tolist() == [0.5, 0.0]
+def test_figures_are_the_librarys_and_scipys() -> None:
+    other = ROWS + torch.randn(60, 8, generator=GENERATOR)
+    found = Comparison.of(other, ROWS)
+    distances = [pdist((it / it.norm(dim=1, keepdim=True)).numpy()) for it in (other, ROWS)]
+    assert found.distances.estimate == pytest.approx(spearmanr(*distances).statistic, abs=1e-9)
+    near = [nearest(squared_distances(it), 10) for it in (other, ROWS)]
+    assert found.overlaps[10].estimate == pytest.approx(overlap(*near))
+    assert float(found.kept.mean()) == pytest.approx(overlap(*near))
+    assert found.overlaps[10].lower < found.overlaps[10].estimate < found.overlaps[10].upper
 
 
 def test_a_rotation_changes_nothing_and_noise_everything() -> None:
