@@ -47,11 +47,11 @@ class Files:
 
     def uri(self, index: int) -> str | None:
         try:
-            with Image.open(self._folder / self._names[index]) as image:
-                if image.width * image.height > MAX_PIXELS:
+            with Image.open(self._folder / self._names[index]) as file:
+                if file.width * file.height > MAX_PIXELS:
                     return None
-                image.draft("RGB", (SIDE, SIDE))
-                image = ImageOps.exif_transpose(image).convert("RGB")
+                file.draft("RGB", (SIDE, SIDE))
+                image = ImageOps.exif_transpose(file).convert("RGB")
         except (OSError, ValueError, Image.DecompressionBombError):
             return None
         image.thumbnail((SIDE, SIDE))
@@ -64,7 +64,7 @@ def shrunk(images: Tensor) -> Tensor:
     if side <= SIDE:
         return images
     size = tuple(max(1, round(it * SIDE / side)) for it in images.shape[2:])
-    small = [F.interpolate(it.float(), size=size, mode="area") for it in images.split(64)]
+    small = [F.interpolate(it.float(), size=size, mode="area") for it in torch.split(images, 64)]
     return torch.cat(small).round().to(torch.uint8)
 
 

@@ -131,7 +131,8 @@ def differ_only_in(rows: Tensor, directions: Tensor, count: int) -> tuple[Tensor
     upper = torch.triu_indices(m, m, 1)
     distance = whole[upper[0], upper[1]]
     share = inside[upper[0], upper[1]] / distance.clamp_min(1e-30)
-    share = torch.where(distance >= distance.quantile(0.25) if len(distance) < 1 << 24 else 0.0, share, -1.0)
+    least = float(distance.quantile(0.25))
+    share = torch.where(distance >= least, share, -1.0)
     order = share.argsort(descending=True, stable=True)[: 64 * count]
     pairs = distinct(upper[:, order].T, count)
     shares = torch.tensor([float(inside[a, b] / whole[a, b]) for a, b in pairs.tolist()], dtype=torch.float64)

@@ -44,7 +44,7 @@ def picture(draw: Callable[[Any], None], alt: str, size: tuple[float, float] = S
     )
 
 
-def _style(matplotlib: Any, theme: Mapping[str, Any]) -> dict[str, Any]:
+def _style(matplotlib: Any, theme: Mapping[str, Any]) -> Any:
     inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
     return {
         **dict.fromkeys(inked, theme["ink"]),

@@ -6,10 +6,10 @@ by itself, and the verdict is the one that the service would give.
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -137,39 +137,9 @@ def bounds(value: float, left: list[float], weights: Tensor) -> Interval:
     return Interval(value * math.exp(-half), value, value * math.exp(half))
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What rows gave: the snapshot as JSON-ready values, all figures with bounds, and a sample of unit rows."""
-
-    snapshot: dict[str, Any]
-    figures: dict[str, Interval]
-    sample: Tensor
-    ids: list[str] | None
-
-
 def choose(count: int, size: int, seed: int = 0) -> Tensor:
     """`size` of `count` positions, or all of them: a uniform sample without replacement, rising."""
     if count <= size:
         return torch.arange(count)
-    # Without a permutation of all positions, which for a file of billions of rows would not fit.
-    generator = torch.Generator().manual_seed(seed)
-    found: Tensor = torch.randint(count, (size,), generator=generator).unique()
-    while len(found) < size:
-        more = torch.randint(count, (size,), generator=generator)
-        found = torch.cat([found, more]).unique()
-        found = found[torch.randperm(len(found), generator=generator)[:size]].sort().values
-    return found
-
-
-def pick(chunks: Iterator[Tensor], positions: Tensor) -> Iterator[Tensor]:
-    """Of each chunk, the rows at those positions of the whole."""
-    start = 0
-    for chunk in chunks:
-        inside = positions[(positions >= start) & (positions < start + len(chunk))] - start
-        yield chunk[inside]
-        start += len(chunk)
-
-
-def interval_to_json(value: Interval) -> dict[str, float | None]:
-    """JSON-ready bounds."""
-    return {key: it if math.isfinite(it) else None for key, it in asdict(value).items()}
+    found = np.random.default_rng(seed).choice(count, size, replace=False, shuffle=False)
+    return torch.from_numpy(np.sort(found))

@@ -36,7 +36,7 @@ def render(title: str, **content: Any) -> str:
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters["show"] = show
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    empty = {"subjects": [], "comparison": None, "parts": [], "training": []}
+    empty: dict[str, Any] = {"subjects": [], "comparison": None, "parts": [], "training": []}
     return environment.get_template("page.html").render(
         empty | content, title=title, version=__version__, made=made, command=content.get("command", "")
     )
