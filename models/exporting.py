@@ -124,7 +124,7 @@ def _read_onnx(path: Path) -> Callable[[Pixels], Rows]:
 
 
 def offsets(content: bytes) -> dict[str, int]:
-    """The byte at which each tensor of a safetensors file begins."""
+    """The byte at which each tensor of a safetensors file begins. `content` needs only the file's header."""
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length])
     return {name: 8 + length + it["data_offsets"][0] for name, it in header.items() if name != "__metadata__"}

@@ -5,6 +5,7 @@ original graph, pools, and returns rows (n, d) float32. This needs the `onnx` pa
 """
 
 import hashlib
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
+from safetensors.torch import save_file
 
 from models.artifact import WEIGHTS, Graph
 from models.engines.engine import affine
 from models.engines.trace import PIXELS, RECORD, ROWS
+from models.exporting import offsets
 from models.importers.base import FEW, ImportRefusedError, Questions, imagenet
 from models.preprocess import Preprocessing
 
@@ -329,7 +332,25 @@ def _moved(model: Any) -> dict[str, torch.Tensor]:
             raise ImportRefusedError(
                 f"{name} holds values that are not finite: the training diverged, or the file is damaged"
             )
+    _place(model, weights)
     return weights
+
+
+def _place(model: Any, weights: dict[str, torch.Tensor]) -> None:
+    """Say where in the safetensors file each weight lies. Any tool can then read the graph beside that file.
+
+    The layout is safetensors' own, so the file is written once for its header.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch, WEIGHTS)
+        save_file(weights, path)
+        with path.open("rb") as file:
+            length = file.read(8)
+            places = offsets(length + file.read(int.from_bytes(length, "little")))
+    for tensor in model.graph.initializer:
+        if tensor.name in weights:
+            for key, value in (("offset", places[tensor.name]), ("length", weights[tensor.name].nbytes)):
+                tensor.external_data.add(key=key, value=str(value))
 
 
 def _answers(model: Any, weights: dict[str, torch.Tensor], how: Preprocessing, output: str) -> NDArray[np.float32]:

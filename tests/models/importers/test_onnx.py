@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -93,6 +94,11 @@ def test_its_rows_are_those_of_the_same_arithmetic_in_torch(external: bool, tmp_
     assert set(artifact.graph.weights) == {"stem", "last"}  # the bias is too small to be worth a place of its own
     torch.testing.assert_close(Embedder(artifact).embed(PIXELS), expected(PIXELS), rtol=1e-4, atol=1e-4)
     assert Embedder(artifact).embed(PIXELS[:1]).shape == (1, ROWS)
+    # Any tool reads the stored graph, whose weights lie in the safetensors file and nowhere else.
+    session = onnxruntime.InferenceSession(tmp_path / "encoder" / "encoder.onnx")
+    (rows,) = session.run(["rows"], {"pixels": PIXELS.numpy()})
+    torch.testing.assert_close(torch.from_numpy(rows), expected(PIXELS), rtol=1e-4, atol=1e-4)
+    assert (tmp_path / "encoder" / "encoder.onnx").stat().st_size < WEIGHTS["stem"].nbytes
     again = save(load(tmp_path / "encoder"), tmp_path / "copy")
     assert again.card.revision == artifact.card.revision
 
