@@ -142,7 +142,11 @@ def sound(settings: "Settings") -> Iterator[Finding]:
     from models.artifact import ArtifactError, load
     from models.embedder import Embedder
     from models.gate import judge
+    from service.settings import NONE
 
+    if settings.encoder == NONE:
+        yield Finding("encoder", "ok", "none: a sidecar, which takes rows at POST /observe")
+        return
     try:
         artifact = load(settings.encoder)
         options: dict[str, Any] = {"engine": settings.engine, "threads": settings.threads}

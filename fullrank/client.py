@@ -1,4 +1,4 @@
-"""A client of the service: images in, one array of embeddings out, in order. It needs httpx and numpy, no torch.
+"""A client of the service: images in, one array of embeddings out, in order. It needs httpx and no torch.
 
     from fullrank.client import Client
     with Client("http://127.0.0.1:8000") as client:
@@ -8,21 +8,23 @@
 """
 
 import asyncio
+import hashlib
 import io
 import itertools
 import os
 import random
 import re
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import save
 
 try:
     import httpx
@@ -31,6 +33,7 @@ except ImportError as error:
 
 Image = bytes | str | os.PathLike[str]  # an encoded image, or the path of one
 Rows = NDArray[np.float32]
+T = TypeVar("T")
 BATCH_BYTES = 16 * 2**20  # half of what a service accepts unless told otherwise
 BUSY = (429, 503)
 TOO_MUCH = ("body_too_large", "too_many_images")
@@ -181,6 +184,46 @@ class _Base:
             task = bar.add_task("images", total=images)
             yield lambda part: bar.advance(task, len(part.rows))
 
+    def _report(
+        self, model: str, rows: Rows | None, keys: Sequence[Any] | None, inputs: Rows | None, canary: Rows | None
+    ) -> Iterator[httpx.Request]:
+        """The requests that hand rows over, each with at most BATCH_BYTES of them."""
+        arrays = {
+            name: _floats(value, name) for name, value in (("rows", rows), ("inputs", inputs)) if value is not None
+        }
+        n = len(arrays["rows"]) if "rows" in arrays else 0
+        if keys is not None:
+            arrays["keys"] = np.array([_hashed(key) for key in keys], np.int64)
+        for name, value in arrays.items():
+            if len(value) != n:
+                raise ValueError(f"{name}: expected {n}, one a row, got {len(value)}")
+        size = sum(value[:1].nbytes for value in arrays.values())
+        step = max(1, BATCH_BYTES // max(1, size))
+        for start in range(0, n, step):
+            part = {name: np.ascontiguousarray(value[start : start + step]) for name, value in arrays.items()}
+            yield self._handed(model, part)
+        if canary is not None:
+            yield self._handed(model, {"canary": _floats(canary, "canary")})
+
+    def _handed(self, model: str, arrays: dict[str, NDArray[Any]]) -> httpx.Request:
+        return self._http.build_request(
+            "POST",
+            "/observe",
+            content=save(arrays),
+            params={"model": model},
+            headers={"Content-Type": "application/x-safetensors"},
+        )
+
+    def _told(self, request: httpx.Request) -> Generator[httpx.Request | float, Any, None]:
+        """One request's conversation, as `_talk`."""
+        for attempt in itertools.count():
+            response: httpx.Response = yield request
+            if response.status_code not in BUSY or attempt >= self.retries:
+                break
+            yield self._wait(response, attempt)
+        if not response.is_success:
+            raise self._refusal(response, _Batch(0, []))
+
 
 class Client(_Base):
     """See the module; may be used from several threads."""
@@ -206,7 +249,25 @@ class Client(_Base):
 
             return self._finish(list(pool.map(one, self._batches(asked))))
 
-    def _converse(self, talk: _Talk) -> _Part:
+    def observe(
+        self,
+        model: str,
+        rows: Rows | None = None,
+        *,
+        keys: Sequence[Any] | None = None,
+        inputs: Rows | None = None,
+        canary: Rows | None = None,
+    ) -> None:
+        """Hand over embeddings (n, d) made elsewhere, under the name `model`, to be watched: POST /observe.
+
+        keys: n content hashes (integers, strings or bytes), so that a hot item counts once; inputs: (n, k) small
+        descriptors of what was embedded; canary: (m, d), what the reference's canary images embed to now. Raises
+        EmbeddingError for what the service refuses, ValueError that names an array of the wrong shape.
+        """
+        for request in self._report(model, rows, keys, inputs, canary):
+            self._converse(self._told(request))
+
+    def _converse(self, talk: Generator[httpx.Request | float, Any, T]) -> T:
         response = None
         try:
             while True:
@@ -217,8 +278,8 @@ class Client(_Base):
                 else:
                     response = self._http.send(step)
         except StopIteration as end:
-            part: _Part = end.value
-            return part
+            value: T = end.value
+            return value
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
 
@@ -270,7 +331,20 @@ class AsyncClient(_Base):
                 for task in tasks:
                     task.cancel()
 
-    async def _converse(self, talk: _Talk) -> _Part:
+    async def observe(
+        self,
+        model: str,
+        rows: Rows | None = None,
+        *,
+        keys: Sequence[Any] | None = None,
+        inputs: Rows | None = None,
+        canary: Rows | None = None,
+    ) -> None:
+        """As Client.observe."""
+        for request in self._report(model, rows, keys, inputs, canary):
+            await self._converse(self._told(request))
+
+    async def _converse(self, talk: Generator[httpx.Request | float, Any, T]) -> T:
         response = None
         try:
             while True:
@@ -281,8 +355,8 @@ class AsyncClient(_Base):
                 else:
                     response = await self._http.send(step)
         except StopIteration as end:
-            part: _Part = end.value
-            return part
+            value: T = end.value
+            return value
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
 
@@ -306,6 +380,22 @@ class AsyncClient(_Base):
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+def _floats(rows: Any, name: str) -> Rows:
+    """A float32 array (n, d). ValueError for another shape or values that are no numbers."""
+    array = np.asarray(rows)
+    if array.ndim != 2 or array.dtype.kind not in "fiu":
+        raise ValueError(f"{name}: expected numbers of shape (n, d), got {array.dtype} of shape {array.shape}")
+    return array.astype(np.float32)
+
+
+def _hashed(key: Any) -> int:
+    """A key as 64 bits, the same in every process."""
+    if isinstance(key, int | np.integer):
+        return int(key) % 2**64 - 2**63
+    data = key.encode() if isinstance(key, str) else bytes(key)
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little", signed=True)
 
 
 def _listed(images: Image | Iterable[Image]) -> list[Image]:

@@ -16,6 +16,7 @@ import models
 from fullrank.verdict import CANARY_COSINE
 from service import keys
 
+NONE = Path("none")  # serves no encoder
 PRETRAINED = Path(models.__file__).parent / "pretrained"
 Gate = Literal["enforce", "warn", "off"]
 Engine = Literal["auto", "onnx", "torch"]
@@ -58,7 +59,11 @@ class Settings(BaseSettings):
         cli_hide_none_type=True,
     )
 
-    encoder: Path = Field(PRETRAINED / "fashion-directclr", description="Folder of the encoder served at start.")
+    encoder: Path = Field(
+        PRETRAINED / "fashion-directclr",
+        description="Folder of the encoder served at start. none serves no encoder: the service is a sidecar, which "
+        "takes embeddings at POST /observe.",
+    )
     encoders: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         max_length=16,
@@ -290,6 +295,12 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _keys_can_be_used(self) -> "Settings":
         assert self.grants is not None
+        return self
+
+    @model_validator(mode="after")
+    def _serves_none_alone(self) -> "Settings":
+        if self.encoder == NONE and self.encoders:
+            raise ValueError("encoder is none, so encoders must be empty; name one of them as encoder")
         return self
 
     @model_validator(mode="after")

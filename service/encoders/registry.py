@@ -13,9 +13,16 @@ from service.encoders.roster import Roster, Swap
 from service.encoders.served import Answer, Served, Source
 from service.engine.engine import Engine
 from service.engine.queue import Admission, Job, OverloadError
-from service.failures import DeadlineError, EmbeddingError, OverloadedError, ServiceError, UnreadyError
+from service.failures import (
+    DeadlineError,
+    EmbeddingError,
+    NotFoundError,
+    OverloadedError,
+    ServiceError,
+    UnreadyError,
+)
 from service.metrics import Metrics
-from service.settings import Gate, Settings
+from service.settings import NONE, Gate, Settings
 from service.watching.observer import Observer
 from service.watching.peers import Peers
 from service.watching.persistence import WindowStore
@@ -65,10 +72,10 @@ class Service:
         self._tasks = [
             asyncio.create_task(self.store.keep(self.monitors, self.settings.state_period)),
             asyncio.create_task(self.health.watch()),
-            asyncio.create_task(self.sidecar.forget_idle()),
+            asyncio.create_task(self.sidecar.keep()),
         ]
         self.phase = "ready"
-        log.info("serving %s", ", ".join(map(str, self.in_service())))
+        log.info("serving %s", ", ".join(map(str, self.in_service())) or "no encoder: a sidecar for POST /observe")
         names = {"default", *(served.name for served in self.in_service())}
         for alias, name in self.settings.aliases.items():
             if name not in names:
@@ -88,6 +95,9 @@ class Service:
 
     def served(self, model: str | None = None) -> Served:
         """The encoder called `model`, NAME or NAME@REVISION, or the default. Raises NotFoundError or UnreadyError."""
+        if not len(self.roster) and self.settings.encoder == NONE and self.phase != "starting":
+            message = "this service serves no encoder (FULLRANK_ENCODER=none); it takes embeddings at POST /observe"
+            raise NotFoundError("no_encoder", message, field=None if model is None else "model")
         if not len(self.roster):
             message = self.failure or "the encoder is still loading; GET /readyz says when it serves"
             raise UnreadyError("failed" if self.failure else "starting", message, retry_after=1)
@@ -119,6 +129,7 @@ class Service:
     async def reload(self) -> None:
         """Read the encoders' folders again, as Roster.reload does."""
         await self.roster.reload()
+        await self.sidecar.reload()
 
     # ---- requests
 

@@ -17,7 +17,7 @@ from service.encoders.served import Served
 from service.engine.engine import Engine
 from service.failures import ConflictError, InvalidError, NotFoundError, ServiceError
 from service.metrics import Metrics
-from service.settings import Gate, Settings
+from service.settings import NONE, Gate, Settings
 from service.watching.canary import CanaryWatch
 from service.watching.observer import Observer
 
@@ -160,7 +160,7 @@ class Roster:
         for encoder in self._settings.encoders:
             named = self._settings.encoders_dir / encoder
             beside.append(named if named.is_dir() else Path(encoder))
-        return [self._settings.encoder, *beside]
+        return beside if self._settings.encoder == NONE else [self._settings.encoder, *beside]
 
     def _folder(self, name: str) -> Path:
         """The folder of an encoder by name; names with separators or dots never get this far (routes.admin)."""

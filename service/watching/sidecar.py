@@ -1,20 +1,30 @@
 """Monitors of embeddings made elsewhere: POST /observe turns a replica into a sidecar of any embedding service."""
 
 import asyncio
+import logging
+import os
+import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 
 from fullrank import Reference, SpectrumMonitor
 from service.engine.queue import Rows
-from service.failures import InvalidError, NotFoundError
+from service.failures import ConflictError, InvalidError, NotFoundError
 from service.settings import Settings
 from service.watching.persistence import WindowStore
 
+log = logging.getLogger("fullrank.service")
+Stamp = tuple[int, int, int]
 REVISION = "observed"
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+MAX_DIMENSION = 8192
 
 
 # Upper bound on the memory of a monitor: MATRICES float64 matrices of dimension x dimension, and BESIDES bytes.
@@ -30,10 +40,31 @@ def memory_of(dimension: int) -> int:
 
 @dataclass(eq=False)
 class Observed:
-    """A model whose rows come by POST /observe: its monitor, and the time.monotonic() of its latest rows."""
+    """A model whose rows come by POST /observe: its monitor, and the time.monotonic() of its latest rows.
+
+    stamp: tells one state of its reference's file from another; None without a file.
+    """
 
     monitor: SpectrumMonitor
     last: float
+    stamp: Stamp | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """What one request brings: rows (n, d), a key a row, inputs (n, k), and embeddings of the canary images (m, d)."""
+
+    rows: Rows | None
+    keys: Sequence[bytes] | NDArray[np.generic] | None = None
+    inputs: Rows | None = None
+    canary: Rows | None = None
+
+    @property
+    def dimension(self) -> int:
+        """Width of the rows, or of the canary's."""
+        rows = self.canary if self.rows is None else self.rows
+        assert rows is not None
+        return int(rows.shape[1])
 
 
 class Sidecar:
@@ -49,32 +80,83 @@ class Sidecar:
         self._models: dict[str, Observed] = {}
         self._opening = asyncio.Lock()
 
-    async def observe(self, model: str, rows: Rows) -> None:
-        """Give rows (n, d) to the model's monitor. A new model gets a monitor, its reference and its stored windows.
+    async def observe(self, model: str, observation: Observation) -> SpectrumMonitor:
+        """Give rows to the model's monitor, which is returned. A new model gets one, its reference and stored windows.
 
-        Raises InvalidError if d is not the model's dimension, if there are too many models, if there is no memory left,
-        or if the reference is damaged or of another dimension.
+        Raises InvalidError if the width of rows, inputs or canary is not the model's, if there are too many models, if
+        there is no memory left, or if the reference is damaged or of another dimension.
         """
+        dimension = observation.dimension
         if model not in self._models:
             # At d = 2048 the reference takes a while to read. So it is read off the loop, once for concurrent requests.
             async with self._opening:
                 if model not in self._models:
                     await self._end(self._idle())
-                    await asyncio.to_thread(self._open, model, rows.shape[1])
+                    await asyncio.to_thread(self._open, model, dimension)
         observed = self._models[model]
-        dimension = observed.monitor.dimension
-        if rows.shape[1] != dimension:
-            message = f"rows of {model} have {dimension} dimensions, not {rows.shape[1]}; give another model name"
-            raise InvalidError("invalid_field", message, field="rows")
+        monitor = observed.monitor
+        if dimension != monitor.dimension:
+            message = f"rows of {model} have {monitor.dimension} dimensions, not {dimension}; give another model name"
+            raise InvalidError("invalid_field", message, field="canary" if observation.rows is None else "rows")
+        _check_inputs(model, monitor, observation)
         observed.last = time.monotonic()
-        observed.monitor.observe(rows)
+        try:
+            if observation.canary is not None:
+                monitor.record_canary(observation.canary)
+            if observation.rows is not None:
+                monitor.observe(observation.rows, observation.keys, observation.inputs)
+        except ValueError as error:  # it begins with the argument to blame
+            raise InvalidError("invalid_field", str(error), field=str(error).partition(":")[0]) from error
+        return monitor
 
-    async def forget_idle(self) -> None:
-        """Run for ever: remove models that got no rows for the longest window."""
+    async def keep(self) -> None:
+        """Run for ever: remove models that got no rows for the longest window, and read references that changed."""
         while True:
             await asyncio.sleep(LOOK)
             async with self._opening:
                 await self._end(self._idle())
+            await self.reload()
+
+    async def reload(self) -> None:
+        """Read references whose files changed. Their models begin with empty windows: nothing spans two references."""
+        async with self._opening:
+            for model, observed in list(self._models.items()):
+                if self._stamp(model) != observed.stamp:
+                    await asyncio.to_thread(self._reopen, model, observed)
+
+    def _reopen(self, model: str, observed: Observed) -> None:
+        stamp = self._stamp(model)
+        try:
+            reference = self._reference(model, observed.monitor.dimension)
+        except InvalidError as error:
+            observed.stamp = stamp  # say it once
+            log.error("%s keeps its reference: %s", model, error.message)
+            return
+        self._models[model] = Observed(self._monitor(observed.monitor.dimension, reference), observed.last, stamp)
+        observed.monitor.close()
+        log.info("%s is compared with another reference; its windows begin anew", model)
+
+    async def put_reference(self, model: str, body: bytes) -> Reference:
+        """Store a reference, as Reference.tensors() gives it in safetensors, and compare the model with it from now on.
+
+        Raises InvalidError if it is damaged or of another dimension than the model's rows, and ConflictError if there
+        is no folder to store it in.
+        """
+        folder = self._settings.references_dir
+        if folder is None:
+            message = "there is no folder for references; start the service with FULLRANK_REFERENCES_DIR"
+            raise ConflictError("no_references_dir", message)
+        reference = await asyncio.to_thread(_parsed, body)
+        known = self._models.get(model)
+        if known is not None and known.monitor.dimension != reference.dimension:
+            message = f"rows of {model} have {known.monitor.dimension} dimensions, the reference {reference.dimension}"
+            raise InvalidError("bad_reference", message, field="body")
+        try:
+            await asyncio.to_thread(_store, folder / f"{model}.safetensors", body)
+        except OSError as error:
+            raise ConflictError("references_dir", f"{folder} cannot be written: {error.strerror}") from error
+        await self.reload()
+        return reference
 
     def _idle(self) -> list[str]:
         since = time.monotonic() - max(self._settings.windows)
@@ -86,15 +168,24 @@ class Sidecar:
 
     def _open(self, model: str, dimension: int) -> None:
         self._check_room(dimension)
-        monitor = SpectrumMonitor(
-            dimension,
-            self._reference(model, dimension),
-            windows=self._settings.windows,
-            block_rows=self._settings.block_rows,
-        )
+        stamp = self._stamp(model)
+        monitor = self._monitor(dimension, self._reference(model, dimension))
         self._store.restore(model, REVISION, monitor)
         # Here, not after the await: if the caller were cancelled meanwhile, nothing would ever close the monitor.
-        self._models[model] = Observed(monitor, time.monotonic())
+        self._models[model] = Observed(monitor, time.monotonic(), stamp)
+
+    def _monitor(self, dimension: int, reference: Reference | None) -> SpectrumMonitor:
+        settings = self._settings
+        return SpectrumMonitor(dimension, reference, windows=settings.windows, block_rows=settings.block_rows)
+
+    def _stamp(self, model: str) -> Stamp | None:
+        """What tells one state of a reference's file from another."""
+        folder = self._settings.references_dir
+        try:
+            found = None if folder is None else (folder / f"{model}.safetensors").stat()
+        except OSError:
+            return None
+        return None if found is None else (found.st_mtime_ns, found.st_size, found.st_ino)
 
     def _check_room(self, dimension: int) -> None:
         """Raise InvalidError if one more model, or its memory, would exceed the limits."""
@@ -135,6 +226,15 @@ class Sidecar:
             message = f"no embeddings of {model!r} were observed; observed are: {there}"
             raise NotFoundError("no_such_model", message, field="model") from None
 
+    def only(self) -> tuple[str, SpectrumMonitor]:
+        """The one model that is observed, and its monitor. Raises NotFoundError unless there is exactly one."""
+        if len(self._models) == 1:
+            ((name, observed),) = self._models.items()
+            return name, observed.monitor
+        there = ", ".join(self._models) or "none yet; POST /observe brings them"
+        message = f"this service serves no encoder; name an observed model, ?model=NAME; observed are: {there}"
+        raise NotFoundError("no_such_model", message, field="model")
+
     def __iter__(self) -> Iterator[tuple[str, str, SpectrumMonitor]]:
         # A copy: a scrape iterates on another thread.
         return iter([(model, REVISION, observed.monitor) for model, observed in self._models.copy().items()])
@@ -143,3 +243,35 @@ class Sidecar:
         """Close all monitors, also one that is being opened. Their windows can still be read."""
         async with self._opening:
             await asyncio.gather(*(asyncio.to_thread(it.monitor.close) for it in self._models.values()))
+
+
+def _check_inputs(model: str, monitor: SpectrumMonitor, observation: Observation) -> None:
+    """Raise InvalidError for inputs that cannot be compared with the reference's: they would vouch for nothing."""
+    known = None if monitor.reference is None else monitor.reference.inputs
+    if observation.inputs is None or known is None or observation.inputs.ndim != 2:
+        return
+    if (width := observation.inputs.shape[1]) != known.width:
+        message = f"the inputs of {model}'s reference have {known.width} values each, these {width}"
+        raise InvalidError("invalid_field", message, field="inputs")
+
+
+def _parsed(body: bytes) -> Reference:
+    try:
+        return Reference.from_tensors(load(body))
+    except (ValueError, KeyError, SafetensorError) as error:
+        raise InvalidError("bad_reference", f"the body is no reference: {error}", field="body") from error
+
+
+def _store(path: Path, body: bytes) -> None:
+    """Replace a file as a whole, so that nobody reads half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".reference-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(body)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

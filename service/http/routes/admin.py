@@ -1,15 +1,16 @@
-"""POST /admin/encoders: put another encoder in service without stopping."""
+"""POST /admin/encoders puts another encoder in service, PUT /admin/references/MODEL another reference."""
 
 from dataclasses import asdict
-from typing import Literal
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.http.access import Administering
 from service.http.context import service_of
 from service.http.routes import operations
-from service.http.routes.schemas import KEY, SWAP_RESPONSES
+from service.http.routes.schemas import KEY, REFERENCE_BODY, REFERENCE_RESPONSES, SWAP_RESPONSES
+from service.watching.sidecar import NAME
 
 router = APIRouter(tags=["administration"], route_class=Administering)
 
@@ -64,6 +65,34 @@ class Swapped(BaseModel):
     previous: Encoder
     compared_with: Encoder
     judgement: Judged | None
+
+
+class Referenced(BaseModel):
+    """A reference as it was stored, and what it can do."""
+
+    model: str
+    dimension: int
+    rows: int = Field(description="Rows that gave its figures.")
+    calibrated: bool = Field(description="Whether its thresholds are those of its own healthy traffic.")
+    inputs: bool = Field(description="Whether it knows its inputs.")
+    canary: int = Field(description="Canary images it has embeddings of.")
+
+
+@router.put("/admin/references/{model}", responses=REFERENCE_RESPONSES, openapi_extra=REFERENCE_BODY)
+async def reference(request: Request, model: Annotated[str, Path(pattern=f"^{NAME}$")]) -> Referenced:
+    """Store the reference with which rows of this model from POST /observe are compared, from now on.
+
+    The body is what `save_file(reference.tensors(), ...)` writes. The model's windows begin anew.
+    """
+    found = await service_of(request).sidecar.put_reference(model, await request.body())
+    return Referenced(
+        model=model,
+        dimension=found.dimension,
+        rows=found.rows,
+        calibrated=found.calibration is not None,
+        inputs=found.inputs is not None,
+        canary=0 if found.canary is None else len(found.canary),
+    )
 
 
 @router.post("/admin/encoders", responses=SWAP_RESPONSES, openapi_extra=KEY)

@@ -20,6 +20,7 @@ from service.http.access import authorize_scrape
 from service.http.context import service_of
 from service.http.errors import Problem, retry
 from service.http.routes import schemas
+from service.settings import NONE
 from service.watching.peers import Families
 
 router = APIRouter(tags=["operations"])
@@ -49,11 +50,16 @@ async def healthz(request: Request) -> dict[str, str]:
 
 @router.get("/readyz", responses=schemas.example({"status": "ready"} | schemas.ENCODER) | schemas.failures(503))
 async def readyz(request: Request) -> dict[str, str]:
-    """Ready: weights loaded, warmed, canary passed, not draining. 503 with the reason otherwise."""
+    """Ready: weights loaded, warmed, canary passed, not draining. 503 with the reason otherwise.
+
+    A sidecar without an encoder of its own is ready once it can take rows.
+    """
     current = service_of(request)
     if (reason := current.unready()) is not None:
         code = "failed" if current.failure else current.phase if current.phase != "ready" else "unfit"
         raise Problem(503, code, reason, headers=retry(1))
+    if not current.in_service():
+        return {"status": "ready", "role": "sidecar"}
     return {"status": "ready", "model": current.current.name, "revision": current.current.revision}
 
 
@@ -72,8 +78,9 @@ async def metrics(request: Request) -> Response:
 async def info(request: Request) -> Response:
     """The encoder in service, the limits that hold and the versions that run."""
     current = service_of(request)
-    settings, served = current.settings, current.current
-    card = served.artifact.card
+    settings = current.settings
+    served = None if current.settings.encoder == NONE and current.phase != "starting" else current.current
+    card = None if served is None else served.artifact.card
     limits = (
         "max_batch",
         "max_pending_images",
@@ -86,9 +93,9 @@ async def info(request: Request) -> Response:
     return as_json(
         {
             "version": VERSION,
-            "encoder": card.model_dump(mode="json", exclude={"files"}) | {"revision": card.revision},
+            "encoder": card and card.model_dump(mode="json", exclude={"files"}) | {"revision": card.revision},
             "encoders": [{"model": it.name, "revision": it.revision} for it in current.in_service()],
-            "compared_with": baseline_of(served),
+            "compared_with": served and baseline_of(served),
             "limits": {name: getattr(settings, name) for name in limits},
             "engine": {"device": settings.device, "dtype": settings.dtype, "threads": settings.threads},
             "monitor": {"enabled": settings.monitor, "windows": settings.windows, "block_rows": settings.block_rows},

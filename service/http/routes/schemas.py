@@ -279,19 +279,30 @@ INFER_RESPONSES: Responses = {
 UNREADY = failures(503, shape=ProtocolError)
 UNKNOWN = failures(404, 503, shape=ProtocolError)
 
+_NUMBERS: dict[str, Any] = {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}
 OBSERVE_BODY: dict[str, Any] = KEY | {
-    "parameters": [{"name": "model", "in": "query", "schema": {"type": "string"}, "description": "With a .npy body."}],
+    "parameters": [
+        {"name": "model", "in": "query", "schema": {"type": "string"}, "description": "With a binary body."}
+    ],
     "requestBody": {
         "required": True,
         "content": {
             "application/x-npy": _BINARY,
+            "application/x-safetensors": _BINARY,
             "application/json": {
                 "schema": {
                     "type": "object",
-                    "required": ["model", "rows"],
+                    "required": ["model"],
                     "properties": {
                         "model": {"type": "string"},
-                        "rows": {"type": "array", "items": {"type": "array", "items": {"type": "number"}}},
+                        "rows": _NUMBERS | {"description": "Embeddings, one a row, normalised or not."},
+                        "keys": {
+                            "type": "array",
+                            "items": {"type": ["string", "integer"]},
+                            "description": "A content hash a row: one seen within the shortest window is a duplicate.",
+                        },
+                        "inputs": _NUMBERS | {"description": "A small descriptor of what was embedded, one a row."},
+                        "canary": _NUMBERS | {"description": "What the reference's canary images embed to now."},
                     },
                 },
                 "example": {"model": "their-encoder", "rows": [[0.1, -0.2, 0.3], [0.0, 0.4, -0.1]]},
@@ -303,6 +314,12 @@ OBSERVE_RESPONSES: Responses = {
     202: {"content": {"application/json": {"example": {"model": "their-encoder", "rows": 2, "dimension": 3}}}},
     **failures(400, 401, 403, 408, 409, 413, 415, 422, 429),
 }
+REFERENCE_BODY: dict[str, Any] = KEY | {
+    "requestBody": {"required": True, "content": {"application/x-safetensors": _BINARY}},
+}
+REFERENCE_RESPONSES: Responses = example(
+    {"model": "theirs", "dimension": 768, "rows": 5000, "calibrated": True, "inputs": True, "canary": 256}
+) | failures(401, 403, 408, 409, 413, 422, 429)
 METRICS = """# TYPE fullrank_effective_rank gauge
 fullrank_effective_rank{model="fashion-directclr",revision="7b4d5acfe760",window="5m"} 37.1
 """
