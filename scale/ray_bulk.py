@@ -157,6 +157,8 @@ class _Crew:
 def _connected(address: str) -> Iterator[Any]:
     """A connection to a Ray cluster. Raises BulkError, within seconds if nothing listens there."""
     _answers(address)
+    # Ray itself would try twenty times, half a minute each, to reach an address that listens and says nothing.
+    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
     os.environ.setdefault("RAY_gcs_server_request_timeout_seconds", f"{CONNECT:g}")
     try:
         import ray

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RAY = Path(sys.executable).parent / "ray"
 MARK = "RAY_CLUSTER_OF_A_TEST"
 STARTED = "Ray runtime started"
+PATIENCE = 600.0  # seconds
 
 
 def environment(folder: Path, **more: str) -> dict[str, str]:
@@ -74,6 +75,24 @@ def processes(folder: Path) -> list[int]:
         except OSError:
             continue
     return [it for it in found if it != os.getpid()]
+
+
+def named(folder: Path, name: str) -> list[int]:
+    """The cluster's processes with a name in their title."""
+    found = []
+    for process in processes(folder):
+        with suppress(OSError):
+            if name.encode() in Path(f"/proc/{process}/cmdline").read_bytes():
+                found.append(process)
+    return found
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait for what must come, however loaded the machine."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def _signal(process: int, sign: int) -> None:

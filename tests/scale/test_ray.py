@@ -1,0 +1,276 @@
+"""Bulk embedding and serving on a real Ray cluster, which takes long to start: `make soak` runs this."""
+
+import concurrent.futures
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+pytest.importorskip("ray", reason="pip install 'fullrank-server[ray]'")
+
+from models.artifact import load
+from models.embedder import Embedder, normalize
+from scale import bulk, ray_bulk, sources
+from tests.support.encoders import write_encoder
+from tests.support.images import as_files, encoded, pictures
+from tests.support.ray_cluster import PATIENCE, RAY, ROOT, cluster, environment, named, wait_for
+from tools.stack import free_port
+
+pytestmark = pytest.mark.soak
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("encoders")
+    write_encoder(root / "alpha", 2)
+    write_encoder(root / "beta", 3)
+    write_encoder(root / "collapsed", 1, dead=31)
+    return root
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[tuple[str, Path]]:
+    with cluster(cpus=4) as found:
+        yield found
+
+
+# ---- bulk
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    for index, picture in enumerate(pictures(120, 1)):
+        (folder / f"{index:03d}.png").write_bytes(encoded(picture))
+    (folder / "bad.png").write_bytes(b"no image")
+    return folder
+
+
+def embed(*arguments: str, folder: Path, shard: int = 8) -> subprocess.Popen[str]:
+    """`fullrank embed` in a process of its own, with small shards."""
+    program = f"from scale import sources; sources.FILES_A_SHARD = {shard}; from cli import main; main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", program, "embed", *arguments],
+        cwd=ROOT,
+        env=environment(folder, COLUMNS="200"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def test_a_cluster_writes_the_bytes_of_a_local_run_even_if_its_workers_are_killed(
+    ray_cluster: tuple[str, Path], encoders: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, folder = ray_cluster
+    monkeypatch.setattr(sources, "FILES_A_SHARD", 8)
+    local = tmp_path / "local"
+    bulk.run_local(bulk.begin(local, encoders / "alpha", sources.shards(str(images))), encoders / "alpha", local)
+    out = tmp_path / "out"
+    arguments = [str(images), "--encoder", str(encoders / "alpha"), "--out", str(out), "--ray", address]
+    run = embed(*arguments, "--processes", "2", folder=folder)
+    wait_for(lambda: run.poll() is not None or len(list(out.glob("*.parquet"))) >= 3)
+    for worker in named(folder, "ray::Embedder"):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
+    printed, complaints = run.communicate(timeout=PATIENCE)
+    assert run.returncode == 0, complaints
+    assert "121" in printed
+    assert contents(out) == contents(local)
+    # What is complete is skipped; what is missing is done again.
+    victim = next(out.glob("*.parquet"))
+    victim.unlink()
+    again = embed(*arguments, folder=folder)
+    _, complaints = again.communicate(timeout=PATIENCE)
+    assert again.returncode == 0, complaints
+    assert complaints.count("images, shard") + complaints.count("bad, shard") == 1
+    assert contents(out) == contents(local)
+
+
+def test_an_address_that_does_not_answer_ends_with_a_remedy(encoders: Path, images: Path, tmp_path: Path) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        port = silent.getsockname()[1]
+        for address in (f"127.0.0.1:{free_port()}", f"ray://127.0.0.1:{port}", f"127.0.0.1:{port}"):
+            arguments = [str(images), "--encoder", str(encoders / "alpha"), "--out", str(tmp_path / "out")]
+            run = embed(*arguments, "--ray", address, folder=tmp_path)
+            _, complaints = run.communicate(timeout=PATIENCE)
+            assert run.returncode == 1
+            assert f"no Ray cluster at {address}" in complaints
+            assert "ray start --head" in complaints
+
+
+@pytest.mark.parametrize("address", ["nowhere", "host:", "host:port", "ray://"])
+def test_what_is_no_address_is_refused(address: str) -> None:
+    with pytest.raises(bulk.BulkError, match="expected HOST:PORT"), ray_bulk._connected(address):
+        pass
+
+
+# ---- serving
+
+
+@pytest.fixture(scope="module")
+def fleet(ray_cluster: tuple[str, Path], encoders: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of two replicas that `serve run` started from the shipped configuration, with small encoders."""
+    address, folder = ray_cluster
+    port = free_port()
+    configuration = yaml.safe_load((ROOT / "deploy" / "ray" / "fullrank.yaml").read_text())
+    configuration["http_options"] |= {"host": "0.0.0.0", "port": port}
+    (application,) = configuration["applications"]
+    watched = {"monitor_rate": "inf", "block_rows": 32}
+    settings = {"encoder": str(encoders / "alpha"), "encoders_dir": str(encoders), **watched}
+    application["args"] = {"replicas": 2, "cpus": 0.5, "period": 0.5, "settings": settings}
+    file = tmp_path_factory.mktemp("serve") / "fullrank.yaml"
+    file.write_text(yaml.safe_dump(configuration))
+    log = file.with_name("log")
+    with log.open("w") as output:
+        command = [str(RAY.with_name("serve")), "run", "--address", address, str(file)]
+        run = subprocess.Popen(command, cwd=ROOT, env=environment(folder), stdout=output, stderr=output)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(lambda: run.poll() is not None or answers(url + "/readyz"))
+        assert run.poll() is None, log.read_text()[-3000:]
+        yield url
+    finally:
+        run.send_signal(signal.SIGINT)
+        try:
+            run.wait(120)
+        except subprocess.TimeoutExpired:
+            run.kill()
+
+
+def test_two_replicas_are_one_service(fleet: str, encoders: Path) -> None:
+    images = pictures(64, 5)
+    answer = post(fleet, images).json()
+    expected = normalize(Embedder(load(encoders / "alpha")).embed(images[:, None])).tolist()
+    for mine, his in zip(answer["embeddings"], expected, strict=True):
+        assert mine == pytest.approx(his, abs=1e-4)
+    for seed in range(20):
+        post(fleet, pictures(64, 100 + seed))
+    wait_for(lambda: total(fleet, "fullrank_images_total") == 21 * 64)
+    wait_for(lambda: sum(it["windows"]["300"]["rows"] for it in spectrum(fleet)["fleets"]) >= 21 * 64 - 2 * 32)
+    found = spectrum(fleet)
+    assert [it["replicas"] for it in found["fleets"]] == [2]
+    assert len({it["instance"] for it in found["replicas"]}) == 2
+    assert found["fleets"][0]["verdict"]["state"] == "healthy"
+    assert found["problems"] == []
+    assert get(fleet, "/spectrum").json()["model"] == "alpha"
+    assert get(fleet, "/moments").status_code == 200  # over loopback
+
+
+def test_a_client_that_is_not_local_is_not_taken_for_one_behind_the_proxy(fleet: str) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing: it only asks which address would be used
+        except OSError:
+            pytest.skip("this machine has no address but loopback")
+        address = probe.getsockname()[0]
+    url = fleet.replace("127.0.0.1", address)
+    assert get(url, "/healthz").status_code == 200
+    assert get(url, "/moments").status_code == 403
+    answer = httpx.get(f"{url}/moments", headers={"Host": "localhost"}, timeout=PATIENCE)
+    assert answer.status_code == 403
+
+
+def test_a_swap_reaches_every_replica_and_a_collapsed_encoder_none(fleet: str) -> None:
+    refused = admin(fleet, "collapsed")
+    assert refused.status_code == 409, refused.text
+    assert {it["model"] for it in spectrum(fleet)["replicas"]} == {"alpha"}
+    swapped = admin(fleet, "beta")
+    assert swapped.status_code == 200, swapped.text
+    found = spectrum(fleet)
+    assert [it["model"] for it in found["replicas"]] == ["beta", "beta"]
+    missing = admin(fleet, "none")
+    assert missing.status_code == 404
+
+
+def test_killing_a_replica_under_load_loses_no_request_and_no_count(fleet: str, ray_cluster: tuple[str, Path]) -> None:
+    """The replica that takes its place serves what the others were swapped to."""
+    _, folder = ray_cluster
+    before = {it["instance"] for it in spectrum(fleet)["replicas"]}
+    stop = threading.Event()
+    asked = 0
+
+    def load_it(seed: int) -> int:
+        answered = 0
+        while not stop.is_set():
+            post(fleet, pictures(8, seed))
+            answered += 1
+        return answered
+
+    counts = [total(fleet, "fullrank_images_total")]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        clients = [pool.submit(load_it, seed) for seed in range(4)]
+        wait_for(lambda: total(fleet, "fullrank_images_total") > counts[0] + 64)
+        os.kill(named(folder, "ServeReplica:fullrank")[0], signal.SIGKILL)
+
+        def replaced() -> bool:
+            counts.append(total(fleet, "fullrank_images_total"))
+            now = {it["instance"] for it in spectrum(fleet)["replicas"]}
+            return len(now) == 2 and now != before
+
+        wait_for(replaced)
+        stop.set()
+        asked = sum(it.result() for it in clients)
+    assert asked > 0
+    assert counts == sorted(counts)
+    assert total(fleet, "fullrank_fleet_lost_replicas_total") == 1
+    assert {it["model"] for it in spectrum(fleet)["replicas"]} == {"beta"}
+
+
+# ---- helpers
+
+
+def answers(url: str) -> bool:
+    with contextlib.suppress(httpx.HTTPError):
+        return httpx.get(url, timeout=30).status_code == 200
+    return False
+
+
+def get(url: str, path: str) -> httpx.Response:
+    return httpx.get(url + path, timeout=PATIENCE)
+
+
+def post(url: str, images: Any) -> httpx.Response:
+    """Embed, and send the request again as a client has to where a replica died: each is answered in the end."""
+    for _ in range(20):
+        with contextlib.suppress(httpx.HTTPError):
+            answer = httpx.post(url + "/embed", files=as_files([encoded(it) for it in images]), timeout=PATIENCE)
+            if answer.status_code == 200:
+                return answer
+        time.sleep(0.5)
+    raise AssertionError("a request was never answered")
+
+
+def admin(url: str, name: str) -> httpx.Response:
+    return httpx.post(url + "/admin/encoders", json={"name": name}, timeout=PATIENCE)
+
+
+def spectrum(url: str) -> dict[str, Any]:
+    answer = get(url, "/spectrum?fleet=1")
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def total(url: str, name: str) -> float:
+    """A series without labels of the fleet's scrape."""
+    answer = get(url, "/metrics")
+    assert answer.status_code == 200, answer.text
+    return next(float(line.split()[1]) for line in answer.text.splitlines() if line.startswith(name + " "))
