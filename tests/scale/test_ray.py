@@ -23,7 +23,7 @@ from models.artifact import load
 from models.embedder import Embedder, normalize
 from scale import bulk, ray_bulk, sources
 from tests.support.encoders import write_encoder
-from tests.support.images import as_files, encoded, pictures
+from tests.support.images import as_files, encoded, noise, pictures
 from tests.support.ray_cluster import PATIENCE, RAY, ROOT, cluster, environment, named, wait_for
 from tools.stack import free_port
 
@@ -126,10 +126,16 @@ def test_what_is_no_address_is_refused(address: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def fleet(ray_cluster: tuple[str, Path], encoders: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of two replicas that `serve run` started from the shipped configuration, with small encoders."""
+def port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def serving(
+    ray_cluster: tuple[str, Path], encoders: Path, tmp_path_factory: pytest.TempPathFactory, port: int
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Two replicas that `serve run` starts from the shipped configuration, with small encoders."""
     address, folder = ray_cluster
-    port = free_port()
     configuration = yaml.safe_load((ROOT / "deploy" / "ray" / "fullrank.yaml").read_text())
     configuration["http_options"] |= {"host": "0.0.0.0", "port": port}
     (application,) = configuration["applications"]
@@ -142,17 +148,22 @@ def fleet(ray_cluster: tuple[str, Path], encoders: Path, tmp_path_factory: pytes
     with log.open("w") as output:
         command = [str(RAY.with_name("serve")), "run", "--address", address, str(file)]
         run = subprocess.Popen(command, cwd=ROOT, env=environment(folder), stdout=output, stderr=output)
-    url = f"http://127.0.0.1:{port}"
     try:
-        wait_for(lambda: run.poll() is not None or answers(url + "/readyz"))
+        wait_for(lambda: run.poll() is not None or answers(f"http://127.0.0.1:{port}/readyz"))
         assert run.poll() is None, log.read_text()[-3000:]
-        yield url
+        yield run
     finally:
         run.send_signal(signal.SIGINT)
         try:
             run.wait(120)
         except subprocess.TimeoutExpired:
             run.kill()
+
+
+@pytest.fixture(scope="module")
+def fleet(serving: subprocess.Popen[bytes], port: int) -> str:
+    """The URL of the replicas."""
+    return f"http://127.0.0.1:{port}"
 
 
 def test_two_replicas_are_one_service(fleet: str, encoders: Path) -> None:
@@ -234,6 +245,17 @@ def test_killing_a_replica_under_load_loses_no_request_and_no_count(fleet: str, 
     assert {it["model"] for it in spectrum(fleet)["replicas"]} == {"beta"}
 
 
+def test_shutting_down_answers_what_was_taken(fleet: str, serving: subprocess.Popen[bytes]) -> None:
+    """The last test: it ends the fleet."""
+    slow = [encoded(noise((1500, 1500), seed=seed)) for seed in range(4)] * 8
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(httpx.post, fleet + "/embed", files=as_files(slow), timeout=PATIENCE) for _ in range(4)]
+        wait_for(lambda: pending(fleet) // len(slow) + sum(it.done() for it in asked) >= 4)
+        serving.send_signal(signal.SIGINT)
+        assert [it.result().status_code for it in asked] == [200] * 4
+    assert serving.wait(PATIENCE) == 0
+
+
 # ---- helpers
 
 
@@ -274,3 +296,9 @@ def total(url: str, name: str) -> float:
     answer = get(url, "/metrics")
     assert answer.status_code == 200, answer.text
     return next(float(line.split()[1]) for line in answer.text.splitlines() if line.startswith(name + " "))
+
+
+def pending(url: str) -> int:
+    """Images that all replicas have admitted and not answered."""
+    lines = get(url, "/metrics").text.splitlines()
+    return int(sum(float(line.split()[1]) for line in lines if line.startswith("fullrank_pending_images{")))
