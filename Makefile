@@ -8,7 +8,7 @@ PORT    ?= 8000
 ENCODER ?= models/pretrained/fashion-directclr
 BIN     := .venv/bin
 
-.PHONY: helm kustomize openapi serve example-efficientnet test lock coverage architecture soak demo e2e compose-test grafana-test dashboards bench lint clean
+.PHONY: docs dist helm kustomize openapi serve example-efficientnet test lock coverage architecture soak demo e2e compose-test grafana-test dashboards bench lint clean
 
 serve: .venv/serve
 	$(BIN)/fullrank serve --encoder $(ENCODER) --host $(HOST) --port $(PORT)
@@ -35,9 +35,15 @@ lint: .venv/dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-openapi: .venv/serve
+openapi: .venv/dev
 	$(BIN)/python -m service.http.openapi
 	$(BIN)/python -m tools.settings_docs
+	$(BIN)/python -m tools.reference
+
+# The site, into build/site. Zensical reads the same mkdocs.yml; CI builds with both.
+docs: .venv/python
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements/docs.txt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 demo: .venv/serve
 	$(BIN)/python -m tools.demo

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from fullrank.reference import Reference
     from fullrank.verdict import Verdict
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["Moments", "Reference", "SpectrumMonitor", "Verdict", "__version__", "measures", "merge"]
 

@@ -1,4 +1,4 @@
-"""Writes requirements/*.txt: exact versions and hashes of what the image, `make serve`, `test` and `dist` install.
+"""Writes requirements/*.txt: exact versions and hashes of what the image and the targets of the Makefile install.
 
     python -m tools.lock [--upgrade]
 
@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "requirements"
 # Each file and the extras of fullrank-server that it holds. The largest comes first: the others keep its versions.
-LOCKS = {"dev": "[dev]", "serve": "[train]", "image": "", "release": "[release]"}
+LOCKS = {"dev": "[dev]", "serve": "[train]", "image": "", "release": "[release]", "docs": "[docs]"}
 OURS = ("fullrank", "fullrank-server")
 WITH_TORCH = re.compile(r"(torch|triton|nvidia-\S+|cuda-\S+)==")
 HEADER = "# Written by `make lock` from pyproject.toml; `make lock UPGRADE=--upgrade` takes the newest releases.\n"

@@ -13,7 +13,7 @@ from tools.stack import StackError, wait
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "deploy" / "compose" / "demo.yml"
-PROJECT, IMAGE, WEBHOOK = "fullrank-test", "fullrank:0.1.0", "fullrank-test-webhook"
+PROJECT, IMAGE, WEBHOOK = "fullrank-test", "fullrank:0.2.0", "fullrank-test-webhook"
 RECEIVER = """
 import http.server
 class Receiver(http.server.BaseHTTPRequestHandler):

@@ -379,7 +379,7 @@ SPECTRUM_RESPONSES: Responses = {
 INFO_RESPONSES: Responses = {
     **loose(
         {
-            "version": "0.1.0",
+            "version": "0.2.0",
             "encoder": {
                 "name": ENCODER["model"],
                 "revision": ENCODER["revision"],

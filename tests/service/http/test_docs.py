@@ -1,4 +1,8 @@
-"""docs/howto/send-images.md does what it says."""
+"""The pages do what they say: their blocks, in order, against a real server.
+
+A block that cannot run here has a comment before it, `<!-- not run here: why -->`; tests/tools/test_blocks.py checks
+its commands against the command line.
+"""
 
 import ast
 import json
@@ -16,8 +20,16 @@ from service.settings import Settings
 from tests.support.process import running
 
 ROOT = Path(__file__).parents[3]
-PAGE = (ROOT / "docs" / "howto" / "send-images.md").read_text()
-BLOCKS = re.findall(r"```(sh|python|text|json)\n(.*?)```", PAGE, re.DOTALL)
+BLOCK = re.compile(r"(<!-- not run here: .+? -->\n)?```(sh|python|text|json)\n(.*?)```", re.DOTALL)
+PAGES = (
+    "howto/gate.md",
+    "howto/own-method.md",
+    "howto/send-images.md",
+    "howto/thresholds.md",
+    "tutorial/first-alert.md",
+    "tutorial/own-encoder.md",
+)
+SLOW = {"howto/own-method.md", "tutorial/own-encoder.md"}  # they train
 
 
 @pytest.fixture(scope="module")
@@ -26,26 +38,47 @@ def url() -> Iterator[str]:
         yield address
 
 
-def test_every_block_runs_and_gives_what_it_says(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the repository as far as the pages use it, with the command `fullrank` on the path."""
+    for name in ("examples", "models", "training"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    command = tmp_path / "bin" / "fullrank"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m cli "$@"\n')
+    command.chmod(0o755)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", [pytest.param(it, marks=pytest.mark.soak) if it in SLOW else it for it in PAGES])
+def test_every_block_runs_and_gives_what_it_says(
+    page: str, url: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    path = f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "PYTHONPATH": f"{ROOT}", "OMP_NUM_THREADS": "1"}
     namespace: dict[str, Any] = {}
     printed = ""
-    for language, written in BLOCKS:
+    ran = 0
+    for left_out, language, written in BLOCK.findall((ROOT / "docs" / page).read_text()):
+        if left_out:
+            continue
         block = written.replace("http://127.0.0.1:8000", url).replace("127.0.0.1:8000", url.removeprefix("http://"))
+        ran += 1
         if language == "sh":
             command = ["bash", "-euo", "pipefail", "-c", block]
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr
+            assert done.returncode == 0, done.stdout + done.stderr
             printed = done.stdout
         elif language == "text":
             assert printed == block
         elif language == "json":
             assert json.loads(printed) == json.loads(block)
+        elif page == "howto/own-method.md":
+            Path("mine.py").write_text(block)
         else:
             run(block, namespace)
-    assert {language for language, _ in BLOCKS} == {"sh", "python", "text", "json"}
+    assert ran
 
 
 def run(block: str, namespace: dict[str, Any]) -> None:

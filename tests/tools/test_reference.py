@@ -1,0 +1,64 @@
+"""docs/reference is what the code says, and mkdocs.yml knows every page."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from service.settings import Settings
+from tools.architecture import ROOT
+from tools.reference import PAGES
+from tools.reference.metrics import serving, unit
+
+DOCS = ROOT / "docs"
+CONFIGURATION = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_what_the_code_says(name: str) -> None:
+    assert (DOCS / "reference" / name).read_text() == PAGES[name](), f"docs/reference/{name} is old: make openapi"
+
+
+def test_every_setting_and_metric_is_described() -> None:
+    settings = (DOCS / "reference" / "settings.md").read_text()
+    assert {name for name in Settings.model_fields if f"| `FULLRANK_{name.upper()}` |" not in settings} == set()
+    metrics = (DOCS / "reference" / "metrics.md").read_text()
+    assert len(serving()) > 20
+    for line in re.findall(r"^\| `fullrank_.*", metrics, re.MULTILINE):
+        assert all(cell.strip() for cell in (line.split("|")[i] for i in (1, 2, 3, 5))), line
+
+
+def test_units_follow_the_names() -> None:
+    assert unit("fullrank_request_seconds") == "seconds"
+    assert unit("fullrank_pending_bytes_limit") == "bytes"
+    assert unit("fullrank_effective_rank") == "dimensions"
+
+
+def listed(entry: Any) -> list[str]:
+    """The files that a part of the navigation names."""
+    if isinstance(entry, str):
+        return [entry]
+    return [file for inner in (entry.values() if isinstance(entry, dict) else entry) for file in listed(inner)]
+
+
+def test_the_navigation_has_every_page_once() -> None:
+    files = sorted(str(it.relative_to(DOCS)) for it in DOCS.rglob("*.md"))
+    assert sorted(listed(CONFIGURATION["nav"])) == files
+
+
+def test_the_site_needs_no_plugin_and_loads_nothing_from_elsewhere() -> None:
+    assert CONFIGURATION["plugins"] == ["search"]
+    assert CONFIGURATION["theme"]["font"] is False
+    assert not {"extra_javascript", "extra_css", "hooks"} & set(CONFIGURATION)
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda it: str(it.relative_to(DOCS)))
+def test_a_page_links_to_nothing_that_the_site_lacks(page: Path) -> None:
+    """Files of the repository outside docs/ are named, not linked: on the site such a link would be dead."""
+    for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+        if not re.match(r"[a-z]+:", target):
+            file = (page.parent / target).resolve()
+            assert file.is_relative_to(DOCS), target
+            assert not file.is_dir(), target
