@@ -76,9 +76,8 @@ def serving() -> list[Metric]:
 
 def labels(metric: Metric) -> Iterable[str]:
     """The names of a metric's labels."""
-    if names := getattr(metric, "_labelnames", ()):
-        return names
-    return {name: None for sample in metric.samples for name in sample.labels if name not in ("le", "quantile")}
+    names: Iterable[str] = getattr(metric, "_labelnames", ())
+    return names or {name: None for sample in metric.samples for name in sample.labels if name not in ("le", "quantile")}
 
 
 def exported(metric: Metric) -> str:
