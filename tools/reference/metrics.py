@@ -77,7 +77,8 @@ def serving() -> list[Metric]:
 def labels(metric: Metric) -> Iterable[str]:
     """The names of a metric's labels."""
     names: Iterable[str] = getattr(metric, "_labelnames", ())
-    return names or {name: None for sample in metric.samples for name in sample.labels if name not in ("le", "quantile")}
+    found = {name: None for sample in metric.samples for name in sample.labels}
+    return names or [name for name in found if name not in ("le", "quantile")]
 
 
 def exported(metric: Metric) -> str:
