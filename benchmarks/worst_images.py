@@ -21,7 +21,7 @@ from models import headers
 from models.decode import ImageError
 from models.preprocess import Preprocessing, decode
 from service.encoders.served import SOON
-from service.engine.pool import Apart, Process
+from service.engine.pool import Process, SlowImage
 from service.settings import Settings
 
 HOW = Preprocessing(size=224, mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -91,10 +91,10 @@ def apart(data: bytes) -> tuple[float, float, str]:
     process = Process(LIMITS.decode_seconds, LIMITS.decode_memory_bytes)
     try:
         small = saved(noise(64), "PNG")
-        process.decode(Apart(small, HOW, refused=ValueError, **PIXELS), lambda: True)
+        process.decode(SlowImage(small, HOW, refused=ValueError, **PIXELS), lambda: True)
         before = usage(process.identity)
         try:
-            process.decode(Apart(data, HOW, refused=ValueError, **PIXELS), lambda: True)
+            process.decode(SlowImage(data, HOW, refused=ValueError, **PIXELS), lambda: True)
             outcome = "decoded"
         except ImageError as error:
             outcome = error.code

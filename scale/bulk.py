@@ -7,7 +7,6 @@ beside its rows; merged, they give the exact spectrum of all rows.
 
 import json
 import multiprocessing
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -24,6 +23,7 @@ from fullrank.moments import Moments, merge
 from models.artifact import load
 from models.decode import ImageError
 from models.embedder import Embedder, faulty, normalize
+from models.files import SCRATCH, write
 from models.preprocess import Pixels, decode
 from scale.sources import Item, Shard, SourceError
 
@@ -116,18 +116,11 @@ class Embedding:
             metadata={"encoder": card.name, "revision": card.revision},
         )
         table = pa.table([pa.array(ids, pa.string()), embeddings, pa.array(errors, pa.string())], schema=schema)
-        # The Parquet file is renamed last: if it is there, the shard is complete.
-        beside = [self.out / f"{name}.moments.safetensors", self.out / f"{name}.parquet"]
-        fresh = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in beside]
-        try:
-            # save_file would write to a name of its own first, which a kill leaves behind.
-            fresh[0].write_bytes(to_bytes(moments.tensors()))
-            pq.write_table(table, fresh[1])
-            for new, path in zip(fresh, beside, strict=True):
-                new.replace(path)
-        finally:
-            for new in fresh:
-                new.unlink(missing_ok=True)
+        content = pa.BufferOutputStream()
+        pq.write_table(table, content)
+        # The Parquet file is written last: if it is there, the shard is complete.
+        write(self.out / f"{name}.moments.safetensors", to_bytes(moments.tensors()))
+        write(self.out / f"{name}.parquet", memoryview(content.getvalue()))
 
 
 def _batches(items: Iterator[Item], preprocessing: Any) -> Iterator[list[tuple[Item, Pixels | None, str]]]:
@@ -160,7 +153,7 @@ def begin(out: Path, encoder: Path, shards: Sequence[Shard]) -> list[Shard]:
     mine = {"encoder": card.name, "revision": card.revision}
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for left in out.glob(".*.tmp"):
+        for left in out.glob(f".*{SCRATCH}"):
             left.unlink(missing_ok=True)
         if (out / RUN).exists():
             there = json.loads((out / RUN).read_text())
@@ -169,7 +162,7 @@ def begin(out: Path, encoder: Path, shards: Sequence[Shard]) -> list[Shard]:
                     f"{out} holds rows of {there.get('encoder')}@{there.get('revision')}, not of "
                     f"{card.name}@{card.revision}: choose another --out"
                 )
-        (out / RUN).write_text(json.dumps(mine) + "\n")
+        write(out / RUN, json.dumps(mine) + "\n")
     except (OSError, json.JSONDecodeError) as error:
         raise BulkError(f"{out}: {error}") from error
     return [shard for shard in shards if not (out / f"{shard.name}.parquet").exists()]

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
+from models import files
 from training.recipes import Recipe
 
 
@@ -43,20 +43,9 @@ def save(state: Mapping[str, Any], path: Path) -> None:
     Raises TrainingError if it cannot be written; the old one is then unchanged.
     """
     buffer = io.BytesIO()
-    fresh = path.with_suffix(".new")
     torch.save(state, buffer)
-    try:
-        with fresh.open("wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
-    except OSError as error:
-        fresh.unlink(missing_ok=True)
-        kept = "the last one is intact" if path.exists() else "there is none yet"
-        raise TrainingError(
-            f"{path} cannot be written ({error.strerror or error}); {kept}. Make room, then --resume"
-        ) from error
+    kept = "the last one is intact" if path.exists() else "there is none yet"
+    _replace(path, buffer.getbuffer(), f"; {kept}. Make room, then --resume")
 
 
 def load(path: Path, recipe: Recipe, device: torch.device) -> dict[str, Any]:
@@ -88,13 +77,14 @@ def began_with(path: Path) -> tuple[Recipe, dict[str, Any]]:
 
 def write(path: Path, text: str) -> None:
     """Replace a text file atomically. Raises TrainingError if it cannot be written."""
-    fresh = path.with_name(f"{path.name}.new")
+    _replace(path, text, "; make room, then --resume")
+
+
+def _replace(path: Path, content: memoryview | str, remedy: str) -> None:
     try:
-        fresh.write_text(text)
-        fresh.replace(path)
+        files.write(path, content)
     except OSError as error:
-        fresh.unlink(missing_ok=True)
-        raise TrainingError(f"{path} cannot be written ({error.strerror}); make room, then --resume") from error
+        raise TrainingError(f"{path} cannot be written ({error.strerror}){remedy}") from error
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ NEIGHBOURS = 20
 TEMPERATURE = 0.07
 CURVE = 32
 CHUNK = 256
-FEW = {"one_percent": 0.01, "ten_percent": 0.1}
+LABEL_SHARES = {"one_percent": 0.01, "ten_percent": 0.1}
 
 
 def knn_accuracy(
@@ -154,7 +154,7 @@ def quality(
 
 def probe_table(bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor) -> dict[str, float]:
     """Linear probes by L-BFGS: on all labels, and on a few of them if that leaves enough rows for a probe."""
-    shares = {"linear": 1.0} | {f"linear_{name}": share for name, share in FEW.items()}
+    shares = {"linear": 1.0} | {f"linear_{name}": share for name, share in LABEL_SHARES.items()}
     table: dict[str, float] = {}
     for name, share in shares.items():
         chosen = few_labels(bank_labels, share)

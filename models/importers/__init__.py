@@ -32,7 +32,7 @@ from models.importers import (
     timm,
     torchvision,
 )
-from models.importers.base import FEW, Checkpoint, Family, Found, ImportRefusedError, Questions, Weights
+from models.importers.base import SHOWN, Checkpoint, Family, Found, ImportRefusedError, Questions, Weights
 from models.importers.checkpoint import read, record
 
 __all__ = ["FAMILIES", "ImportRefusedError", "Options", "Report", "import_encoder"]
@@ -168,12 +168,12 @@ def _family(checkpoint: Checkpoint, name: str) -> Family:
     if not tensors:
         raise ImportRefusedError(
             f"{checkpoint.path} holds no tensors by name"
-            + (f"; it looks like {what}" if what else f" (it has {keys[:FEW]})")
+            + (f"; it looks like {what}" if what else f" (it has {keys[:SHOWN]})")
         )
     raise ImportRefusedError(
         f"{checkpoint.path}: no family knows these names"
         + (f", which look like those of {what}" if what else "")
-        + f": {', '.join(list(tensors)[:FEW])}. Known are {', '.join(FAMILIES)}; anything else comes through ONNX"
+        + f": {', '.join(list(tensors)[:SHOWN])}. Known are {', '.join(FAMILIES)}; anything else comes through ONNX"
     )
 
 
@@ -250,7 +250,7 @@ def _loaded(architecture: AnyArchitecture, found: Found) -> Any:
         if name in found.tensors and found.tensors[name].shape != tensor.shape
     ]
     faults = [
-        f"{len(names)} {words}, such as {', '.join(names[:FEW])}"
+        f"{len(names)} {words}, such as {', '.join(names[:SHOWN])}"
         for names, words in ((missing, "are missing"), (unlike, "have another shape"), (surplus, "have no place in it"))
         if names
     ]

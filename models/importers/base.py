@@ -17,7 +17,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 # Key parts that wrappers add: DataParallel, torch.compile, FSDP, activation checkpointing.
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-FEW = 5
+SHOWN = 5
 
 
 class ImportRefusedError(ValueError):
@@ -143,7 +143,7 @@ def take(tensors: Tensors, prefix: str, reasons: Mapping[str, str] | None = None
         else:
             dropped[name] = reason or f"not below {prefix}*"
     if not kept:
-        some = ", ".join(list(tensors)[:FEW]) or "none"
+        some = ", ".join(list(tensors)[:SHOWN]) or "none"
         raise ImportRefusedError(f"there are no tensors below {prefix or 'the top'}*; the first are {some}")
     return kept, dropped
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from models.importers.base import FEW, Checkpoint, ImportRefusedError
+from models.importers.base import SHOWN, Checkpoint, ImportRefusedError
 from models.importers.strip import stripped
 
 RECORDS = ("config.json", "preprocessor_config.json", "open_clip_config.json")
@@ -78,7 +78,7 @@ def _weights(folder: Path) -> Path:
             return folder / name
     found = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
     if len(found) != 1:
-        what = f"{len(found)} checkpoints ({', '.join(it.name for it in found[:FEW])})" if found else "no checkpoint"
+        what = f"{len(found)} checkpoints ({', '.join(it.name for it in found[:SHOWN])})" if found else "no checkpoint"
         raise ImportRefusedError(f"{folder} holds {what}; name the file")
     return found[0]
 
@@ -90,7 +90,7 @@ def _parts(path: Path) -> Sequence[Path]:
     names = record(path).get("weight_map", {}).values()
     shards = sorted({str(name) for name in names})
     if not shards or any(Path(name).name != name for name in shards):
-        raise ImportRefusedError(f"{path}: an index names files beside it; this one names {shards[:FEW]}")
+        raise ImportRefusedError(f"{path}: an index names files beside it; this one names {shards[:SHOWN]}")
     for name in shards:
         if not (path.parent / name).is_file():
             raise ImportRefusedError(f"{path.parent / name}: missing, though {path.name} names it")
@@ -155,9 +155,9 @@ def _blocked(path: Path, error: Exception) -> str:
         names = []
     if not names:
         return f"{path} cannot be read as tensors: {str(error).partition(chr(10))[0]}"
-    more = f" and {len(names) - FEW} more" if len(names) > FEW else ""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return (
-        f"{path} holds more than tensors and containers: {', '.join(names[:FEW])}{more}. Making such objects may run "
+        f"{path} holds more than tensors and containers: {', '.join(names[:SHOWN])}{more}. Making such objects may run "
         "code, so they are not made; --strip reads the tensors and leaves those objects out"
     )
 

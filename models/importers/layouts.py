@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from models.importers.base import FEW, Found, ImportRefusedError, Tensors
+from models.importers.base import SHOWN, Found, ImportRefusedError, Tensors
 
 Rules = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
 
@@ -129,7 +129,7 @@ def canonical(tensors: Tensors) -> Found:
                 # lightly's benchmarks put the model's children in a Sequential; the ReLU after the stem is no child.
                 facts = {"stem_relu": False}
             return Found(kind, _resnet(kept) if kind == "resnet" else _vit(kept), dropped, facts)
-    some = ", ".join(list(tensors)[:FEW])
+    some = ", ".join(list(tensors)[:SHOWN])
     raise ImportRefusedError(
         f"the names of its {len(tensors)} tensors are those of no ResNet or vision transformer known here, such as "
         f"{some}; anything else comes through ONNX: export it and import the .onnx file"

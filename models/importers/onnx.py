@@ -21,7 +21,7 @@ from models.artifact import WEIGHTS, Graph
 from models.engines.engine import affine
 from models.engines.trace import PIXELS, RECORD, ROWS
 from models.exporting import offsets
-from models.importers.base import FEW, ImportRefusedError, Questions, imagenet
+from models.importers.base import SHOWN, ImportRefusedError, Questions, imagenet
 from models.preprocess import Preprocessing
 
 USUAL = imagenet()
@@ -152,7 +152,7 @@ def _standard(model: Any) -> None:
     )
     if custom:
         raise ImportRefusedError(
-            f"it uses operators that are not ONNX's: {', '.join(custom[:FEW])}; export it with standard operators"
+            f"it uses operators that are not ONNX's: {', '.join(custom[:SHOWN])}; export it with standard operators"
         )
 
 

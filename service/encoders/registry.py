@@ -9,7 +9,7 @@ import torch
 
 from fullrank import SpectrumMonitor
 from service.encoders.health import Health, Limits
-from service.encoders.roster import Roster, Swap
+from service.encoders.roster import ServedEncoders, Swap
 from service.encoders.served import Answer, Served, Source
 from service.engine.engine import Engine
 from service.engine.queue import Admission, Job, OverloadError
@@ -51,7 +51,7 @@ class Service:
             decode_memory=settings.decode_memory_bytes,
             pinned=torch.device(settings.device).type == "cuda",
         )
-        self.roster = Roster(settings, self.engine, metrics, Observer(metrics, settings.monitor_rate))
+        self.roster = ServedEncoders(settings, self.engine, metrics, Observer(metrics, settings.monitor_rate))
         limits = Limits(settings.request_timeout, settings.liveness_seconds)
         self.health = Health(self.engine, self.roster.all, metrics, limits)
         self.store = WindowStore(settings.state_dir, metrics, max(settings.windows))
@@ -119,7 +119,7 @@ class Service:
         return self.health.fault()
 
     async def swap(self, name: str, gate: Gate, replaces: str | None = None) -> Swap:
-        """Swap an encoder as Roster.swap does, and then in all peers. Raises UnreadyError too."""
+        """Swap an encoder as ServedEncoders.swap does, and then in all peers. Raises UnreadyError too."""
         self.served(replaces)
         swap = await self.roster.swap(name, gate, replaces)
         if self.peers is not None:
@@ -127,18 +127,18 @@ class Service:
         return swap
 
     async def reload(self) -> None:
-        """Read the encoders' folders again, as Roster.reload does."""
+        """Read the encoders' folders again, as ServedEncoders.reload does."""
         await self.roster.reload()
         await self.sidecar.reload()
 
     # ---- requests
 
     async def embed(
-        self, sources: Sequence[Source], deadline: float, model: str | None = None, *, hurried: bool = False
+        self, sources: Sequence[Source], deadline: float, model: str | None = None, *, client_deadline: bool = False
     ) -> Answer:
         """Decode and embed images. All rows come from one encoder; see served().
 
-        deadline: in time.monotonic() seconds. hurried: the client set the deadline, so missing it is counted apart.
+        deadline: in time.monotonic() seconds. client_deadline: the client set it, so missing it is counted apart.
         Raises NotFoundError for a model that is not in service, InvalidError for a bad image, OverloadedError when
         full, UnreadyError while starting or stopped, DeadlineError, EmbeddingError for a row that is no embedding.
         """
@@ -146,7 +146,7 @@ class Service:
         await self._admit(len(sources))
         served.in_flight += 1
         try:
-            job = await self._embedded(served, sources, deadline, hurried)
+            job = await self._embedded(served, sources, deadline, client_deadline)
         finally:
             served.in_flight -= 1
             self.admission.leave(len(sources))
@@ -182,12 +182,12 @@ class Service:
                 retry_after=full.retry_after,
             ) from None
 
-    async def _embedded(self, served: Served, sources: Sequence[Source], deadline: float, hurried: bool) -> Job:
+    async def _embedded(self, served: Served, sources: Sequence[Source], deadline: float, client_deadline: bool) -> Job:
         """The finished job, with a valid embedding in every row. Counts refusals, and raises as embed() does."""
         try:
             job = await self.engine.embed(served, sources, deadline)
         except TimeoutError:
-            self.metrics.rejected["client_deadline" if hurried else "deadline"].inc(len(sources))
+            self.metrics.rejected["client_deadline" if client_deadline else "deadline"].inc(len(sources))
             raise DeadlineError(
                 "deadline_exceeded",
                 "the request's deadline passed before its images were embedded; "

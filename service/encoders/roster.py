@@ -33,7 +33,7 @@ class Swap:
     judgement: gates.Judgement | None
 
 
-class Roster:
+class ServedEncoders:
     """The encoders in service, the default first, and their canaries. All public methods run on the event loop."""
 
     def __init__(self, settings: Settings, engine: Engine, metrics: Metrics, observer: Observer) -> None:

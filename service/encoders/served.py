@@ -12,7 +12,7 @@ from models.artifact import Artifact
 from models.decode import ImageError
 from models.embedder import Embedder
 from models.preprocess import decode, resize
-from service.engine.pool import Apart
+from service.engine.pool import SlowImage
 from service.engine.queue import Pixels, Rows
 from service.failures import InvalidError
 from service.watching.observer import Observer
@@ -65,8 +65,8 @@ class Candidate:
     def __str__(self) -> str:
         return f"{self.name}@{self.revision}"
 
-    def decode(self, image: Source) -> Pixels | Apart:
-        """Decode an image to (c, s, s) uint8, or return an Apart if decoding may take long.
+    def decode(self, image: Source) -> Pixels | SlowImage:
+        """Decode an image to (c, s, s) uint8, or return a SlowImage if decoding may take long.
 
         Raises InvalidError, which names the field.
         """
@@ -81,7 +81,7 @@ class Candidate:
                 return resize(image.data, preprocessing, max_pixels=self.max_pixels)
             data = to_bytes(image.data, image.field)
             if headers.seconds(data) > SOON and headers.format_of(data) is not None:
-                return Apart(data, preprocessing, refused=refused, **limits)
+                return SlowImage(data, preprocessing, refused=refused, **limits)
             return decode(data, preprocessing, **limits)
         except ImageError as error:
             raise refused(error) from error

@@ -13,77 +13,24 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from models.embedder import faulty, normalize
-from service.engine.pool import Apart, Pool
+from service.engine.answers import deliver, expire, fail, settle
+from service.engine.batch import Batch, Encoder, embed_splitting, normalized
+from service.engine.decoding import Decoder
 from service.engine.queue import Job, Part, Pixels, Queue, Rows
 from service.metrics import Metrics
 
 log = logging.getLogger("fullrank.service")
 T = TypeVar("T")
 LANES = 2
-FEW = 4  # images that one thread decodes before waking a second one pays
 DECODE_SECONDS = 5.0  # of CPU, for one image that is decoded in a process of its own
 DECODE_MEMORY = 2**29  # bytes, for the same
 ENDING = 5.0  # seconds to wait for a thread at shutdown; one that is still in a forward pass ends with the process
-
-
-class Encoder(Protocol):
-    """What an encoder must provide for the engine."""
-
-    def decode(self, image: Any) -> Pixels | Apart:
-        """Decode an image of a request to (c, s, s) uint8. An exception fails this request and no other.
-
-        It must return within about 20 ms. For an image that may take longer it returns an Apart.
-        """
-
-    def embed(self, pixels: Pixels) -> Rows:
-        """(n, c, s, s) uint8 -> (n, d) float32, not normalised."""
-
-    def on_embedded(self, pixels: Pixels, rows: Rows) -> None:
-        """Called once the rows are on their way to their clients. It must return at once."""
-
-
-class Batch:
-    """Decoded parts of requests in one buffer that the device can copy from."""
-
-    def __init__(self, capacity: int, *, pinned: bool) -> None:
-        self._capacity = capacity
-        self._pinned = pinned
-        self._buffer: Pixels | None = None
-        self.parts: list[Part] = []
-        self.size = 0
-
-    def add(self, part: Part, images: Sequence[Pixels]) -> None:
-        """Add a part's images, (c, s, s) each."""
-        if self._buffer is None:
-            shape = (self._capacity, *images[0].shape)
-            # From page-locked memory a CUDA device can copy while this thread does something else.
-            own = torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy() if self._pinned else None
-            self._buffer = np.empty(shape, np.uint8) if own is None else own
-        self.parts.append(part)
-        for image in images:
-            self._buffer[self.size] = image
-            self.size += 1
-
-    def pixels(self) -> Pixels:
-        """(n, c, s, s) uint8 pixels of the parts still wanted. The others are dropped, so n may be 0."""
-        assert self._buffer is not None
-        pixels = self._buffer[: self.size]
-        now = time.monotonic()
-        wanted = [part.job.wanted(now) for part in self.parts]
-        if not all(wanted):
-            pixels = pixels[np.repeat(wanted, [len(part) for part in self.parts])]
-            self.parts = [part for part, it in zip(self.parts, wanted, strict=True) if it]
-        return pixels
 
 
 class Engine:
@@ -110,7 +57,6 @@ class Engine:
         self.failures = 0  # failed batches since the last successful one
         self._metrics = metrics
         self._pinned = pinned
-        self._decode_threads = decode_threads
         self._threads = threads
         self._loop: asyncio.AbstractEventLoop | None = None
         self._jobs: set[Job] = set()  # unfinished jobs
@@ -125,10 +71,8 @@ class Engine:
         self._turns: deque[object] = deque()  # the lane that has the device first, then the next
         self._filling = False  # whether a lane that waits for the device has room for more images
         self._notifying = False
-        self._helpers = ThreadPoolExecutor(max(1, decode_threads - 1), "decode")
-        self._pool = Pool(
-            decode_threads, decode_seconds, decode_memory, self._decoded_apart, metrics.killed_decoders.inc
-        )
+        killed = metrics.killed_decoders.inc
+        self._decoder = Decoder(decode_threads, decode_seconds, decode_memory, self._put_back, self._failed, killed)
         self._lanes: list[threading.Thread] = []
 
     async def embed(
@@ -152,7 +96,7 @@ class Engine:
         self._jobs.add(job)
         self.queue.put(job)
         self._notify_soon()
-        timer = None if math.isinf(deadline) else loop.call_later(max(0.0, deadline - job.queued), _expire, job)
+        timer = None if math.isinf(deadline) else loop.call_later(max(0.0, deadline - job.queued), expire, job)
         try:
             await job.answer
         finally:
@@ -174,9 +118,9 @@ class Engine:
                 with self._held(ticket):
                     result = function(*arguments)
             except BaseException as error:
-                self._call_on_loop(_settle, answer, None, error)
+                self._call_on_loop(settle, answer, None, error)
             else:
-                self._call_on_loop(_settle, answer, result, None)
+                self._call_on_loop(settle, answer, result, None)
 
         # Not a thread of an executor: the interpreter would wait for that at its end, however long it takes.
         threading.Thread(target=alone, name="call", daemon=True).start()
@@ -219,8 +163,7 @@ class Engine:
                 await asyncio.to_thread(lane.join, 0.1)
             if lane.is_alive():
                 log.error("%s is still busy with a batch and is left behind", lane.name)
-        await asyncio.to_thread(self._pool.close)
-        self._helpers.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self._decoder.close)
 
     def _notify_soon(self) -> None:
         if not self._notifying:
@@ -251,7 +194,7 @@ class Engine:
                 log.exception("a batch of %d requests failed", len(taken))
                 self.failures += 1
                 self._metrics.failed_batches.inc()
-                self._call_on_loop(_fail, [part.job for part in taken], error)
+                self._call_on_loop(fail, [part.job for part in taken], error)
             finally:
                 with self._lock:
                     self._busy -= 1
@@ -265,13 +208,13 @@ class Engine:
     def _serve(self, taken: list[Part]) -> None:
         """Decode parts, add those that arrive meanwhile, and run the batch."""
         batch = Batch(self.queue.max_batch, pinned=self._pinned)
-        self._decode(taken, batch)
+        self._decoder.decode(taken, batch)
         if not batch.parts:
             return
         with self._held(batch):
             while more := self._queue_for_device(batch, batch):
                 taken.extend(more)
-                self._decode(more, batch)
+                self._decoder.decode(more, batch)
             pixels = batch.pixels()
             if not batch.parts:
                 return
@@ -282,6 +225,15 @@ class Engine:
                 del self._running[threading.get_ident()]
         # Only now, after the device was released: the other lane's batch runs meanwhile.
         self._observe(batch, pixels, rows)
+
+    def _put_back(self, part: Part) -> None:
+        """Queue a part again, once its slow images are decoded. For any thread."""
+        self.queue.put_back(part)
+        self._call_on_loop(self._notify_soon)
+
+    def _failed(self, job: Job, error: Exception) -> None:
+        """Give a job up with an error. For any thread."""
+        self._call_on_loop(fail, [job], error)
 
     def _call_on_loop(self, function: Callable[..., None], *arguments: Any) -> None:
         assert self._loop is not None
@@ -328,41 +280,6 @@ class Engine:
                     self._turns.remove(ticket)
                 self._freed.notify_all()
 
-    def _decode(self, parts: list[Part], batch: Batch) -> None:
-        """Decode parts and add them to a batch, on several threads if there are many images. A bad image fails its job.
-
-        Parts with images that may take long go to the pool. Parts that no client waits for any more are dropped.
-        """
-        started = time.monotonic()
-        images = [(part.job, image) for part in parts for image in part.images]
-        shares = min(self._decode_threads, math.ceil(len(images) / FEW))
-        others = [self._helpers.submit(_decode_all, images[i::shares]) for i in range(1, shares)]
-        decoded: list[Pixels | Apart | Exception | None] = [None] * len(images)
-        decoded[::shares] = _decode_all(images[::shares])
-        for i, other in enumerate(others, 1):
-            decoded[i::shares] = other.result()
-        seconds = time.monotonic() - started
-        results = iter(decoded)
-        for part in parts:
-            own = [next(results) for _ in range(len(part))]
-            part.job.decode_seconds += seconds
-            if (error := next((it for it in own if isinstance(it, Exception)), None)) is not None:
-                part.job.abandoned = True
-                self._call_on_loop(_fail, [part.job], error)
-            elif any(isinstance(it, Apart) for it in own):
-                self._pool.put(part, own)
-            elif all(it is not None for it in own):
-                batch.add(part, [it for it in own if isinstance(it, np.ndarray)])
-
-    def _decoded_apart(self, part: Part, result: list[Pixels] | Exception) -> None:
-        """Take a decoded part back from the pool. Runs on a thread of the pool."""
-        if isinstance(result, Exception):
-            part.job.abandoned = True
-            self._call_on_loop(_fail, [part.job], result)
-            return
-        self.queue.put_back(replace(part, decoded=result))
-        self._call_on_loop(self._notify_soon)
-
     def _run(self, batch: Batch, pixels: Pixels) -> Rows:
         """Embed a batch's pixels and hand each job its rows."""
         encoder: Encoder = batch.parts[0].job.encoder
@@ -381,7 +298,7 @@ class Engine:
             if part.job.store(part, rows[own], unit[own], started, seconds):
                 complete.append(part.job)
         if complete:
-            self._call_on_loop(_deliver, complete)
+            self._call_on_loop(deliver, complete)
         return rows
 
     def _observe(self, batch: Batch, pixels: Pixels, rows: Rows) -> None:
@@ -396,65 +313,3 @@ class Engine:
             encoder.on_embedded(*(pixels, rows) if observed.all() else (pixels[observed], rows[observed]))
         except Exception:
             log.exception("a batch of %d images could not be observed", len(pixels))
-
-
-def normalized(rows: Rows) -> tuple[Rows, NDArray[np.bool_]]:
-    """(n, d) rows with unit L2 norm, and a mask of the rows that are no embedding: not finite, or all zero.
-
-    Computed in float64, as in the monitor: the square of a finite float32 can overflow float32.
-    """
-    made = torch.from_numpy(rows)
-    return normalize(made).numpy(), faulty(made).numpy()
-
-
-def _decode_all(images: list[tuple[Job, Any]]) -> list[Pixels | Apart | Exception | None]:
-    """For each image its pixels, or the exception that decoding raised, or None if no client waits for it any more."""
-    decoded = list[Pixels | Apart | Exception | None]()
-    for job, image in images:
-        try:
-            if not job.wanted(time.monotonic()):
-                decoded.append(None)
-            else:
-                decoded.append(image if isinstance(image, np.ndarray) else job.encoder.decode(image))
-        except Exception as error:
-            decoded.append(error)
-    return decoded
-
-
-def _settle(answer: "asyncio.Future[T]", result: T, error: BaseException | None) -> None:
-    if answer.done():
-        return
-    if error is None:
-        answer.set_result(result)
-    else:
-        answer.set_exception(error)
-
-
-def embed_splitting(encoder: Encoder, pixels: Pixels) -> Rows:
-    """Call encoder.embed, in halves if the device runs out of memory."""
-    try:
-        return encoder.embed(pixels)
-    except torch.OutOfMemoryError:
-        if len(pixels) == 1:
-            raise
-    # Outside the except block: its traceback would keep the failed pass's tensors in memory.
-    torch.cuda.empty_cache()
-    half = len(pixels) // 2
-    return np.concatenate([embed_splitting(encoder, pixels[:half]), embed_splitting(encoder, pixels[half:])])
-
-
-def _deliver(jobs: list[Job]) -> None:
-    for job in jobs:
-        if not job.answer.done():
-            job.answer.set_result(None)
-
-
-def _expire(job: Job) -> None:
-    _fail([job], TimeoutError())
-
-
-def _fail(jobs: list[Job], error: Exception) -> None:
-    for job in jobs:
-        job.abandoned = True
-        if not job.answer.done():
-            job.answer.set_exception(error)

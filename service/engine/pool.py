@@ -34,7 +34,7 @@ main()"""
 
 
 @dataclass(frozen=True)
-class Apart:
+class SlowImage:
     """An image that may take long to decode: its file, how to prepare it, and its limits in pixels.
 
     refused: turns an ImageError into the exception that the image's request fails with.
@@ -67,7 +67,7 @@ class Process:
         self._answers = select.poll()
         self._answers.register(self._child.stdout, select.POLLIN)  # type: ignore[arg-type]
 
-    def decode(self, image: Apart, wanted: Callable[[], bool]) -> Pixels:
+    def decode(self, image: SlowImage, wanted: Callable[[], bool]) -> Pixels:
         """Decode an image to (channels, size, size) uint8.
 
         Raises ImageError. Once the image is no longer wanted, kills the process and raises TimeoutError.
@@ -158,8 +158,8 @@ class Pool:
         self._threads: list[threading.Thread] = []
 
     def put(self, part: Part, images: Sequence[Any]) -> None:
-        """Queue a part: its images of type Apart are decoded, the others are pixels already. Never blocks."""
-        task = Task(part, list(images), deque(i for i, image in enumerate(images) if isinstance(image, Apart)))
+        """Queue a part: its images of type SlowImage are decoded, the others are pixels already. Never blocks."""
+        task = Task(part, list(images), deque(i for i, image in enumerate(images) if isinstance(image, SlowImage)))
         with self._came:
             self._tasks.append(task)
             # The threads start with the first images that need them: most services never see any.
@@ -221,7 +221,7 @@ class Pool:
             if process is None or not process.running:
                 process = self._processes[mine] = Process(self._seconds, self._memory)
         try:
-            return process.decode(cast(Apart, task.images[index]), lambda: task.part.job.wanted(time.monotonic()))
+            return process.decode(cast(SlowImage, task.images[index]), lambda: task.part.job.wanted(time.monotonic()))
         finally:
             if not process.running:
                 self._on_killed()
@@ -238,6 +238,6 @@ class Pool:
         with self._came:
             task.running -= 1
             complete = not task.left and not task.running
-        if complete and not any(isinstance(image, Apart) for image in task.images):
+        if complete and not any(isinstance(image, SlowImage) for image in task.images):
             task.part.job.decode_seconds += time.monotonic() - task.queued
             self._finish(task.part, task.images)

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-RIDE = 8  # a batch takes one yielding image for each 8 of requests, so that it takes at most an eighth longer
+# A batch takes one yielding image for each 8 of requests, so that it takes at most an eighth longer.
+IMAGES_PER_YIELDING = 8
 PACE = 0.005  # seconds between two refusals when there are many
 LONGEST_HOLD = 1.0  # seconds that a refusal is held back at most
 Pixels = NDArray[np.uint8]  # (n, channels, height, width)
@@ -192,7 +193,7 @@ class Queue:
                 room -= take
             served = set(map(id, chosen))
             for job in waiting:
-                take = min(job.remaining, room, (size - room) // RIDE)
+                take = min(job.remaining, room, (size - room) // IMAGES_PER_YIELDING)
                 if take and job.encoder is encoder and now < job.yields_until and id(job) not in served:
                     batch.append(Part(job, job.taken, job.taken + take))
                     job.taken += take

@@ -44,7 +44,7 @@ class Context:
     started: float = field(default_factory=time.monotonic)  # when its first byte came
     whole: bool = False  # whether the whole body has arrived
     held: int = 0  # bytes of its body that are counted in front.bodies
-    hurried: bool = False  # whether the client set a deadline that is before ours
+    client_deadline: bool = False  # whether the client set a deadline that is before ours
     images: int = 0
     work: tuple[float, Answer] | None = None  # when embedding began, and its answer
 

@@ -17,15 +17,16 @@ from numpy.typing import NDArray
 from fullrank.canary import CanaryReader
 from models.artifact import Canary
 from models.embedder import normalize
-from service.engine.engine import Encoder, Engine
+from service.engine.batch import Encoder
+from service.engine.engine import Engine
 from service.engine.queue import Pixels, Rows
 from service.metrics import Metrics
 
 log = logging.getLogger("fullrank.service")
 SHARE = 0.005
 # Canary images embedded together, at most, and the seconds of their pass. A request that arrives then waits for it.
-FEW = 8
-FEW_SECONDS = 0.005
+IMAGES_TOGETHER = 8
+SECONDS_TOGETHER = 0.005
 TURN = 0.05  # seconds of one pass of embed_in_turns, for which a request may have to wait
 NOISE_IMAGES = 32  # canary images whose embeddings show the serving precision's own noise
 PATIENCE = 0.1  # seconds for which images of embed_in_turns give way to requests
@@ -85,7 +86,7 @@ class CanaryWatch:
         self.rows = rows
         seconds = max(seconds, 1e-6)
         self.cycle = max(period, seconds / SHARE)
-        self.few = min(FEW, max(1, int(FEW_SECONDS * len(self._images) / seconds)))
+        self.few = min(IMAGES_TOGETHER, max(1, int(SECONDS_TOGETHER * len(self._images) / seconds)))
 
     async def trickle(self, engine: Engine, encoder: Encoder, record: Callable[[Rows], None], every: float) -> None:
         """Run for ever: embed a few canary images, and call `record` with all rows (m, d).

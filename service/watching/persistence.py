@@ -11,8 +11,6 @@ import hashlib
 import json
 import logging
 import math
-import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -25,11 +23,18 @@ from torch import Tensor
 
 from fullrank import SpectrumMonitor
 from fullrank import __version__ as VERSION
+from models.files import SCRATCH, write
 from service.metrics import Metrics
 
 log = logging.getLogger("fullrank.service")
-SAVING = ".saving-"  # prefix of a file's name until it is complete
+UNFINISHED = (f".*{SCRATCH}", ".saving-*")  # names of files until they are complete; the second until 0.1.0
 Watched = tuple[str, str, SpectrumMonitor]  # model, revision, monitor
+
+
+CONTENT = "fullrank windows"
+FORMAT = "1"
+"""Changes when earlier windows can no longer be resumed, and only then: an upgrade keeps what was watched."""
+FIRST_FORMAT = {"format": "1"}  # of files that do not say it
 
 
 class WindowStore:
@@ -84,7 +89,7 @@ class WindowStore:
         try:
             tensors = monitor.state()
             header = _identity(model, revision) | {"sha256": _digest(tensors)}
-            _replace(self._path(model, revision), save(tensors, header))
+            write(self._path(model, revision), save(tensors, header))
         except Exception as error:
             self._metrics.windows["unsaved"].inc()
             log.error("the windows of %s@%s could not be saved: %s", model, revision, error)
@@ -101,7 +106,7 @@ class WindowStore:
         """Remove files that are too old to resume, and incomplete files older than `unfinished` seconds."""
         if self._folder is None:
             return
-        for pattern, longest in (("*@*.safetensors", self._longest), (f"{SAVING}*", unfinished)):
+        for pattern, longest in (("*@*.safetensors", self._longest), *((it, unfinished) for it in UNFINISHED)):
             for path in self._folder.glob(pattern):
                 with contextlib.suppress(OSError):
                     if path.stat().st_mtime <= time.time() - longest:
@@ -134,8 +139,8 @@ def _read(path: Path, model: str, revision: str) -> dict[str, Tensor]:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"it is damaged: {error}") from error
-    expected = _identity(model, revision)
-    if (found := {name: header.get(name) for name in expected}) != expected:
+    expected = {"content": CONTENT, "format": FORMAT, "model": model, "revision": revision}
+    if (found := {name: header.get(name, FIRST_FORMAT.get(name)) for name in expected}) != expected:
         raise ValueError(f"it says it is {found}, not {expected}")
     if header.get("sha256") != _digest(tensors):
         raise ValueError("it is damaged: its hash is not the one in its header")
@@ -143,7 +148,7 @@ def _read(path: Path, model: str, revision: str) -> dict[str, Tensor]:
 
 
 def _identity(model: str, revision: str) -> dict[str, str]:
-    return {"content": "fullrank windows", "version": VERSION, "model": model, "revision": revision}
+    return {"content": CONTENT, "format": FORMAT, "version": VERSION, "model": model, "revision": revision}
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
@@ -152,17 +157,3 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
         digest.update(tensor.contiguous().view(torch.uint8).numpy().data if tensor.numel() else b"")
     return digest.hexdigest()
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file atomically: after a crash of the process or the machine, the old or the new file is there, whole."""
-    descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=SAVING)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(scratch).replace(path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise

@@ -1,6 +1,7 @@
 """`fullrank embed`: the good is written, the bad is named, and what was there before is never half overwritten."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -54,13 +55,12 @@ def test_a_full_disk_leaves_the_old_file(
 ) -> None:
     out = tmp_path / "rows.npy"
     np.save(out, np.zeros((1, 32), np.float32))
-    before, real = out.read_bytes(), Path.write_bytes
+    before = out.read_bytes()
 
-    def full(path: Path, content: bytes) -> int:
-        real(path, content[: len(content) // 2])
+    def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     code, _, err = run(files[0], "--encoder", small_artifact, "--out", out)
     assert code == 1
     assert "--out: [Errno 28] No space left on device" in err

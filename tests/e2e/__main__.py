@@ -27,7 +27,7 @@ from models.artifact import WEIGHTS, load, save
 from tests.e2e.replica import Replica
 from tests.e2e.scenarios import SCENARIOS, Seen, World
 from tests.support.alertmanager import Webhook, alertmanager
-from tests.support.hurry import hurried_rules
+from tests.support.hurry import sped_up_rules
 from tools.demo import COLLAPSED, PRETRAINED
 from tools.demo.traffic import encoded
 from tools.stack import StackError, prometheus, prometheus_binary
@@ -86,7 +86,7 @@ def run(names: list[str], folder: Path) -> dict[str, Seen]:
             stack.callback(replica.stop)
             replica.start()
         manager = stack.enter_context(alertmanager(folder, webhook.url))
-        rules = hurried_rules(folder / "rules")
+        rules = sped_up_rules(folder / "rules")
         server = stack.enter_context(
             prometheus(folder, [a.address, b.address], windows=WINDOWS, alertmanagers=[manager], rules=rules)
         )

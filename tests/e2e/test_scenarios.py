@@ -18,11 +18,11 @@ from tests.support.rules import about_embeddings
 Tool = Callable[[str], str]
 
 
-def test_hurried_rules_are_the_shipped_ones_but_for_time(tool: Tool, deploy: Path, tmp_path: Path) -> None:
-    from tests.support.hurry import hurried, hurried_rules
+def test_sped_up_rules_are_the_shipped_ones_but_for_time(tool: Tool, deploy: Path, tmp_path: Path) -> None:
+    from tests.support.hurry import sped_up, sped_up_rules
 
-    assert [hurried(it) for it in ("15s", "1m", "5m", "1h", "1d")] == ["1s", "4s", "20s", "240s", "5760s"]
-    folder = hurried_rules(tmp_path / "rules")
+    assert [sped_up(it) for it in ("15s", "1m", "5m", "1h", "1d")] == ["1s", "4s", "20s", "240s", "5760s"]
+    folder = sped_up_rules(tmp_path / "rules")
     files = sorted(folder.glob("*.yml"))
     done = subprocess.run([tool("promtool"), "check", "rules", *files], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -59,7 +59,7 @@ def test_an_encoder_without_a_reference_serves_and_pages_nobody(
     tool: Tool, deploy: Path, small_artifact: Path, tmp_path: Path
 ) -> None:
     from models.artifact import load, save
-    from tests.support.hurry import hurried_rules
+    from tests.support.hurry import sped_up_rules
     from tools.demo.traffic import Traffic, encoded
     from tools.stack import call, prometheus, service, wait
     from training.data import SAMPLE, read_fashion_mnist
@@ -70,7 +70,7 @@ def test_an_encoder_without_a_reference_serves_and_pages_nobody(
     with (
         service(tmp_path, encoder=tmp_path / "imported", windows="20,60", block_rows=32, threads=1) as url,
         prometheus(
-            tmp_path, [url.removeprefix("http://")], windows={"20s": "5m"}, rules=hurried_rules(tmp_path / "rules")
+            tmp_path, [url.removeprefix("http://")], windows={"20s": "5m"}, rules=sped_up_rules(tmp_path / "rules")
         ) as server,
         Traffic(url, pictures, rate=100),
     ):

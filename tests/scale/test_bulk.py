@@ -179,16 +179,16 @@ def test_a_full_disk_stops_the_run_and_leaves_what_is_complete(
     images: Path, small_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sources, "FILES_A_SHARD", 16)
-    real, calls = pq.write_table, list[str]()
+    real, calls = Path.replace, list[str]()
 
-    def full(table: pa.Table, path: Path) -> None:
-        calls.append(str(path))
-        if len(calls) == 2:
-            Path(path).write_bytes(b"half")
-            raise OSError(28, "No space left on device")
-        real(table, path)
+    def full(fresh: Path, target: Path) -> Path:
+        if target.suffix == ".parquet":
+            calls.append(target.name)
+            if len(calls) == 2:
+                raise OSError(28, "No space left on device")
+        return real(fresh, target)
 
-    monkeypatch.setattr(pq, "write_table", full)
+    monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(bulk.BulkError, match="No space left"):
         run(str(images), small_artifact, tmp_path)
     assert len(list(tmp_path.glob("*.parquet"))) == 1

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from tests.support.hurry import hurried
+from tests.support.hurry import sped_up
 from tools.stack import RULES, StackError, free_port, process
 
 ALERTMANAGER = RULES.parent.parent / "alertmanager" / "alertmanager.yml"
@@ -81,7 +81,7 @@ def alertmanager(folder: Path, webhook: str) -> Iterator[str]:
     content = yaml.safe_load(ALERTMANAGER.read_text())
     for route in (content["route"], *content["route"].get("routes", ())):
         for key in {"group_wait", "group_interval"} & route.keys():
-            route[key] = hurried(route[key])
+            route[key] = sped_up(route[key])
     for receiver in content["receivers"]:
         for hook in receiver.get("webhook_configs", ()):
             hook["url"] = webhook

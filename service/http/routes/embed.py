@@ -63,9 +63,9 @@ async def embedded(request: Request, sources: Sequence[Source], deadline: float,
     if context.gone is not None:
         context.gone.add_done_callback(leave)
     try:
-        answer = await context.service.embed(sources, deadline, model, hurried=context.hurried)
+        answer = await context.service.embed(sources, deadline, model, client_deadline=context.client_deadline)
     except DeadlineError:
-        if not context.hurried:
+        if not context.client_deadline:
             raise
         message = "the request's own deadline, X-Request-Timeout or its like, passed before its images were embedded"
         raise Problem(408, "client_deadline", message, field="X-Request-Timeout") from None
@@ -111,5 +111,5 @@ def deadline_of(request: Request, longest: float) -> float:
                 f"X-Request-Timeout must be seconds above 0, not {text!r}",
                 field="X-Request-Timeout",
             )
-        context.hurried = seconds < longest
+        context.client_deadline = seconds < longest
     return context.started + min(seconds, longest)

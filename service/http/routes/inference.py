@@ -202,7 +202,7 @@ async def infer(request: Request) -> Response:
         own = context_of(request.scope).started + asked.parameters.timeout / 1e6
         if own < deadline:
             deadline = own
-            context_of(request.scope).hurried = True
+            context_of(request.scope).client_deadline = True
     answer = await embedded(request, images, deadline, model)
     return answered(answer, asked)
 

@@ -43,7 +43,7 @@ def refused(url: str, image: bytes) -> str:
 
 
 def no_decoder_works(server: Server) -> bool:
-    return not server.service.engine._pool._tasks
+    return not server.service.engine._decoder._pool._tasks
 
 
 @pytest.mark.parametrize(
@@ -94,4 +94,4 @@ def test_sigterm_ends_it_while_decoding(settings: Callable[..., Settings]) -> No
             httpx.post(url + "/embed", json=as_json([WEBP] * 60), timeout=0.5)
         server.handle_exit(signal.SIGTERM, None)
         until(lambda: server.service.phase == "stopped")
-        until(lambda: not any(process.running for process in server.service.engine._pool._processes.values()))
+        until(lambda: not any(process.running for process in server.service.engine._decoder._pool._processes.values()))

@@ -10,7 +10,7 @@ import pytest
 
 from models.decode import ImageError
 from models.preprocess import Preprocessing, decode
-from service.engine.pool import Apart, Pool
+from service.engine.pool import Pool, SlowImage
 from service.engine.queue import Part, Pixels
 from tests.support.attacks import repeated_scans
 from tests.support.images import encoded, noise
@@ -44,8 +44,8 @@ class Finished:
         return self.results.get(timeout=120)[1]
 
 
-def apart(data: bytes) -> Apart:
-    return Apart(data, HOW, 50_000_000, 16_000_000, lambda error: ValueError(f"{error.code}: {error}"))
+def apart(data: bytes) -> SlowImage:
+    return SlowImage(data, HOW, 50_000_000, 16_000_000, lambda error: ValueError(f"{error.code}: {error}"))
 
 
 def part(count: int, job: Waiting | None = None) -> Part:

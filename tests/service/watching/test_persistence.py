@@ -106,7 +106,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "a folder": (lambda path: (path.unlink(), path.mkdir()), "directory"),  # type: ignore[func-returns-value]
     "another model's": (lambda path: resave(path, model="n"), "'model': 'n'"),
     "another revision's": (lambda path: resave(path, revision="s"), "'revision': 's'"),
-    "another version's": (lambda path: resave(path, version="0.0.0"), "'version': '0.0.0'"),
+    "another format's": (lambda path: resave(path, format="2"), "'format': '2'"),
     "without hash": (lambda path: resave(path, sha256=""), "hash"),
     "no state": (lambda path: save_file({"x": torch.ones(2)}, path), "None"),
 }
