@@ -32,8 +32,10 @@ from models.importers import (
     timm,
     torchvision,
 )
-from models.importers.base import SHOWN, Checkpoint, Family, Found, ImportRefusedError, Questions, Weights
+from models.importers.base import SHOWN, WHOLE, Checkpoint, Family, Found, ImportRefusedError, Questions, Weights
 from models.importers.checkpoint import read, record
+from models.importers.hints import SEGMENTATION, looks_like
+from models.importers.hints import after as hints
 
 __all__ = ["FAMILIES", "ImportRefusedError", "Options", "Report", "import_encoder"]
 
@@ -58,12 +60,7 @@ FAMILIES: dict[str, Family] = {
         lightly_train.FAMILY,
     )
 }
-HINTS = {
-    "a language model": ("embed_tokens", "lm_head", "wte.weight", "word_embeddings", "tok_embeddings"),
-    "a detector": ("rpn.", "roi_heads", "bbox", "fpn.", "anchor", "class_embed.", "detect."),
-}
 PREPROCESSING = ("size", "to", "resize", "interpolation", "antialias", "centre", "mean", "std", "scale")
-HINT_OPTIMISER = ("param_groups", "exp_avg", "momentum_buffer")
 
 
 @dataclass(frozen=True)
@@ -127,14 +124,18 @@ def import_encoder(source: Path, options: Options | None = None) -> tuple[Artifa
         return _graph(imported, questions, options, origin)
     checkpoint = read(source, options.strip)
     family = _family(checkpoint, options.family)
-    found = family.translate(checkpoint, questions)
     given, origin = _given(options)
-    if given is not None:
-        found.preprocessing = given
-        found.origin = origin
-    architecture, how = _described(found, questions)
-    _all_used(questions, options.settings)
-    module = _loaded(architecture, found)
+    try:
+        found = family.translate(checkpoint, questions)
+        _fitting(found, checkpoint, family, options)
+        if given is not None:
+            found.preprocessing = given
+            found.origin = origin
+        architecture, how = _described(found, questions)
+        _all_used(questions, options.settings)
+        module = _loaded(architecture, found)
+    except ImportRefusedError as error:
+        raise ImportRefusedError(f"{error}{hints(checkpoint, options.family)}") from error
     card = EncoderCard(
         name=_name(options.name or (source.stem if source.is_file() else source.name)),
         architecture=architecture,
@@ -161,20 +162,35 @@ def _family(checkpoint: Checkpoint, name: str) -> Family:
             return family
     tensors = checkpoint.state()
     keys = [str(key) for key in checkpoint.content] if isinstance(checkpoint.content, Mapping) else []
-    text = " ".join([*tensors, *keys])
-    what = next((kind for kind, marks in HINTS.items() if any(mark in text for mark in marks)), None)
-    if what is None and any(mark in text for mark in HINT_OPTIMISER):
-        what = "the state of an optimiser"
+    what = looks_like(checkpoint)
     if not tensors:
+        if any(name.startswith("torch.nn.modules.") for name in checkpoint.left_out):
+            raise ImportRefusedError(f"{checkpoint.path} {WHOLE}")
         raise ImportRefusedError(
             f"{checkpoint.path} holds no tensors by name"
-            + (f"; it looks like {what}" if what else f" (it has {keys[:SHOWN]})")
+            + (f"; it looks like {what}" if what else f" (it has {', '.join(keys[:SHOWN]) or 'nothing'})")
+            + "; give the file with the encoder's weights (a state_dict)"
         )
     raise ImportRefusedError(
         f"{checkpoint.path}: no family knows these names"
         + (f", which look like those of {what}" if what else "")
         + f": {', '.join(list(tensors)[:SHOWN])}. Known are {', '.join(FAMILIES)}; anything else comes through ONNX"
     )
+
+
+def _fitting(found: Found, checkpoint: Checkpoint, family: Family, options: Options) -> None:
+    """Raise ImportRefusedError if the family has no such networks, or the checkpoint has not the weights asked for."""
+    if found.kind == "resnet" and family.name in ("mae", "dinov2"):
+        raise ImportRefusedError(f"--family {family.name}: its encoders are vision transformers, and this is a ResNet")
+    if options.weights is not None and options.weights != (found.weights or "online"):
+        raise ImportRefusedError(
+            f"--weights {options.weights}: this source has one set of weights; leave --weights out"
+        )
+    if found.kind == "resnet" and looks_like(checkpoint) == SEGMENTATION:
+        raise ImportRefusedError(
+            "its convolutional classifier is a segmentation network's, whose ResNet usually strides less and dilates "
+            "more, which weights do not show; export its backbone to ONNX and import the .onnx file"
+        )
 
 
 def _given(options: Options) -> tuple[Preprocessing | None, str]:

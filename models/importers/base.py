@@ -18,6 +18,10 @@ HALF = (0.5, 0.5, 0.5)
 # Key parts that wrappers add: DataParallel, torch.compile, FSDP, activation checkpointing.
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 SHOWN = 5
+WHOLE = (
+    "holds a pickled module, whose tensors only its own code can name: where that code is installed, load the file, if "
+    "you trust it, and save module.state_dict()"
+)
 
 
 class ImportRefusedError(ValueError):

@@ -79,7 +79,7 @@ def _weights(folder: Path) -> Path:
     found = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
     if len(found) != 1:
         what = f"{len(found)} checkpoints ({', '.join(it.name for it in found[:SHOWN])})" if found else "no checkpoint"
-        raise ImportRefusedError(f"{folder} holds {what}; name the file")
+        raise ImportRefusedError(f"{folder} holds {what}; give the checkpoint file itself")
     return found[0]
 
 
@@ -127,7 +127,9 @@ def _load(path: Path, strip: bool) -> tuple[Any, set[str]]:
     except pickle.UnpicklingError as error:
         raise ImportRefusedError(_blocked(path, error)) from error
     except DAMAGE as error:
-        raise ImportRefusedError(f"{path} is truncated or damaged: {str(error).partition(chr(10))[0]}") from error
+        raise ImportRefusedError(
+            f"{path} is truncated or damaged: {str(error).partition(chr(10))[0]}; copy it again"
+        ) from error
 
 
 def _refuse_programs(path: Path) -> bool:

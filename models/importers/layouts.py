@@ -213,7 +213,9 @@ def _positions(tensors: Tensors) -> Tensors:
         if _square(positions.shape[1] - extra):
             break
     else:
-        raise ImportRefusedError(f"pos_embed has {positions.shape[1]} positions, which are those of no square image")
+        raise ImportRefusedError(
+            f"pos_embed has {positions.shape[1]} positions, which are those of no square image; export it to ONNX"
+        )
     start = 0
     for name, count in zip(prefix, counts, strict=True):
         if start < extra:

@@ -166,7 +166,8 @@ def _internalise(tensor: Any, path: Path, digest: Any) -> None:
     file = (folder / location).resolve()
     if not location or Path(location).is_absolute() or not file.is_relative_to(folder):
         raise ImportRefusedError(
-            f"the weights of {tensor.name} lie in {location!r}, outside the model's folder: refused"
+            f"the weights of {tensor.name} lie in {location!r}, outside the model's folder, where nothing is read; put "
+            "that file beside the model and its bare name into it (onnx.save with save_as_external_data=True does both)"
         )
     try:
         offset = int(places.get("offset", 0))
@@ -192,7 +193,10 @@ def _input(model: Any) -> Any:
     inputs = [it for it in model.graph.input if it.name not in held]
     if len(inputs) != 1:
         names = ", ".join(it.name for it in inputs) or "none"
-        raise ImportRefusedError(f"it has {len(inputs)} inputs ({names}); an image encoder has one, the pixels")
+        raise ImportRefusedError(
+            f"it has {len(inputs)} inputs ({names}); an image encoder has one, the pixels; "
+            "export the image tower alone, or with the other inputs as constants"
+        )
     kind = inputs[0].type.tensor_type
     shape = kind.shape.dim
     name = inputs[0].name

@@ -87,6 +87,18 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: torch.save({k: v for k, v in resnet().items() if "layer4.1" not in k}, p),
         r"a ResNet of \(2, 2, 2, 1\) blocks",
     ),
+    "a segmentation network": (
+        lambda p: torch.save(
+            {"backbone." + k: v for k, v in resnet().items()} | {"classifier.0.weight": torch.ones(2, 32, 3, 3)}, p
+        ),
+        "is a segmentation network's.*export its backbone to ONNX",
+    ),
+    "a detector with a known backbone": (
+        lambda p: torch.save(
+            {"backbone.body." + k: v for k, v in resnet().items()} | {"rpn.head.conv.weight": torch.ones(2)}, p
+        ),
+        r"anything else comes through ONNX.*look like those of a detector",
+    ),
     "stem unknown": (
         lambda p: torch.save(resnet() | {"conv1.weight": torch.ones(4, 3, 5, 5)}, p),
         "its first convolution is 5 x 5",
@@ -121,6 +133,14 @@ def test_a_wrong_family_is_refused(tmp_path: Path) -> None:
             import_encoder(tmp_path / "c.pth", Options(family=family))
     with pytest.raises(ImportRefusedError, match="--family resnet: choose one of auto"):
         import_encoder(tmp_path / "c.pth", Options(family="resnet"))
+    for family in ("mae", "dinov2"):
+        with pytest.raises(ImportRefusedError, match=f"--family {family}: its encoders are vision transformers"):
+            import_encoder(tmp_path / "c.pth", Options(family=family))
+    with pytest.raises(ImportRefusedError, match=r"below encoder_q.*read as --family moco says; leave that out"):
+        import_encoder(tmp_path / "c.pth", Options(family="moco"))
+    with pytest.raises(ImportRefusedError, match="--weights ema: this source has one set of weights"):
+        import_encoder(tmp_path / "c.pth", Options(weights="ema"))
+    assert import_encoder(tmp_path / "c.pth", Options(weights="online"))[1].kept == 120
     with pytest.raises(ImportRefusedError, match="--pool cls: a ResNet's"):
         import_encoder(tmp_path / "c.pth", Options(pool="cls"))
 
@@ -148,6 +168,14 @@ def test_the_blocked_objects_are_named_with_the_way_out(tmp_path: Path) -> None:
     torch.save({"state_dict": resnet(), "config": SimpleNamespace(a=1)}, tmp_path / "c.ckpt")
     with pytest.raises(ImportRefusedError, match=r"more than tensors and containers: types\.SimpleNamespace.*--strip"):
         import_encoder(tmp_path / "c.ckpt")
+
+
+def test_a_whole_module_is_no_checkpoint(tmp_path: Path) -> None:
+    torch.save(ResNet("resnet18", width=4), tmp_path / "c.pth")
+    with pytest.raises(ImportRefusedError, match=r"more than tensors and containers: .*torch\.nn\.modules"):
+        import_encoder(tmp_path / "c.pth")
+    with pytest.raises(ImportRefusedError, match=r"holds a pickled module.*save module\.state_dict\(\)"):
+        import_encoder(tmp_path / "c.pth", Options(strip=True))
 
 
 def test_hostile_pickles_do_nothing_and_end(tmp_path: Path) -> None:
