@@ -15,7 +15,7 @@ pytest.importorskip("ray", reason="pip install 'fullrank-server[ray]'")
 
 from scale import bulk, sources
 from tests.support.encoders import write_encoder
-from tests.support.images import encoded, pictures
+from tests.support.images import encoded, noise
 from tests.support.ray_cluster import ROOT, end, environment, named, new_folder, start_node, wait_for
 
 pytestmark = [
@@ -54,8 +54,11 @@ def test_two_nodes_write_the_bytes_of_a_local_run(tmp_path: Path, monkeypatch: p
     write_encoder(encoder, 2)
     images = tmp_path / "images"
     images.mkdir()
-    for index, picture in enumerate(pictures(160, 1)):
-        (images / f"{index:03d}.png").write_bytes(encoded(picture))
+    # Large images, so that the work is not done before both nodes have started.
+    for index in range(8):
+        (images / f"large{index}.png").write_bytes(encoded(noise((1500, 1500), seed=index)))
+    for index in range(8, 160):
+        (images / f"{index:03d}.png").symlink_to(images / f"large{index % 8}.png")
     local, out = tmp_path / "local", tmp_path / "out"
     bulk.run_local(bulk.begin(local, encoder, sources.shards(str(images))), encoder, local)
     folder = new_folder()
@@ -85,7 +88,8 @@ def test_two_nodes_write_the_bytes_of_a_local_run(tmp_path: Path, monkeypatch: p
 def _does_its_part(folder: Path, name: str, names: list[str], out: Path, run: subprocess.Popen[bytes]) -> None:
     """Stop the other node's actor, see that output goes on, and let the other go on."""
     (other,) = set(names) - {name}
-    wait_for(lambda: bool(actors(folder, other)) and bool(actors(folder, name)))
+    wait_for(lambda: run.poll() is not None or bool(actors(folder, other) and actors(folder, name)))
+    assert run.poll() is None, "the work was done before both nodes had started"
     stopped = actors(folder, other)
     for process in stopped:
         os.kill(process, signal.SIGSTOP)
