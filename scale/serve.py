@@ -31,6 +31,8 @@ from service.settings import Gate, Settings
 
 log = logging.getLogger("fullrank.service")
 NAME = "collector"
+ANSWER = 20.0  # seconds for the collector to answer
+AWAY = (ray.exceptions.RayError, ValueError, TimeoutError)  # what calls raise while it does not run
 
 
 class Arguments(BaseModel):
@@ -62,6 +64,7 @@ class Peers:
         self._failed: dict[int, str] = {}
         self._reported = -math.inf
         self._reporting = asyncio.Lock()
+        self._collector: Any = None
 
     async def run(self) -> None:
         """Run for ever: report, and carry out orders."""
@@ -78,7 +81,7 @@ class Peers:
             log.warning("no report to the collector: %s", error or type(error).__name__)
 
     async def report(self, *, whole: bool = False, last: bool = False) -> None:
-        """Send a report. Moments go with it ten times a window, or if `whole`. Raises RayError."""
+        """Send a report; moments go with it thirty times a window, or if `whole`. Raises an error of AWAY."""
         async with self._reporting:
             now = asyncio.get_running_loop().time()
             service = self._service
@@ -89,7 +92,7 @@ class Peers:
             report = Report(
                 self._replica, metrics, serving(service), watched, wanted.orders, self._done, dict(self._failed), last
             )
-            self._wanted = await _collector().push.remote(report)
+            self._wanted = await self._call("push", report)
             self._reported = now if whole else self._reported
         if whole and self._wanted.references and not wanted.references and not last:
             await self.report(whole=True)
@@ -104,11 +107,21 @@ class Peers:
 
     async def _ask(self, method: str, *arguments: object) -> Any:
         try:
-            await self.report(whole=True)
-            return await getattr(_collector(), method).remote(*arguments)
-        except (ray.exceptions.RayError, ValueError) as error:
+            await self.report()
+            return await self._call(method, *arguments)
+        except AWAY as error:
             message = f"the collector of the fleet does not answer ({type(error).__name__}); Ray starts it again"
             raise UnreadyError("no_collector", message, retry_after=5) from error
+
+    async def _call(self, method: str, *arguments: object) -> Any:
+        """Call a method of the collector. Raises an error of AWAY; then the next call looks for it anew."""
+        try:
+            if self._collector is None:
+                self._collector = serve.get_deployment_actor(NAME)
+            return await asyncio.wait_for(getattr(self._collector, method).remote(*arguments), ANSWER)
+        except AWAY:
+            self._collector = None
+            raise
 
     async def swapped(self, name: str, gate: Gate, replaces: str | None) -> None:
         """Have all other replicas swap as this one did, and wait for them.
@@ -116,15 +129,15 @@ class Peers:
         Raises ConflictError that names the replicas which did not, and UnreadyError without a collector.
         """
         try:
-            order = await _collector().order.remote(name, gate, replaces)
+            order = await self._call("order", name, gate, replaces)
             self._done = order.number
-            await self.report()
+            await self.report(whole=True)
             deadline = asyncio.get_running_loop().time() + self._service.settings.request_timeout - self._period
-            waiting, failed = await _collector().progress.remote(order.number)
+            waiting, failed = await self._call("progress", order.number)
             while waiting and asyncio.get_running_loop().time() < deadline:
                 await asyncio.sleep(min(0.2, self._period))
-                waiting, failed = await _collector().progress.remote(order.number)
-        except (ray.exceptions.RayError, ValueError) as error:
+                waiting, failed = await self._call("progress", order.number)
+        except AWAY as error:
             message = f"only {self._replica} swapped: the collector of the fleet does not answer; swap again"
             raise UnreadyError("no_collector", message, retry_after=5) from error
         if waiting or failed:
@@ -260,8 +273,3 @@ def app(arguments: Arguments) -> Any:
     )
     served = deployment(serve.ingress()(ReplicaDeployment))
     return served.bind(arguments.settings, arguments.cpus, arguments.period)
-
-
-def _collector() -> Any:
-    """The collector's handle, found anew each time: a handle from before its restart is dead. Raises ValueError."""
-    return serve.get_deployment_actor(NAME)

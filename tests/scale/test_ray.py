@@ -141,7 +141,8 @@ def serving(
     (application,) = configuration["applications"]
     watched = {"monitor_rate": "inf", "block_rows": 32}
     settings = {"encoder": str(encoders / "alpha"), "encoders_dir": str(encoders), **watched}
-    application["args"] = {"replicas": 2, "cpus": 0.5, "period": 0.5, "settings": settings}
+    scaling = {"min_replicas": 2, "max_replicas": 3, "pending_images": 100, "upscale_delay": 1, "downscale_delay": 3600}
+    application["args"] = scaling | {"cpus": 0.5, "period": 0.5, "settings": settings}
     file = tmp_path_factory.mktemp("serve") / "fullrank.yaml"
     file.write_text(yaml.safe_dump(configuration))
     log = file.with_name("log")
@@ -243,6 +244,24 @@ def test_killing_a_replica_under_load_loses_no_request_and_no_count(fleet: str, 
     assert counts == sorted(counts)
     assert total(fleet, "fullrank_fleet_lost_replicas_total") == 1
     assert {it["model"] for it in spectrum(fleet)["replicas"]} == {"beta"}
+
+
+def test_pending_images_start_another_replica(fleet: str) -> None:
+    slow = [encoded(noise((1500, 1500), seed=seed)) for seed in range(4)] * 8
+    grown = threading.Event()
+
+    def load_it() -> None:
+        while not grown.is_set():
+            httpx.post(fleet + "/embed", files=as_files(slow), timeout=PATIENCE)
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        clients = [pool.submit(load_it) for _ in range(8)]
+        try:
+            wait_for(lambda: len({it["instance"] for it in spectrum(fleet)["replicas"]}) == 3)
+        finally:
+            grown.set()
+        for it in clients:
+            it.result()
 
 
 def test_shutting_down_answers_what_was_taken(fleet: str, serving: subprocess.Popen[bytes]) -> None:
