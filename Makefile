@@ -8,7 +8,7 @@ PORT    ?= 8000
 ENCODER ?= models/pretrained/fashion-directclr
 BIN     := .venv/bin
 
-.PHONY: docs dist helm kustomize openapi serve example-efficientnet test lock coverage architecture soak demo e2e compose-test grafana-test dashboards bench lint clean
+.PHONY: pictures docs dist helm kustomize openapi serve example-efficientnet test lock coverage architecture soak demo e2e compose-test grafana-test dashboards bench lint clean
 
 serve: .venv/serve
 	$(BIN)/fullrank serve --encoder $(ENCODER) --host $(HOST) --port $(PORT)
@@ -77,6 +77,10 @@ coverage: .venv/dev
 	$(BIN)/coverage run -m pytest -m "not soak"
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+# The live page as docs/images shows it; needs chromium
+pictures: .venv/dev
+	$(BIN)/python -m tools.pictures
 
 bench: .venv/dev
 	$(BIN)/python -m benchmarks

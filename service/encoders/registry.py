@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from typing import Literal
 
@@ -23,10 +24,14 @@ from service.failures import (
 )
 from service.metrics import Metrics
 from service.settings import NONE, Gate, Settings
+from service.watching import history
+from service.watching.history import History
+from service.watching.listeners import Listeners
 from service.watching.observer import Observer
 from service.watching.peers import Peers
 from service.watching.persistence import WindowStore
 from service.watching.sidecar import Sidecar
+from service.watching.traffic import Meter
 
 log = logging.getLogger("fullrank.service")
 Phase = Literal["starting", "ready", "draining", "stopped"]
@@ -57,6 +62,9 @@ class Service:
         self.store = WindowStore(settings.state_dir, metrics, max(settings.windows))
         self.sidecar = Sidecar(settings, self.store)
         self.peers: Peers | None = None  # the other replicas, if this is one of a fleet
+        self.history = History()
+        self.listeners = Listeners()
+        self._meter = Meter(metrics)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def load(self) -> None:
@@ -69,8 +77,10 @@ class Service:
         for served in self.in_service():
             if served.monitor is not None:
                 await asyncio.to_thread(self.store.restore, served.name, served.revision, served.monitor)
+        await asyncio.to_thread(self.store.restore_history, self.history.restore)
         self._tasks = [
-            asyncio.create_task(self.store.keep(self.monitors, self.settings.state_period)),
+            asyncio.create_task(self.store.keep(self.monitors, self.settings.state_period, self.history.state)),
+            asyncio.create_task(self._remember()),
             asyncio.create_task(self.health.watch()),
             asyncio.create_task(self.sidecar.keep()),
         ]
@@ -80,6 +90,16 @@ class Service:
         for alias, name in self.settings.aliases.items():
             if name not in names:
                 log.warning("the alias %s means %s, which is not in service: requests for it get 404", alias, name)
+
+    async def _remember(self) -> None:
+        """Run for ever: add points to the history."""
+        period = min(history.PERIOD, max(1.0, min(self.settings.windows) / 20))
+        while True:
+            try:
+                self.history.record(self.monitors(), self._meter.read(time.monotonic()), time.time())
+            except Exception:
+                log.exception("no point was added to the history")
+            await asyncio.sleep(period)
 
     # ---- encoders
 
@@ -219,6 +239,7 @@ class Service:
         """Admit no new request, answer those admitted, then stop, even if the engine is stuck."""
         loaded = bool(self._tasks)
         self.phase = "stopped"
+        self.listeners.end()
         self.roster.end_canaries()
         for task in self._tasks:
             task.cancel()
@@ -228,5 +249,5 @@ class Service:
         await self.sidecar.close()
         await self.roster.close()
         if loaded:  # otherwise nothing was resumed yet, and saving would overwrite the stored windows
-            await asyncio.to_thread(self.store.save_all, self.monitors())
+            await asyncio.to_thread(self.store.save_all, self.monitors(), self.history.state())
         self.store.close()

@@ -23,7 +23,7 @@ from service.http import errors, limits, openapi
 from service.http.context import Bodies, Front
 from service.http.direct import DirectAPI
 from service.http.middleware import Edge
-from service.http.routes import admin, embed, inference, openai, operations, statistics
+from service.http.routes import admin, embed, history, inference, neighbours, openai, operations, page, statistics
 from service.metrics import Metrics
 from service.settings import Settings
 from service.tracing import Tracing
@@ -101,7 +101,7 @@ def create_app(
         )
     app.answer_directly([*embed.router.routes, *openai.router.routes])
     errors.install(app)
-    for module in (embed, openai, inference, statistics, operations, admin):
+    for module in (embed, openai, inference, statistics, history, neighbours, operations, admin, page):
         app.include_router(module.router)
     app.openapi = functools.partial(openapi.document, app)  # type: ignore[method-assign]
     return app
@@ -126,6 +126,10 @@ class Server(uvicorn.Server):
         # Only the main thread may set handlers, and Windows has no SIGHUP. uvicorn does the same with its signals.
         if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGHUP"):
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.service.listeners.end()  # before connections are waited for: a stream ends by itself never
+        await super().shutdown(sockets)
 
     def reload(self) -> None:
         """Start to read the configured encoders again. Ignored while a reload runs or the service is not ready."""

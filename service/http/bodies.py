@@ -17,7 +17,8 @@ FREE = 64 * 2**10  # bytes that each body may hold even if the limit on all bodi
 
 def limit_of(path: str, settings: Settings) -> int:
     """The longest body, in bytes, that may be sent to a path."""
-    large = path in ("/embed", "/v1/embeddings", "/observe") or path.startswith(("/v2/models/", "/admin/references/"))
+    paths = ("/embed", "/v1/embeddings", "/observe", "/neighbours")
+    large = path in paths or path.startswith(("/v2/models/", "/admin/references/"))
     return settings.max_body_bytes if large else SMALL
 
 

@@ -43,7 +43,7 @@ class Edge:
         logs.request_id.set(identity.decode())
         method: str = scope["method"]
         if method == "HEAD":  # HEAD is answered as GET; the server leaves the body out
-            scope = {**scope, "method": "GET"}
+            scope = {**scope, "method": "GET", "fullrank.head": True}
 
         async def observed_send(message: Message) -> None:
             nonlocal status

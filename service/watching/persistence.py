@@ -1,4 +1,4 @@
-"""Stores the monitors' windows on disk, so that monitors keep their recent traffic over a restart.
+"""Stores the monitors' windows on disk, and the page's history, so that both are kept over a restart.
 
 There is one safetensors file for each model and revision, and it is replaced atomically. Its header holds the model,
 the revision and a hash. A file that is damaged, of another encoder or older than the windows is logged and not used.
@@ -28,7 +28,9 @@ from service.metrics import Metrics
 
 log = logging.getLogger("fullrank.service")
 UNFINISHED = (f".*{SCRATCH}", ".saving-*")  # names of files until they are complete; the second until 0.1.0
+HISTORY = "history.safetensors"
 Watched = tuple[str, str, SpectrumMonitor]  # model, revision, monitor
+Kept = tuple[dict[str, Tensor], str]  # a history's state
 
 
 CONTENT = "fullrank windows"
@@ -96,11 +98,37 @@ class WindowStore:
         else:
             self._metrics.windows["saved"].inc()
 
-    def save_all(self, monitors: Iterable[Watched]) -> None:
-        """Save the windows of all these monitors. Blocks; raises nothing."""
+    def save_all(self, monitors: Iterable[Watched], history: Kept | None = None) -> None:
+        """Save the windows of all these monitors, and the state of a history. Blocks; raises nothing."""
         for model, revision, monitor in monitors:
             self.save(model, revision, monitor)
+        if history is not None:
+            self._save_history(*history)
         self._tidy(self._longest)
+
+    def _save_history(self, tensors: dict[str, Tensor], index: str) -> None:
+        if self._folder is None:
+            return
+        try:
+            header = {"content": "fullrank history", "index": index, "sha256": _digest(tensors, index)}
+            write(self._folder / HISTORY, save(tensors, header))
+        except Exception as error:
+            self._metrics.windows["unsaved"].inc()
+            log.error("the history could not be saved: %s", error)
+
+    def restore_history(self, resume: Callable[[Mapping[str, Tensor], str], None]) -> None:
+        """Call `resume` with the stored history, if there is one. Blocks; raises nothing."""
+        if self._folder is None or not (path := self._folder / HISTORY).exists():
+            return
+        try:
+            tensors, header = _parsed(path)
+            index = header.get("index", "")
+            if header.get("sha256") != _digest(tensors, index):
+                raise ValueError("it is damaged: its hash is not the one in its header")
+            resume(tensors, index)
+        except Exception as error:
+            self._metrics.windows["refused"].inc()
+            log.warning("%s is not resumed: %s", path, error)
 
     def _tidy(self, unfinished: float) -> None:
         """Remove files that are too old to resume, and incomplete files older than `unfinished` seconds."""
@@ -112,13 +140,19 @@ class WindowStore:
                     if path.stat().st_mtime <= time.time() - longest:
                         path.unlink()
 
-    async def keep(self, monitors: Callable[[], Iterable[Watched]], period: float) -> None:
-        """Run for ever: save all windows every `period` seconds, or less often if saving took over 5 % of the time."""
+    async def keep(
+        self, monitors: Callable[[], Iterable[Watched]], period: float, history: Callable[[], Kept] | None = None
+    ) -> None:
+        """Run for ever: save all windows every `period` seconds, or less often if saving took over 5 % of the time.
+
+        The history's state is taken on the event loop, which alone changes it.
+        """
         took = 0.0
         while True:
             await asyncio.sleep(max(period, 20 * took))
             started = time.monotonic()
-            await asyncio.to_thread(self.save_all, monitors())
+            kept = None if history is None or self._folder is None else history()
+            await asyncio.to_thread(self.save_all, monitors(), kept)
             took = time.monotonic() - started
 
     def close(self) -> None:
@@ -132,13 +166,19 @@ class WindowStore:
         return self._folder / f"{model}@{revision}.safetensors"
 
 
-def _read(path: Path, model: str, revision: str) -> dict[str, Tensor]:
+def _parsed(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the header of a file. Raises ValueError if it is no safetensors file."""
     data = path.read_bytes()
     try:
         tensors = load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"it is damaged: {error}") from error
+    return tensors, header
+
+
+def _read(path: Path, model: str, revision: str) -> dict[str, Tensor]:
+    tensors, header = _parsed(path)
     expected = {"content": CONTENT, "format": FORMAT, "model": model, "revision": revision}
     if (found := {name: header.get(name, FIRST_FORMAT.get(name)) for name in expected}) != expected:
         raise ValueError(f"it says it is {found}, not {expected}")
@@ -151,8 +191,8 @@ def _identity(model: str, revision: str) -> dict[str, str]:
     return {"content": CONTENT, "format": FORMAT, "version": VERSION, "model": model, "revision": revision}
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
+    digest = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
         digest.update(tensor.contiguous().view(torch.uint8).numpy().data if tensor.numel() else b"")

@@ -43,9 +43,9 @@ def ready(url: str) -> bool:
 
 
 @contextmanager
-def running(settings: Settings) -> Iterator[tuple[str, Server]]:
-    """A real uvicorn on loopback, on a thread of this process."""
-    server = build_server(settings.model_copy(update={"port": 0}))
+def running(settings: Settings, port: int = 0) -> Iterator[tuple[str, Server]]:
+    """A real uvicorn on loopback, on a thread of this process, on any free port or on this one."""
+    server = build_server(settings.model_copy(update={"port": port}))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -1,4 +1,4 @@
-"""Routes for operators and their tools: health, metrics, limits, the live page and the API documentation."""
+"""Routes for operators and their tools: health, metrics, limits and the API documentation."""
 
 import asyncio
 import platform
@@ -13,7 +13,6 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import FileResponse, HTMLResponse, Response
 from prometheus_client.exposition import choose_encoder
 
-import service.http.page
 from fullrank import __version__ as VERSION
 from service.encoders.served import Served
 from service.http.access import authorize_scrape
@@ -24,10 +23,9 @@ from service.settings import NONE
 from service.watching.peers import Families
 
 router = APIRouter(tags=["operations"])
-PAGE = (Path(service.http.page.__file__).parent / "index.html").read_text()
 SWAGGER = Path(str(files("fastapi_offline"))) / "static"
-# The pages may load from this server only, so nothing they show can make them call another.
-PAGE_HEADERS = {
+# The page may load from this server only, so nothing it shows can make it call another. Swagger UI has scripts inline.
+DOCS_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self' 'unsafe-inline'; "
     "style-src 'self' 'unsafe-inline'; connect-src 'self'; img-src data:; frame-ancestors 'self'",
     "Cache-Control": "no-cache",
@@ -104,12 +102,6 @@ async def info(request: Request) -> Response:
     )
 
 
-@router.get("/", response_class=HTMLResponse, include_in_schema=False)
-async def page() -> HTMLResponse:
-    """The live spectrum."""
-    return HTMLResponse(PAGE, headers=PAGE_HEADERS)
-
-
 @router.get("/docs", response_class=HTMLResponse, include_in_schema=False)
 async def docs() -> HTMLResponse:
     """Swagger UI from an installed package: in a closed network there is no CDN."""
@@ -120,7 +112,7 @@ async def docs() -> HTMLResponse:
         swagger_css_url="docs/swagger-ui.css",
         swagger_favicon_url="data:,",
     )
-    return HTMLResponse(html.body, headers=PAGE_HEADERS)
+    return HTMLResponse(html.body, headers=DOCS_HEADERS)
 
 
 @router.get("/docs/{name}", response_class=FileResponse, include_in_schema=False)

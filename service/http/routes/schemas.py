@@ -376,6 +376,65 @@ SPECTRUM_RESPONSES: Responses = {
     ),
     **failures(404, 422, 503),
 }
+_UPDATE = {
+    "time": 1795320580.72,
+    "until": 1795320575.1,
+    "phase": "ready",
+    "fault": None,
+    "default": True,
+    "fleet": False,
+    "encoders": [
+        ENCODER | {"observed": False, "watched": True, "gone": False, "state": "healthy", "reason": "", "rows": 9}
+    ],
+    "model": ENCODER["model"],
+    "observed": False,
+    "history": {
+        "states": ["insufficient_data", "healthy"],
+        "fields": ["effective_rank", "participation_ratio"],
+        "ranks": [1, 2],
+        "time": [1795320575.1],
+        "state": [1],
+        "figures": [[37.1, 19.6]],
+        "spectrum": [[-1.2, -1.4]],
+        "events": [{"time": 1795320560.1, "kind": "swap", "from": "a@7b4d5acfe760", "to": "b@0123456789ab"}],
+    },
+    "traffic": {"fields": ["images_per_second"], "time": [1795320575.1], "figures": [[48.0]], "limit": 512},
+}
+HISTORY_RESPONSES: Responses = {**loose(_UPDATE), **failures(404, 422)}
+EVENTS_RESPONSES: Responses = {
+    200: {
+        "content": {
+            "text/event-stream": {
+                "schema": {"type": "string"},
+                "example": 'event: update\ndata: {"phase": "ready"}\n\n',
+            }
+        }
+    },
+    **failures(404, 422, 429, 503),
+}
+NEIGHBOURS_BODY: dict[str, Any] = KEY | {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["embedding"],
+                    "properties": {
+                        "embedding": {"type": "array", "items": {"type": "number"}},
+                        "model": {"type": "string"},
+                        "count": {"type": "integer", "minimum": 1, "maximum": 32, "default": 6},
+                    },
+                },
+                "example": {"embedding": [0.6, 0.0, 0.8], "count": 2},
+            }
+        },
+    }
+}
+NEIGHBOURS_RESPONSES: Responses = {
+    **example(ENCODER | {"canary": 64, "neighbours": [{"index": 7, "cosine": 0.83, "image": DATA_URI}]}),
+    **failures(400, 401, 403, 404, 408, 413, 415, 422, 429, 503),
+}
 INFO_RESPONSES: Responses = {
     **loose(
         {

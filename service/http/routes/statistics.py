@@ -38,11 +38,16 @@ async def spectrum(request: Request, model: Model = None, fleet: Fleet = False) 
             message = "this replica is not part of a fleet; fleet=1 is for replicas that Ray Serve runs"
             raise Problem(404, "no_fleet", message, field="fleet")
         return Response(orjson.dumps(await peers.spectrum(model)), media_type=JSON)
-    identity, monitor = _monitored(service_of(request), model)
+    return Response(orjson.dumps(spectrum_of(service_of(request), model)), media_type=JSON)
+
+
+def spectrum_of(service: Service, model: str | None) -> dict[str, Any]:
+    """What GET /spectrum answers. Raises Problem 404 or NotFoundError for a model that is not watched."""
+    identity, monitor = _monitored(service, model)
     snapshot = monitor.snapshot().to_dict()
     if snapshot["reference"] is None:
         snapshot["verdict"]["reason"] += f"; {_remedy(identity)}"
-    return Response(orjson.dumps(identity | snapshot), media_type=JSON)
+    return identity | snapshot
 
 
 @revealing.get(
