@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, ViewportSize, sync_playwright
 
 from tools import demo
 from tools.demo.traffic import Traffic, encoded
@@ -26,8 +26,8 @@ WINDOWS = "60,300"
 HEALTHY_SECONDS = 150.0
 COLLAPSED_SECONDS = 90.0
 LIMIT = 600.0
-WIDE = {"width": 1280, "height": 1480}
-PHONE = {"width": 390, "height": 844}
+WIDE: ViewportSize = {"width": 1280, "height": 1480}
+PHONE: ViewportSize = {"width": 390, "height": 844}
 
 
 def browser_binary() -> str:

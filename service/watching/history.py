@@ -103,7 +103,8 @@ class Ring:
             return fine
         coarse = self._read(b"".join(self._coarse))
         points = np.concatenate([coarse[coarse["time"] < fine["time"][0]], fine])
-        return points[points["time"] > max(start, fine["time"][-1] - KEPT)]
+        kept: Points = points[points["time"] > max(start, fine["time"][-1] - KEPT)]
+        return kept
 
     @property
     def latest(self) -> float:
