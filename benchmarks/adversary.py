@@ -4,9 +4,9 @@
 
 A simulated encoder of 64 dimensions maps ten classes of latent images; descriptors of inputs are 12 of their
 coordinates. Its reference is calibrated and knows inputs and canary. A client sends a share of the 3,000 rows of a
-window, the others are healthy traffic; the model is healthy or broken. An attack succeeds at the least share on the grid
-at which the verdict no longer pages, or pages. A client in front of the service chooses images, never embeddings: what it
-sends goes through the model, broken or not.
+window, the others are healthy traffic; the model is healthy or broken. An attack succeeds at the least share on the
+grid at which the verdict no longer pages, or pages. A client in front of the service chooses images, never embeddings:
+what it sends goes through the model, broken or not.
 """
 
 import argparse

@@ -154,11 +154,18 @@ class Service:
     # ---- requests
 
     async def embed(
-        self, sources: Sequence[Source], deadline: float, model: str | None = None, *, client_deadline: bool = False
+        self,
+        sources: Sequence[Source],
+        deadline: float,
+        model: str | None = None,
+        *,
+        client_deadline: bool = False,
+        client: int = 0,
     ) -> Answer:
         """Decode and embed images. All rows come from one encoder; see served().
 
         deadline: in time.monotonic() seconds. client_deadline: the client set it, so missing it is counted apart.
+        client: tells clients apart in the monitor's sample.
         Raises NotFoundError for a model that is not in service, InvalidError for a bad image, OverloadedError when
         full, UnreadyError while starting or stopped, DeadlineError, EmbeddingError for a row that is no embedding.
         """
@@ -166,7 +173,7 @@ class Service:
         await self._admit(len(sources))
         served.in_flight += 1
         try:
-            job = await self._embedded(served, sources, deadline, client_deadline)
+            job = await self._embedded(served, sources, deadline, client_deadline, client)
         finally:
             served.in_flight -= 1
             self.admission.leave(len(sources))
@@ -202,10 +209,12 @@ class Service:
                 retry_after=full.retry_after,
             ) from None
 
-    async def _embedded(self, served: Served, sources: Sequence[Source], deadline: float, client_deadline: bool) -> Job:
+    async def _embedded(
+        self, served: Served, sources: Sequence[Source], deadline: float, client_deadline: bool, client: int
+    ) -> Job:
         """The finished job, with a valid embedding in every row. Counts refusals, and raises as embed() does."""
         try:
-            job = await self.engine.embed(served, sources, deadline)
+            job = await self.engine.embed(served, sources, deadline, client=client)
         except TimeoutError:
             self.metrics.rejected["client_deadline" if client_deadline else "deadline"].inc(len(sources))
             raise DeadlineError(

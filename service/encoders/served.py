@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fullrank import SpectrumMonitor
 from models import headers
@@ -91,7 +92,7 @@ class Candidate:
         rows: Rows = self.embedder.embed(pixels).numpy()
         return rows
 
-    def on_embedded(self, pixels: Pixels, rows: Rows) -> None:
+    def on_embedded(self, pixels: Pixels, rows: Rows, clients: NDArray[np.int64]) -> None:
         """Do nothing: these rows are no client's traffic."""
 
 
@@ -116,10 +117,10 @@ class Served(Candidate):
         self.images = self.observer.metrics.encoder_images.labels(self.name, self.revision)
         self.headers = ((b"x-model", self.name.encode()), (b"x-revision", self.revision.encode()))
 
-    def on_embedded(self, pixels: Pixels, rows: Rows) -> None:
+    def on_embedded(self, pixels: Pixels, rows: Rows, clients: NDArray[np.int64]) -> None:
         """Give the monitor the rows that clients got."""
         if self.monitor is not None:
-            self.observer.observe(self.monitor, pixels, rows)
+            self.observer.observe(self.monitor, pixels, rows, clients)
 
 
 def to_bytes(data: bytes | str, field: str) -> bytes:

@@ -25,8 +25,8 @@ class Encoder(Protocol):
     def embed(self, pixels: Pixels) -> Rows:
         """(n, c, s, s) uint8 -> (n, d) float32, not normalised."""
 
-    def on_embedded(self, pixels: Pixels, rows: Rows) -> None:
-        """Called once the rows are on their way to their clients. It must return at once."""
+    def on_embedded(self, pixels: Pixels, rows: Rows, clients: NDArray[np.int64]) -> None:
+        """Called once the rows are on their way to their clients, (n,) numbers. It must return at once."""
 
 
 class Batch:

@@ -83,16 +83,18 @@ class Engine:
         *,
         observed: bool = True,
         yields_for: float = 0.0,
+        client: int = 0,
     ) -> Job:
         """Embed images; returns the finished job, with rows (n, d).
 
         images: (n, c, s, s) uint8, or a list of images for encoder.decode, whose exceptions this raises too. deadline:
         in time.monotonic() seconds. yields_for: seconds in which the job only fills room that others leave in a batch.
+        client: whose images they are, for the sample that the monitor gets.
 
         Raises TimeoutError at the deadline. The images are dropped then, and also when this call is cancelled.
         """
         loop = self._running_loop()
-        job = Job(encoder, images, deadline, loop.create_future(), observed, time.monotonic() + yields_for)
+        job = Job(encoder, images, deadline, loop.create_future(), observed, time.monotonic() + yields_for, client)
         self._jobs.add(job)
         self.queue.put(job)
         self._notify_soon()
@@ -303,13 +305,16 @@ class Engine:
 
     def _observe(self, batch: Batch, pixels: Pixels, rows: Rows) -> None:
         """Give the monitor the rows that clients got."""
-        observed = np.repeat([part.job.observed for part in batch.parts], [len(part) for part in batch.parts])
+        sizes = [len(part) for part in batch.parts]
+        observed = np.repeat([part.job.observed for part in batch.parts], sizes)
         if not observed.any():
             return
         self._metrics.batches.inc()
         self._metrics.batch_size.observe(len(pixels))
         try:
             encoder: Encoder = batch.parts[0].job.encoder
-            encoder.on_embedded(*(pixels, rows) if observed.all() else (pixels[observed], rows[observed]))
+            clients = np.repeat([part.job.client for part in batch.parts], sizes)
+            made = pixels, rows, clients
+            encoder.on_embedded(*(made if observed.all() else (it[observed] for it in made)))
         except Exception:
             log.exception("a batch of %d images could not be observed", len(pixels))

@@ -92,6 +92,7 @@ class Job:
     answer: "asyncio.Future[None]"
     observed: bool = True
     yields_until: float = -math.inf  # until then the job only fills room that others leave in a batch
+    client: int = 0
     abandoned: bool = False
     queued: float = field(default_factory=time.monotonic)
     started: float = math.inf

@@ -90,6 +90,12 @@ def authorize(request: Request, scope: Scope) -> None:
         )
 
 
+def client_of(request: Request) -> int:
+    """Tells clients apart for the monitor's sample: by their key, or without keys by their address."""
+    context = context_of(request.scope)
+    return hash(_token(request)) if context.front.grants else hash(context.peer)
+
+
 def authorize_scrape(request: Request) -> None:
     """Check that a request may read metrics: any may, unless a key names that scope. Raises Problem 401 or 403."""
     if any(it.named and "metrics" in it.scopes for it in context_of(request.scope).front.grants):

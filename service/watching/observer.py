@@ -41,26 +41,38 @@ class Observer:
         self._secrets: dict[int, NDArray[np.uint64]] = {}
         self._places: dict[int, NDArray[np.intp]] = {}
 
-    def observe(self, monitor: SpectrumMonitor, pixels: Pixels, rows: Rows) -> None:
-        """Give a monitor a sample of images (n, c, s, s) and their rows (n, d). Raises nothing."""
+    def observe(
+        self, monitor: SpectrumMonitor, pixels: Pixels, rows: Rows, clients: NDArray[np.int64] | None = None
+    ) -> None:
+        """Give a monitor a sample of images (n, c, s, s) and their rows (n, d). clients: whose they are, (n,) numbers.
+
+        Raises nothing.
+        """
         try:
             with self._lock:
                 if (sample := self._samples.get(monitor)) is None:
                     sample = self._samples[monitor] = Sample(self._rate, BURST, monitor.windows[0])
             if not sample.takes_all:
-                pixels, rows = self._chosen(sample, monitor, pixels, rows)
+                pixels, rows = self._chosen(sample, monitor, pixels, rows, clients)
             if len(rows):
                 monitor.observe(rows, keys=self.keys(pixels), inputs=thumbnails(pixels))
         except Exception:
             log.exception("%d rows could not be observed", len(rows))
             self.metrics.unobserved.inc(len(rows))
 
-    def _chosen(self, sample: Sample, monitor: SpectrumMonitor, pixels: Pixels, rows: Rows) -> tuple[Pixels, Rows]:
+    def _chosen(
+        self,
+        sample: Sample,
+        monitor: SpectrumMonitor,
+        pixels: Pixels,
+        rows: Rows,
+        clients: NDArray[np.int64] | None,
+    ) -> tuple[Pixels, Rows]:
         """Choose the images and rows that the monitor gets. The others are counted."""
         # This comes before whole images are hashed and thumbnails made, so that images not chosen cost almost nothing.
         contents = self.rough_keys(pixels)
         with self._lock:
-            which, copies = sample.choose(contents)
+            which, copies = sample.choose(contents, None if clients is None else clients.tolist())
         if copies:
             monitor.count_duplicates(copies)
         self.metrics.unsampled.inc(len(rows) - len(which) - copies)

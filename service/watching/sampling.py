@@ -1,13 +1,17 @@
-"""Token-bucket sampling of images for the monitor. It spends no token on copies of recent images."""
+"""Token-bucket sampling of images for the monitor: no token for copies of recent images, a cap for each client."""
 
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fullrank.monitor.window import RecentKeys
+
+CAP = 0.25  # of the rate, for each client where there are several
+CLIENTS = 1024  # remembered at most; of more, the one that was quiet for longest is forgotten
 
 
 class Sample:
@@ -18,7 +22,8 @@ class Sample:
 
     Below the rate all images are chosen. Above it, each of the images that come together has the same chance. Copies
     are left out first: otherwise a client that repeats one picture would crowd out all others, and the sample would
-    say nothing about the encoder. Not thread-safe.
+    say nothing about the encoder. Where several clients were seen within the horizon, each gets at most a quarter of
+    the rate, so that one that floods cannot make up most of the sample. Not thread-safe.
     """
 
     def __init__(
@@ -31,28 +36,56 @@ class Sample:
         self._then = clock()
         self._random = np.random.default_rng()
         self._chosen = RecentKeys(horizon)
+        self._horizon = horizon
+        # Client -> what it may still have, and when it was last seen; the latest seen at the end.
+        self._clients: OrderedDict[int, tuple[float, float]] = OrderedDict()
 
     @property
     def takes_all(self) -> bool:
         """Whether every image is chosen, so that choose() need not be called."""
         return math.isinf(self._rate)
 
-    def choose(self, contents: Sequence[int]) -> tuple[NDArray[np.intp], int]:
+    def choose(self, contents: Sequence[int], clients: Sequence[int] | None = None) -> tuple[NDArray[np.intp], int]:
         """Choose among images that come together. Returns the chosen indices, and how many of the others are copies.
 
-        contents: a hash of each image.
+        contents: a hash of each image; clients: whose it is, where that is known.
         """
         now = self._clock()
         self._allowance = min(self._burst, self._allowance + (now - self._then) * self._rate)
         self._then = now
         first = {content: index for index, content in reversed(list(enumerate(contents)))}
         fresh = sorted(index for content, index in first.items() if not self._chosen.holds(content, now))
-        room = min(len(fresh), int(self._allowance))
-        self._allowance -= room
         chosen = np.array(fresh, dtype=np.intp)
-        if room < len(fresh):
+        if clients is not None:
+            chosen = self._capped(chosen, clients, now)
+        room = min(len(chosen), int(self._allowance))
+        self._allowance -= room
+        if room < len(chosen):
             chosen = self._random.permutation(chosen)[:room]
+        if clients is not None:
+            for index in chosen:
+                allowance, seen = self._clients[clients[index]]
+                self._clients[clients[index]] = allowance - 1, seen
         for index in chosen:
             self._chosen.enter(contents[index], now)
         copies = sum(self._chosen.holds(content, now) for content in contents) - room
         return chosen, copies
+
+    def _capped(self, fresh: NDArray[np.intp], clients: Sequence[int], now: float) -> NDArray[np.intp]:
+        """Those of the images that their clients may still have, at random; all where there is one client alone."""
+        known = self._clients
+        for client in dict.fromkeys(clients):
+            allowance, seen = known.pop(client, (CAP * self._burst, now))
+            known[client] = min(CAP * self._burst, allowance + (now - seen) * CAP * self._rate), now
+        while known and (len(known) > CLIENTS or now - next(iter(known.values()))[1] > self._horizon):
+            known.popitem(last=False)
+        if len(known) < 2:
+            known[clients[0]] = CAP * self._burst, now  # what it took alone is not held against it
+            return fresh
+        left = {client: max(0, int(known[client][0])) for client in dict.fromkeys(clients) if client in known}
+        kept = []
+        for index in self._random.permutation(fresh):
+            if left.get(clients[index], 0) > 0:
+                left[clients[index]] -= 1
+                kept.append(index)
+        return np.sort(np.array(kept, dtype=np.intp))

@@ -12,7 +12,7 @@ from fastapi.responses import Response
 from service.encoders.served import Answer, Source
 from service.failures import DeadlineError
 from service.http import payload
-from service.http.access import Embedding
+from service.http.access import Embedding, client_of
 from service.http.bodies import body_timeout
 from service.http.context import context_of, service_of
 from service.http.errors import Problem, client_closed
@@ -63,7 +63,9 @@ async def embedded(request: Request, sources: Sequence[Source], deadline: float,
     if context.gone is not None:
         context.gone.add_done_callback(leave)
     try:
-        answer = await context.service.embed(sources, deadline, model, client_deadline=context.client_deadline)
+        answer = await context.service.embed(
+            sources, deadline, model, client_deadline=context.client_deadline, client=client_of(request)
+        )
     except DeadlineError:
         if not context.client_deadline:
             raise

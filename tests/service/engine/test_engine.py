@@ -32,7 +32,7 @@ class Sums:
         self.batches.append(len(pixels))
         return pixels.reshape(len(pixels), -1).sum(1, keepdims=True, dtype=np.float32)
 
-    def on_embedded(self, pixels: Pixels, rows: Rows) -> None:
+    def on_embedded(self, pixels: Pixels, rows: Rows, clients: np.ndarray) -> None:
         self.seen.extend(rows[:, 0].tolist())
 
 
@@ -75,7 +75,7 @@ async def test_a_failing_batch_fails_its_jobs_and_no_other(metrics: Metrics) -> 
 
 async def test_an_observer_that_fails_stops_nothing(metrics: Metrics) -> None:
     engine, encoder = Engine(1, 1, metrics), Sums()
-    encoder.on_embedded = lambda pixels, rows: 1 / 0  # type: ignore[assignment,method-assign,return-value]
+    encoder.on_embedded = lambda pixels, rows, clients: 1 / 0  # type: ignore[assignment,method-assign,return-value]
     for value in (1, 2):
         assert (await engine.embed(encoder, images(value))).rows.item() == value
     await engine.close()

@@ -99,7 +99,7 @@ async def test_the_pace_follows_from_what_an_image_costs(start: Start) -> None:
                 time.sleep(0.002 * len(pixels))
                 return np.ones((len(pixels), 32), np.float32)
 
-            def on_embedded(self, pixels: Pixels, rows: np.ndarray) -> None: ...
+            def on_embedded(self, pixels: Pixels, rows: np.ndarray, clients: np.ndarray) -> None: ...
 
         pixels = artifact.canary.images.numpy()
         rows, seconds = await embed_in_turns(service.engine, Slow(), pixels)

@@ -104,6 +104,28 @@ def test_copies_of_one_picture_take_no_place_in_the_sample(metrics: Metrics, mon
     assert metrics.registry.get_sample_value("fullrank_unsampled_images_total") == 0
 
 
+def test_a_client_that_floods_gets_a_quarter_of_the_sample_and_one_alone_all_of_it() -> None:
+    now = 0.0
+    sample = Sample(40.0, 256, 300.0, lambda: now)
+    chosen: dict[int, int] = {1: 0, 2: 0}
+    fresh = iter(range(10**6))
+    for step in range(8000):
+        now = step / 8
+        several = step >= 4000  # from here on a second client sends one image in 33
+        clients = [1] * 32 + [2] * several
+        which, _ = sample.choose([next(fresh) for _ in clients], clients)
+        for index in which:
+            chosen[clients[index]] += 1
+        if step == 3999:
+            assert chosen == {1: 256 + 5 * 3999, 2: 0}
+            chosen = {1: 0, 2: 0}
+    assert chosen[2] > 3950  # the honest client's 8 a second, less than its cap of 10, but for the first seconds
+    assert 0.95 < chosen[1] / (10 * 500) < 1.05
+    now += 301
+    which, _ = sample.choose([next(fresh) for _ in range(256)], [3] * 256)
+    assert len(which) == 256  # the others are forgotten
+
+
 def test_a_monitor_that_refuses_rows_does_not_end_the_observer(metrics: Metrics) -> None:
     observer, seen = Observer(metrics), []
 
