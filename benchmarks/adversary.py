@@ -53,7 +53,8 @@ class World:
 
     def healthy(self, images: Tensor) -> Tensor:
         """What the intact model makes of images."""
-        return images @ self.basis
+        rows: Tensor = images @ self.basis
+        return rows
 
     def described(self, images: Tensor) -> Tensor:
         """The inputs' descriptors."""
