@@ -13,6 +13,8 @@ from fullrank.measures import LARGEST_CORRECTION, MINIMUM_ROWS_ENTROPY, effectiv
 from fullrank.rows import ArrayLike, as_rows
 
 MINIMUM_ROWS_PARTICIPATION = 32
+# Rows that carry the variance: fewer, and the estimate is theirs and not their law's.
+MINIMUM_EFFECTIVE_ROWS = 16.0
 # Rows of a matrix worked on at a time where many are compared: at d = 2048 a megabyte, which stays in the cache.
 _PANEL = 64
 # Scales what is squared, or multiplied from both sides, to half.
@@ -156,10 +158,10 @@ class Moments:
         return Traces.of(self.count, mean, trace, along, frobenius * (self.count - 1) ** 2, self.cubic, self.quartic)
 
     def participation_ratio(self) -> float:
-        """(tr C)^2 / tr C^2 from traces each unbiased at any n and for any law; NaN below 32 rows, 0 without variance.
+        """(tr C)^2 / tr C^2 from traces each unbiased at any n and for any law, in [1, d]; 0 without variance.
 
-        Their ratio is not unbiased at tiny n. Rows are taken to be independent: runs of 32 alike read a few per cent
-        low.
+        NaN below 32 rows, and where few of them carry the fourth moment (`Traces.effective_rows` below 16). Their ratio
+        is not unbiased at tiny n. Rows are taken to be independent: runs of 32 alike read a few per cent low.
         """
         return self.traces().participation_ratio
 
@@ -167,8 +169,9 @@ class Moments:
         """exp(entropy of the covariance's eigenvalues) with the first-order bias removed, see `entropy_correction`.
 
         The kurtosis it needs is read from the fourth-order sum, so that heavy tails are corrected for where they are
-        elliptical. NaN below 64 rows and where the correction exceeds 15 %: there n does not determine it. Pass
-        `eigenvalues` (d,) of `covariance()` where they are at hand.
+        elliptical. In [1, d], 0 without variance; NaN below 64 rows, where few of them carry the fourth moment, and
+        where the correction exceeds 15 %: there n does not determine it. Pass `eigenvalues` (d,) of `covariance()`
+        where they are at hand.
         """
         if self.count < MINIMUM_ROWS_ENTROPY:
             return math.nan
@@ -182,15 +185,21 @@ class Traces:
 
     Himeno & Yamada 2014, equations 2.2 and 2.3: with S the sample covariance and Q = sum |x - mean|^4 / (n - 1),
     tr C^2 = K [(n-1)(n-2) tr S^2 + (tr S)^2 - nQ] and (tr C)^2 = K [2 tr S^2 + (n^2-3n+1)(tr S)^2 - nQ],
-    K = (n-1) / (n (n-2) (n-3)).
+    K = (n-1) / (n (n-2) (n-3)). frobenius: tr S^2; fourth: Q; dimension: d.
     """
 
-    def __init__(self, count: int, trace: float, trace_squared: float, square_trace: float, fourth: float) -> None:
+    _bias: float | None = None
+
+    def __init__(self, count: float, dimension: int, trace: float, frobenius: float, fourth: float) -> None:
         self.count = count
+        self.dimension = dimension
         self.trace = trace
+        self.frobenius = frobenius
         self.fourth = fourth
-        self.trace_squared = trace_squared
-        self.square_trace = square_trace
+        n = count
+        k = (n - 1) / (n * (n - 2) * (n - 3)) if n > 3 else math.nan
+        self.trace_squared = k * (2 * frobenius + (n * n - 3 * n + 1) * trace**2 - n * fourth)
+        self.square_trace = k * ((n - 1) * (n - 2) * frobenius + trace**2 - n * fourth)
 
     @classmethod
     def of(
@@ -199,30 +208,54 @@ class Traces:
         """From sums over n rows y: mean m (d,), trace and m^T Y m of Y = sum y y^T, |Y - n m m^T|_F^2, sum |y|^2 y
         (d,) and sum |y|^4. NaN below 4 rows; a trace that is rounding and nothing else is 0."""
         if n < 4:
-            return cls(n, math.nan, math.nan, math.nan, math.nan)
+            return cls(n, len(mean), math.nan, math.nan, math.nan)
         square = float(mean @ mean)
         fourth = quartic - 4 * float(mean @ cubic) + 4 * along + 2 * square * trace - 3 * n * square**2
         fourth, centred, frobenius = max(0.0, fourth) / (n - 1), trace - n * square, frobenius / (n - 1) ** 2
-        trace = centred / (n - 1) if centred > _ROUNDING * trace else 0.0
-        k = (n - 1) / (n * (n - 2) * (n - 3))
-        return cls(
-            n,
-            trace,
-            k * (2 * frobenius + (n * n - 3 * n + 1) * trace**2 - n * fourth),
-            k * ((n - 1) * (n - 2) * frobenius + trace**2 - n * fourth),
-            fourth,
-        )
+        return cls(n, len(mean), centred / (n - 1) if centred > _ROUNDING * trace else 0.0, frobenius, fourth)
+
+    @cached_property
+    def effective_rows(self) -> float:
+        """(sum |y|^2)^2 / sum |y|^4, y the centred rows: how many rows carry the variance, in [1, n].
+
+        n where all are as long as each other, 1 where one of them is all there is. Of Gaussian rows n / (1 + 2 / PR).
+        """
+        return self.trace**2 * (self.count - 1) / self.fourth if self.fourth > 0 else 0.0
+
+    def among(self, rows: float) -> "Traces":
+        """The same sums per row as if they came from so many rows only, of which the others were copies."""
+        n, m = self.count, min(self.count, rows)
+        if not m > 3:
+            return Traces(m, self.dimension, math.nan, math.nan, math.nan)
+        scale = (n - 1) / n * m / (m - 1)
+        return Traces(m, self.dimension, scale * self.trace, scale**2 * self.frobenius, scale * self.fourth)
 
     @cached_property
     def participation_ratio(self) -> float:
-        """Ratio of the two; NaN below 32 rows, 0 without variance, NaN where noise leaves a trace not positive."""
-        if self.count < MINIMUM_ROWS_PARTICIPATION:
-            return math.nan
-        if self.trace == 0:
+        """Ratio of the two, in [1, d]; 0 without variance, NaN where the rows do not determine it: `no_ratio`."""
+        if self.count >= MINIMUM_ROWS_PARTICIPATION and self.trace == 0:
             return 0.0
-        if not (self.square_trace > 0 and self.trace_squared > 0):
+        if self.no_ratio:
             return math.nan
-        return self.trace_squared / self.square_trace
+        return min(max(1.0, self.trace_squared / self.square_trace), float(self.dimension))
+
+    @property
+    def no_ratio(self) -> str:
+        """In words, why there is no participation ratio; empty where there is one."""
+        if self.count < MINIMUM_ROWS_PARTICIPATION:
+            return f"{self.count:.0f} rows; {MINIMUM_ROWS_PARTICIPATION} are needed"
+        if self.trace == 0:
+            return ""
+        if few := self._few:
+            return few
+        return "" if self.square_trace > 0 and self.trace_squared > 0 else "noise hides the spectrum: more rows needed"
+
+    @property
+    def _few(self) -> str:
+        carry = self.effective_rows
+        if self.trace == 0 or not carry < MINIMUM_EFFECTIVE_ROWS:
+            return ""
+        return f"about {carry:.0f} of {self.count:.0f} rows carry the variance; {MINIMUM_EFFECTIVE_ROWS:.0f} are needed"
 
     @cached_property
     def kurtosis(self) -> float:
@@ -230,14 +263,36 @@ class Traces:
         gaussian = self.trace_squared + 2 * self.square_trace
         return self.fourth / gaussian if gaussian > 0 else 1.0
 
-    def effective_rank(self, eigenvalues: Tensor) -> float:
-        """See `Moments.effective_rank`; eigenvalues: those of the same rows' covariance."""
-        if self.count < MINIMUM_ROWS_ENTROPY:
-            return math.nan
-        if self.trace == 0:
+    def effective_rank(self, eigenvalues: Tensor, rows: float = math.inf) -> float:
+        """See `Moments.effective_rank`; eigenvalues: those of the same rows' covariance; rows: how many of them are
+        independent, where it is known."""
+        if self.count >= MINIMUM_ROWS_ENTROPY and self.trace == 0:
             return 0.0
-        factor = math.exp(entropy_correction(eigenvalues, self.count - 1, self.kurtosis))
-        return effective_rank(eigenvalues) * factor if factor <= 1 + LARGEST_CORRECTION else math.nan
+        if self.no_rank(eigenvalues, rows):
+            return math.nan
+        factor = math.exp(self._correction(eigenvalues) / (self.count - 1))
+        return min(max(1.0, effective_rank(eigenvalues) * factor), float(self.dimension))
+
+    def no_rank(self, eigenvalues: Tensor, rows: float = math.inf) -> str:
+        """In words, why there is no effective rank; empty where there is one."""
+        if self.count < MINIMUM_ROWS_ENTROPY:
+            return f"{self.count:.0f} rows; {MINIMUM_ROWS_ENTROPY} are needed"
+        if self.trace == 0:
+            return ""
+        if few := self._few:
+            return few
+        n = max(2.0, min(self.count, rows))
+        correction = self._correction(eigenvalues)
+        if correction / (n - 1) <= math.log1p(LARGEST_CORRECTION):
+            return ""
+        needed = 1 + math.ceil(correction / math.log1p(LARGEST_CORRECTION))
+        return f"about {n:.0f} independent rows; about {needed} or more are needed for this spectrum"
+
+    def _correction(self, eigenvalues: Tensor) -> float:
+        """The entropy's bias times rows - 1. Worked out once: it is a sum over pairs of eigenvalues."""
+        if self._bias is None:
+            self._bias = entropy_correction(eigenvalues, 1.0, self.kurtosis)
+        return self._bias
 
 
 def merge(parts: Iterable[Moments]) -> Moments:

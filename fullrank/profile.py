@@ -12,6 +12,9 @@ from torch import Tensor
 # A band whose mean held-out eigenvalue is below this share of the mean eigenvalue holds dead units, not directions.
 EMPTY_SHARE = 1e-6
 LEAST_TAIL_ROWS = 1024
+# Two rows are copies where their squared distance is below this share of their mean square about the mean: about
+# that of a picture that was encoded again.
+COPY_SHARE = 0.02
 
 
 def log_bands(dimension: int) -> tuple[int, ...]:
@@ -53,13 +56,15 @@ def centred(rows: Tensor) -> Tensor:
     return rows - rows.mean(0, dtype=torch.float64).to(rows.dtype)
 
 
-def energies_of_rows(rows: Tensor, basis: Tensor) -> Tensor:
+def energies_of_rows(rows: Tensor, basis: Tensor | None) -> Tensor:
     """(d,) n times the variance of n >= 2 centred rows (n, d) along each column of the basis (d, d), in float64.
 
-    Additive over blocks. A block is centred on its own mean: about any other, a jump of the mean would fill the tail.
+    Without a basis, rows are in its coordinates already. Additive over blocks. A block is centred on its own mean:
+    about any other, a jump of the mean would fill the tail.
     """
     n = len(rows)
-    return (rows @ basis).double().square().sum(0) * (n / (n - 1))
+    along = rows if basis is None else rows @ basis
+    return along.double().square().sum(0) * (n / (n - 1))
 
 
 def energies_of_covariance(covariance: Tensor, basis: Tensor) -> Tensor:
@@ -67,15 +72,44 @@ def energies_of_covariance(covariance: Tensor, basis: Tensor) -> Tensor:
     return (covariance @ basis * basis).sum(0)
 
 
-def block_products(rows: Tensor, previous: Tensor) -> tuple[float, float]:
+def block_products(rows: Tensor, previous: Tensor, gram: Tensor | None = None) -> tuple[float, float]:
     """tr S tr S' and <S, S'> of the covariances of two blocks of centred rows, (n, d) and (m, d).
 
     The blocks are independent, so the expectations are (tr C)^2 and tr C^2, and the ratio of sums of these products is
-    a participation ratio. <S, S'> = |Y Y'^T|^2 needs no d x d matrix.
+    a participation ratio. <S, S'> = |Y Y'^T|^2 needs no d x d matrix. gram (n, m): Y Y'^T, where it is at hand.
     """
-    y, z = (it / math.sqrt(len(it) - 1) for it in (rows, previous))
-    trace = float(y.double().square().sum() * z.double().square().sum())
-    return trace, float((y @ z.T).double().square().sum())
+    gram = rows @ previous.T if gram is None else gram
+    scale = (len(rows) - 1) * (len(previous) - 1)
+    trace = float(rows.double().square().sum() * previous.double().square().sum()) / scale
+    return trace, float(gram.double().square().sum()) / scale
+
+
+def copies(
+    rows: Tensor, other: Tensor | None = None, gram: Tensor | None = None, apart: Tensor | None = None
+) -> Tensor:
+    """(2,) the weight of the pairs that are copies of each other, and of all pairs; a pair's is |y|^2 |z|^2.
+
+    Pairs of distinct rows of one centred block (n, d), or, with `other` (m, d), one of each. apart (d,): the mean of
+    the first less that of the other. gram (n, m): their products, where at hand. A pair counts as copies where its
+    squared distance is at most `COPY_SHARE` of its mean square: independent rows of many dimensions never are, of one
+    they often are.
+    """
+    second = rows if other is None else other
+    gram = rows @ second.T if gram is None else gram
+    squares, others = rows.square().sum(1), second.square().sum(1)
+    sums = squares[:, None] + others
+    distances = sums - 2 * gram
+    if apart is not None:
+        distances += 2 * (rows @ apart)[:, None] - 2 * (second @ apart) + apart.square().sum()
+    near = distances <= (COPY_SHARE / 2) * sums
+    if other is None:
+        near.fill_diagonal_(fill_value=False)
+    squares, others = squares.double(), others.double()
+    weight = float(squares @ (near.double() @ others))
+    total = float(squares.sum() * others.sum())
+    if other is None:
+        weight, total = weight / 2, (total - float(squares.square().sum())) / 2
+    return torch.tensor([weight, total], dtype=torch.float64)
 
 
 def mean_shift(mean: Tensor, reference_mean: Tensor, variance: float, n: int, total: float) -> float:

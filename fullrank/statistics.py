@@ -8,9 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fullrank import profile
+from fullrank import bounds, profile
+from fullrank.bounds import MINIMUM_GROUPS, UNKNOWN, Interval
 from fullrank.measures import effective_rank, numerical_rank, rankme, stable_rank
-from fullrank.moments import Moments, Pool, pool
+from fullrank.moments import Moments, pool
 from fullrank.profile import band_sums
 from fullrank.reference import Reference
 from fullrank.sample import SampleMeasures
@@ -20,19 +21,6 @@ NORM_QUANTILES = (0.05, 0.5, 0.95)
 # Norms are counted in bins of 1/16 octave, 4.4 % wide, from 2^-40 to 2^40; bin 0 holds rows of zeros.
 _BINS_PER_OCTAVE, _OCTAVES = 16, 40
 NORM_BINS = 2 * _BINS_PER_OCTAVE * _OCTAVES + 1
-# Student's t at 97.5 %, for 1, 2, ... degrees of freedom.
-_T: tuple[float, ...] = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-_T += (2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086)
-MINIMUM_GROUPS = 3
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate and its two-sided 95 % bounds; NaN where unknown."""
-
-    lower: float = NAN
-    estimate: float = NAN
-    upper: float = NAN
 
 
 @dataclass(frozen=True)
@@ -42,7 +30,7 @@ class Band:
     first: int
     last: int
     part: str  # "head": the larger half of the bands by variance; "tail": the others
-    ratio: Interval = Interval()
+    ratio: Interval = UNKNOWN
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +41,9 @@ class WindowStatistics:
     adds, in units of the reference's total variance; basis_effective_rank: effective rank of the variances along the
     reference's directions, unbiased down to small n, an upper bound of effective_rank (Schur-Horn); zeros: rows of
     zeros, which have no direction and count in nothing else; sample: measures of a bounded sample of the rows;
-    wasserstein_uniformity: see `measures.wasserstein_uniformity`; tail_shift: see `profile.tail_shift`.
+    wasserstein_uniformity: see `measures.wasserstein_uniformity`; tail_shift: see `profile.tail_shift`;
+    independent_rows: how many of the rows are no copies of each other; unknown: statistic -> in words, why the rows do
+    not determine it. The numerical rank is then a lower bound.
     """
 
     seconds: float
@@ -61,7 +51,7 @@ class WindowStatistics:
     groups: int = 0
     effective_rank: float = NAN
     rankme: float = NAN
-    participation_ratio: Interval = Interval()
+    participation_ratio: Interval = UNKNOWN
     stable_rank: float = NAN
     numerical_rank: int = 0
     eigenvalues: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
@@ -69,13 +59,15 @@ class WindowStatistics:
     mean_cosine: float = NAN
     mean_shift_ratio: float = NAN
     bands: tuple[Band, ...] = ()
-    head: Interval = Interval()
+    head: Interval = UNKNOWN
     basis_effective_rank: float = NAN
     norms: dict[float, float] = field(default_factory=lambda: dict.fromkeys(NORM_QUANTILES, NAN))
     zeros: int = 0
     sample: SampleMeasures = field(default_factory=SampleMeasures)
     wasserstein_uniformity: float = NAN
     tail_shift: float = NAN
+    independent_rows: float = NAN
+    unknown: dict[str, str] = field(default_factory=dict)
 
     @property
     def zero_share(self) -> float:
@@ -104,6 +96,7 @@ class Group(Protocol):
     energies: Tensor
     norms: Tensor
     zeros: int
+    copies: Tensor
 
 
 def measure(seconds: float, groups: Sequence[Group], reference: Reference | None, dimension: int) -> WindowStatistics:
@@ -118,10 +111,10 @@ def measure(seconds: float, groups: Sequence[Group], reference: Reference | None
     if n < 2:
         return WindowStatistics(seconds, n, len(groups), bands=bands, norms=norms, zeros=zeros)
     pooled = pool([group.moments for group in groups])
-    mean = pooled.mean
-    eigenvalues = pooled.eigenvalues
+    mean, eigenvalues, traces = pooled.mean, pooled.eigenvalues, pooled.traces
     # A block of one row has no variance of its own and adds none.
     weights = torch.tensor([float(group.moments.count) for group in groups], dtype=torch.float64)
+    copies = torch.stack([group.copies for group in groups]).sum(0)
     variance = float(eigenvalues.sum())
     shift = basis_rank = tail_shift = NAN
     head = Interval()
@@ -131,49 +124,53 @@ def measure(seconds: float, groups: Sequence[Group], reference: Reference | None
         basis_rank = effective_rank(energies.sum(0))
         sums = torch.stack([band_sums(row, reference.bands) for row in energies])
         bands = tuple(
-            Band(band.first, band.last, band.part, _ratio(sums[:, i], weights, float(reference.band_energy[i])))
+            Band(band.first, band.last, band.part, bounds.ratio(sums[:, i], weights, float(reference.band_energy[i])))
             for i, band in enumerate(bands)
         )
         along = (mean - reference.mean) @ reference.basis
         variances = sums.sum(0) / weights.sum()
         tail_shift = profile.tail_shift(along, reference.bands, reference.band_energy, variances, n, reference.rows)
-        head = _ratio(profile.head_sum(sums), weights, float(profile.head_sum(reference.band_energy)))
+        head = bounds.ratio(profile.head_sum(sums), weights, float(profile.head_sum(reference.band_energy)))
+    independent = bounds.independent_rows(traces, copies)
+    rank = numerical_rank(eigenvalues, 0.0 if reference is None else reference.noise_floor)
+    unknown = {
+        "participation_ratio": traces.no_ratio,
+        "effective_rank": traces.no_rank(eigenvalues, independent),
+    } | dict.fromkeys(("rankme", "stable_rank", "numerical_rank"), _no_span(rank, independent, dimension))
+    unknown = {name: reason for name, reason in unknown.items() if reason}
     return WindowStatistics(
-        seconds,
-        n,
-        len(groups),
-        pooled.traces.effective_rank(eigenvalues),
-        rankme(eigenvalues.sqrt()),
-        _participation_ratio(pooled, weights),
-        stable_rank(eigenvalues),
-        numerical_rank(eigenvalues, 0.0 if reference is None else reference.noise_floor),
-        eigenvalues,
-        variance,
-        float(mean @ mean) - variance / n,
-        shift,
-        bands,
-        head,
-        basis_rank,
-        norms,
-        zeros,
+        seconds=seconds,
+        rows=n,
+        groups=len(groups),
+        effective_rank=traces.effective_rank(eigenvalues, independent),
+        rankme=NAN if "rankme" in unknown else rankme(eigenvalues.sqrt()),
+        participation_ratio=bounds.participation_ratio(pooled, weights, copies),
+        stable_rank=NAN if "stable_rank" in unknown else stable_rank(eigenvalues),
+        numerical_rank=rank,
+        eigenvalues=eigenvalues,
+        total_variance=variance,
+        mean_cosine=float(mean @ mean) - variance / n,
+        mean_shift_ratio=shift,
+        bands=bands,
+        head=head,
+        basis_effective_rank=basis_rank,
+        norms=norms,
+        zeros=zeros,
+        independent_rows=independent,
         tail_shift=tail_shift,
+        unknown=unknown,
     )
 
 
-def jackknife(estimate: float, left_out: Sequence[float], weights: Tensor) -> float:
-    """Half-width of the 95 % interval of an estimate, from its values with one group of rows left out at a time.
+def _no_span(rank: int, independent: float, dimension: int) -> str:
+    """In words, why measures that need the whole spectrum are not known: m rows span m - 1 directions at most.
 
-    Groups may differ in size: the delete-m_j jackknife (Busing, Meijer & van der Leeden 1999). NaN below 3 groups.
+    Where they span half of that or less, it is their law that has no more. Empty where the rows suffice.
     """
-    g = len(left_out)
-    if g < MINIMUM_GROUPS:
-        return NAN
-    values = torch.tensor(left_out, dtype=torch.float64)
-    h = weights.sum() / weights
-    pseudo = h * estimate - (h - 1) * values
-    centre = g * estimate - float(((1 - 1 / h) * values).sum())
-    variance = float(((pseudo - centre).square() / (h - 1)).mean())
-    return _T[min(g - 1, len(_T)) - 1] * math.sqrt(variance)
+    spanned = independent - 1
+    if spanned >= dimension or 2 * rank <= spanned:
+        return ""
+    return f"about {independent:.0f} independent rows cannot span {dimension} dimensions; {dimension + 1} are needed"
 
 
 def norm_histogram(norms: Tensor) -> Tensor:
@@ -191,26 +188,6 @@ def norm_quantiles(histogram: Tensor) -> dict[float, float]:
         norm = 0.0 if index == 0 else 2.0 ** ((index - 0.5) / _BINS_PER_OCTAVE - _OCTAVES)
         quantiles[q] = norm if cumulative[-1] else NAN
     return quantiles
-
-
-def _participation_ratio(pooled: Pool, weights: Tensor) -> Interval:
-    estimate = pooled.traces.participation_ratio
-    if not estimate > 0 or len(weights) < MINIMUM_GROUPS:
-        return Interval(estimate if estimate == 0 else NAN, estimate, estimate if estimate == 0 else NAN)
-    left_out = [traces.participation_ratio for traces in pooled.without]
-    if not all(value > 0 for value in left_out):
-        return Interval(NAN, estimate, NAN)
-    # On the logarithm, where its law is near normal and the lower bound stays positive.
-    half = jackknife(math.log(estimate), [math.log(value) for value in left_out], weights)
-    return Interval(estimate * math.exp(-half), estimate, estimate * math.exp(half))
-
-
-def _ratio(sums: Tensor, weights: Tensor, reference: float) -> Interval:
-    """sums (g,) of row-weighted energies over weights (g,) of rows, against the reference."""
-    estimate = float(sums.sum() / weights.sum()) / reference
-    rest = (sums.sum() - sums) / (weights.sum() - weights) / reference
-    half = jackknife(estimate, rest.tolist(), weights)
-    return Interval(max(0.0, estimate - half) if half == half else NAN, estimate, estimate + half)
 
 
 def _empty_bands(reference: Reference | None) -> tuple[Band, ...]:

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from fullrank import measures, profile
 from fullrank.calibration.inputs import InputReference
 from fullrank.calibration.ranges import BLOCK_ROWS, NAMED, Calibration
-from fullrank.moments import Moments
+from fullrank.moments import Moments, Traces
 from fullrank.profile import band_sums
 from fullrank.reference import Reference
 from fullrank.rows import ArrayLike, as_rows, unit
@@ -21,6 +21,9 @@ SESSION = 32
 DAY = 86_400 * 20
 _FLOOR = 1e-3
 WINDOWS = (1024, 6144)
+# One window in so many has its eigenvalues computed.
+SPECTRUM_EVERY = 3
+_PANEL = 256
 
 
 class Traffic:
@@ -77,13 +80,16 @@ def calibrated(
     windows: int = 24,
     blocks: int = 200,
     seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Reference:
     """The reference with the thresholds of its own healthy traffic, resampled in blocks from the rows (n, d) that gave
     its band energies.
 
     labels (n,): what sessions and drift are of; without them, or with one only, the octants of the leading directions.
-    inputs (n, k): the descriptors of the same rows' inputs, which make the reference know its inputs too. ValueError
-    names an argument of the wrong shape, and fewer than 1024 rows: too few to know how far healthy statistics stray.
+    inputs (n, k): the descriptors of the same rows' inputs, which make the reference know its inputs too. progress:
+    called with the windows and blocks done so far, and how many there are. What needs eigenvalues is measured in one
+    window of three; no threshold of the verdict rests on those. ValueError names an argument of the wrong shape, and
+    fewer than 1024 rows: too few to know how far healthy statistics stray.
     """
     z = unit(as_rows(rows, reference.dimension)).float()
     if len(z) < MINIMUM_ROWS:
@@ -100,55 +106,116 @@ def calibrated(
         reference = replace(reference, inputs=InputReference.build(descriptors))
     traffic = Traffic(labels, seed)
     position = Generator().manual_seed(seed)
+    laws_drawn = len(traffic.laws())
+    total = laws_drawn * blocks + len(WINDOWS) * (laws_drawn * windows + len(traffic.classes))
+    done = 0
+    # In the reference's coordinates once, which moves no statistic: what is drawn needs no product with the basis.
+    projected = z @ reference.basis.float()
 
-    def drawn(law: Callable[[int, int], Tensor], n: int, count: int) -> Tensor:
+    def step() -> None:
+        nonlocal done
+        done += 1
+        progress(done, total)
+
+    def drawn(law: Callable[[int, int], Tensor], n: int, count: int, *, narrow: bool = False) -> Tensor:
         values = []
-        for _ in range(count):
+        for i in range(count):
             index = law(n, int(torch.randint(DAY, (1,), generator=position)))
             described = None if descriptors is None else descriptors[index]
-            values.append(window_statistics(reference, z[index], described))
+            spectrum = narrow or i % SPECTRUM_EVERY == 0 or count < 3 * SPECTRUM_EVERY
+            dtype = torch.float64 if narrow else torch.float32
+            values.append(_statistics(reference, projected, index, described, dtype, spectrum=spectrum))
+            step()
         return torch.stack(values)
 
     tables: list[tuple[Tensor, ...]] = []
     for n in (BLOCK_ROWS, *WINDOWS):
         if n == BLOCK_ROWS:
-            laws = [torch.stack(list(_blocks(reference, z, law, blocks, position))) for law in traffic.laws()]
+            laws = [
+                torch.stack(list(_blocks(reference, projected, law, blocks, position, step))) for law in traffic.laws()
+            ]
         else:
             laws = [drawn(law, n, windows) for law in traffic.laws()]
-        means = torch.stack([law.mean(0) for law in laws])
+        means, variances = (torch.stack(each) for each in zip(*map(_mean_and_variance, laws), strict=True))
         centre = means.mean(0)
         # The reference was measured on rows that are themselves a sample.
-        own = laws[0].var(0) * n / len(z)
-        spread = (torch.stack([law.var(0) for law in laws]).amax(0) + (means - centre).square().amax(0) + own).sqrt()
+        own = variances[0] * n / len(z)
+        spread = (variances.amax(0) + (means - centre).square().amax(0) + own).sqrt()
         kinds = range(len(traffic.classes))
         if n == BLOCK_ROWS:
             extremes = torch.full((2, len(centre)), math.nan, dtype=torch.float64)
         else:
-            narrow = torch.cat([drawn(lambda m, _, c=c: traffic.narrow(m, c), n, 1) for c in kinds])  # type: ignore[misc]
+            narrow = torch.cat([drawn(lambda m, _, c=c: traffic.narrow(m, c), n, 1, narrow=True) for c in kinds])  # type: ignore[misc]
             extremes = torch.stack((narrow.amin(0), narrow.amax(0)))
         tables.append((centre, spread, *extremes))
     centre, spread, low, high = (torch.stack(columns) for columns in zip(*tables, strict=True))
     return replace(reference, calibration=Calibration((BLOCK_ROWS, *WINDOWS), centre, spread, low, high))
 
 
+def _mean_and_variance(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Of windows' statistics (w, s), each over those that measured it; NaN where the rows did not determine it."""
+    measured = values.isinf().logical_not()
+    count = measured.sum(0)
+    kept = torch.where(measured, values, 0.0)
+    mean = kept.sum(0) / count
+    return mean, torch.where(measured, values - mean, 0.0).square().sum(0) / (count - 1)
+
+
 def window_statistics(reference: Reference, rows: Tensor, inputs: Tensor | None) -> Tensor:
     """The statistics of a `Calibration`'s columns for a window of unit rows (n, d) and their descriptors (n, k)."""
-    basis = reference.basis.float()
-    moments = Moments(reference.dimension, reference.mean).add(rows)
-    blocks = [profile.centred(block) for block in torch.split(rows, BLOCK_ROWS) if len(block) > 1]
-    energies = sum(profile.energies_of_rows(block, basis) for block in blocks)
-    eigenvalues = measures.spectrum(moments.covariance())
-    rank = measures.numerical_rank(eigenvalues, reference.noise_floor)
+    every = torch.arange(len(rows))
+    return _statistics(reference, rows @ reference.basis.to(rows.dtype), every, inputs, torch.float64, spectrum=True)
+
+
+def _statistics(
+    reference: Reference,
+    projected: Tensor,
+    index: Tensor,
+    inputs: Tensor | None,
+    dtype: torch.dtype,
+    *,
+    spectrum: bool,
+) -> Tensor:
+    """The statistics of a `Calibration`'s columns for a window of the rows at `index` (n,), in the reference's
+    coordinates (m, d); products of rows in `dtype`. Without a spectrum, what needs one is infinite: not measured."""
+    drawn = projected[index]
+    n = len(drawn)
+    blocks = [profile.centred(block) for block in torch.split(drawn, BLOCK_ROWS) if len(block) > 1]
+    energies = sum(profile.energies_of_rows(block, None) for block in blocks)
     assert isinstance(energies, Tensor)
+    mean = drawn.mean(0, dtype=torch.float64)
+    # A row that was drawn twice is one row of twice the weight.
+    distinct, counts = torch.unique(index, return_counts=True)
+    rows = (projected[distinct] - mean).to(dtype)
+    covariance = _scatter(rows * counts.sqrt().to(dtype)[:, None]) / (n - 1)
+    squares = rows.double().square().sum(1)
+    trace, fourth = (float(counts.double() @ squares**power) / (n - 1) for power in (1, 2))
+    traces = Traces(n, reference.dimension, trace, float(covariance.square().sum()), fourth)
     named = {
-        "participation_ratio": _log(moments.participation_ratio() / reference.participation_ratio),
-        "effective_rank": _log(moments.effective_rank(eigenvalues) / reference.effective_rank),
-        "numerical_rank": rank / min(reference.numerical_rank, len(rows) - 1),
+        "participation_ratio": _log(traces.participation_ratio / reference.participation_ratio),
+        "effective_rank": math.inf,
+        "numerical_rank": math.inf,
     }
+    if spectrum:
+        eigenvalues = measures.spectrum(covariance)
+        rank = measures.numerical_rank(eigenvalues, reference.noise_floor)
+        named["effective_rank"] = _log(traces.effective_rank(eigenvalues) / reference.effective_rank)
+        named["numerical_rank"] = rank / min(reference.numerical_rank, n - 1)
     if inputs is not None and reference.inputs is not None:
         described = Moments(reference.inputs.width).add(inputs)
         named["input_distance"] = reference.inputs.read(described).distance
-    return columns(reference, energies / len(rows), moments.mean(), len(rows), named)
+    return columns(reference, energies / n, reference.basis @ mean, n, named)
+
+
+def _scatter(rows: Tensor) -> Tensor:
+    """Y^T Y of rows (n, d), float64: the lower triangle in panels, mirrored, which is half of the work."""
+    d = rows.shape[1]
+    scatter = torch.empty(d, d, dtype=torch.float64)
+    for start in range(0, d, _PANEL):
+        panel = slice(start, start + _PANEL)
+        scatter[start:, panel] = rows[:, start:].T @ rows[:, panel]
+        scatter[panel, start:] = scatter[start:, panel].T
+    return scatter
 
 
 def columns(
@@ -173,17 +240,24 @@ def _log(ratio: float) -> float:
 
 
 def _blocks(
-    reference: Reference, rows: Tensor, law: Callable[[int, int], Tensor], count: int, position: Generator
+    reference: Reference,
+    projected: Tensor,
+    law: Callable[[int, int], Tensor],
+    count: int,
+    position: Generator,
+    step: Callable[[], None],
 ) -> Iterator[Tensor]:
     """Statistics of single blocks, as the sequential test sees them: the participation ratio from products of pairs."""
-    basis, previous = reference.basis.float(), None
+    previous = None
     for _ in range(count + 1):
-        block = rows[law(BLOCK_ROWS, int(torch.randint(DAY, (1,), generator=position)))]
+        block = projected[law(BLOCK_ROWS, int(torch.randint(DAY, (1,), generator=position)))]
         centred = profile.centred(block)
         if previous is not None:
             trace, frobenius = profile.block_products(centred, previous)
             ratio = trace / frobenius / reference.participation_ratio
-            energies = profile.energies_of_rows(centred, basis) / BLOCK_ROWS
+            energies = profile.energies_of_rows(centred, None) / BLOCK_ROWS
             named = {"participation_ratio": _log(ratio)}
-            yield columns(reference, energies, block.double().mean(0), BLOCK_ROWS, named)
+            mean = reference.basis @ block.mean(0, dtype=torch.float64)
+            yield columns(reference, energies, mean, BLOCK_ROWS, named)
+            step()
         previous = centred

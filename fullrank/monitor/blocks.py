@@ -67,7 +67,7 @@ class BlockMaker:
         self.detector = Detector(reference) if reference is not None and calibrated else None
         self._keys = RecentKeys(windows[0])
         self._open: list[Batch] = []
-        self._previous: Tensor | None = None
+        self._previous: tuple[Tensor, Tensor] | None = None  # the block before, centred, and its mean
         self._basis: Tensor | None = None
 
     def take(self, batches: Sequence[Batch], everything: bool) -> None:
@@ -133,7 +133,10 @@ class BlockMaker:
         centred = profile.centred(rows)
         energies = torch.zeros(self._dimension, dtype=torch.float64)
         trace = frobenius = 0.0
+        within = across = torch.zeros(2, dtype=torch.float64)
         if n > 1:
+            mean = moments.mean().to(centred.dtype)
+            within = profile.copies(centred)
             if self._reference is not None:
                 if self._basis is None:
                     # Not in the constructor, which the caller waits for: 16 ms at d = 2048.
@@ -141,9 +144,12 @@ class BlockMaker:
                 energies = profile.energies_of_rows(centred, self._basis)
             if self._previous is not None:
                 # Short blocks count for less, in both products alike.
-                weight = n * len(self._previous) / self._block_rows**2
-                trace, frobenius = (weight * it for it in profile.block_products(centred, self._previous))
-            self._previous = centred
+                previous, previous_mean = self._previous
+                weight = n * len(previous) / self._block_rows**2
+                gram = centred @ previous.T
+                trace, frobenius = (weight * it for it in profile.block_products(centred, previous, gram))
+                across = profile.copies(centred, previous, gram, mean - previous_mean)
+            self._previous = (centred, mean)
         described = [part.inputs for part in parts if part.inputs is not None and len(part.inputs)]
         inputs = Moments(described[0].shape[1]).add(torch.cat(described)) if described else None
         if self.detector is not None and n > 1:
@@ -151,7 +157,8 @@ class BlockMaker:
         norms = norm_histogram(torch.linalg.vector_norm(raw.double(), dim=1))
         zeros = sum(part.zeros for part in parts)
         few = thinned(raw, GROUP_ROWS).clone()
-        self.ring.add(Block(parts[0].time, parts[-1].time, moments, energies, norms, inputs, zeros, few))
+        copies = torch.cat((within, across))
+        self.ring.add(Block(parts[0].time, parts[-1].time, moments, energies, norms, inputs, zeros, few, copies))
         bands = () if self._reference is None else self._reference.bands
         sums = band_sums(energies, bands).tolist() if bands else []
         self._count(Counters({"sampled": n}, trace, frobenius, dict(zip(bands, sums, strict=True))))

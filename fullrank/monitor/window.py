@@ -3,7 +3,7 @@
 import math
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import torch
@@ -19,7 +19,7 @@ class Block:
 
     energies (d,): variance along the reference's directions times rows, about the block's own mean; norms: their
     histogram; inputs: moments of their descriptors; zeros: rows of zeros that came beside them; sample: some of the
-    rows, as they came.
+    rows, as they came; copies (4,): `fullrank.profile.copies` among them, and with the block before.
     """
 
     start: float
@@ -30,6 +30,7 @@ class Block:
     inputs: Moments | None = None
     zeros: int = 0
     sample: Tensor | None = None
+    copies: Tensor = field(default_factory=lambda: torch.zeros(4, dtype=torch.float64))
 
     def absorb(self, later: "Block") -> None:
         """Take in the block that follows."""
@@ -42,6 +43,7 @@ class Block:
         self.energies = self.energies + later.energies
         self.norms = self.norms + later.norms
         self.zeros += later.zeros
+        self.copies = self.copies + later.copies
         if later.inputs is not None:
             self.inputs = later.inputs if self.inputs is None else self.inputs.merge(later.inputs)
 
@@ -90,7 +92,7 @@ class Ring:
         for i, block in enumerate(self.blocks):
             parts = {"ages": torch.tensor([now - block.start, now - block.end], dtype=torch.float64)}
             parts |= {"energies": block.energies, "norms": block.norms, **block.moments.tensors()}
-            parts["zeros"] = torch.tensor([block.zeros])
+            parts |= {"zeros": torch.tensor([block.zeros]), "copies": block.copies}
             if block.sample is not None:
                 parts["sample"] = block.sample
             if block.inputs is not None:
@@ -115,7 +117,11 @@ class Ring:
             few = parts.get("sample")
             if few is not None and (few.ndim != 2 or few.shape[1] != moments.dimension):
                 raise ValueError(f"state: the sample of block {i} has shape {tuple(few.shape)}")
-            blocks.append(Block(start, end, moments, parts["energies"], parts["norms"], descriptors, zeros, few))
+            copies = parts.get("copies", torch.zeros(4)).to("cpu", torch.float64)
+            if tuple(copies.shape) != (4,) or not copies.isfinite().all():
+                raise ValueError(f"state: block {i}: copies are not four finite numbers")
+            energies, norms = parts["energies"], parts["norms"]
+            blocks.append(Block(start, end, moments, energies, norms, descriptors, zeros, few, copies))
         self.blocks = blocks
         self.changes += 1
 

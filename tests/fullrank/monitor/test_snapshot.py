@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from fullrank import Moments, Reference
+from fullrank.bounds import jackknife
 from fullrank.calibration.sequential import LEVEL, Evidence
 from fullrank.measures import mean_cosine
 from fullrank.monitor.snapshot import Counters, SnapshotMaker
 from fullrank.monitor.window import Block, Ring
-from fullrank.statistics import NORM_BINS, jackknife, measure
+from fullrank.statistics import NORM_BINS, measure
 
 D, WINDOWS = 16, (300.0, 3600.0)
 
@@ -146,6 +147,19 @@ def test_the_rows_since_a_change_take_turns_with_the_windows(bench):
     assert list(bench.windows) == list(WINDOWS)
 
 
+def expected_bounds(whole, rest, counts):
+    """The participation ratio and its bounds, of rows of which none are copies of each other."""
+    traces = whole.traces()
+    left_out = [1 / Moments.participation_ratio(it) for it in rest]
+    half = jackknife(1 / whole.participation_ratio(), left_out, torch.tensor(counts).double())
+    estimate, t, square = whole.participation_ratio(), math.sqrt(traces.trace_squared), traces.square_trace
+    relative = half * estimate
+    unseen = 3 / whole.count * (1 + float(whole.mean().norm())) ** 2
+    lower = estimate * math.exp(-relative) * (t + unseen) ** 2 / (square + 2 * unseen * square / t + unseen**2)
+    upper = estimate / (1 - relative) * (t + unseen) ** 2 / t**2
+    return [lower * square / t**2, estimate, upper]
+
+
 def test_after_many_changes_of_the_ring_a_window_says_what_its_rows_say():
     d, now, rows = 70, 0.0, []
     generator = torch.Generator().manual_seed(3)
@@ -166,10 +180,7 @@ def test_after_many_changes_of_the_ring_a_window_says_what_its_rows_say():
                 held = torch.cat(rows)[-sum(counts) :]
                 whole, groups = Moments(d).add(held), held.split(counts)
                 rest = [torch.cat([*groups[:i], *groups[i + 1 :]]) for i in range(len(groups))]
-                left_out = [math.log(Moments(d).add(it).participation_ratio()) for it in rest]
-                estimate = whole.participation_ratio()
-                half = jackknife(math.log(estimate), left_out, torch.tensor(counts).double())
-                bounds = [estimate * math.exp(-half), estimate, estimate * math.exp(half)]
+                bounds = expected_bounds(whole, [Moments(d).add(it) for it in rest], counts)
                 assert dataclasses.astuple(measured.participation_ratio) == pytest.approx(bounds, rel=1e-9)
                 eigenvalues = torch.linalg.eigvalsh(held.T.cov()).flip(0)
                 torch.testing.assert_close(measured.eigenvalues, eigenvalues, rtol=1e-9, atol=1e-15)
