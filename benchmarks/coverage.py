@@ -85,14 +85,9 @@ def mixed(name: str, rows: int, share: float, usual: Draw, rare: Draw) -> Popula
     return Population(name, rows, draw, ((1 - share, usual), (share, rare)))
 
 
-def centres(d: int, count: int) -> Tensor:
-    """(count, d) fixed centres of classes."""
-    return torch.randn(count, d, generator=Generator().manual_seed(5))
-
-
 def classes(d: int, count: int, spread: float, run: int = 1, drift: bool = False) -> Draw:
     """Classes around fixed centres: in runs of `run` of one class, or with a mix that turns over the window."""
-    middle = centres(d, count)
+    middle = torch.randn(count, d, generator=Generator().manual_seed(5))
 
     def draw(n: int, g: Generator) -> Tensor:
         labels = torch.randint(count, (math.ceil(n / run),), generator=g).repeat_interleave(run)[:n]
@@ -109,10 +104,9 @@ def copied(law: Draw, times: int, noise: float) -> Draw:
 
     def draw(n: int, g: Generator) -> Tensor:
         rows = law(math.ceil(n / times), g).repeat_interleave(times, 0)[:n]
-        rows = (
-            rows + noise * rows.norm(dim=1, keepdim=True) * torch.randn(rows.shape, generator=g) / rows.shape[1] ** 0.5
-        )
-        return rows[torch.randperm(n, generator=g)]
+        lengths = noise * rows.norm(dim=1, keepdim=True) / rows.shape[1] ** 0.5
+        order = torch.randperm(n, generator=g)
+        return (rows + lengths * torch.randn(rows.shape, generator=g))[order]
 
     return draw
 
@@ -120,7 +114,8 @@ def copied(law: Draw, times: int, noise: float) -> Draw:
 def one_hot(d: int, exponent: float) -> Draw:
     """Rows of a single one, at a place drawn with probability i^-exponent."""
     share = torch.arange(1, d + 1).float() ** -exponent
-    return lambda n, g: torch.eye(d)[torch.multinomial(share, n, replacement=True, generator=g)]
+    rows = torch.eye(d)
+    return lambda n, g: rows[torch.multinomial(share, n, replacement=True, generator=g)]
 
 
 def populations() -> list[Population]:
@@ -215,9 +210,9 @@ def coverage(population: Population, repeats: int, seed: int = SEED) -> Coverage
     table = torch.tensor(given, dtype=torch.float64).reshape(-1, 3)
     # The truth is known to half a million rows.
     held = (table[:, 0] <= truth * 1.002) & (table[:, 2] >= truth * 0.998)
-    medians = table.median(0).values.tolist() if len(table) else [math.nan] * 3
+    lower, estimate, upper = table.median(0).values.tolist() if len(table) else [math.nan] * 3
     covered = float(held.double().mean()) if len(table) else math.nan
-    return Coverage(truth, covered, 1 - len(given) / repeats, *medians, outside)
+    return Coverage(truth, covered, 1 - len(given) / repeats, lower, estimate, upper, outside)
 
 
 def line(population: Population, found: Coverage) -> str:

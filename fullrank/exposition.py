@@ -24,10 +24,10 @@ _GAUGES: dict[str, tuple[str, list[str]]] = {
         "exp(entropy) of the covariance's eigenvalues, first-order bias removed; NaN at too few rows",
         ["window"],
     ),
-    "rankme": ("RankMe of centred rows: exp(entropy) of singular values", ["window"]),
+    "rankme": ("RankMe of centred rows: exp(entropy) of singular values; NaN at too few rows", ["window"]),
     "participation_ratio": ("(tr C)^2 / tr C^2 from unbiased traces, with 95 % bounds", ["window", "bound"]),
-    "stable_rank": ("Total variance over the leading direction's", ["window"]),
-    "numerical_rank": ("Directions above the noise floor of the serving dtype", ["window"]),
+    "stable_rank": ("Total variance over the leading direction's; NaN at too few rows", ["window"]),
+    "numerical_rank": ("Directions above the noise floor of the serving dtype; NaN at too few rows", ["window"]),
     "eigenvalue": ("Covariance eigenvalue at a rank", ["window", "rank"]),
     "total_variance": ("Trace of the covariance of L2-normalised rows", ["window"]),
     "mean_cosine": ("Mean cosine between rows: 1 when all are one point", ["window"]),
@@ -141,7 +141,7 @@ def _gauges(snapshot: Snapshot) -> Iterator[tuple[str, list[str], float]]:
             "wasserstein_uniformity",
         ):
             yield name, [window], getattr(w, name)
-        yield "numerical_rank", [window], w.numerical_rank
+        yield "numerical_rank", [window], float("nan") if "numerical_rank" in w.unknown else w.numerical_rank
         yield "window_rows", [window], w.rows
         for rank, eigenvalue in w.eigenvalues_at().items():
             yield "eigenvalue", [window, str(rank)], eigenvalue

@@ -12,12 +12,13 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from fullrank.bounds import Interval
 from fullrank.calibration.inputs import InputReading
 from fullrank.calibration.ranges import NARROW_MARGIN, Range
 from fullrank.canary import Canary
 from fullrank.reference import Reference
 from fullrank.rules import RULES, STATES, Case, Rule
-from fullrank.statistics import Band, Interval, WindowStatistics
+from fullrank.statistics import Band, WindowStatistics
 from fullrank.thresholds import (
     BAND_GONE,
     CANARY_COSINE,

@@ -213,8 +213,9 @@ def _scatter(rows: Tensor) -> Tensor:
     scatter = torch.empty(d, d, dtype=torch.float64)
     for start in range(0, d, _PANEL):
         panel = slice(start, start + _PANEL)
-        scatter[start:, panel] = rows[:, start:].T @ rows[:, panel]
-        scatter[panel, start:] = scatter[start:, panel].T
+        part = rows[:, start:].T @ rows[:, panel]
+        scatter[start:, panel] = part
+        scatter[panel, start:] = part.T
     return scatter
 
 

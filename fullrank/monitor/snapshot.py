@@ -90,7 +90,10 @@ class Snapshot:
         elif not window.rows:
             said.append(f"nothing was observed in the last {seconds:g} s")
         if window.rows and math.isnan(window.effective_rank):
-            said.append(f"the effective rank needs more rows: {window.rows} do not determine it")
+            said.append(
+                f"the effective rank needs more rows: {window.rows} do not determine it "
+                f"({window.unknown.get('effective_rank', '')})"
+            )
         return "; ".join(said)
 
     def __str__(self) -> str:

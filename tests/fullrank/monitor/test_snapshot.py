@@ -157,7 +157,7 @@ def expected_bounds(whole, rest, counts):
     unseen = 3 / whole.count * (1 + float(whole.mean().norm())) ** 2
     lower = estimate * math.exp(-relative) * (t + unseen) ** 2 / (square + 2 * unseen * square / t + unseen**2)
     upper = estimate / (1 - relative) * (t + unseen) ** 2 / t**2
-    return [lower * square / t**2, estimate, upper]
+    return [lower * square / t**2, estimate, min(upper, float(whole.dimension))]
 
 
 def test_after_many_changes_of_the_ring_a_window_says_what_its_rows_say():
