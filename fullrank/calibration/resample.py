@@ -111,6 +111,7 @@ def calibrated(
     done = 0
     # In the reference's coordinates once, which moves no statistic: what is drawn needs no product with the basis.
     projected = z @ reference.basis.float()
+    rank = len(reference.bands) + NAMED.index("effective_rank")
 
     def step() -> None:
         nonlocal done
@@ -122,7 +123,9 @@ def calibrated(
         for i in range(count):
             index = law(n, int(torch.randint(DAY, (1,), generator=position)))
             described = None if descriptors is None else descriptors[index]
-            spectrum = narrow or i % SPECTRUM_EVERY == 0 or count < 3 * SPECTRUM_EVERY
+            # Where the first window does not determine the rank, the mean over windows is not known either.
+            hopeless = i > 0 and bool(values[0][rank].isnan())
+            spectrum = narrow or (not hopeless and (i % SPECTRUM_EVERY == 0 or count < 3 * SPECTRUM_EVERY))
             dtype = torch.float64 if narrow else torch.float32
             values.append(_statistics(reference, projected, index, described, dtype, spectrum=spectrum))
             step()
@@ -180,17 +183,18 @@ def _statistics(
     coordinates (m, d); products of rows in `dtype`. Without a spectrum, what needs one is infinite: not measured."""
     drawn = projected[index]
     n = len(drawn)
-    blocks = [profile.centred(block) for block in torch.split(drawn, BLOCK_ROWS) if len(block) > 1]
-    energies = sum(profile.energies_of_rows(block, None) for block in blocks)
+    blocks = [block for block in torch.split(drawn, BLOCK_ROWS) if len(block) > 1]
+    energies = sum(profile.energies_of_rows(profile.centred(block), None) for block in blocks)
     assert isinstance(energies, Tensor)
-    mean = drawn.mean(0, dtype=torch.float64)
+    sizes = torch.tensor([len(block) for block in blocks], dtype=torch.float64)
+    mean = sizes @ torch.stack([block.mean(0, dtype=torch.float64) for block in blocks]) / sizes.sum()
     # A row that was drawn twice is one row of twice the weight.
     distinct, counts = torch.unique(index, return_counts=True)
     rows = (projected[distinct] - mean).to(dtype)
     covariance = _scatter(rows * counts.sqrt().to(dtype)[:, None]) / (n - 1)
     squares = rows.double().square().sum(1)
     trace, fourth = (float(counts.double() @ squares**power) / (n - 1) for power in (1, 2))
-    traces = Traces(n, reference.dimension, trace, float(covariance.square().sum()), fourth)
+    traces = Traces(n, reference.dimension, trace, float(torch.linalg.vector_norm(covariance)) ** 2, fourth)
     named = {
         "participation_ratio": _log(traces.participation_ratio / reference.participation_ratio),
         "effective_rank": math.inf,
