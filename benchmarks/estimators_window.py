@@ -88,7 +88,7 @@ def main() -> None:
     options = parser.parse_args()
     law, generator = Law(), torch.Generator().manual_seed(2)
     reference = Reference.build(
-        *(law.rows(torch.randint(CLASSES, (20000,), generator=generator), generator) for _ in range(2))
+        *(law.rows(torch.randint(CLASSES, (20000,), generator=generator), generator) for _ in range(2)), calibrate=False
     )
     many = Moments(D).add(law.rows(torch.randint(CLASSES, (200000,), generator=generator), generator))
     truth = many.participation_ratio()

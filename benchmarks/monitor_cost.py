@@ -38,7 +38,7 @@ def median_seconds(action: Callable[[], object], repeats: int, clock: Callable[[
 def random_reference(dimension: int) -> Reference:
     """A reference of random directions: only its size matters here."""
     scale = torch.arange(1, dimension + 1).float() ** -0.5
-    return Reference.build(*(torch.randn(2 * dimension, dimension) * scale for _ in range(2)))
+    return Reference.build(*(torch.randn(2 * dimension, dimension) * scale for _ in range(2)), calibrate=False)
 
 
 class Bench:

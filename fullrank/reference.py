@@ -1,13 +1,16 @@
 """Reference: what one encoder's healthy embeddings look like, measured on two disjoint sets of rows."""
 
 import math
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from fullrank import measures, profile
+from fullrank.calibration.enough import MINIMUM_ROWS, divided, shortfall, wanted_rows
 from fullrank.calibration.inputs import InputReference
 from fullrank.calibration.ranges import Calibration
 from fullrank.measures import noise_floor, numerical_rank
@@ -17,6 +20,8 @@ from fullrank.rows import ArrayLike, as_rows, unit
 
 __all__ = ["Reference", "band_sums", "log_bands", "merged_bands"]
 
+# Of the tensors on disk. Files without one are older and load; a newer one is refused.
+SCHEMA = 1
 _VECTORS = ("mean", "band_energy", "eigenvalues")
 _SCALARS = ("participation_ratio", "effective_rank", "total_variance", "canary_participation_ratio")
 
@@ -30,11 +35,11 @@ class Reference:
     (d,) of those rows' covariance, falling; rows: how many they were; canary (m, d): what fixed images should embed
     to; dtype: what the encoder computes in; calibration, inputs: how far healthy traffic strays from all this, and what
     its inputs look like, both added by `fullrank.calibration.resample.calibrated`; canary_noise: the largest angle, in
-    degrees, by which the precision that serves turns a canary image's embedding, NaN where nobody measured it.
+    degrees, by which the precision that serves turns a canary image's embedding, NaN where nobody measured it;
+    basis_rows: how many rows gave the basis, 0 where an older file does not say.
 
-    The basis and the energies must
-    come from different rows: measured on the rows that chose the directions, the last band of a healthy encoder reads
-    1.2 instead of 1.
+    The basis and the energies must come from different rows: measured on the rows that chose the directions, the last
+    band of a healthy encoder reads 1.2 instead of 1.
     """
 
     mean: Tensor
@@ -52,27 +57,71 @@ class Reference:
     calibration: Calibration | None = None
     inputs: InputReference | None = None
     canary_noise: float = math.nan
+    basis_rows: int = 0
 
     @classmethod
     def build(
         cls,
         basis_rows: ArrayLike,
-        held_out_rows: ArrayLike,
+        held_out_rows: ArrayLike | None = None,
         *,
         dtype: str = "float32",
         canary: ArrayLike | None = None,
+        labels: Tensor | None = None,
+        inputs: ArrayLike | None = None,
+        calibrate: bool = True,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        seed: int = 0,
     ) -> Self:
-        """Measure a reference on two disjoint sets of rows (n, d), which are L2-normalised here.
+        """Measure a reference on two disjoint sets of rows (n, d), which are L2-normalised here, and calibrate it.
+
+        One set alone is divided at random (`seed`): some of its rows give the directions, the others are held out.
+        labels (n,), inputs (n, k): classes of the held-out rows (of all rows, where there is one set), from which
+        sessions and drift are simulated, and descriptors of what was embedded, such as
+        `fullrank.calibration.inputs.thumbnails`. canary (m, d): what fixed inputs embed to. progress: called with the
+        parts of the calibration done so far, and how many there are. Warns in words where the rows do not suffice to
+        calibrate, or to tell an intact encoder from a broken one; the verdict is then never healthy.
 
         ValueError, naming the argument, for rows of the wrong shape, type or width, fewer than 32 finite rows in either
-        set, an unknown dtype or a canary that is not finite.
+        set, an unknown dtype, labels or inputs of another length, or a canary that is not finite.
         """
         _dtype(dtype)
         first = as_rows(basis_rows, name="basis_rows")
         d = first.shape[1]
+        held: Tensor
+        if held_out_rows is None:
+            chosen, rest = divided(len(first), d, seed)
+            labels = None if labels is None else _of_each(labels, len(first), "labels")[rest]
+            inputs = None if inputs is None else _of_each(torch.as_tensor(inputs), len(first), "inputs")[rest]
+            first, held = first[chosen], first[rest]
+        else:
+            held = as_rows(held_out_rows, d, name="held_out_rows")
+        made = cls._measured(first, held, dtype, canary)
+        if made.shortfall:
+            warnings.warn(made.shortfall, stacklevel=2)
+        if not calibrate:
+            return made
+        finite = held.double().square().sum(1).isfinite()
+        if int(finite.sum()) < MINIMUM_ROWS:
+            warnings.warn(
+                f"{int(finite.sum())} rows are held out, and calibration needs {MINIMUM_ROWS}: the reference is not "
+                f"calibrated, and general thresholds are used; build it from {wanted_rows(d)} rows or more",
+                stacklevel=2,
+            )
+            return made
+        from fullrank.calibration.resample import calibrated  # which knows references
+
+        labels = None if labels is None else _of_each(labels, len(held), "labels")[finite]
+        inputs = None if inputs is None else _of_each(torch.as_tensor(inputs), len(held), "inputs")[finite]
+        known = calibrated(made, held[finite], labels, inputs, seed=seed, progress=progress)
+        return replace(made, calibration=known.calibration, inputs=known.inputs)
+
+    @classmethod
+    def _measured(cls, first: Tensor, second: Tensor, dtype: str, canary: ArrayLike | None) -> Self:
+        d = first.shape[1]
         basis_moments, held_out = Moments(d), Moments(d)
         _add_units(basis_moments, first, "basis_rows")
-        _add_units(held_out, as_rows(held_out_rows, d, name="held_out_rows"), "held_out_rows")
+        _add_units(held_out, second, "held_out_rows")
         basis = torch.linalg.eigh(basis_moments.covariance()).eigenvectors.flip(1)
         covariance = held_out.covariance()
         energies = profile.energies_of_covariance(covariance, basis)
@@ -94,7 +143,13 @@ class Reference:
             canary=images,
             canary_participation_ratio=math.nan if images is None else Moments(d).add(images).participation_ratio(),
             dtype=dtype,
+            basis_rows=basis_moments.count,
         )
+
+    @property
+    def shortfall(self) -> str:
+        """In words, what this reference has too few rows to tell; empty where they suffice."""
+        return shortfall(self.basis_rows, self.rows, self.dimension)
 
     @property
     def dimension(self) -> int:
@@ -115,7 +170,9 @@ class Reference:
         """Everything as contiguous tensors, for `safetensors.torch.save_file`; the dtype's name as its ASCII bytes."""
         tensors = {name: getattr(self, name).contiguous() for name in (*_VECTORS, "basis")}
         tensors["bands"] = torch.tensor(self.bands, dtype=torch.int64)
+        tensors["schema_version"] = torch.tensor([SCHEMA], dtype=torch.int64)
         tensors["rows"] = torch.tensor([self.rows], dtype=torch.int64)
+        tensors["basis_rows"] = torch.tensor([self.basis_rows], dtype=torch.int64)
         tensors["dtype"] = torch.tensor(list(self.dtype.encode("ascii")), dtype=torch.uint8)
         tensors |= {name: torch.tensor([getattr(self, name)], dtype=torch.float64) for name in _SCALARS}
         if math.isfinite(self.canary_noise):
@@ -129,6 +186,12 @@ class Reference:
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> Self:
         """The inverse of `tensors`. ValueError that names a tensor which is missing, misshapen or not finite."""
+        version = tensors.get("schema_version", torch.zeros(1)).flatten().tolist()
+        if len(version) != 1 or not version[0] <= SCHEMA:
+            raise ValueError(
+                f"reference: schema_version is {version}, and this fullrank reads up to {SCHEMA}: upgrade fullrank, or "
+                "build the reference again"
+            )
         for name in (*_VECTORS, *_SCALARS, "basis", "bands", "rows", "dtype"):
             if name not in tensors:
                 raise ValueError(f"reference: tensor {name!r} is missing")
@@ -164,12 +227,20 @@ class Reference:
             canary_participation_ratio=scalar["canary_participation_ratio"],
             bands=bands,
             rows=int(tensors["rows"]),
+            basis_rows=int(tensors.get("basis_rows", torch.zeros(1)).flatten()[0]),
             canary=tensors["canary"].to("cpu", torch.float32) if "canary" in tensors else None,
             dtype=dtype,
             calibration=Calibration.from_tensors(tensors, len(bands)),
             inputs=InputReference.from_tensors(tensors),
             canary_noise=float(tensors["canary_noise"]) if "canary_noise" in tensors else math.nan,
         )
+
+
+def _of_each(values: Tensor, rows: int, name: str) -> Tensor:
+    """The values (n, ...), one a row. ValueError for another number of them."""
+    if not values.ndim or len(values) != rows:
+        raise ValueError(f"{name}: expected {rows}, one a row, got {len(values) if values.ndim else 'a scalar'}")
+    return values
 
 
 def _add_units(moments: Moments, rows: Tensor, name: str) -> None:

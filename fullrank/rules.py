@@ -90,8 +90,23 @@ _OTHER = (
         ", and the inputs differ too: foreign images or changed preprocessing",
     ),
 )
+_NARROWER = (
+    Case("rows repeat", "traffic_narrowed", _REPEATED.words),
+    Case(
+        "ratio collapsed, not calibrated",
+        "dimensional_collapse",
+        "; the participation ratio is {ratio:.1f} of {reference.participation_ratio:.1f}, a collapse by general "
+        "thresholds: the reference is not calibrated, and cannot tell an encoder that lost directions from less varied "
+        "traffic",
+    ),
+    Case(
+        "not calibrated",
+        "traffic_narrowed",
+        ": less varied traffic, or an encoder that lost directions; a reference that is not calibrated cannot tell",
+    ),
+    Case("", "traffic_narrowed", " with every direction alive: the traffic is less varied"),
+)
 _FOREIGN_OR_PREPROCESSING = ": foreign images or changed preprocessing"
-_NARROWER = " with every direction alive: the traffic is less varied"
 
 RULES: tuple[Rule, ...] = (
     Rule(
@@ -202,7 +217,7 @@ RULES: tuple[Rule, ...] = (
         "bound",
         "traffic_narrowed",
         "the leading directions hold {seen.estimate:.2f} of their reference variance {n}",
-        (*_MODEL, Case("", "traffic_narrowed", _NARROWER)),
+        (*_MODEL, *_NARROWER),
     ),
     Rule(
         "participation ratio",
@@ -212,7 +227,7 @@ RULES: tuple[Rule, ...] = (
         "bound",
         "traffic_narrowed",
         "the participation ratio is {seen.estimate:.1f} of {reference.participation_ratio:.1f} {n}",
-        (*_MODEL, Case("", "traffic_narrowed", _NARROWER)),
+        (*_MODEL, *_NARROWER),
     ),
     Rule(
         "shift of the mean",

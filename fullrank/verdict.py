@@ -203,6 +203,10 @@ CONDITIONS: dict[str, Callable[[Reading], bool]] = {
     "inputs are usual, ratio collapsed, no recent canary": lambda it: (
         it.inputs_usual() and it.ratio_collapsed() and not it.canary_is_recent
     ),
+    "not calibrated": lambda it: it.reference.calibration is None,
+    "ratio collapsed, not calibrated": lambda it: (
+        it.reference.calibration is None and it.ratio_collapsed() and not it.inputs_differ()
+    ),
     "ratio collapsed, inputs not known to differ": lambda it: it.ratio_collapsed() and not it.inputs_differ(),
 }
 
@@ -280,7 +284,7 @@ def judge_window(
     if not _enough(window):
         return _too_few(window.rows + window.zeros)
     reading = Reading(window, reference, inputs or InputReading(), canary_is_recent)
-    return judge(reading, ("rows", "rows, twice")) or _healthy(window)
+    return judge(reading, ("rows", "rows, twice")) or _healthy(window, reference)
 
 
 def diagnose(
@@ -310,7 +314,7 @@ def diagnose(
     shortest = min(windows) if windows else math.nan
     if change is not None and change.rows.rows + change.rows.zeros >= MINIMUM_ROWS:
         reading = Reading(change.rows, reference, change.inputs, recent, change.signal)
-        since = judge(reading, ("rows", "rows, twice")) or _healthy(change.rows)
+        since = judge(reading, ("rows", "rows, twice")) or _healthy(change.rows, reference)
         if not (windows and _enough(windows[shortest])):
             return since
         again = Reading(windows[shortest], reference, inputs.get(shortest, InputReading()), recent)
@@ -334,7 +338,10 @@ def _too_few(rows: int) -> Verdict:
     )
 
 
-def _healthy(window: WindowStatistics) -> Verdict:
+def _healthy(window: WindowStatistics, reference: Reference) -> Verdict:
+    """Where no rule is met: healthy, unless the reference has too few rows to tell."""
+    if reference.shortfall:
+        return Verdict("insufficient_data", f"nothing strays over {window.rows} rows, but {reference.shortfall}")
     return Verdict(
         "healthy", f"variance, participation ratio and band profile are near the reference over {window.rows} rows"
     )

@@ -136,10 +136,15 @@ def _referenced(
     first, second = splits
     dtype = str(embedder.dtype).removeprefix("torch.")
     expected = normalize(embedder.embed(canary))
-    reference = Reference.build(first, second, canary=expected, dtype=dtype)
-    if len(second) >= MINIMUM_ROWS:
-        progress("calibrating", 0)
-        reference = calibrated(reference, second, labels, inputs)
+    reference = Reference.build(
+        first,
+        second,
+        canary=expected,
+        dtype=dtype,
+        labels=labels,
+        inputs=inputs,
+        progress=lambda done, total: progress(f"calibrating, {done} of {total}", 0),
+    )
     return replace(artifact, reference=reference, canary=Canary(canary, expected, licence))
 
 

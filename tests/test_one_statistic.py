@@ -28,7 +28,7 @@ def rows_of(n: int, seed: int) -> Tensor:
 
 @pytest.fixture(scope="module")
 def reference() -> Reference:
-    made = Reference.build(rows_of(2000, 1), rows_of(2000, 2))
+    made = Reference.build(rows_of(2000, 1), rows_of(2000, 2), calibrate=False)
     return calibrated(made, rows_of(2000, 2), inputs=rows_of(2000, 2)[:, :4], windows=3, blocks=10)
 
 
@@ -58,7 +58,7 @@ def everything(reference: Reference) -> dict[str, float]:
     columns = window_statistics(reference, rows, rows[:, :4])
     again = calibrated(reference, rows_of(2000, 2), windows=2, blocks=4).calibration
     assert again is not None
-    built = Reference.build(rows_of(500, 1), rows_of(500, 2))
+    built = Reference.build(rows_of(500, 1), rows_of(500, 2), calibrate=False)
     gate, fleet = GateFigures.of(rows), FleetFigures.of(Moments(D).add(rows))
     training = Spectrum.of(rows)
     guard = Geometry.of(rows, rows[:, :8]).representation

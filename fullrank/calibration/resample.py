@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from fullrank import measures, profile
+from fullrank.calibration.enough import MINIMUM_ROWS
 from fullrank.calibration.inputs import InputReference
 from fullrank.calibration.ranges import BLOCK_ROWS, NAMED, Calibration
 from fullrank.moments import Moments, Traces
@@ -15,7 +16,6 @@ from fullrank.profile import band_sums
 from fullrank.reference import Reference
 from fullrank.rows import ArrayLike, as_rows, unit
 
-MINIMUM_ROWS = 1024
 SESSION = 32
 # A day at 20 rows a second.
 DAY = 86_400 * 20
@@ -204,7 +204,9 @@ def _statistics(
         eigenvalues = measures.spectrum(covariance)
         rank = measures.numerical_rank(eigenvalues, reference.noise_floor)
         named["effective_rank"] = _log(traces.effective_rank(eigenvalues) / reference.effective_rank)
-        named["numerical_rank"] = rank / min(reference.numerical_rank, n - 1)
+        # Fewer distinct rows than the reference has directions cannot say how many of them are silent.
+        spanned = len(distinct) > reference.numerical_rank
+        named["numerical_rank"] = rank / reference.numerical_rank if spanned else math.nan
     if inputs is not None and reference.inputs is not None:
         described = Moments(reference.inputs.width).add(inputs)
         named["input_distance"] = reference.inputs.read(described).distance

@@ -18,7 +18,7 @@ def rows_of(n, seed=0):
 
 @pytest.fixture
 def monitor():
-    reference = Reference.build(rows_of(1000, 1), rows_of(1000, 2), canary=rows_of(40, 3))
+    reference = Reference.build(rows_of(1000, 1), rows_of(1000, 2), canary=rows_of(40, 3), calibrate=False)
     with SpectrumMonitor(D, reference, windows=(20.0, 300.0), clock=lambda: 0.0) as monitor:
         yield monitor
 

@@ -36,7 +36,7 @@ def world():
 
 @pytest.fixture(scope="module")
 def reference(world):
-    return Reference.build(world.rows(8000, 1), world.rows(8000, 2), canary=world.rows(48, 3))
+    return Reference.build(world.rows(8000, 1), world.rows(8000, 2), canary=world.rows(48, 3), calibrate=False)
 
 
 def verdict(reference, rows, canary=None):
@@ -91,7 +91,7 @@ def test_half_of_the_units_dead_is_dimensional_collapse(world, reference):
 def test_collapse_shows_through_the_rounding_of_a_short_dtype(world, dtype):
     name = str(dtype).removeprefix("torch.")
     served = [world.rows(8000, seed).to(dtype).float() for seed in (1, 2)]
-    reference = Reference.build(*served, dtype=name)
+    reference = Reference.build(*served, dtype=name, calibrate=False)
     rows = project(world.rows(3000, 16), 16, seed=9).to(dtype).float()
     assert verdict(reference, rows).state == "dimensional_collapse"
     assert verdict(reference, world.rows(3000, 17).to(dtype).float()).state == "healthy"

@@ -44,7 +44,7 @@ def world():
 @pytest.fixture(scope="module")
 def reference(world):
     rows, labels, inputs = world.draw(6000, 2)
-    bare = Reference.build(world.draw(6000, 1)[0], rows, canary=world.draw(40, 9)[0])
+    bare = Reference.build(world.draw(6000, 1)[0], rows, canary=world.draw(40, 9)[0], calibrate=False)
     return calibrated(bare, rows, labels, inputs, windows=12, blocks=100)
 
 
@@ -273,7 +273,7 @@ def test_bad_arguments_are_named(world, reference):
 
 def test_without_labels_octants_stand_for_classes(world):
     rows, _, _ = world.draw(2000, 2)
-    bare = Reference.build(world.draw(2000, 1)[0], rows)
+    bare = Reference.build(world.draw(2000, 1)[0], rows, calibrate=False)
     calibration = calibrated(bare, rows, windows=3, blocks=10).calibration
     assert isinstance(calibration, Calibration)
     # Sessions vary more than independent rows do, in the head above all.

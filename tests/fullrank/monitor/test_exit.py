@@ -52,7 +52,7 @@ exec(ways[way])  # in a child, which then ends as a script does
 """
 WAYS = {
     "a script that ends": "monitor = watch(SpectrumMonitor(64))",
-    "with a reference": "monitor = watch(SpectrumMonitor(64, Reference.build(rows(400, 1), rows(400, 2))))",
+    "with a reference": "monitor = watch(SpectrumMonitor(64, Reference.build(rows(400, 1), calibrate=False)))",
     "one that nobody keeps": "watch(SpectrumMonitor(64))",
     "one in a cycle": "class Cycle: pass\nit = Cycle(); it.me, it.monitor = it, watch(SpectrumMonitor(64)); del it",
     "an exception on the way out": "monitor = watch(SpectrumMonitor(64)); raise KeyError('on the way out')",

@@ -32,7 +32,7 @@ def rows_of(n, seed=0, d=D):
 
 @pytest.fixture(scope="module")
 def reference():
-    return Reference.build(rows_of(4000, 100), rows_of(4000, 101), canary=rows_of(40, 102))
+    return Reference.build(rows_of(4000, 100), rows_of(4000, 101), canary=rows_of(40, 102), calibrate=False)
 
 
 @pytest.fixture
@@ -336,7 +336,7 @@ def test_a_state_that_is_damaged_or_of_another_encoder_is_refused(monitor, refer
     with pytest.raises(ValueError, match=r"state|moments"):
         monitor.restore(state)
     assert monitor.snapshot().windows[300.0].rows == 256
-    other = Reference.build(rows_of(100, 1), rows_of(100, 2))
+    other = Reference.build(rows_of(100, 1), rows_of(100, 2), calibrate=False)
     with SpectrumMonitor(D, other) as another, pytest.raises(ValueError, match="reference"):
         another.restore(monitor.state())
 
