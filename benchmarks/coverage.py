@@ -106,7 +106,8 @@ def copied(law: Draw, times: int, noise: float) -> Draw:
         rows = law(math.ceil(n / times), g).repeat_interleave(times, 0)[:n]
         lengths = noise * rows.norm(dim=1, keepdim=True) / rows.shape[1] ** 0.5
         order = torch.randperm(n, generator=g)
-        return (rows + lengths * torch.randn(rows.shape, generator=g))[order]
+        noisy: Tensor = rows + lengths * torch.randn(rows.shape, generator=g)
+        return noisy[order]
 
     return draw
 

@@ -16,8 +16,9 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from fullrank import Reference
+from fullrank.calibration.enough import MINIMUM_ROWS
 from fullrank.calibration.inputs import thumbnails
-from fullrank.calibration.resample import MINIMUM_ROWS, calibrated
+from fullrank.calibration.resample import calibrated
 from models.artifact import Artifact, Canary
 from models.decode import ImageError
 from models.embedder import Embedder, normalize

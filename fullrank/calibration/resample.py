@@ -119,7 +119,7 @@ def calibrated(
         progress(done, total)
 
     def drawn(law: Callable[[int, int], Tensor], n: int, count: int, *, narrow: bool = False) -> Tensor:
-        values = []
+        values: list[Tensor] = []
         for i in range(count):
             index = law(n, int(torch.randint(DAY, (1,), generator=position)))
             described = None if descriptors is None else descriptors[index]

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fullrank.bounds import Interval, jackknife
 from fullrank.monitor.snapshot import GROUPS
 from fullrank.neighbours import nearest, overlap, rank_correlation, squared_distances
-from fullrank.statistics import Interval, jackknife
 
 NEIGHBOURS = (1, 5, 10, 50)
 

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from fullrank import measures
+from fullrank.bounds import Interval, jackknife
 from fullrank.calibration.ranges import BLOCK_ROWS
 from fullrank.calibration.sequential import Evidence
 from fullrank.monitor.blocks import Batch, BlockMaker
 from fullrank.monitor.snapshot import GROUPS, Counters, Snapshot, SnapshotMaker
 from fullrank.reference import Reference
-from fullrank.statistics import Interval, WindowStatistics, jackknife, measure
+from fullrank.statistics import WindowStatistics, measure
 
 Function = Callable[[Tensor], Any]
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fullrank.bounds import Interval
 from fullrank.calibration.inputs import thumbnails
 from fullrank.reference import Reference
 from fullrank.rows import unit
-from fullrank.statistics import Interval
 from fullrank.verdict import MINIMUM_ROWS
 from models.artifact import Artifact, Canary
 from models.embedder import Embedder

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fullrank import measures
+from fullrank.bounds import Interval
 from fullrank.rules import RULES
-from fullrank.statistics import Interval
 
 # Where the name is not what people call it.
 NAMES = {
