@@ -33,8 +33,11 @@ def test_both_have_one_version(library: tuple[Path, Path], server: tuple[Path, P
     assert re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1] == version()  # type: ignore[index]
     chart = (ROOT / "deploy" / "helm" / "fullrank" / "Chart.yaml").read_text()
     assert set(re.findall(r'^(?:appVersion|version): "?([\d.]+)"?$', chart, re.MULTILINE)) == {version()}
-    for file in ("docker-compose.yml", "deploy/compose/demo.yml"):
-        assert set(re.findall(r"image: fullrank:([\d.]+)", (ROOT / file).read_text())) == {version()}
+    images = ("docker-compose.yml", "deploy/compose/demo.yml", "deploy/kustomize/base/deployment.yaml")
+    for file in (*images, "deploy/kserve/inferenceservice.yaml", "tests/compose/engine.py"):
+        assert set(re.findall(r"\bfullrank:([\d.]+)", (ROOT / file).read_text())) == {version()}, file
+    (newest, *_) = re.findall(r"^## \[(\d[\d.]*)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest == version()
 
 
 def test_every_room_is_whole(names: set[str]) -> None:
