@@ -96,6 +96,7 @@ dist: .venv/dev
 	cat requirements/torch.txt requirements/image.txt | $(BIN)/cyclonedx-py requirements --output-reproducible --of JSON -o dist/image.cdx.json -
 	$(BIN)/pip-licenses --from=mixed --with-urls --format=markdown --output-file=dist/image-licences.md \
 	    --packages $(shell sed -nE 's/^([A-Za-z0-9_.-]+)==.*/\1/p' requirements/torch.txt requirements/image.txt)
+	sed 's/^/    /' service/http/page/vendor/README.txt >> dist/image-licences.md
 
 # Renew the exact versions: `make lock UPGRADE=--upgrade` takes the newest releases.
 lock: .venv/dev

@@ -203,8 +203,8 @@ class Settings(BaseSettings):
     )
     state_dir: Path | None = Field(
         None,
-        description="Folder where the monitors' windows are stored, so that a restart does not lose recent traffic. "
-        "Each replica needs its own: a second one on the same folder stores nothing and logs that.",
+        description="Folder where the monitors' windows and the page's history are stored, so that a restart does not "
+        "lose them. Each replica needs its own: a second one on the same folder stores nothing and logs that.",
     )
     state_period: float = Field(
         30.0, gt=0, description="Seconds between two saves of the windows. They are also saved at shutdown."

@@ -66,7 +66,7 @@ export class Chart {
         bands,
         hooks: { ...hooks, ...mine },
         legend: { show: false },
-        padding: [10, 10, 0, 0],
+        padding: [10, 16, 0, 0],
         cursor: { y: false, drag: { x: false, y: false }, points: { show: false }, sync: sync ? { key: sync, setSeries: false } : undefined },
       },
       this.data,

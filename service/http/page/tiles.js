@@ -64,7 +64,7 @@ function embeddings(s, w) {
     },
     {
       name: "Shift of the mean",
-      value: known(w.mean_shift_ratio) ? number(w.mean_shift_ratio, 2) : "not measured",
+      value: known(w.mean_shift_ratio) ? (Math.abs(w.mean_shift_ratio) < 0.005 ? "0.00" : number(w.mean_shift_ratio, 2)) : "not measured",
       note: s.reference ? `of the reference's variance; ${known(limit.mean_shift_ratio) ? `shifted above ${number(limit.mean_shift_ratio, 2)}` : "not calibrated"}` : "no reference to compare with",
       tone: above(w.mean_shift_ratio, limit.mean_shift_ratio, "watch"),
       runbook: "EmbeddingTrafficShifted",
@@ -104,7 +104,7 @@ function model(s) {
 function traffic(s, w, store) {
   const rows = s.counters.rows;
   const lost = rows.dropped + rows.nonfinite + rows.zero;
-  const share = store.column("duplicate_share").at(-1);
+  const share = store.column("duplicate_share").slice(-20).findLast(known); // not every point has new rows
   const limit = s.thresholds.input_distance;
   const distance = s.inputs?.distance;
   return [
