@@ -426,7 +426,7 @@ NEIGHBOURS_BODY: dict[str, Any] = KEY | {
                         "count": {"type": "integer", "minimum": 1, "maximum": 32, "default": 6},
                     },
                 },
-                "example": {"embedding": [0.6, 0.0, 0.8], "count": 2},
+                "example": {"embedding": [0.0625] * 256, "count": 2},
             }
         },
     }
