@@ -86,16 +86,16 @@ def run_ray(
     cluster that runs here, or local to start one here. `done` and `failed` are as in run_local. Raises BulkError if the
     address does not answer, if no actor can be started, or if output cannot be written.
     """
-    with _connected(address) as ray:
+    with connected(address) as ray:
         available = int(ray.cluster_resources().get("CPU", 0)) if processes is None else processes
         resources = {"num_cpus": 1, "num_gpus": 1 if device.startswith("cuda") else 0}
         actor = ray.remote(max_restarts=-1, max_task_retries=ATTEMPTS, **resources)(Embedder)
         arguments = str(encoder.resolve()), str(out.resolve()), device, engine, identity_of(out)
         count = max(1, min(available, len(shards)))
-        _Crew(ray, [actor.remote(*arguments) for _ in range(count)], done, failed).embed(shards)
+        Crew(ray, [actor.remote(*arguments) for _ in range(count)], done, failed).embed(shards)
 
 
-class _Crew:
+class Crew:
     """Actors, and the shards that they work on. An actor that does not start gets no shards."""
 
     def __init__(
@@ -109,6 +109,7 @@ class _Crew:
         self._started = False
 
     def embed(self, shards: Sequence[Shard]) -> None:
+        """Have all shards embedded. Raises BulkError."""
         left = deque(shards)
         while left or self._working:
             patience = None if self._started else START
@@ -154,7 +155,7 @@ class _Crew:
 
 
 @contextmanager
-def _connected(address: str) -> Iterator[Any]:
+def connected(address: str) -> Iterator[Any]:
     """A connection to a Ray cluster. Raises BulkError, within seconds if nothing listens there."""
     _answers(address)
     # Ray itself would try twenty times, half a minute each, to reach an address that listens and says nothing.

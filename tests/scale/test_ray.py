@@ -118,7 +118,7 @@ def test_an_address_that_does_not_answer_ends_with_a_remedy(encoders: Path, imag
 
 @pytest.mark.parametrize("address", ["nowhere", "host:", "host:port", "ray://"])
 def test_what_is_no_address_is_refused(address: str) -> None:
-    with pytest.raises(bulk.BulkError, match="expected HOST:PORT"), ray_bulk._connected(address):
+    with pytest.raises(bulk.BulkError, match="expected HOST:PORT"), ray_bulk.connected(address):
         pass
 
 
