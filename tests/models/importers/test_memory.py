@@ -71,6 +71,7 @@ def measured(tmp_path: Path, width: int, other: int, strip: bool) -> int:
     assert said["left_out"] == (["types.SimpleNamespace"] if strip else [])
     for name, tensor in load_file(out / "encoder.safetensors").items():
         assert torch.equal(tensor, state[name])
+    print(f"{big.stat().st_size >> 20} MiB, strip {strip}: took {int(said['took']) / MEBI:.0f} MiB")
     return int(said["took"])
 
 
@@ -85,7 +86,7 @@ def test_what_is_not_kept_takes_no_memory(strip: bool, tmp_path: Path) -> None:
 @pytest.mark.parametrize("strip", [True, False])
 def test_a_file_of_gigabytes_takes_the_memory_of_its_encoder(strip: bool, tmp_path: Path) -> None:
     kept = sum(tensor.nbytes for tensor in ResNet("resnet18", width=64).state_dict().values())
-    assert measured(tmp_path, 64, 6 << 30, strip) < 3 * kept + 100 * MEBI
+    assert measured(tmp_path, 64, 3 << 30, strip) < 3 * kept + 100 * MEBI
 
 
 def test_a_packed_archive_and_an_old_file_give_the_same_tensors(tmp_path: Path) -> None:
