@@ -5,11 +5,17 @@ from typing import Annotated
 
 import typer
 
-from cli.common import AsJson, Device, Engine, errors, fail, show
+from cli.common import AsJson, Device, Engine, errors, fail, show, write
 
 
 def reference(
-    encoder: Annotated[Path, typer.Argument(help="The encoder's folder.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="The encoder's folder; or embeddings alone: a .npy or .parquet file, a folder of .parquet files, or a "
+            "URL of a .npy file."
+        ),
+    ],
     data: Annotated[Path | None, typer.Option(help="Folder of image files like those it will be sent.")] = None,
     dataset: Annotated[str | None, typer.Option(help="A data set by name, in --data or its usual place.")] = None,
     canary: Annotated[
@@ -22,14 +28,26 @@ def reference(
     replace_old: Annotated[
         bool, typer.Option("--replace", help="Even if the encoder has a reference already.")
     ] = False,
+    column: Annotated[
+        str | None, typer.Option(help="Column of a Parquet file that holds the embeddings.", show_default="embedding")
+    ] = None,
     device: Device = "cpu",
     engine: Engine = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Give an encoder a reference: what its embeddings of healthy traffic look like, and canary images.
 
+    From embeddings alone the reference is a file, for POST /observe and for SpectrumMonitor; it has no canary.
+
     Example: fullrank reference my-encoder --data photographs/ --canary synthetic
+
+    Example: fullrank reference rows.npy --out references/theirs.safetensors
     """
+    if _holds_rows(source):
+        values = _of_rows(source, column, dtype, limit, out, replace_old)
+        show(values, "reference", as_json)
+        return
+    encoder = Path(source)
     import torch
     from rich.progress import Progress
 
@@ -82,3 +100,74 @@ def reference(
     values = {"encoder": str(out or encoder), "rows": made.rows, "skipped": len(skipped), "canary": len(fixed)}
     values |= {"participation_ratio": made.participation_ratio, "effective_rank": made.effective_rank}
     show(values | {"calibrated": made.calibration is not None}, "reference", as_json)
+
+
+def _holds_rows(source: str) -> bool:
+    """Whether a source is embeddings and no encoder."""
+    path = Path(source)
+    if source.startswith(("http://", "https://")) or path.suffix in (".npy", ".parquet"):
+        return True
+    return path.is_dir() and not (path / "encoder.json").is_file() and any(path.glob("*.parquet"))
+
+
+def _of_rows(
+    source: str, column: str | None, dtype: str, limit: int, out: Path | None, replace_old: bool
+) -> dict[str, object]:
+    """Build a reference from embeddings and write it to a file. Ends the command where that cannot be done."""
+    import tempfile
+    import warnings
+
+    import torch
+    from rich.progress import Progress
+    from safetensors.torch import save
+
+    from fullrank import Reference
+    from models.report.rows import RowsError, open_rows
+
+    if out is None or out.suffix != ".safetensors":
+        fail("--out: give a file that ends in .safetensors, named after the model that POST /observe will name", 2)
+    if out.exists() and not replace_old:
+        fail(f"--out: {out} exists; --replace it, or name another file", 2)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            path = _fetched(source, Path(folder)) if source.startswith(("http://", "https://")) else Path(source)
+            rows = torch.cat([torch.as_tensor(chunk.rows) for chunk in open_rows(path, column).chunks()])
+        except (RowsError, OSError) as error:
+            fail(error)
+    finite = rows.double().square().sum(1).isfinite()
+    skipped = len(rows) - int(finite.sum())
+    rows = rows[finite]
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    rows = rows[order[:limit]]
+    with Progress(console=errors, transient=True) as bar, warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        task = bar.add_task("calibrating", total=None)
+        try:
+            made = Reference.build(
+                rows, dtype=dtype, progress=lambda done, total: bar.update(task, completed=done, total=total)
+            )
+        except ValueError as error:
+            fail(f"{source}: {error}")
+    for warning in warned:
+        errors.print(f"fullrank: {warning.message}", style="yellow", soft_wrap=True)
+    if not out.parent.is_dir():
+        fail(f"--out: {out.parent} is not a folder")
+    write(out, save(made.tensors()), "--out")
+    values: dict[str, object] = {"reference": str(out), "rows": len(rows), "skipped": skipped}
+    values |= {"dimension": made.dimension, "participation_ratio": made.participation_ratio}
+    return values | {"effective_rank": made.effective_rank, "calibrated": made.calibration is not None}
+
+
+def _fetched(url: str, folder: Path) -> Path:
+    """Download a .npy file. Ends the command where there is none."""
+    import httpx
+
+    path = folder / "rows.npy"
+    try:
+        with httpx.stream("GET", url, follow_redirects=True, timeout=60) as answer, path.open("wb") as file:
+            answer.raise_for_status()
+            for chunk in answer.iter_bytes():
+                file.write(chunk)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        fail(f"{url}: {error}")
+    return path

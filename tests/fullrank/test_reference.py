@@ -3,7 +3,8 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from fullrank import Reference
+from fullrank import Reference, SpectrumMonitor
+from fullrank.calibration.enough import divided
 from fullrank.reference import log_bands, merged_bands
 
 
@@ -96,3 +97,52 @@ def test_bad_arguments_are_named():
         Reference.build(healthy(100), healthy(100), canary=torch.full((2, 32), float("nan")), calibrate=False)
     with pytest.raises(ValueError, match="dtype 'complex'"):
         Reference.build(healthy(100), healthy(100), dtype="complex", calibrate=False)
+
+
+def test_one_set_of_rows_is_divided_and_calibrated_and_says_how_far_it_is():
+    rows, seen = healthy(2100), []
+    labels = torch.arange(len(rows)) % 5
+    made = Reference.build(
+        rows, labels=labels, inputs=rows[:, :4], progress=lambda done, total: seen.append((done, total))
+    )
+    assert (made.basis_rows, made.rows) == (1050, 1050)
+    assert made.calibration is not None
+    assert made.inputs is not None
+    assert [done for done, _ in seen] == list(range(1, seen[0][1] + 1))
+    assert made.shortfall == ""
+
+
+def test_as_many_rows_are_held_out_as_calibration_needs_where_there_are_few():
+    first, held = divided(2000, 1280, seed=0)
+    assert (len(first), len(held)) == (976, 1024)
+    assert len(torch.cat((first, held)).unique()) == 2000
+    first, held = divided(500, 1280, seed=0)
+    assert (len(first), len(held)) == (250, 250)
+
+
+def test_a_reference_of_few_rows_warns_and_calls_nothing_healthy():
+    d = 256
+    rows = torch.randn(2500, d, generator=torch.Generator().manual_seed(1)) * torch.arange(1, d + 1) ** -0.5
+    with pytest.warns(UserWarning, match=r"50 and 50 rows of 256 dimensions.*each part needs 193.*from 1217 rows"):
+        few = Reference.build(rows[:50], rows[50:100], calibrate=False)
+    with SpectrumMonitor(d, few, clock=lambda: 0.0) as monitor:
+        monitor.observe(rows[500:] * (torch.arange(d) % 2))
+        assert monitor.flush(60)
+        verdict = monitor.snapshot().verdict
+    assert verdict.state != "healthy"
+    with SpectrumMonitor(d, few, clock=lambda: 0.0) as monitor:
+        monitor.observe(rows[500:])
+        assert monitor.flush(60)
+        verdict = monitor.snapshot().verdict
+    assert verdict.state == "insufficient_data"
+    assert "each part needs 193" in verdict.reason
+
+
+def test_files_of_before_the_schema_load_and_later_ones_are_refused(reference):
+    tensors = reference.tensors()
+    old = {name: tensor for name, tensor in tensors.items() if name not in ("schema_version", "basis_rows")}
+    assert Reference.from_tensors(old).basis_rows == 0
+    assert Reference.from_tensors(old).shortfall == ""
+    assert Reference.from_tensors(tensors).basis_rows == 4000
+    with pytest.raises(ValueError, match="schema_version is .2.*upgrade"):
+        Reference.from_tensors(tensors | {"schema_version": torch.tensor([2])})

@@ -269,3 +269,16 @@ def test_a_mean_that_moves_in_the_tail_is_found_and_one_that_moves_with_the_mix_
     assert result.state == "traffic_shifted", result
     assert "trailing direction" in result.reason
     assert verdict(reference, rows).state == "healthy"
+
+
+def test_without_calibration_few_directions_are_not_called_alive():
+    generator = torch.Generator().manual_seed(0)
+    healthy = torch.randn(3000, 128, generator=generator) * torch.arange(1, 129) ** -0.3
+    reference = Reference.build(healthy, calibrate=False)
+    eight = torch.randn(3000, 8, generator=generator) @ torch.randn(8, 128, generator=generator)
+    with SpectrumMonitor(128, reference, clock=lambda: 0.0) as monitor:
+        monitor.observe(eight + 0.02 * torch.randn(3000, 128, generator=generator))
+        assert monitor.flush(60)
+        verdict = monitor.snapshot().verdict
+    assert verdict.state == "dimensional_collapse"
+    assert "is not calibrated" in verdict.reason
