@@ -144,5 +144,5 @@ def test_files_of_before_the_schema_load_and_later_ones_are_refused(reference):
     assert Reference.from_tensors(old).basis_rows == 0
     assert Reference.from_tensors(old).shortfall == ""
     assert Reference.from_tensors(tensors).basis_rows == 4000
-    with pytest.raises(ValueError, match="schema_version is .2.*upgrade"):
+    with pytest.raises(ValueError, match=r"schema_version is .2.*upgrade"):
         Reference.from_tensors(tensors | {"schema_version": torch.tensor([2])})
