@@ -27,7 +27,8 @@ def divided(rows: int, dimension: int, seed: int) -> tuple[Tensor, Tensor]:
 
     Halves, but that so many are held out as calibration needs, where enough are left for the directions.
     """
-    held = max(rows // 2, min(MINIMUM_ROWS, rows - needed_rows(dimension)))
+    enough = rows - needed_rows(dimension) >= MINIMUM_ROWS
+    held = max(rows // 2, MINIMUM_ROWS) if enough else rows // 2
     order = torch.randperm(rows, generator=Generator().manual_seed(seed))
     return order[held:].sort().values, order[:held].sort().values
 
