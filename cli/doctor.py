@@ -35,7 +35,7 @@ def doctor(
     prometheus: Annotated[str | None, typer.Option(help="Address of a Prometheus that should scrape this.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check whether this machine can serve: settings, device, threads, port, folders, encoder, Prometheus.
+    """Check whether this machine can serve: settings, device, threads, port, folders, encoder, engine, Prometheus.
 
     It reads the same FULLRANK_ variables as `fullrank serve`, and changes nothing. Exit code 1: something fails.
 
@@ -164,6 +164,8 @@ def sound(settings: "Settings") -> Iterator[Finding]:
     rate = IMAGES / (time.perf_counter() - started)
     name = f"{artifact.card.name} {artifact.card.revision}"
     yield Finding("encoder", "ok" if judgement.passed else "fail", f"{name}: {judgement.reason}")
+    wanted = "" if settings.engine in ("auto", embedder.engine.name) else f", where {settings.engine} was asked for"
+    yield Finding("engine", "note" if wanted else "ok", f"{embedder.engine.name}{wanted}")
     yield Finding("speed", "ok", f"about {rate:.0f} images a second now, decoding not counted")
     if artifact.reference is None:
         yield Finding("reference", "note", "none, so nothing can be judged: fullrank reference ENCODER --data DIR")

@@ -12,45 +12,39 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Metric
 
 ENDINGS = {"counter": "_total", "info": "_info"}
-# By how a name ends, or begins; the first that fits.
+SERVICE, MONITOR, TRAINING = "service", "service, monitor", "training"
+# Units by how a name ends, the first that fits; `_total` and `_limit` are taken off before.
 UNITS = {
     "_timestamp_seconds": "seconds since 1970",
-    "_time_seconds": "seconds since 1970",
-    "_seconds": "seconds",
-    "_bytes": "bytes",
-    "_bytes_limit": "bytes",
-    "_images": "images",
-    "_images_limit": "images",
-    "_rows": "rows",
-    "_per_second": "images a second",
-    "_batches": "batches",
-    "_batch_size": "images",
-    "_requests": "requests",
-    "_connections": "connections",
-    "_connections_limit": "connections",
-    "_threads": "threads",
-    "_fds": "file descriptors",
-    "_windows": "windows",
-    "_decoders": "processes",
-    "_degrees": "degrees",
-    "_rank": "directions",
-    "rankme": "directions",
-    "participation_ratio": "directions",
-    "_ratio": "ratio",
-    "_share": "ratio",
-    "_accuracy_ratio": "ratio",
-    "_cosine": "cosine",
-    "_cosine_min": "cosine",
-    "_variance": "squared length",
-    "_energy": "squared length",
-    "_eigenvalue": "squared length",
+    "process_start_time_seconds": "seconds since 1970",
+    "seconds": "seconds",
+    "bytes": "bytes",
+    "views_per_second": "images a second",
+    "images": "images",
+    "batch_size": "images",
+    "rows": "rows",
+    "units": "units",
+    "degrees": "degrees",
+    "requests": "requests",
+    "batches": "batches",
+    "connections": "connections",
+    "threads": "threads",
+    "killed_decoders": "processes",
+    "persisted_windows": "windows",
+    "fds": "file descriptors",
     "_epoch": "epochs",
     "_epochs": "epochs",
-    "_verdict": "0 or 1",
-    "_unfit": "0 or 1",
-    "_info": "always 1",
+    "fullrank_evidence": "log10 of a ratio",
+    "_rank": "dimensions",
+    "rankme": "dimensions",
+    "participation_ratio": "dimensions",
+    "_ratio": "ratio",
+    "_share": "share",
+    "_overlap": "share",
+    "unfit": "0 or 1",
+    "verdict": "0 or 1",
+    "_build": "0 or 1",
 }
-NO_UNIT = "none"
 
 
 @dataclass(frozen=True)
@@ -73,7 +67,7 @@ def metrics(
 
     Example: fullrank metrics canary
     """
-    found = [it for it in described() if name in it.name]
+    found = sorted((it for it in described() if name in it.name), key=lambda it: it.name)
     if not found:
         fail(f"no metric's name holds {name!r}; without a name all are shown")
     if as_json:
@@ -92,11 +86,17 @@ def described() -> list[Described]:
     from training.watch import registered
 
     found = []
+    for who, registry in ((SERVICE, Metrics("", "", "").registry), (TRAINING, registered("", 0)[0])):
+        found += [_described(family, who, labels) for family, labels in _families(registry)]
     for family in SpectrumCollector(lambda: ()).describe():
-        found.append(_described(family, "service, monitor", list(getattr(family, "_labelnames", ()))))
-    for where, registry in (("service", Metrics("", "", "").registry), ("training", registered("", 0)[0])):
-        found += [_described(family, where, labels) for family, labels in _families(registry)]
-    return sorted(found, key=lambda it: (not it.name.startswith("fullrank_"), it.name))
+        found.append(_described(family, MONITOR, list(getattr(family, "_labelnames", ()))))
+    return found
+
+
+def unit(name: str) -> str:
+    """A metric's unit, which Prometheus' naming rules put at the end of its name."""
+    name = name.removesuffix("_total").removesuffix("_limit")
+    return next((unit for end, unit in UNITS.items() if name.endswith(end)), "none")
 
 
 def _families(registry: "CollectorRegistry") -> "Iterator[tuple[Metric, list[str]]]":
@@ -108,9 +108,6 @@ def _families(registry: "CollectorRegistry") -> "Iterator[tuple[Metric, list[str
             yield family, list(declared) or sorted(seen)
 
 
-def _described(family: "Metric", where: str, labels: list[str]) -> Described:
+def _described(family: "Metric", who: str, labels: list[str]) -> Described:
     name = family.name + ENDINGS.get(family.type, "")
-    unit = next((unit for end, unit in UNITS.items() if family.name.endswith(end)), NO_UNIT)
-    return Described(
-        name, where, family.type, "always 1" if family.type == "info" else unit, labels, family.documentation
-    )
+    return Described(name, who, family.type, unit(family.name), labels, family.documentation)

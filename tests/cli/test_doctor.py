@@ -30,7 +30,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_machine_that_can_serve(small_artifact: Path) -> None:
     code, found = examine("--encoder", small_artifact)
     assert code == 0, found
-    assert {found[it][0] for it in ("versions", "device", "threads", "port", "encoder", "speed")} == {"ok"}
+    assert {found[it][0] for it in ("versions", "device", "threads", "port", "encoder", "engine", "speed")} == {"ok"}
     assert "is free" in found["port"][1]
 
 

@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from typer.testing import CliRunner
 
 from cli import app
+from cli.common import EXIT_CODES
 from fullrank import SpectrumMonitor
 from fullrank.exposition import SpectrumCollector
 from service.metrics import Metrics
@@ -59,7 +60,7 @@ def test_each_has_a_unit_and_a_meaning() -> None:
         assert it["meaning"], name
         assert it["unit"], name
     units = {name: LISTED[f"fullrank_{name}"]["unit"] for name in ("request_seconds", "effective_rank", "images_total")}
-    assert units == {"request_seconds": "seconds", "effective_rank": "directions", "images_total": "images"}
+    assert units == {"request_seconds": "seconds", "effective_rank": "dimensions", "images_total": "images"}
 
 
 def test_every_metric_that_a_rule_names_is_listed() -> None:
@@ -80,7 +81,5 @@ def test_a_word_narrows_the_list_and_a_wrong_one_is_said() -> None:
 
 
 def test_exit_codes_are_those_of_the_help() -> None:
-    from cli.common import EXIT_CODES
-
     said = " ".join(CliRunner().invoke(app, ["--help"]).stdout.split())
     assert all(f"{code} {words}" in said for code, words in EXIT_CODES.items())

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-FOLDER = Path(__file__).parents[2] / "docs" / "tutorials"
+FOLDER = Path(__file__).parents[2] / "docs" / "tutorial"
 PAGES = ("is-it-collapsed", "training-loop", "compare-encoders")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")

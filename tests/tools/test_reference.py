@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
+from cli.metrics import unit
 from service.settings import Settings
 from tools.architecture import ROOT
 from tools.reference import PAGES
-from tools.reference.metrics import serving, unit
+from tools.reference.metrics import serving
 
 DOCS = ROOT / "docs"
 CONFIGURATION = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
