@@ -96,8 +96,12 @@ def arrows() -> tuple[set[str], set[tuple[str, str]]]:
 
 
 def upward(found: set[tuple[str, str]]) -> set[tuple[str, str]]:
-    """The imports that point to a higher or the same row, which are forbidden."""
-    return {(here, there) for here, there in found if PLACES[there][0] <= PLACES[here][0] and here != "benchmarks"}
+    """The imports that point to a higher or the same row, which are forbidden.
+
+    Benchmarks measure everything, and tools describe the command in the reference.
+    """
+    above = {(here, there) for here, there in found if PLACES[there][0] <= PLACES[here][0] and here != "benchmarks"}
+    return above - {("tools", "cli")}
 
 
 def drawn(found: set[tuple[str, str]]) -> set[tuple[str, str]]:

@@ -45,6 +45,7 @@ def signature(name: str, thing: Any) -> str:
         text = str(inspect.signature(thing))
     except (TypeError, ValueError):
         return name
+    text = re.sub(r"<function \S+ at 0x[0-9a-f]+>", "...", text)  # a default that is a function
     text = re.sub(r"\b(?:[a-z_]+\.)+(?=[A-Z])|\bnumpy\.", "", text)
     return f"{name}{text}".replace("'", "").replace("(self, ", "(").replace("(self)", "()")
 
