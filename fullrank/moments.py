@@ -104,6 +104,16 @@ class Moments:
         self.quartic += q
         return self
 
+    def without(self, other: "Moments") -> "Moments":
+        """The moments of these rows without another's, which must be among them. ValueError for another dimension.
+
+        Sums that cancel leave rounding: take away a part, not all but a few rows.
+        """
+        negative = Moments(other.dimension, other.shift)
+        for name in ("count", "nonfinite", "sum", "scatter", "cubic", "quartic"):
+            setattr(negative, name, -getattr(other, name))
+        return Moments(self.dimension, self.shift).merge(self).merge(negative)
+
     def tensors(self, *, packed: bool = False) -> dict[str, Tensor]:
         """The whole state, float64, for safetensors: what another process merges.
 

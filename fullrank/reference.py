@@ -85,7 +85,6 @@ class Reference:
         ValueError, naming the argument, for rows of the wrong shape, type or width, fewer than 32 finite rows in either
         set, an unknown dtype, labels or inputs of another length, or a canary that is not finite.
         """
-        _dtype(dtype)
         first = as_rows(basis_rows, name="basis_rows")
         d = first.shape[1]
         held: Tensor
@@ -122,6 +121,24 @@ class Reference:
         basis_moments, held_out = Moments(d), Moments(d)
         _add_units(basis_moments, first, "basis_rows")
         _add_units(held_out, second, "held_out_rows")
+        return cls.of_moments(basis_moments, held_out, dtype=dtype, canary=canary)
+
+    @classmethod
+    def of_moments(
+        cls, basis_moments: Moments, held_out: Moments, *, dtype: str = "float32", canary: ArrayLike | None = None
+    ) -> Self:
+        """As `build`, not calibrated, of moments of two disjoint sets of unit rows, which need not fit in memory.
+
+        ValueError, naming the argument, for fewer than 32 rows, unlike dimensions, an unknown dtype or a canary that is
+        not finite.
+        """
+        _dtype(dtype)
+        d = basis_moments.dimension
+        if held_out.dimension != d:
+            raise ValueError(f"held_out: expected dimension {d}, got {held_out.dimension}")
+        for name, moments in (("basis_moments", basis_moments), ("held_out", held_out)):
+            if moments.count < 32:
+                raise ValueError(f"{name}: expected the moments of at least 32 rows, got {moments.count}")
         basis = torch.linalg.eigh(basis_moments.covariance()).eigenvectors.flip(1)
         covariance = held_out.covariance()
         energies = profile.energies_of_covariance(covariance, basis)

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from fullrank import Reference
+from fullrank import Moments, Reference
 from fullrank.calibration.enough import MINIMUM_ROWS
 from fullrank.calibration.inputs import thumbnails
 from fullrank.calibration.resample import calibrated
@@ -87,14 +87,38 @@ def from_images(
     rows, inputs = embedded(pixels, embedder, progress)
     order = torch.randperm(len(rows), generator=Generator().manual_seed(seed))
     first, second = order[: len(rows) // 2], order[len(rows) // 2 :]
-    needed = max(LEAST_CANARY, artifact.card.dimension)
-    if len(first) < needed:
-        raise ImagesError(
-            f"{len(rows)} images are too few for a reference of {artifact.card.dimension} dimensions:"
-            f" each half needs {needed}, so give at least {2 * needed}, better {2 * max(MINIMUM_ROWS, 4 * needed)}"
-        )
+    _enough(len(rows), artifact.card.dimension)
     halves = rows[first], rows[second]
     return _referenced(artifact, halves, inputs[second], canary, licence, None, embedder, progress)
+
+
+def from_corpus(
+    artifact: Artifact,
+    sample: Tensor,
+    inputs: Tensor,
+    whole: Moments,
+    canary: Tensor,
+    licence: str,
+    *,
+    embedder: Embedder | None = None,
+) -> Artifact:
+    """Build a reference from the rows of a corpus that were embedded before; else as `with_reference`.
+
+    sample: (n, d) unit rows drawn uniformly from the corpus, in random order; inputs: (n, k) their images' descriptors;
+    whole: the moments of all rows of the corpus, the sample's among them. One half of the sample gives the directions,
+    all other rows of the corpus the variance in them. The other half is resampled for the range of healthy traffic.
+    Raises ImagesError if a half has fewer rows than the encoder has dimensions, or fewer than 64.
+    """
+    embedder = embedder or Embedder(artifact)
+    half = len(sample) // 2
+    _enough(len(sample), artifact.card.dimension)
+    basis = Moments(artifact.card.dimension, whole.shift).add(sample[:half])
+    expected = normalize(embedder.embed(canary))
+    dtype = str(embedder.dtype).removeprefix("torch.")
+    reference = Reference.of_moments(basis, whole.without(basis), canary=expected, dtype=dtype)
+    if len(sample) - half >= MINIMUM_ROWS:
+        reference = calibrated(reference, sample[half:], None, inputs[half:])
+    return replace(artifact, reference=reference, canary=Canary(canary, expected, licence))
 
 
 def recalibrated(artifact: Artifact, held_out: Iterable[Pixels], labels: Tensor | None = None) -> Artifact:
@@ -147,6 +171,16 @@ def _referenced(
         progress=lambda done, total: progress(f"calibrating, {done} of {total}", 0),
     )
     return replace(artifact, reference=reference, canary=Canary(canary, expected, licence))
+
+
+def _enough(rows: int, dimension: int) -> None:
+    """Raise ImagesError if the halves of so many rows are too few to measure so many dimensions."""
+    needed = max(LEAST_CANARY, dimension)
+    if rows // 2 < needed:
+        raise ImagesError(
+            f"{rows} images are too few for a reference of {dimension} dimensions:"
+            f" each half needs {needed}, so give at least {2 * needed}, better {2 * max(MINIMUM_ROWS, 4 * needed)}"
+        )
 
 
 @dataclass

@@ -1,38 +1,38 @@
-"""Bulk embedding: each shard of a source becomes one Parquet file, which is written atomically.
+"""Bulk embedding: each shard of a source becomes one file of rows, which is written atomically.
 
 A shard's output depends only on the shard and the encoder. So a run that was killed continues with the missing shards,
 and the output has every id exactly once. A bad image becomes a row with an error. Each shard's moments are stored
 beside its rows; merged, they give the exact spectrum of all rows.
 """
 
-import json
 import multiprocessing
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.context import SpawnContext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
-from safetensors.torch import save as to_bytes
 
-from fullrank.moments import Moments, merge
+from fullrank.calibration.inputs import THUMBNAIL, thumbnails
 from models.artifact import load
 from models.decode import ImageError
 from models.embedder import Embedder, faulty, normalize
-from models.files import SCRATCH, write
+from models.files import SCRATCH
 from models.preprocess import Pixels, decode
+from scale.output import RUN, BulkError, Format, Report, Rows, Run, report
 from scale.sources import Item, Shard, SourceError
 
+__all__ = ["RUN", "BulkError", "Embedding", "Report", "Written", "begin", "report", "run_local"]
+
 BATCH = 32
-RUN = "run.json"
-
-
-class BulkError(RuntimeError):
-    """Raised for a run that cannot start or go on. The message says why."""
+POLL = 1.0  # seconds between two looks at what the processes have done
+NO_DIRECTION = "the encoder gave no finite embedding with a direction for this image"
 
 
 @dataclass(frozen=True)
@@ -45,54 +45,45 @@ class Written:
     seconds: float
 
 
-@dataclass(frozen=True)
-class Report:
-    """The report on the whole output: numbers of rows and errors, and the spectrum of all rows by merged moments."""
-
-    encoder: str
-    revision: str
-    shards: int
-    rows: int
-    errors: int
-    dimension: int
-    effective_rank: float
-    participation_ratio: float
-    total_variance: float
-
-
 class Embedding:
     """Embeds shards into a folder. One is made in each process, or by Ray in each actor."""
 
     def __init__(self, encoder: str, out: str, device: str = "cpu", engine: str = "auto", threads: int = 1) -> None:
-        """Load the encoder. Raises ArtifactError."""
+        """Load the encoder, and read in `out` what `begin` says is to be written. Raises ArtifactError, BulkError."""
         torch.set_num_threads(threads)
         self.artifact = load(Path(encoder))
         self.embedder = Embedder(self.artifact, device, max_batch=BATCH, engine=engine, threads=threads)  # type: ignore[arg-type]
         self.out = Path(out)
+        self.run = Run.of(self.out)
+        self._inputs = THUMBNAIL**2 * self.artifact.card.preprocessing.channels
 
-    def __call__(self, shard: Shard) -> Written:
-        """Embed one shard and write it. Raises SourceError if it cannot be read, OSError if not written."""
+    def __call__(self, shard: Shard, progress: Callable[[int], None] = lambda images: None) -> Written:
+        """Embed one shard and write it. Raises SourceError if it cannot be read, OSError if not written.
+
+        `progress` is told of every batch how many images it had.
+        """
         started = time.monotonic()
         ids = list[str]()
         errors = list[str | None]()
-        rows = list[np.ndarray]()
-        moments = Moments(self.embedder.dimension)
+        tables = [np.empty((0, self.embedder.dimension), np.float32)]
+        inputs = [np.empty((0, self._inputs), np.float32)]
         for batch in _batches(shard.read(), self.artifact.card.preprocessing):
-            pixels = [prepared for _, prepared, _ in batch if prepared is not None]
-            embedded = iter(self._embed(np.stack(pixels)) if pixels else ())
-            for item, prepared, reason in batch:
-                row = np.full(self.embedder.dimension, np.nan, np.float32) if prepared is None else next(embedded)
-                if prepared is not None and not np.isfinite(row).all():
-                    reason = "the encoder gave no finite embedding with a direction for this image"
-                ids.append(item.id)
-                errors.append(reason or None)
-                rows.append(row)
-        good = np.array([error is None for error in errors], bool)
-        table = np.stack(rows) if rows else np.empty((0, self.embedder.dimension), np.float32)
-        if good.any():
-            moments.add(table[good])
-        self._write(shard.name, ids, table, errors, moments)
-        return Written(shard.name, len(ids), int((~good).sum()), time.monotonic() - started)
+            has = np.array([prepared is not None for _, prepared, _ in batch], bool)
+            table = np.full((len(batch), self.embedder.dimension), np.nan, np.float32)
+            thumbnail = np.zeros((len(batch), self._inputs), np.float32)
+            if has.any():
+                pixels = np.stack([prepared for _, prepared, _ in batch if prepared is not None])
+                table[has] = self._embed(pixels)
+                if self.run.inputs:
+                    thumbnail[has] = thumbnails(pixels)
+            bad = has & ~np.isfinite(table).all(1)
+            ids += [item.id for item, _, _ in batch]
+            errors += [NO_DIRECTION if bad[i] else reason or None for i, (_, _, reason) in enumerate(batch)]
+            tables.append(table)
+            inputs.append(thumbnail)
+            progress(len(batch))
+        self.run.write(self.out, shard.name, Rows(ids, errors, np.concatenate(tables), np.concatenate(inputs)))
+        return Written(shard.name, len(ids), sum(it is not None for it in errors), time.monotonic() - started)
 
     def _embed(self, pixels: Pixels) -> np.ndarray:
         """(n, d) unit rows; NaN for a row that is not finite or is all zero."""
@@ -101,26 +92,6 @@ class Embedding:
         unit[faulty(rows)] = torch.nan
         found: np.ndarray = unit.numpy()
         return found
-
-    def _write(self, name: str, ids: list[str], rows: np.ndarray, errors: list[str | None], moments: Moments) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        d = self.embedder.dimension
-        bad = pa.array([error is not None for error in errors], pa.bool_())
-        values = pa.array(rows.reshape(-1), pa.float32())
-        embeddings = pa.FixedSizeListArray.from_arrays(values, d, mask=bad)
-        card = self.artifact.card
-        schema = pa.schema(
-            [("id", pa.string()), ("embedding", pa.list_(pa.float32(), d)), ("error", pa.string())],
-            metadata={"encoder": card.name, "revision": card.revision},
-        )
-        table = pa.table([pa.array(ids, pa.string()), embeddings, pa.array(errors, pa.string())], schema=schema)
-        content = pa.BufferOutputStream()
-        pq.write_table(table, content)
-        # The Parquet file is written last: if it is there, the shard is complete.
-        write(self.out / f"{name}.moments.safetensors", to_bytes(moments.tensors()))
-        write(self.out / f"{name}.parquet", memoryview(content.getvalue()))
 
 
 def _batches(items: Iterator[Item], preprocessing: Any) -> Iterator[list[tuple[Item, Pixels | None, str]]]:
@@ -144,41 +115,65 @@ def _batches(items: Iterator[Item], preprocessing: Any) -> Iterator[list[tuple[I
         yield batch
 
 
-def begin(out: Path, encoder: Path, shards: Sequence[Shard]) -> list[Shard]:
+def begin(
+    out: Path, encoder: Path, shards: Sequence[Shard], *, file_format: Format = "parquet", inputs: bool = False
+) -> list[Shard]:
     """Create the output folder, or continue in it. Returns the shards that are still to do.
 
-    Raises BulkError if the folder holds another encoder's rows or cannot be written.
+    inputs: keep thumbnails of the images, which a reference needs. Raises BulkError if the folder holds another
+    encoder's rows, or rows in another format, or cannot be written.
     """
     card = load(encoder).card
-    mine = {"encoder": card.name, "revision": card.revision}
+    mine = Run(card.name, card.revision, file_format, inputs)
     try:
         out.mkdir(parents=True, exist_ok=True)
         for left in out.glob(f".*{SCRATCH}"):
             left.unlink(missing_ok=True)
         if (out / RUN).exists():
-            there = json.loads((out / RUN).read_text())
-            if there != mine:
+            there = Run.of(out)
+            if (there.encoder, there.revision) != (mine.encoder, mine.revision):
                 raise BulkError(
-                    f"{out} holds rows of {there.get('encoder')}@{there.get('revision')}, not of "
+                    f"{out} holds rows of {there.encoder}@{there.revision}, not of "
                     f"{card.name}@{card.revision}: choose another --out"
                 )
-        write(out / RUN, json.dumps(mine) + "\n")
-    except (OSError, json.JSONDecodeError) as error:
+            if there.format != mine.format:
+                raise BulkError(f"{out} holds rows as {there.format}, not as {mine.format}: choose another --out")
+        mine.save(out)
+    except OSError as error:
         raise BulkError(f"{out}: {error}") from error
-    return [shard for shard in shards if not (out / f"{shard.name}.parquet").exists()]
+    return [shard for shard in shards if not mine.is_complete(out, shard.name)]
 
 
-_here: Embedding | None = None
+_here: tuple[Embedding, Callable[[int], None]] | None = None
 
 
-def _start(*arguments: Any) -> None:
+def _start(arguments: tuple[Any, ...], progress: Callable[[int], None]) -> None:
     global _here
-    _here = Embedding(*arguments)
+    _here = Embedding(*arguments), progress
 
 
 def _one(shard: Shard) -> Written:
     assert _here is not None
-    return _here(shard)
+    embedding, progress = _here
+    return embedding(shard, progress)
+
+
+class _Counter:
+    """Counts the images of all processes, for the progress bar."""
+
+    def __init__(self, context: SpawnContext) -> None:
+        self._value = context.Value("q", 0)
+
+    def __call__(self, images: int) -> None:
+        with self._value.get_lock():
+            self._value.value += images
+
+    def taken(self) -> int:
+        """What was counted since the last call."""
+        with self._value.get_lock():
+            images: int = self._value.value
+            self._value.value = 0
+        return images
 
 
 def run_local(
@@ -191,29 +186,41 @@ def run_local(
     engine: str = "auto",
     done: Callable[[Written], None] = lambda written: None,
     failed: Callable[[str], None] = lambda reason: None,
+    progress: Callable[[int], None] = lambda images: None,
 ) -> None:
     """Embed the shards in `processes` processes of one thread each; 1 means this process.
 
-    A shard that cannot be read is reported to `failed` and left out, so that the next run tries it again. Raises
-    BulkError if output cannot be written, because the next shard would fail too.
+    A shard that cannot be read is reported to `failed` and left out, so that the next run tries it again. `progress` is
+    told now and then how many images were done since it was told last. Raises BulkError if output cannot be written,
+    because the next shard would fail too, or if a process dies.
     """
     arguments = (str(encoder), str(out), device, engine)
     if processes == 1:
-        _start(*arguments)
+        _start(arguments, progress)
         for shard in shards:
             _settle(lambda shard=shard: _one(shard), done, failed)  # type: ignore[misc]
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, _start, arguments) as pool:
+    counter = _Counter(context)
+    with ProcessPoolExecutor(min(processes, max(1, len(shards))), context, _start, (arguments, counter)) as pool:
         waiting: set[Future[Written]] = set()
-        for shard in shards:
-            waiting.add(pool.submit(_one, shard))
-            while len(waiting) >= 2 * processes:
-                finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+        left = deque(shards)
+        try:
+            while left or waiting:
+                while left and len(waiting) < 2 * processes:
+                    waiting.add(pool.submit(_one, left.popleft()))
+                finished, waiting = wait(waiting, POLL, FIRST_COMPLETED)
+                progress(counter.taken())
                 for future in finished:
                     _settle(future.result, done, failed)
-        for future in waiting:
-            _settle(future.result, done, failed)
+        except BrokenProcessPool as error:
+            raise BulkError(
+                "a process ended by itself: killed, perhaps because memory ran out, or unable to load the encoder; run "
+                "the same command again to go on, with fewer --processes if memory is short"
+            ) from error
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def _settle(result: Callable[[], Written], done: Callable[[Written], None], failed: Callable[[str], None]) -> None:
@@ -225,35 +232,3 @@ def _settle(result: Callable[[], Written], done: Callable[[Written], None], fail
         raise BulkError(f"the output cannot be written: {error}; run the same command again to go on") from error
     else:
         done(written)
-
-
-def report(out: Path) -> Report:
-    """The report on a folder of output. Raises BulkError if it holds none."""
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    run = json.loads((out / RUN).read_text()) if (out / RUN).exists() else None
-    files = sorted(out.glob("*.parquet"))
-    if run is None or not files:
-        raise BulkError(f"{out} holds no output of fullrank embed")
-    parts = list[Moments]()
-    rows = 0
-    errors = 0
-    for file in files:
-        column = pq.read_table(file, columns=["error"])["error"]
-        rows += len(column)
-        errors += len(column) - pc.sum(pc.is_null(column)).as_py() if len(column) else 0
-        parts.append(Moments.from_tensors(load_file(file.with_name(f"{file.stem}.moments.safetensors"))))
-    whole = merge(parts)
-    few = whole.count < 2
-    return Report(
-        encoder=run["encoder"],
-        revision=run["revision"],
-        shards=len(files),
-        rows=rows,
-        errors=errors,
-        dimension=len(whole.mean()),
-        effective_rank=float("nan") if few else whole.effective_rank(),
-        participation_ratio=float("nan") if few else whole.participation_ratio(),
-        total_variance=float("nan") if few else float(whole.covariance().trace()),
-    )

@@ -48,39 +48,78 @@ class Shard:
         """Yield its images, always in the same order. Raises SourceError if the shard itself is unreadable."""
         try:
             yield from {"files": _files, "tar": _members, "parquet": _rows}[self.kind](self)
-        except (OSError, EOFError, tarfile.TarError) as error:
-            raise SourceError(f"{self.paths[0]}: {error}") from error
+        except SourceError:
+            raise
+        except Exception as error:  # object stores raise kinds of their own
+            if not (isinstance(error, OSError | EOFError | tarfile.TarError) or ADDRESS.match(self.paths[0])):
+                raise
+            raise SourceError(f"{self.paths[0]}: {_words(error)}") from error
 
 
 def shards(source: str) -> list[Shard]:
     """Divide a source into shards. Raises SourceError.
 
     source: a folder (its tar or Parquet files if it has any, else its image files), one tar or Parquet file, or a text
-    file (.txt) with one path or address a line.
+    file (.txt) with one path or address a line; on this machine or, as an address, in object storage.
     """
     if ADDRESS.match(source):
-        return [_one(source)]
+        return _at_address(source)
     path = Path(source)
     if path.is_dir():
-        found = sorted(it for it in path.rglob("*") if it.is_file())
-        for endings in ((".tar",), (".parquet",)):
-            if of_kind := [it for it in found if it.suffix.lower() in endings]:
-                return _named([_one(str(it), str(path)) for it in of_kind])
-        images = [str(it) for it in found if it.suffix.lower() in SUFFIXES]
-        if not images:
-            raise SourceError(f"{source} holds no images ({', '.join(SUFFIXES)}), no .tar and no .parquet files")
-        return _in_parts(images, str(path))
+        return _in_folder([str(it) for it in sorted(path.rglob("*")) if it.is_file()], source, str(path))
     if not path.is_file():
         raise SourceError(f"{source} is no file and no folder; an address starts with its protocol, such as s3://")
     if path.suffix.lower() == ".txt":
-        try:
-            lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise SourceError(f"{source}: {error}") from error
-        if not lines:
-            raise SourceError(f"{source} is empty; it holds one path or address a line")
-        return _in_parts(lines, "")
+        return _listed(source)
     return [_one(source)]
+
+
+def _in_folder(names: list[str], source: str, root: str) -> list[Shard]:
+    """The shards of a folder's files: its tar or Parquet files if it has any, else its images. Raises SourceError."""
+    for ending in (".tar", ".parquet"):
+        if of_kind := [name for name in names if name.lower().endswith(ending)]:
+            return _named([_one(name, root) for name in of_kind])
+    images = [name for name in names if name.lower().endswith(SUFFIXES)]
+    if not images:
+        raise SourceError(f"{source} holds no images ({', '.join(SUFFIXES)}), no .tar and no .parquet files")
+    return _in_parts(images, root)
+
+
+def _listed(source: str) -> list[Shard]:
+    """The shards of a text file with one path or address a line. Raises SourceError."""
+    try:
+        with open_name(source) as file:
+            lines = [line.strip() for line in file.read().decode().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"{source}: {error}") from error
+    if not lines:
+        raise SourceError(f"{source} is empty; it holds one path or address a line")
+    return _in_parts(lines, "")
+
+
+def _at_address(source: str) -> list[Shard]:
+    """The shards of an address: of a folder if its last part has no extension, or it ends with "/"."""
+    last = source.rpartition("/")[2]
+    if last.lower().endswith(".txt"):
+        return _listed(source)
+    if "." in last:
+        return [_one(source)]
+    root = source.rstrip("/") + "/"
+    try:
+        from fsspec.core import url_to_fs
+
+        system, path = url_to_fs(root)
+        names = sorted(str(system.unstrip_protocol(name)) for name in system.find(path))
+    except Exception as error:  # object stores raise kinds of their own
+        raise SourceError(f"{source}: {_words(error)}") from error
+    return _in_folder(names, source, root)
+
+
+def _words(error: Exception) -> str:
+    """What went wrong. fsspec itself says which package a store needs."""
+    if isinstance(error, ImportError) and error.name == "fsspec":
+        return "addresses need fsspec: pip install 'fullrank-server[bulk]'"
+    return str(error) or type(error).__name__
 
 
 def open_name(name: str) -> IO[bytes]:
@@ -89,12 +128,10 @@ def open_name(name: str) -> IO[bytes]:
         return Path(name).open("rb")
     try:
         import fsspec
-    except ImportError as error:
-        raise SourceError(f"{name}: addresses need fsspec: pip install 'fullrank-server[bulk]'") from error
-    try:
+
         opened: IO[bytes] = fsspec.open(name, "rb").open()
-    except (ImportError, ValueError) as error:
-        raise SourceError(f"{name}: {error}") from error
+    except Exception as error:  # object stores raise kinds of their own
+        raise SourceError(f"{name}: {_words(error)}") from error
     return opened
 
 
@@ -112,9 +149,16 @@ def _one(name: str, root: str = "") -> Shard:
     ending = name.rpartition(".")[2].lower()
     if ending not in ("tar", "parquet"):
         raise SourceError(f"{name}: expected a folder, a .tar, a .parquet or a .txt file")
-    short = name if not root else str(Path(name).relative_to(root))
+    short = _under(name, root)
     stem = re.sub(r"[^\w.-]+", "_", short.rpartition(".")[0].rpartition("/")[2] or short)
     return Shard(stem, ending, (name,), root)
+
+
+def _under(name: str, root: str) -> str:
+    """A name as seen from its folder; the name itself without one."""
+    if not root:
+        return name
+    return name.removeprefix(root) if ADDRESS.match(root) else str(Path(name).relative_to(root))
 
 
 def _named(found: list[Shard]) -> list[Shard]:
@@ -130,12 +174,12 @@ def _named(found: list[Shard]) -> list[Shard]:
 
 def _files(shard: Shard) -> Iterator[Item]:
     for name in shard.paths:
-        id_ = str(Path(name).relative_to(shard.root)) if shard.root else name
+        id_ = _under(name, shard.root)
         try:
             with open_name(name) as file:
                 data = file.read(LARGEST_FILE + 1)
-        except (OSError, SourceError) as error:
-            yield Item(id_, b"", str(error))
+        except Exception as error:  # object stores raise kinds of their own
+            yield Item(id_, b"", _words(error))
             continue
         large = f"the file is larger than {LARGEST_FILE} bytes"
         yield Item(id_, data) if len(data) <= LARGEST_FILE else Item(id_, b"", large)

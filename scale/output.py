@@ -1,0 +1,249 @@
+"""The files of a bulk run: one file of rows for each shard, what belongs to it beside it, and `run.json` for all.
+
+    run.json                  whose rows these are, and their format
+    SHARD.parquet             id, embedding, error
+    SHARD.npy, SHARD.jsonl    as npy: (n, d) float32, NaN where there is no embedding; {"id", "error"} for each row
+    SHARD.moments.safetensors the moments of the shard's rows, packed
+    SHARD.inputs.safetensors  thumbnails of the images, in runs that build a reference
+
+The file of rows is renamed into place last: if it is there, the shard is complete.
+"""
+
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from fullrank.merging import Merging
+from fullrank.moments import Moments
+
+RUN = "run.json"
+FORMATS = ("parquet", "npy")
+Format = Literal["parquet", "npy"]
+
+
+class BulkError(RuntimeError):
+    """Raised for a run that cannot start or go on. The message says why."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What one shard became: n ids, n errors (None where there is a row), (n, d) float32 rows, NaN where there is none.
+
+    inputs: (n, k) float32, thumbnails of the images, which are written in runs that keep them.
+    """
+
+    ids: list[str]
+    errors: list[str | None]
+    table: np.ndarray
+    inputs: np.ndarray
+
+    @property
+    def good(self) -> np.ndarray:
+        """(n,) bool: which rows are embeddings."""
+        return np.array([error is None for error in self.errors], bool)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The report on the whole output: numbers of rows and errors, and the spectrum of all rows by merged moments."""
+
+    encoder: str
+    revision: str
+    shards: int
+    rows: int
+    errors: int
+    dimension: int
+    effective_rank: float
+    participation_ratio: float
+    total_variance: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `run.json` says: whose rows these are, how they are written, and whether thumbnails are kept."""
+
+    encoder: str
+    revision: str
+    format: Format = "parquet"
+    inputs: bool = False
+
+    @classmethod
+    def of(cls, out: Path) -> Self:
+        """Read it. Raises BulkError if the folder is no output."""
+        try:
+            said = json.loads((out / RUN).read_text())
+            run = cls(**said)
+        except (OSError, ValueError, TypeError) as error:
+            raise BulkError(f"{out} holds no output of fullrank embed: {error}") from error
+        if run.format not in FORMATS:
+            raise BulkError(f"{out}: the format {run.format!r} is none of {', '.join(FORMATS)}")
+        return run
+
+    def save(self, out: Path) -> None:
+        """Write it. Raises OSError."""
+        (out / RUN).write_text(json.dumps(asdict(self)) + "\n")
+
+    def rows_file(self, out: Path, shard: str) -> Path:
+        """The file that is there if, and only if, the shard is complete."""
+        return out / f"{shard}.{self.format}"
+
+    def is_complete(self, out: Path, shard: str) -> bool:
+        """Whether the shard needs no further work."""
+        return self.rows_file(out, shard).exists() and (not self.inputs or _inputs_file(out, shard).exists())
+
+    def shards(self, out: Path) -> list[str]:
+        """The names of the complete shards, in order."""
+        return sorted(path.name.removesuffix(f".{self.format}") for path in out.glob(f"*.{self.format}"))
+
+    def write(self, out: Path, shard: str, rows: Rows) -> None:
+        """Write a shard's files beside their places, and rename them, the rows last. Raises OSError."""
+        moments = Moments(rows.table.shape[1])
+        if (good := rows.good).any():
+            moments.add(rows.table[good])
+        contents = {_moments_file(out, shard): to_bytes(moments.tensors(packed=True))}
+        if self.inputs:
+            contents[_inputs_file(out, shard)] = to_bytes({"inputs": torch.from_numpy(rows.inputs)})
+        if self.format == "npy":
+            lines = [{"id": id_, "error": error} for id_, error in zip(rows.ids, rows.errors, strict=True)]
+            contents[out / f"{shard}.jsonl"] = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        contents[self.rows_file(out, shard)] = _npy(rows.table) if self.format == "npy" else self._parquet(rows)
+        fresh = {path.with_name(f".{path.name}.{os.getpid()}.tmp"): path for path in contents}
+        try:
+            for new, content in zip(fresh, contents.values(), strict=True):
+                new.write_bytes(content)
+            for new, path in fresh.items():
+                new.replace(path)
+        finally:
+            for new in fresh:
+                new.unlink(missing_ok=True)
+
+    def _parquet(self, rows: Rows) -> memoryview:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        d = rows.table.shape[1]
+        values = pa.array(rows.table.reshape(-1), pa.float32())
+        embeddings = pa.FixedSizeListArray.from_arrays(values, d, mask=pa.array(~rows.good, pa.bool_()))
+        schema = pa.schema(
+            [("id", pa.string()), ("embedding", pa.list_(pa.float32(), d)), ("error", pa.string())],
+            metadata={"encoder": self.encoder, "revision": self.revision},
+        )
+        columns = [pa.array(rows.ids, pa.string()), embeddings, pa.array(rows.errors, pa.string())]
+        sink = pa.BufferOutputStream()
+        # Embeddings neither repeat nor compress: to try costs time and gains nothing.
+        compression = {"id": "zstd", "error": "zstd", "embedding.list.element": "none"}
+        table = pa.table(columns, schema=schema)
+        pq.write_table(table, sink, compression=compression, use_dictionary=["error"], write_statistics=["id"])
+        return memoryview(sink.getvalue())
+
+    def read_errors(self, out: Path, shard: str) -> list[str | None]:
+        """For each row of a shard its error, or None."""
+        if self.format == "npy":
+            return [json.loads(line)["error"] for line in (out / f"{shard}.jsonl").read_text().splitlines()]
+        import pyarrow.parquet as pq
+
+        errors: list[str | None] = pq.read_table(self.rows_file(out, shard), columns=["error"])["error"].to_pylist()
+        return errors
+
+    def read_rows(self, out: Path, shard: str) -> np.ndarray:
+        """(m, d) float32: the embeddings of a shard, without the rows that have none."""
+        if self.format == "npy":
+            table: np.ndarray = np.load(self.rows_file(out, shard), mmap_mode="r", allow_pickle=False)
+            return np.asarray(table[np.isfinite(table[:, 0])])
+        import pyarrow.parquet as pq
+
+        column = pq.read_table(self.rows_file(out, shard), columns=["embedding"])["embedding"].combine_chunks()
+        width = column.type.list_size
+        return np.asarray(column.drop_null().flatten().to_numpy(zero_copy_only=False), np.float32).reshape(-1, width)
+
+
+def merged(run: Run, out: Path) -> Moments:
+    """The moments of all rows of an output. Raises BulkError if it has none."""
+    merging: Merging | None = None
+    for state in _moments(run, out):
+        merging = merging or Merging(state["sum"].numel())
+        merging.add(state)
+    if merging is None:
+        raise BulkError(f"{out} holds no complete shard yet")
+    return merging.total()
+
+
+def report(out: Path) -> Report:
+    """The report on a folder of output. Raises BulkError if it holds none."""
+    run = Run.of(out)
+    whole = merged(run, out)
+    errors = [run.read_errors(out, shard) for shard in run.shards(out)]
+    few = whole.count < 2
+    return Report(
+        encoder=run.encoder,
+        revision=run.revision,
+        shards=len(errors),
+        rows=sum(map(len, errors)),
+        errors=sum(error is not None for part in errors for error in part),
+        dimension=whole.dimension,
+        effective_rank=float("nan") if few else whole.effective_rank(),
+        participation_ratio=float("nan") if few else whole.participation_ratio(),
+        total_variance=float("nan") if few else float(whole.covariance().trace()),
+    )
+
+
+def sampled(run: Run, out: Path, wanted: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Rows of an output by their numbers, (m, d), and the thumbnails of their images, (m, k).
+
+    wanted: numbers of rows with an embedding, counted through the shards in order; the rows come in that order.
+    """
+    numbers = np.asarray(wanted)
+    order = np.argsort(numbers, kind="stable")
+    rows = inputs = torch.empty(0)
+    start = at = 0
+    for shard, state in zip(run.shards(out), _moments(run, out), strict=True):
+        end = start + int(state["scalars"][0])
+        upto = int(np.searchsorted(numbers[order], end))
+        if upto > at:
+            places = order[at:upto]
+            taken = numbers[places] - start
+            found = torch.from_numpy(run.read_rows(out, shard)[taken])
+            good = torch.tensor([error is None for error in run.read_errors(out, shard)])
+            described = load_file(_inputs_file(out, shard))["inputs"][good][taken]
+            if not len(rows):
+                rows = torch.empty(len(numbers), found.shape[1])
+                inputs = torch.empty(len(numbers), described.shape[1])
+            rows[places] = found
+            inputs[places] = described
+        start, at = end, upto
+    if at < len(numbers):
+        raise BulkError(f"{out} holds {start} rows, not those that were asked for")
+    return rows, inputs
+
+
+def _moments(run: Run, out: Path) -> Iterator[dict[str, Tensor]]:
+    for shard in run.shards(out):
+        path = _moments_file(out, shard)
+        try:
+            yield load_file(path)
+        except Exception as error:  # safetensors raises kinds of its own
+            raise BulkError(f"{path}: {error}; remove {run.rows_file(out, shard).name} and run again") from error
+
+
+def _moments_file(out: Path, shard: str) -> Path:
+    return out / f"{shard}.moments.safetensors"
+
+
+def _inputs_file(out: Path, shard: str) -> Path:
+    return out / f"{shard}.inputs.safetensors"
+
+
+def _npy(table: np.ndarray) -> Any:
+    buffer = io.BytesIO()
+    np.save(buffer, table)
+    return buffer.getbuffer()
