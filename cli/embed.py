@@ -4,16 +4,15 @@ import io
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cli.common import AsJson, Device, Engine, errors, fail, printed, show, write
+from cli import _bulk
+from cli.common import AsJson, Device, Engine, errors, fail, printed, write
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from scale.bulk import Written
 
     # A file's row, or the reason why it has none.
     Results = list[np.ndarray | str]
@@ -31,7 +30,7 @@ def embed(
     engine: Engine = "auto",
     out: Annotated[
         Path | None,
-        typer.Option(help="Write FILE.npy, and FILE.txt with the names of its rows; or a folder of Parquet files."),
+        typer.Option(help="Write FILE.npy, and FILE.txt with the names of its rows; or a folder, one file a shard."),
     ] = None,
     processes: Annotated[
         int | None,
@@ -44,6 +43,17 @@ def embed(
         typer.Option(
             help="Embed into a folder on the Ray cluster at HOST:PORT, ray://HOST:PORT, auto (the one that runs here) "
             "or local (one started for this). All nodes see the encoder, the source and --out under the same paths."
+        ),
+    ] = None,
+    file_format: Annotated[
+        Literal["parquet", "npy"],
+        typer.Option("--format", help="What a folder gets: Parquet files, or .npy files each with a .jsonl of ids."),
+    ] = "parquet",
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also build a reference of the whole folder of rows, calibrated on it. The encoder with it goes to "
+            "this folder; or to NAME.safetensors the reference alone, for rows that others POST to /observe."
         ),
     ] = None,
     as_json: AsJson = False,
@@ -64,10 +74,12 @@ def embed(
     if out is not None and out.suffix != ".npy":
         if encoder is None or len(sources) != 1:
             fail(f"--out {out} is a folder: give one source and --encoder; for images of a service name a .npy file", 2)
-        _into_folder(sources[0], encoder, out, device, engine, processes, ray, as_json)
+        how = _bulk.How(device, engine, processes, ray)
+        _bulk.embed_folder(sources[0], encoder, out, how, file_format, reference, as_json)
         return
-    if ray is not None:
-        fail("--ray embeds into a folder: name one with --out", 2)
+    for option, value in (("--ray", ray), ("--reference", reference)):
+        if value is not None:
+            fail(f"{option} needs a folder of rows: name one with --out", 2)
     files = [Path(source) for source in sources]
     results = _embed_here(files, encoder, device, engine) if encoder else _embed_there(files, url or "", key)
     _put(files, results, out, as_json)
@@ -149,76 +161,3 @@ def _embed_here(files: list[Path], encoder: Path, device: str, engine: Engine) -
             reason = f"{encoder} gives no embedding (not finite, or all zero) for this image"
             results[index] = reason if bad else unit
     return results
-
-
-def _into_folder(
-    source: str,
-    encoder: Path,
-    out: Path,
-    device: str,
-    engine: str,
-    processes: int | None,
-    ray: str | None,
-    as_json: bool,
-) -> None:
-    """Embed the shards of a source into Parquet files, with a progress bar, then print the spectrum of all rows."""
-    from dataclasses import asdict
-
-    from fullrank.monitor.snapshot import to_json
-    from models.artifact import ArtifactError
-
-    try:
-        import pyarrow  # noqa: F401
-
-        from scale import bulk, ray_bulk
-        from scale.sources import SourceError, shards
-    except ImportError as error:
-        fail(f"a folder of Parquet files needs pyarrow ({error}): pip install 'fullrank-server[bulk]'", 2)
-    unread: list[str] = []
-    try:
-        found = shards(source)
-        left = bulk.begin(out, encoder, found)
-        with _Bar(len(found), len(found) - len(left)) as done:
-            how: dict[str, Any] = {"device": device, "engine": engine, "done": done, "failed": unread.append}
-            if ray is None:
-                bulk.run_local(left, encoder, out, processes=processes or 1, **how)
-            elif left:
-                ray_bulk.run_ray(left, encoder, out, address=ray, processes=processes, **how)
-        report = asdict(bulk.report(out))
-    except (bulk.BulkError, SourceError, ArtifactError) as error:
-        fail("\n".join([*unread, str(error)]))
-    show(to_json(report), f"{source} in {out}", as_json)
-    for reason in unread:
-        errors.print(f"fullrank: {reason}", style="red", soft_wrap=True)
-    if unread:
-        fail(f"{len(unread)} of {len(found)} shards could not be read; the same command tries them again")
-
-
-class _Bar:
-    """A progress bar over shards, with images a second and the time left; plain lines if there is no terminal."""
-
-    def __init__(self, shards: int, complete: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=errors, disable=not errors.is_terminal)
-        self._task = self._bar.add_task("embedding", total=shards, completed=complete)
-        self._shards = shards
-        self._complete = complete
-        self._images = 0
-
-    def __enter__(self) -> "_Bar":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def __call__(self, written: "Written") -> None:
-        self._complete += 1
-        self._images += written.rows
-        rate = self._images / max(self._bar.tasks[0].elapsed or 0.0, 1e-9)
-        self._bar.update(self._task, completed=self._complete, description=f"{rate:,.0f} images/s")
-        if not errors.is_terminal:
-            bad = f", {written.errors} bad" if written.errors else ""
-            errors.print(f"{written.name}: {written.rows} images{bad}, shard {self._complete} of {self._shards}")

@@ -187,7 +187,12 @@ class Settings(BaseSettings):
     access_log: bool = Field(False, description="Log every request: route, code, seconds, images, request id.")
     tracing: bool = Field(
         False,
-        description="Send OpenTelemetry spans where OTEL_EXPORTER_OTLP_ENDPOINT says; needs fullrank[tracing].",
+        description="Send OpenTelemetry spans where OTEL_EXPORTER_OTLP_ENDPOINT says; needs fullrank-server[tracing].",
+    )
+    otlp_metrics: bool = Field(
+        False,
+        description="Also push what /metrics shows to an OpenTelemetry collector, where OTEL_EXPORTER_OTLP_ENDPOINT "
+        "says, every OTEL_METRIC_EXPORT_INTERVAL milliseconds (60000); needs fullrank-server[tracing].",
     )
 
     windows: Annotated[tuple[Annotated[float, Field(gt=0)], ...], NoDecode] = Field(

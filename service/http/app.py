@@ -25,6 +25,7 @@ from service.http.direct import DirectAPI
 from service.http.middleware import Edge
 from service.http.routes import admin, embed, history, inference, neighbours, openai, operations, page, statistics
 from service.metrics import Metrics
+from service.pushing import Pushing
 from service.settings import Settings
 from service.tracing import Tracing
 
@@ -49,12 +50,13 @@ def create_app(
 
     It answers /healthz at once, while its encoder is being loaded. Then `on_ready` is called. If loading fails,
     `on_failure` is called instead; the reason is in the log, on /readyz and in `app.state.service.failure`. Raises
-    RuntimeError if tracing is on but not installed.
+    RuntimeError if OpenTelemetry is asked for but not installed.
     """
     tracing = Tracing() if settings.tracing and tracing is None else tracing
     metrics = Metrics(VERSION, torch.__version__, settings.device)
     service = Service(settings, metrics)
     metrics.registry.register(SpectrumCollector(service.monitors))
+    pushing = Pushing(metrics.registry) if settings.otlp_metrics else None
 
     @asynccontextmanager
     async def lifespan(_: object) -> AsyncIterator[None]:
@@ -70,9 +72,13 @@ def create_app(
                 on_ready()
 
         loading.add_done_callback(report)
+        if pushing is not None:
+            pushing.start()
         yield
         loading.cancel()
         await asyncio.gather(loading, return_exceptions=True)
+        if pushing is not None:  # while the encoders, and so their series, are still there
+            await asyncio.to_thread(pushing.close)
         await service.close()
         if tracing is not None:
             await asyncio.to_thread(tracing.close)

@@ -1,6 +1,9 @@
 """Bulk embedding: every id exactly once, bad images as rows, and the same bytes however often a run was killed."""
 
 import io
+import json
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,26 +11,32 @@ import tarfile
 import time
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from fullrank import Moments
+from fullrank import Moments, Reference
+from fullrank.calibration.inputs import thumbnails
 from models.artifact import load
 from models.embedder import Embedder, normalize
+from models.preprocess import decode
 from scale import bulk, sources
+from scale.corpus import referenced
+from scale.output import Run, sampled
 
 RUN = """
 import sys
 from pathlib import Path
 from scale import bulk, sources
 sources.FILES_A_SHARD = 8
-encoder, data, out = map(Path, sys.argv[1:])
-found = sources.shards(str(data))
-bulk.run_local(bulk.begin(out, encoder, found), encoder, out, done=lambda it: print(it.name, flush=True))
+encoder, data, out = map(Path, sys.argv[1:4])
+left = bulk.begin(out, encoder, sources.shards(str(data)), file_format=(sys.argv[4:] or ["parquet"])[0])
+bulk.run_local(left, encoder, out, done=lambda it: print(it.name, flush=True))
 """
 
 
@@ -193,8 +202,131 @@ def test_a_full_disk_stops_the_run_and_leaves_what_is_complete(
         run(str(images), small_artifact, tmp_path)
     assert len(list(tmp_path.glob("*.parquet"))) == 1
     assert list(tmp_path.glob(".*")) == []
+    monkeypatch.undo()
     assert run(str(images), small_artifact, tmp_path) == []
     assert len(rows_of(tmp_path)) == 42
+
+
+@pytest.mark.parametrize("file_format", ["parquet", "npy"])
+def test_a_file_that_cannot_grow_is_an_error_and_leaves_nothing_half_written(
+    images: Path, small_artifact: Path, tmp_path: Path, file_format: str
+) -> None:
+    """A real failure of write(2): the process may write no file as large as the rows of a shard."""
+    out = tmp_path / "out"
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))\n{RUN}"
+    command = [sys.executable, "-c", limited, str(small_artifact), str(images), str(out), file_format]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode != 0
+    assert "the output cannot be written: [Errno 27] File too large" in done.stderr
+    assert {file.name for file in out.iterdir()} == {bulk.RUN}
+    subprocess.run([*command[:2], RUN, *command[3:]], check=True, timeout=600, capture_output=True)
+    assert len(Run.of(out).shards(out)) == 6
+
+
+def test_a_process_that_dies_is_an_error(images: Path, small_artifact: Path, tmp_path: Path) -> None:
+    encoder = tmp_path / "encoder"
+    shutil.copytree(small_artifact, encoder)
+    left = bulk.begin(tmp_path / "out", encoder, sources.shards(str(images)))
+    (encoder / "encoder.json").unlink()
+    with pytest.raises(bulk.BulkError, match="a process ended by itself"):
+        bulk.run_local(left, encoder, tmp_path / "out", processes=2)
+
+
+def test_npy_files_hold_what_parquet_files_hold(
+    images: Path, small_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "FILES_A_SHARD", 16)
+    found = sources.shards(str(images))
+    out = tmp_path / "npy"
+    bulk.run_local(bulk.begin(out, small_artifact, found, file_format="npy"), small_artifact, out)
+    run(str(images), small_artifact, tmp_path / "parquet")
+    said = dict[str, tuple[list[float] | None, str | None]]()
+    for file in sorted(out.glob("*.npy")):
+        lines = [json.loads(line) for line in file.with_suffix(".jsonl").read_text().splitlines()]
+        for line, row in zip(lines, np.load(file), strict=True):
+            said[line["id"]] = None if line["error"] else row.tolist(), line["error"]
+            assert np.isnan(row).all() == (line["error"] is not None)
+    assert said == rows_of(tmp_path / "parquet")
+    assert bulk.report(out) == bulk.report(tmp_path / "parquet")
+    assert bulk.begin(out, small_artifact, found, file_format="npy") == []
+    with pytest.raises(bulk.BulkError, match="holds rows as npy, not as parquet"):
+        bulk.begin(out, small_artifact, found)
+
+
+def test_object_storage_gives_the_same_rows(images: Path, small_artifact: Path, tmp_path: Path) -> None:
+    store = fsspec.filesystem("memory")
+    for file in sorted(images.rglob("*.png")):
+        store.pipe_file(f"/bucket/{file.relative_to(images)}", file.read_bytes())
+    store.pipe_file("/lists/all.txt", b"memory://bucket/class0/00.png\nmemory://bucket/gone.png\n")
+    with tarfile.open(tmp_path / "some.tar", "w") as tar:
+        tar.add(images / "class0" / "00.png", "00.png")
+    store.pipe_file("/tars/some.tar", (tmp_path / "some.tar").read_bytes())
+    for source in ("memory://bucket", "memory://lists/all.txt", "memory://tars/"):
+        assert run(source, small_artifact, tmp_path / source.rstrip("/").rpartition("/")[2]) == []
+    run(str(images), small_artifact, tmp_path / "local")
+    there, here = rows_of(tmp_path / "bucket"), rows_of(tmp_path / "local")
+    assert there == {name: row for name, row in here.items() if name != "class0/text.jpg"}
+    listed = rows_of(tmp_path / "all.txt")
+    assert "gone.png" in str(listed["memory://bucket/gone.png"][1])
+    torch.testing.assert_close(
+        torch.tensor(listed["memory://bucket/class0/00.png"][0]), torch.tensor(here["class0/00.png"][0])
+    )
+    assert set(rows_of(tmp_path / "tars")) == {"00.png"}
+    with pytest.raises(sources.SourceError, match=r"nosuch://bucket/.*rotocol"):
+        sources.shards("nosuch://bucket/")
+    with pytest.raises(sources.SourceError, match="holds no images"):
+        sources.shards("memory://empty/")
+
+
+def test_the_reference_is_of_the_whole_corpus(
+    images: Path, small_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "FILES_A_SHARD", 50)
+    data = tmp_path / "data"
+    data.mkdir()
+    for index in range(260):
+        (data / f"{index:03d}.png").write_bytes(png(1000 + index))
+    (data / "bad.png").write_bytes(b"no image")
+    out, found = tmp_path / "out", sources.shards(str(data))
+    bulk.run_local(bulk.begin(out, small_artifact, found), small_artifact, out)
+    with pytest.raises(bulk.BulkError, match="no thumbnails"):
+        referenced(out, small_artifact)
+    left = bulk.begin(out, small_artifact, found, inputs=True)
+    assert len(left) == 6  # again: their thumbnails are missing
+    bulk.run_local(left, small_artifact, out)
+    made = referenced(out, small_artifact, limit=160).reference
+    assert made is not None
+    artifact = load(small_artifact)
+    names = [f"{index:03d}.png" for index in range(260)]
+    rows = normalize(Embedder(artifact).embed_files([data / name for name in names])).double()
+    drawn = random.Random(0).sample(range(260), 160)
+    held_out = torch.tensor(sorted(set(range(260)) - set(drawn[:80])))
+    direct = Reference.build(rows[drawn[:80]].float(), rows[held_out].float())
+    assert (made.rows, made.bands) == (180, direct.bands)
+    torch.testing.assert_close(made.mean, rows[held_out].mean(0), atol=1e-6, rtol=0)
+    torch.testing.assert_close(made.eigenvalues, direct.eigenvalues, atol=1e-7, rtol=1e-4)
+    torch.testing.assert_close(made.band_energy, direct.band_energy, atol=1e-7, rtol=1e-3)
+    assert made.canary is not None
+    run = Run.of(out)
+    some, inputs = sampled(run, out, drawn)
+    torch.testing.assert_close(some.double(), rows[drawn], atol=1e-5, rtol=0)
+    pixels = np.stack([decode((data / names[i]).read_bytes(), artifact.card.preprocessing) for i in drawn])
+    torch.testing.assert_close(inputs, torch.from_numpy(thumbnails(pixels)))
+    with pytest.raises(bulk.BulkError, match="too few for a reference"):
+        referenced(out, small_artifact, limit=100)
+
+
+def test_a_run_of_an_earlier_version_goes_on(images: Path, small_artifact: Path, tmp_path: Path) -> None:
+    card = load(small_artifact).card
+    (tmp_path / bulk.RUN).write_text(json.dumps({"encoder": card.name, "revision": card.revision}))
+    assert run(str(images), small_artifact, tmp_path) == []
+    [file] = tmp_path.glob("*.moments.safetensors")
+    before = bulk.report(tmp_path)
+    save_file(Moments.from_tensors(load_file(file)).tensors(), file)  # as that version wrote them
+    assert bulk.report(tmp_path) == before
+    file.write_bytes(b"torn")
+    with pytest.raises(bulk.BulkError, match=f"{file.name}: .*remove .*parquet and run again"):
+        bulk.report(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,144 @@
+"""What `fullrank embed` does with --out DIR: embed a whole source into files, and report on all of it."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from cli.common import errors, fail, show
+
+if TYPE_CHECKING:
+    from scale.bulk import Written
+
+
+@dataclass(frozen=True)
+class How:
+    """Where a source is embedded: `ray` is a cluster's address, or None for `processes` on this machine."""
+
+    device: str
+    engine: str
+    processes: int | None
+    ray: str | None
+
+
+def embed_folder(
+    source: str,
+    encoder: Path,
+    out: Path,
+    how: How,
+    file_format: Literal["parquet", "npy"],
+    reference: Path | None,
+    as_json: bool,
+) -> None:
+    """Embed the shards of a source into files, with a progress bar, then print the spectrum of all rows."""
+    from fullrank.monitor.snapshot import to_json
+    from models.artifact import ArtifactError
+
+    try:
+        if file_format == "parquet":
+            import pyarrow  # noqa: F401
+
+        from scale import bulk, ray_bulk
+        from scale.sources import SourceError, shards
+    except ImportError as error:
+        fail(f"a folder of Parquet files needs pyarrow ({error}): pip install 'fullrank-server[bulk]', or --format npy")
+    unread: list[str] = []
+    try:
+        found = shards(source)
+        left = bulk.begin(out, encoder, found, file_format=file_format, inputs=reference is not None)
+        with _Bar(len(found), len(found) - len(left)) as bar:
+            options: dict[str, Any] = {"device": how.device, "engine": how.engine}
+            options |= {"done": bar.done, "failed": unread.append}
+            if how.ray is None:
+                bulk.run_local(left, encoder, out, processes=how.processes or 1, progress=bar.count, **options)
+            elif left:
+                ray_bulk.run_ray(left, encoder, out, address=how.ray, processes=how.processes, **options)
+        report = asdict(bulk.report(out))
+        if reference is not None and not unread:
+            report |= _reference(out, encoder, how, reference)
+    except (bulk.BulkError, SourceError, ArtifactError) as error:
+        fail("\n".join([*unread, str(error)]))
+    show(to_json(report), f"{source} in {out}", as_json)
+    for reason in unread:
+        errors.print(f"fullrank: {reason}", style="red", soft_wrap=True)
+    if unread:
+        fail(f"{len(unread)} of {len(found)} shards could not be read; the same command tries them again")
+
+
+def _reference(out: Path, encoder: Path, how: How, target: Path) -> dict[str, object]:
+    """Build the reference of the whole output and save it. Returns what to tell of it."""
+    from safetensors.torch import save as to_bytes
+
+    from cli.common import write
+    from models.artifact import save
+    from scale.corpus import referenced
+
+    made = referenced(out, encoder, device=how.device, engine=how.engine)
+    assert made.reference is not None
+    try:
+        if target.suffix == ".safetensors":
+            write(target, to_bytes(made.reference.tensors()), "--reference")
+        else:
+            save(made, target)
+    except OSError as error:
+        fail(f"--reference: {error}")
+    return {
+        "reference": str(target),
+        "reference_rows": made.reference.rows,
+        "calibrated": made.reference.calibration is not None,
+    }
+
+
+class _Bar:
+    """A progress bar over shards, with images a second and the time left; plain lines if there is no terminal."""
+
+    def __init__(self, shards: int, complete: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=errors, disable=not errors.is_terminal)
+        self._task = self._bar.add_task("embedding", total=shards, completed=complete)
+        self._shards = shards
+        self._before = complete
+        self._complete = complete
+        self._rows = 0
+        self._images = 0
+
+    def __enter__(self) -> "_Bar":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def count(self, images: int) -> None:
+        """Show that so many more images are embedded."""
+        self._images += images
+        self._bar.update(self._task, description=f"{self._images:,} images, {self._rate():,.0f}/s")
+
+    def done(self, written: "Written") -> None:
+        """Show that a shard is written."""
+        self._complete += 1
+        self._rows += written.rows
+        self.count(max(0, self._rows - self._images))
+        self._bar.update(self._task, completed=self._complete)
+        if not errors.is_terminal:
+            bad = f", {written.errors} bad" if written.errors else ""
+            left = self._elapsed() * (self._shards - self._complete) / (self._complete - self._before)
+            errors.print(
+                f"{written.name}: {written.rows} images{bad}, shard {self._complete} of {self._shards}, "
+                f"{self._rate():,.0f} images/s, about {duration(left)} left"
+            )
+
+    def _elapsed(self) -> float:
+        return max(self._bar.tasks[0].elapsed or 0.0, 1e-9)
+
+    def _rate(self) -> float:
+        return self._images / self._elapsed()
+
+
+def duration(seconds: float) -> str:
+    """3725.0 -> "1 h 2 min", 59.0 -> "59 s"."""
+    minutes = round(seconds / 60)
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
