@@ -1,0 +1,145 @@
+"""What watching a fleet costs: series and scrape of a replica, merging a thousand replicas' moments, bulk output.
+
+    python -m benchmarks.fleet --replicas 1000 --dimension 768 2048
+
+Times are CPU seconds of one thread, whatever else the machine does. The replicas of the merge are simulated: a few
+different parts, given again and again, each read from the bytes that a replica sends. The series are counted on a real
+service, which serves one encoder, then five, then also watches one at /observe.
+"""
+
+import argparse
+import asyncio
+import resource
+import tempfile
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import numpy as np
+import torch
+from prometheus_client.parser import text_string_to_metric_families
+from safetensors.torch import load, save
+
+from fullrank import Moments, measures, merge
+from fullrank.merging import Merging
+from models import artifact
+from service.http.app import create_app
+from service.settings import PRETRAINED, Settings
+
+ENCODERS = 5
+PARTS = 4  # different parts of the simulated fleet
+
+
+def renamed(folder: Path, number: int) -> str:
+    """A copy of the shipped encoder under another name: its folder."""
+    original = artifact.load(PRETRAINED / "fashion-directclr")
+    copy = replace(original, card=original.card.model_copy(update={"name": f"copy-{number}"}))
+    artifact.save(copy, folder / copy.card.name)
+    return str(folder / copy.card.name)
+
+
+async def scrape(settings: Settings, observed: bool, repeats: int = 20) -> tuple[Counter[str], int, float]:
+    """Series by family, bytes, and CPU seconds of GET /metrics of a real service with those settings."""
+    app = create_app(settings)
+    transport = httpx.ASGITransport(app, client=("127.0.0.1", 1))
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://it") as client:
+        while (await client.get("/readyz")).status_code != 200:
+            await asyncio.sleep(0.05)
+        if observed:
+            rows = np.random.default_rng(0).normal(size=(300, 256)).tolist()
+            assert (await client.post("/observe", json={"model": "elsewhere", "rows": rows})).status_code == 202
+        text = (await client.get("/metrics")).text
+        started = time.process_time()
+        for _ in range(repeats):
+            await client.get("/metrics")
+        seconds = (time.process_time() - started) / repeats
+    families = text_string_to_metric_families(text)
+    return Counter({it.name: len(it.samples) for it in families}), len(text), seconds
+
+
+def series() -> None:
+    """Print the series of a replica with one encoder and with several."""
+    print(
+        "| encoders | series | of the service | of each encoder | bytes | CPU of a scrape, ms |"
+        "\n|---|---|---|---|---|---|"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        more = tuple(renamed(Path(folder), number) for number in range(1, ENCODERS))
+        base = 0
+        for label, encoders, observed in (("1", (), False), (str(ENCODERS), more, False), ("1, 1 observed", (), True)):
+            settings = Settings(encoders=encoders, threads=1, gate="off", canary_period=3600)
+            found, size, seconds = asyncio.run(scrape(settings, observed))
+            total = found.total()
+            base = base or total
+            each = (total - base) / (len(encoders) + observed) if encoders or observed else float("nan")
+            rest = base - each if encoders else float("nan")
+            print(f"| {label} | {total} | {rest:.0f} | {each:.0f} | {size} | {1000 * seconds:.1f} |", flush=True)
+
+
+def parts(dimension: int) -> list[Moments]:
+    """A few replicas' moments about one shift, as replicas of one reference have them."""
+    rng = np.random.default_rng(0)
+    shift = np.zeros(dimension)
+    scale = np.arange(1, dimension + 1) ** -0.5 / dimension**0.5
+    return [
+        Moments(dimension, shift).add(torch.from_numpy(rng.normal(size=(2 * dimension, dimension)) * scale))
+        for _ in range(PARTS)
+    ]
+
+
+def cost(count: int, bodies: list[bytes], one_by_one: bool) -> tuple[Moments, float]:
+    """Merge so many replicas from their bytes; the result, and CPU seconds."""
+    dimension = load(bodies[0])["sum"].numel()
+    started = time.process_time()
+    if one_by_one:
+        merging = Merging(dimension)
+        for index in range(count):
+            merging.add(load(bodies[index % len(bodies)]))
+        total = merging.total()
+    else:
+        total = merge(Moments.from_tensors(load(bodies[index % len(bodies)])) for index in range(count))
+    return total, time.process_time() - started
+
+
+def merging(replicas: int, dimension: int, plain: int) -> None:
+    """Print what merging costs, packed and one by one, and unpacked all at once (of `plain` replicas)."""
+    some = parts(dimension)
+    packed, whole = ([save(it.tensors(packed=form)) for it in some] for form in (True, False))
+    total, seconds = cost(replicas, packed, True)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    expected = sum(it.count for it in some) / len(some) * replicas
+    assert abs(total.count - expected) < sum(it.count for it in some)
+    started = time.process_time()
+    measures.spectrum(total.covariance())
+    rank = time.process_time() - started
+    _, before = cost(plain, whole, False)
+    print(
+        f"| {dimension} | {len(packed[0]) / 1e6:.1f} | {len(whole[0]) / 1e6:.1f} | {1000 * seconds / replicas:.1f} "
+        f"| {seconds:.1f} | {1000 * before / plain:.1f} | {rank:.2f} | {memory:.2f} |",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Print all tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--replicas", type=int, default=1000)
+    parser.add_argument("--plain", type=int, default=20, help="replicas merged unpacked, all held at once")
+    parser.add_argument("--dimension", type=int, nargs="+", default=[768, 2048])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"{options.replicas} replicas, CPU of one thread:\n")
+    print(
+        "| dimension | packed, MB | unpacked, MB | merge packed one by one, ms each | of all, s "
+        "| merge unpacked at once, ms each | eigenvalues, s | peak memory, GiB |\n|---|---|---|---|---|---|---|---|"
+    )
+    for dimension in options.dimension:
+        merging(options.replicas, dimension, options.plain)
+    print()
+    series()
+
+
+if __name__ == "__main__":
+    main()
