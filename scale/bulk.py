@@ -121,7 +121,7 @@ def begin(
     """Create the output folder, or continue in it. Returns the shards that are still to do.
 
     inputs: keep thumbnails of the images, which a reference needs. Raises BulkError if the folder holds another
-    encoder's rows, or rows in another format, or cannot be written.
+    encoder's rows, rows in another format or rows of another source, or cannot be written.
     """
     card = load(encoder).card
     mine = Run(card.name, card.revision, file_format, inputs)
@@ -138,6 +138,11 @@ def begin(
                 )
             if there.format != mine.format:
                 raise BulkError(f"{out} holds rows as {there.format}, not as {mine.format}: choose another --out")
+        if strange := set(mine.shards(out)) - {shard.name for shard in shards}:
+            raise BulkError(
+                f"{out} holds {len(strange)} shards that this source does not have, such as {min(strange)}: were files "
+                "added or removed? Images would come twice: choose another --out"
+            )
         mine.save(out)
     except OSError as error:
         raise BulkError(f"{out}: {error}") from error

@@ -6,16 +6,15 @@
     SHARD.moments.safetensors the moments of the shard's rows, packed
     SHARD.inputs.safetensors  thumbnails of the images, in runs that build a reference
 
-The file of rows is renamed into place last: if it is there, the shard is complete.
+The file of rows is written last, and renamed into place: if it is there, the shard is complete.
 """
 
 import io
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from fullrank.merging import Merging
 from fullrank.moments import Moments
+from models.files import write
 
 RUN = "run.json"
 FORMATS = ("parquet", "npy")
@@ -91,7 +91,7 @@ class Run:
 
     def save(self, out: Path) -> None:
         """Write it. Raises OSError."""
-        (out / RUN).write_text(json.dumps(asdict(self)) + "\n")
+        write(out / RUN, json.dumps(asdict(self)) + "\n")
 
     def rows_file(self, out: Path, shard: str) -> Path:
         """The file that is there if, and only if, the shard is complete."""
@@ -106,26 +106,25 @@ class Run:
         return sorted(path.name.removesuffix(f".{self.format}") for path in out.glob(f"*.{self.format}"))
 
     def write(self, out: Path, shard: str, rows: Rows) -> None:
-        """Write a shard's files beside their places, and rename them, the rows last. Raises OSError."""
+        """Write a shard's files, each atomically, the rows last; all or none of them. Raises OSError."""
         moments = Moments(rows.table.shape[1])
         if (good := rows.good).any():
             moments.add(rows.table[good])
-        contents = {_moments_file(out, shard): to_bytes(moments.tensors(packed=True))}
+        contents: dict[Path, bytes | memoryview] = {_moments_file(out, shard): to_bytes(moments.tensors(packed=True))}
         if self.inputs:
             contents[_inputs_file(out, shard)] = to_bytes({"inputs": torch.from_numpy(rows.inputs)})
         if self.format == "npy":
             lines = [{"id": id_, "error": error} for id_, error in zip(rows.ids, rows.errors, strict=True)]
             contents[out / f"{shard}.jsonl"] = "".join(json.dumps(line) + "\n" for line in lines).encode()
         contents[self.rows_file(out, shard)] = _npy(rows.table) if self.format == "npy" else self._parquet(rows)
-        fresh = {path.with_name(f".{path.name}.{os.getpid()}.tmp"): path for path in contents}
         try:
-            for new, content in zip(fresh, contents.values(), strict=True):
-                new.write_bytes(content)
-            for new, path in fresh.items():
-                new.replace(path)
-        finally:
-            for new in fresh:
-                new.unlink(missing_ok=True)
+            for path, content in contents.items():
+                write(path, content)
+        except OSError:
+            if not self.rows_file(out, shard).exists():
+                for path in contents:
+                    path.unlink(missing_ok=True)
+            raise
 
     def _parquet(self, rows: Rows) -> memoryview:
         import pyarrow as pa
@@ -243,7 +242,7 @@ def _inputs_file(out: Path, shard: str) -> Path:
     return out / f"{shard}.inputs.safetensors"
 
 
-def _npy(table: np.ndarray) -> Any:
+def _npy(table: np.ndarray) -> memoryview:
     buffer = io.BytesIO()
     np.save(buffer, table)
     return buffer.getbuffer()

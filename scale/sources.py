@@ -104,11 +104,11 @@ def _at_address(source: str) -> list[Shard]:
         return _listed(source)
     if "." in last:
         return [_one(source)]
-    root = source.rstrip("/") + "/"
     try:
         from fsspec.core import url_to_fs
 
-        system, path = url_to_fs(root)
+        system, path = url_to_fs(source.rstrip("/") + "/")
+        root = str(system.unstrip_protocol(path)).rstrip("/") + "/"
         names = sorted(str(system.unstrip_protocol(name)) for name in system.find(path))
     except Exception as error:  # object stores raise kinds of their own
         raise SourceError(f"{source}: {_words(error)}") from error

@@ -184,6 +184,18 @@ def test_rows_of_two_encoders_are_never_mixed(images: Path, small_artifact: Path
         run(str(images), small_artifact, tmp_path)
 
 
+def test_a_source_that_changed_is_refused_and_no_id_comes_twice(
+    images: Path, small_artifact: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(images / "class1", data)
+    run(str(data), small_artifact, tmp_path / "out")
+    (data / "new.png").write_bytes(png(500))
+    with pytest.raises(bulk.BulkError, match=r"1 shards .* added or removed"):
+        run(str(data), small_artifact, tmp_path / "out")
+    assert len(rows_of(tmp_path / "out")) == 20
+
+
 def test_a_full_disk_stops_the_run_and_leaves_what_is_complete(
     images: Path, small_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,7 +214,6 @@ def test_a_full_disk_stops_the_run_and_leaves_what_is_complete(
         run(str(images), small_artifact, tmp_path)
     assert len(list(tmp_path.glob("*.parquet"))) == 1
     assert list(tmp_path.glob(".*")) == []
-    monkeypatch.undo()
     assert run(str(images), small_artifact, tmp_path) == []
     assert len(rows_of(tmp_path)) == 42
 
