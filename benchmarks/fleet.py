@@ -9,16 +9,20 @@ service, which serves one encoder, then five, then also watches one at /observe.
 
 import argparse
 import asyncio
+import io
+import math
 import resource
 import tempfile
 import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import torch
+from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from safetensors.torch import load, save
 
@@ -29,7 +33,16 @@ from service.http.app import create_app
 from service.settings import PRETRAINED, Settings
 
 ENCODERS = 5
+IMAGES = 96  # of each encoder, so that the series that need rows are there
+KEY = "a key of the benchmark"
 PARTS = 4  # different parts of the simulated fleet
+
+
+def pattern(seed: int) -> bytes:
+    """A small PNG file of noise."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (28, 28), np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def renamed(folder: Path, number: int) -> str:
@@ -44,12 +57,22 @@ async def scrape(settings: Settings, observed: bool, repeats: int = 20) -> tuple
     """Series by family, bytes, and CPU seconds of GET /metrics of a real service with those settings."""
     app = create_app(settings)
     transport = httpx.ASGITransport(app, client=("127.0.0.1", 1))
-    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://it") as client:
+    key = {"Authorization": f"Bearer {KEY}"}
+    client = httpx.AsyncClient(transport=transport, base_url="http://it", headers=key, timeout=300)
+    async with app.router.lifespan_context(app), client:
         while (await client.get("/readyz")).status_code != 200:
             await asyncio.sleep(0.05)
+        for served in app.state.service.in_service():
+            images = [("images", (f"{n}.png", pattern(n), "image/png")) for n in range(IMAGES)]
+            answer = await client.post("/embed", files=images, params={"model": served.name})
+            assert answer.status_code == 200, answer.text
         if observed:
-            rows = np.random.default_rng(0).normal(size=(300, 256)).tolist()
-            assert (await client.post("/observe", json={"model": "elsewhere", "rows": rows})).status_code == 202
+            rows = np.random.default_rng(0).normal(size=(IMAGES, 256)).tolist()
+            answer = await client.post("/observe", json={"model": "elsewhere", "rows": rows})
+            assert answer.status_code == 202, answer.text
+        await asyncio.to_thread(app.state.service.engine.settle, 120)
+        for _, _, monitor in app.state.service.monitors():
+            await asyncio.to_thread(monitor.flush, 120)
         text = (await client.get("/metrics")).text
         started = time.process_time()
         for _ in range(repeats):
@@ -69,7 +92,9 @@ def series() -> None:
         more = tuple(renamed(Path(folder), number) for number in range(1, ENCODERS))
         base = 0
         for label, encoders, observed in (("1", (), False), (str(ENCODERS), more, False), ("1, 1 observed", (), True)):
-            settings = Settings(encoders=encoders, threads=1, gate="off", canary_period=3600)
+            options: dict[str, Any] = {"encoders": encoders, "threads": 1, "gate": "off"}
+            options |= {"api_key": KEY, "monitor_rate": math.inf, "canary_period": 3600}
+            settings = Settings(**options)
             found, size, seconds = asyncio.run(scrape(settings, observed))
             total = found.total()
             base = base or total
