@@ -42,7 +42,7 @@ def embed(url: str, count: int, seed: int = 20) -> None:
 @pytest.fixture(scope="module")
 def healthy(settings: Callable[..., Settings]) -> Iterator[tuple[str, Server]]:
     """A service with healthy traffic, beside an encoder that had none and a model that is observed."""
-    with running(settings(encoders="beta", block_rows=64)) as (url, server):
+    with running(settings(encoders="beta", block_rows=64, max_body_bytes=2**20)) as (url, server):
         embed(url, 640)
         rows = np.random.default_rng(0).normal(size=(40, 16)).tolist()
         assert httpx.post(f"{url}/observe", json={"model": "theirs", "rows": rows}).status_code == 202
@@ -132,9 +132,9 @@ def test_an_image_that_is_dropped_is_embedded(browser: Browser, healthy: tuple[s
 
         page.locator("#file").set_input_files({"name": "a.txt", "mimeType": "text/plain", "buffer": b"hello, world"})
         expect(page.locator("#result .fault")).to_contain_text("text/plain")
-        large = {"name": "large.png", "mimeType": "image/png", "buffer": b"\0" * (33 * 2**20)}
+        large = {"name": "large.png", "mimeType": "image/png", "buffer": b"\0" * 2**21}
         page.locator("#file").set_input_files(large)
-        expect(page.locator("#result .fault")).to_contain_text("this service takes 32 MiB")
+        expect(page.locator("#result .fault")).to_contain_text("2 MiB; this service takes 1 MiB")
         broken = {"name": "broken.png", "mimeType": "image/png", "buffer": b"\0" * 1000}
         page.locator("#file").set_input_files(broken)
         expect(page.locator("#result .fault")).not_to_contain_text("MiB")
