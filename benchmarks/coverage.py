@@ -1,6 +1,6 @@
 """How often the 95 % bounds of the participation ratio hold the truth, over two dozen populations.
 
-    python -m benchmarks.coverage
+    python -m benchmarks.coverage --write docs/measured/coverage.md
 
 Each population is a law of rows of which the truth is known: in closed form where one is at hand, else from half a
 million rows. Windows of n rows pass through the monitor's own blocks, ten to a window as the ring keeps them, and its

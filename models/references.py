@@ -168,7 +168,7 @@ def _referenced(
         dtype=dtype,
         labels=labels,
         inputs=inputs,
-        progress=lambda done, total: progress(f"calibrating, {done} of {total}", 0),
+        progress=lambda done, total: progress("calibrating", 0),
     )
     return replace(artifact, reference=reference, canary=Canary(canary, expected, licence))
 
