@@ -6,6 +6,7 @@ fsspec opens. The name of a file found in a folder is never taken for an address
 
 import hashlib
 import io
+import os
 import re
 import tarfile
 from collections.abc import Iterator
@@ -177,7 +178,9 @@ def _files(shard: Shard) -> Iterator[Item]:
         id_ = _under(name, shard.root)
         try:
             with open_name(name) as file:
-                data = file.read(LARGEST_FILE + 1)
+                # Not as much as a file may have: Python takes that memory at once, and gives it back.
+                size = LARGEST_FILE if ADDRESS.match(name) else os.fstat(file.fileno()).st_size
+                data = file.read(min(size, LARGEST_FILE) + 1)
         except Exception as error:  # object stores raise kinds of their own
             yield Item(id_, b"", _words(error))
             continue
