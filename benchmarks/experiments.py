@@ -1,4 +1,4 @@
-"""The papers' claims at a length where they can be seen: experiments A to G, each run beside both untrained twins.
+"""The papers' claims at a length where they can be seen: experiments A to I, each run beside both untrained twins.
 
     python -m benchmarks.experiments                      # what there is, what it costs, and what has been run
     python -m benchmarks.experiments A [--seeds 3] [--device cuda] [--data DIR] [--minutes 20]
@@ -22,14 +22,15 @@ import torch
 from torch import Tensor
 
 from benchmarks._page import write_between
-from models.artifact import Architecture
+from models.artifact import Architecture, Artifact
 from models.embedder import Embedder
 from training.augment import SIMCLR_CIFAR
 from training.checkpoint import TrainingError
 from training.data import ImageSet, Split, load_data
 from training.evaluate import Spectrum, knn_accuracy
+from training.finetune import EPOCHS, SHARES, supervised
 from training.guard import twins
-from training.probe import linear_probe
+from training.probe import few_labels, linear_probe
 from training.recipes import Recipe, recipe
 from training.trainer import Trainer
 
@@ -47,6 +48,8 @@ class Case:
     method: str
     options: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    epochs: int | None = None
+    """None: the experiment's."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ class Experiment:
     gpu_hours: float
     """Of one H100 at 200 TFLOP/s, from the number of multiplications: an estimate, not a measurement."""
     seeds: int = 2
+    few_labels: bool = False
+    """Fine-tune on 1 % and 10 % of the labels as well."""
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -88,15 +93,28 @@ PROJECTORS = tuple(
 )
 
 
-def _batches() -> tuple[Case, ...]:
+BARLOW = {"projection": 512, "hidden": 512, "scale": 0.1}
+
+
+def _batches(equal_steps: int | None = None) -> tuple[Case, ...]:
+    """Five batch sizes, two rates, two methods; with `equal_steps` the epochs that a batch of 256 takes, the others'
+    grow and shrink with the batch, so that all take as many steps."""
     cases = []
     for size in (64, 128, 256, 512, 1024):
+        epochs = equal_steps * size // 256 if equal_steps else None
         for rate in (0.5, 1.0):
             lars = {"optimizer": "lars", "batch_size": size, "learning_rate": rate * size / 256}
-            cases.append(Case(f"SimCLR, batch {size}, rate {rate}", "simclr", {"temperature": 0.5}, lars))
-            barlow = {"projection": 512, "hidden": 512, "scale": 0.1}
-            cases.append(Case(f"Barlow Twins, batch {size}, rate {rate}", "barlow-twins", barlow, lars))
+            named = f"batch {size}, rate {rate}"
+            cases.append(Case(f"SimCLR, {named}", "simclr", {"temperature": 0.5}, lars, epochs))
+            cases.append(Case(f"Barlow Twins, {named}", "barlow-twins", BARLOW, lars, epochs))
     return tuple(cases)
+
+
+FEW_LABELS = (
+    Case("SimCLR", "simclr", {"temperature": 0.2}),
+    Case("BYOL", "byol", {"momentum": 0.99}),
+    Case("Barlow Twins", "barlow-twins", BARLOW | {"scale": 0.02}),
+)
 
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -110,7 +128,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         0.2,
         0.02,
         3,
-        {"batch_size": 64, "learning_rate": 0.3},
+        settings={"batch_size": 64, "learning_rate": 0.3},
     ),
     "B": Experiment(
         "the tails of h and z without a projector, with a linear one, an MLP, and DirectCLR (figures 7 and 9)",
@@ -122,7 +140,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         5,
         0.1,
         2,
-        SIMCLR_ON_CIFAR,
+        settings=SIMCLR_ON_CIFAR,
     ),
     "C": Experiment(
         "without projector, stop-gradient and predictor keep h from collapsing (Tian et al.; Chen & He)",
@@ -147,7 +165,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         0.2,
         0.02,
         3,
-        {"batch_size": 64, "learning_rate": 0.2 * math.sqrt(0.5)},
+        settings={"batch_size": 64, "learning_rate": 0.2 * math.sqrt(0.5)},
     ),
     "D": Experiment(
         "DirectPred is better than a gradient-trained linear predictor and on par with BYOL's two layers (Tian et al.)",
@@ -159,7 +177,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         7,
         0.3,
         2,
-        TIAN,
+        settings=TIAN,
     ),
     "E": Experiment(
         "the trained linear predictor aligns with its input's eigenspace (Tian et al., figure 2)",
@@ -171,7 +189,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         1.5,
         0.1,
         1,
-        TIAN,
+        settings=TIAN,
     ),
     "F": Experiment(
         "linear probe: DirectCLR over SimCLR with a linear projector (62.7 against 61.1 on ImageNet)",
@@ -183,7 +201,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         9,
         0.2,
         3,
-        SIMCLR_ON_CIFAR,
+        settings=SIMCLR_ON_CIFAR,
     ),
     "G": Experiment(
         "Barlow Twins needs smaller batches than SimCLR, equal numbers of epochs (Zbontar et al., figure 2)",
@@ -195,7 +213,32 @@ EXPERIMENTS: dict[str, Experiment] = {
         11,
         0.5,
         1,
-        {"augmentation": SIMCLR_CIFAR},
+        settings={"augmentation": SIMCLR_CIFAR},
+    ),
+    "H": Experiment(
+        "as G, equal numbers of steps",
+        "cifar10",
+        None,
+        16,
+        20,
+        _batches(equal_steps=20),
+        17,
+        0.8,
+        1,
+        settings={"augmentation": SIMCLR_CIFAR},
+    ),
+    "I": Experiment(
+        "fine-tuned on 1 % or 10 % of the labels, Barlow Twins is on par or better (Zbontar et al., table 2)",
+        "fashion",
+        20_000,
+        16,
+        10,
+        FEW_LABELS,
+        0.5,
+        0.05,
+        3,
+        few_labels=True,
+        settings={"batch_size": 128, "learning_rate": 0.2},
     ),
 }
 
@@ -207,7 +250,12 @@ def recipe_of(experiment: Experiment, case: Case, seed: int) -> Recipe:
     plain: dict[str, Any] = {"optimizer": "sgd", "schedule": "cosine", "warmup": 0.05, "weight_decay": 1e-4}
     settings = plain | {"second": None, "clip": None, "bias_lr_scale": 1.0} | experiment.settings | case.settings
     return replace(
-        base, architecture=architecture, options=case.options, epochs=experiment.epochs, seed=seed, **settings
+        base,
+        architecture=architecture,
+        options=case.options,
+        epochs=case.epochs or experiment.epochs,
+        seed=seed,
+        **settings,
     )
 
 
@@ -228,6 +276,15 @@ def accuracies(bank: Tensor, known: ImageSet, h: Tensor, test: ImageSet) -> Reco
     }
 
 
+def fine_tuned(artifact: Artifact, known: ImageSet, test: ImageSet, device: str) -> Record:
+    """Top-1 accuracy of the whole encoder fine-tuned on a share of the labels: SimCLR's protocol, the same for all."""
+    found = {}
+    for name, share in SHARES.items():
+        chosen = known.take(few_labels(known.labels, share))
+        found[name] = supervised(artifact, chosen, test, device, EPOCHS[name], frozen=False).top1
+    return found
+
+
 def run(letter: str, case: Case, seed: int, data: tuple[ImageSet, ImageSet], device: str) -> Record:
     """Train one case; its geometry after every epoch, its accuracies at the end, and both untrained twins'."""
     experiment = EXPERIMENTS[letter]
@@ -241,11 +298,14 @@ def run(letter: str, case: Case, seed: int, data: tuple[ImageSet, ImageSet], dev
     for twin in twins(trainer):
         embedder = Embedder(twin.artifact, device)
         bank, h = embedder.embed_arrays(known.images), embedder.embed_arrays(test.images)
-        record[f"untrained_{twin.statistics}"] = accuracies(bank, known, h, test) | geometry(h, twin.project(h))
+        found = accuracies(bank, known, h, test) | geometry(h, twin.project(h))
+        if experiment.few_labels:
+            found |= fine_tuned(twin.artifact, known, test, device)
+        record[f"untrained_{twin.statistics}"] = found
     clock, epochs = time.process_time if device == "cpu" else time.perf_counter, []
     start = clock()
     try:
-        for _ in range(experiment.epochs):
+        for _ in range(trainer.recipe.epochs):
             loss = trainer.train_epoch()["loss"]
             h = Embedder(trainer.artifact(), device).embed_arrays(test.images)
             alignment = trainer.method.watch().get("predictor_alignment")
@@ -253,8 +313,11 @@ def run(letter: str, case: Case, seed: int, data: tuple[ImageSet, ImageSet], dev
             epochs.append({"loss": loss, "alignment": mean} | geometry(h, trainer.project(h)))
     except TrainingError as error:
         return record | {"error": str(error)}
-    bank = Embedder(trainer.artifact(), device).embed_arrays(known.images)
-    return record | {"seconds": round(clock() - start, 1), "epochs": epochs} | accuracies(bank, known, h, test)
+    record |= {"seconds": round(clock() - start, 1), "epochs": epochs}
+    artifact = trainer.artifact()
+    bank = Embedder(artifact, device).embed_arrays(known.images)
+    labelled = fine_tuned(artifact, known, test, device) if experiment.few_labels else {}
+    return record | accuracies(bank, known, h, test) | labelled
 
 
 def _mean(values: Sequence[float], digits: int) -> str:
@@ -265,18 +328,20 @@ def _mean(values: Sequence[float], digits: int) -> str:
 
 def table(letter: str, records: Sequence[Record]) -> list[str]:
     """One experiment's rows: each case after its last epoch, and both untrained twins."""
-    lines = ["", "| | kNN % | linear % | variance of h | dead of h | dead of z | dead of z by epoch | seeds |"]
-    lines.append("|---|---|---|---|---|---|---|---|")
+    shares = {"finetune_one_percent": "1 % of labels", "finetune_ten_percent": "10 %"}
+    scores = {"knn": "kNN %", "linear": "linear %"} | (shares if EXPERIMENTS[letter].few_labels else {})
+    heads = [*scores.values(), "variance of h", "dead of h", "dead of z", "dead of z by epoch", "seeds"]
+    lines = ["", f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     mine = [r for r in records if r["experiment"] == letter and "error" not in r]
     rows = [(f"untrained, {it} statistics", [r[f"untrained_{it}"] for r in mine]) for it in ("initial", "measured")]
     for case in EXPERIMENTS[letter].cases:
         rows.append((case.name, [r | r["epochs"][-1] for r in mine if r["name"] == case.name]))
     for name, found in rows:
         if not found:
-            lines.append(f"| {name} | not run |" + " |" * 6)
+            lines.append(f"| {name} | not run |" + " |" * (len(heads) - 1))
             continue
         course = ", ".join(str(it["z"]["dead"]) for it in found[0].get("epochs", []))
-        cells = [_mean([100 * r[key] for r in found], 1) for key in ("knn", "linear")]
+        cells = [_mean([100 * r[key] for r in found], 1) for key in scores]
         cells.append(_mean([r["h"]["total_variance"] for r in found], 3))
         cells += [f"{_mean([r[s]['dead'] for r in found], 1)} of {found[0][s]['dimension']}" for s in ("h", "z")]
         lines.append(f"| {name} | " + " | ".join([*cells, course, str(len(found))]) + " |")

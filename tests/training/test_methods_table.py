@@ -120,7 +120,28 @@ def test_an_experiment_is_measured_beside_both_twins(monkeypatch: pytest.MonkeyP
     record = experiments.run("C", small.cases[0], 0, load_data("fashion", SAMPLE), "cpu")  # type: ignore[arg-type]
     torch.set_num_threads(threads)
     assert len(record["epochs"]) == 1
+    assert "finetune_one_percent" not in record
     lines = experiments.table("C", [record])
     assert lines[3].startswith("| untrained, initial statistics | ")
     assert "of 32 |" in lines[5]
     assert "1 of 18 runs" in experiments.page([record])
+
+
+def test_with_few_labels_the_twins_are_fine_tuned_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = torch.get_num_threads()
+    small = replace(experiments.EXPERIMENTS["I"], width=4, images=700, epochs=1)
+    monkeypatch.setitem(experiments.EXPERIMENTS, "I", small)
+    monkeypatch.setitem(experiments.EPOCHS, "finetune_one_percent", 2)
+    monkeypatch.setitem(experiments.EPOCHS, "finetune_ten_percent", 2)
+    record = experiments.run("I", small.cases[2], 0, load_data("fashion", SAMPLE), "cpu")  # type: ignore[arg-type]
+    torch.set_num_threads(threads)
+    for row in (record, record["untrained_initial"], record["untrained_measured"]):
+        assert 0.05 < row["finetune_one_percent"] <= 1
+        assert 0.05 < row["finetune_ten_percent"] <= 1
+    assert "| 1 % of labels | 10 % |" in experiments.table("I", [record])[1]
+
+
+def test_equal_steps_are_equal() -> None:
+    cases = experiments.EXPERIMENTS["H"].cases
+    assert {(case.epochs or 0) * 256 / case.settings["batch_size"] for case in cases} == {20}
+    assert len({case.name for case in cases}) == 20
