@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks._page import write_between
+from benchmarks.encoders import PIXELS, pixels
 from models.artifact import Architecture, Artifact
 from models.embedder import Embedder
 from training.augment import SIMCLR_CIFAR
@@ -295,6 +296,7 @@ def run(letter: str, case: Case, seed: int, data: tuple[ImageSet, ImageSet], dev
     trainer = Trainer(recipe_of(experiment, case, seed), Split.of(train, 512, seed), device)
     known = trainer.split.fit
     assert isinstance(known, ImageSet)
+    record["pixels"] = {key: value for key, value in pixels(PIXELS[1], known, test).items() if key in ("knn", "linear")}
     for twin in twins(trainer):
         embedder = Embedder(twin.artifact, device)
         bank, h = embedder.embed_arrays(known.images), embedder.embed_arrays(test.images)
@@ -333,9 +335,13 @@ def table(letter: str, records: Sequence[Record]) -> list[str]:
     heads = [*scores.values(), "variance of h", "dead of h", "dead of z", "dead of z by epoch", "seeds"]
     lines = ["", f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     mine = [r for r in records if r["experiment"] == letter and "error" not in r]
-    rows = [(f"untrained, {it} statistics", [r[f"untrained_{it}"] for r in mine]) for it in ("initial", "measured")]
+    once = {r["seed"]: r for r in mine}.values()  # pixels and twins are the same beside every case of a seed
+    rows = [(f"untrained, {it} statistics", [r[f"untrained_{it}"] for r in once]) for it in ("initial", "measured")]
     for case in EXPERIMENTS[letter].cases:
         rows.append((case.name, [r | r["epochs"][-1] for r in mine if r["name"] == case.name]))
+    for given in list(once)[:1]:
+        cells = [f"{100 * given['pixels'][key]:.1f}" if key in given["pixels"] else "" for key in scores]
+        lines.append(f"| {PIXELS[1]} | " + " | ".join([*cells, *[""] * (len(heads) - len(cells))]) + " |")
     for name, found in rows:
         if not found:
             lines.append(f"| {name} | not run |" + " |" * (len(heads) - 1))

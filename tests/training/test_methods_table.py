@@ -122,8 +122,9 @@ def test_an_experiment_is_measured_beside_both_twins(monkeypatch: pytest.MonkeyP
     assert len(record["epochs"]) == 1
     assert "finetune_one_percent" not in record
     lines = experiments.table("C", [record])
-    assert lines[3].startswith("| untrained, initial statistics | ")
-    assert "of 32 |" in lines[5]
+    assert lines[3].startswith("| raw pixels, mean taken off | ")
+    assert lines[4].startswith("| untrained, initial statistics | ")
+    assert "of 32 |" in lines[6]
     assert "1 of 18 runs" in experiments.page([record])
 
 
