@@ -8,7 +8,7 @@ import pytest
 
 from service.encoders.registry import Service
 from service.engine.queue import Job, Pixels, Queue
-from service.watching.canary import FEW_SECONDS, SHARE, CanaryWatch, embed_in_turns
+from service.watching.canary import SECONDS_TOGETHER, SHARE, CanaryWatch, embed_in_turns
 from tests.support.app import Start
 from tests.support.images import pictures
 
@@ -107,7 +107,7 @@ async def test_the_pace_follows_from_what_an_image_costs(start: Start) -> None:
         watch = CanaryWatch(artifact.canary, rows, seconds, service.metrics, 0.5, 8.0)
         least = 0.002 * len(artifact.canary.images)
         assert watch.cycle >= least / SHARE
-        assert 1 <= watch.few <= FEW_SECONDS / 0.002
+        assert 1 <= watch.few <= SECONDS_TOGETHER / 0.002
 
 
 async def test_a_fault_shows_at_the_first_image_and_is_gone_a_cycle_after_it_ends(
