@@ -286,5 +286,5 @@ def test_text_from_outside_stays_text(browser: Browser, healthy: tuple[str, Serv
         expect(page.locator("#count")).to_have_text("203 encoders; 1 needs a look")
         keep(page, "many")
         page.locator("#filter").fill("model fault")
-        expect(page.locator("#list button b")).to_have_text(["m199"])
+        expect(page.locator("#list button b")).to_have_text(["m77"])
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
