@@ -284,6 +284,7 @@ print(peaks[1] - peaks[0])
 """
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("kind", ["npy", "parquet"])
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, kind: str) -> None:
     chunk = torch.randn(5000, 64, generator=torch.Generator().manual_seed(0)).numpy()
