@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load, load_file
+from safetensors.torch import load
 
 from fullrank import Reference, SpectrumMonitor
 from service.engine.queue import Rows
@@ -209,7 +209,8 @@ class Sidecar:
         if folder is None or not (path := folder / f"{model}.safetensors").exists():
             return None
         try:
-            reference = Reference.from_tensors(load_file(path))
+            # Read, not mapped: the file may be overwritten, and a mapped one would end the process (SIGBUS).
+            reference = Reference.from_tensors(load(path.read_bytes()))
         except (ValueError, SafetensorError, OSError) as error:
             raise InvalidError("bad_reference", f"{path.name}: {error}", field="model") from error
         if reference.dimension != dimension:
