@@ -69,6 +69,11 @@ _REPEATED = Case(
     "; but {sample.copies_share:.0%} of the sampled rows are copies of one another, {sample.distinct_rows} of "
     "{sample.rows} differ, and these are spread: the same images again and again, without keys that say so",
 )
+_FEW_WEIGH_MORE = Case(
+    "some rows repeat",
+    "traffic_shifted",
+    "; but {sample.copies_share:.0%} of the sampled rows are copies of one another: images that come often move it too",
+)
 _ONE_PICTURE = Case("inputs are one picture", "traffic_narrowed", "; but the inputs are all but one and the same")
 _MODEL = (
     Case(
@@ -247,7 +252,7 @@ RULES: tuple[Rule, ...] = (
         "estimate",
         "traffic_shifted",
         "the mean has moved by {seen.estimate:.3f} of the variance along each trailing direction {n}",
-        (*_MODEL, *_OTHER, Case("", "traffic_shifted", _FOREIGN_OR_PREPROCESSING)),
+        (_FEW_WEIGH_MORE, *_MODEL, *_OTHER, Case("", "traffic_shifted", _FOREIGN_OR_PREPROCESSING)),
     ),
     Rule(
         "evidence of the sequential test",

@@ -57,6 +57,8 @@ EXCUSED_BAND_SHARE = 0.5
 EXCUSED_VARIANCE_SHARE = 0.03
 # Rows of which so many are copies repeat; a model that collapsed as well leaves fewer directions than this share.
 REPEATED_SHARE = 0.5
+# Copies of the sampled rows from which a shift of the mean along the tail no longer blames the model.
+SOME_REPEAT = 0.05
 SPANNED_SHARE = 0.5
 # Inputs of which a band is below this have shrunk.
 INPUTS_SHRUNK = 0.5
@@ -194,6 +196,7 @@ class Reading:
 CONDITIONS: dict[str, Callable[[Reading], bool]] = {
     "": lambda _: True,
     "rows repeat": Reading.rows_repeat,
+    "some rows repeat": lambda it: it.window.sample.copies_share > SOME_REPEAT,
     "inputs are foreign": Reading.inputs_foreign,
     "inputs are one picture": Reading.inputs_are_one_picture,
     "inputs shrank as much": Reading.inputs_shrank_as_much,
