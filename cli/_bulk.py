@@ -33,14 +33,14 @@ def embed_folder(
     from fullrank.monitor.snapshot import to_json
     from models.artifact import ArtifactError
 
-    try:
-        if file_format == "parquet":
+    if file_format == "parquet":
+        try:
             import pyarrow  # noqa: F401
+        except ImportError as error:
+            fail(f"Parquet files need pyarrow ({error}): pip install 'fullrank-server[bulk]', or --format npy")
+    from scale import bulk, ray_bulk
+    from scale.sources import SourceError, shards
 
-        from scale import bulk, ray_bulk
-        from scale.sources import SourceError, shards
-    except ImportError as error:
-        fail(f"a folder of Parquet files needs pyarrow ({error}): pip install 'fullrank-server[bulk]', or --format npy")
     unread: list[str] = []
     try:
         found = shards(source)

@@ -136,7 +136,7 @@ def fleet() -> Dashboard:
             "Squared, in units of the reference's variance: a new kind of image moves it before the bands show it.",
             query(f"max {PER} (fullrank_mean_shift_ratio{{{OF}}})", EACH),
             query(*threshold("mean_shift_ratio")),
-            width=6,
+            width=8,
         ),
         lines(
             "Shift of the mean in the tail",
@@ -145,7 +145,7 @@ def fleet() -> Dashboard:
             query(f"max {PER} (fullrank_tail_shift{{{OF}}})", EACH),
             query(*threshold("tail_shift")),
             minimum=None,
-            width=6,
+            width=8,
         ),
         lines(
             "Evidence against healthy traffic",
@@ -153,7 +153,7 @@ def fleet() -> Dashboard:
             query(f"max {PER} (fullrank_evidence{{{OF}}})", EACH),
             query(*threshold("evidence")),
             minimum=None,
-            width=6,
+            width=8,
         ),
         lines(
             "Variety of the images themselves",
