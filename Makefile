@@ -24,7 +24,7 @@ example-efficientnet: .venv/serve
 	$(BIN)/fullrank serve --encoder build/efficientnet-lite0 --host $(HOST) --port $(PORT)
 
 test: lint
-	$(BIN)/python -m pytest -m "not soak"
+	$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile
 
 soak: .venv/dev
 	$(BIN)/python -m pytest -m soak
