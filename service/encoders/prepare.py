@@ -65,10 +65,10 @@ async def prepare(artifact: Artifact, folder: Path, engine: Engine, settings: Se
             f"{artifact.card.name}: its canary images give embeddings of cosine {cosine:.4f} with the stored ones, "
             f"less than {settings.canary_min_cosine}: weights, preprocessing or precision are not what was exported"
         )
-    return Prepared(candidate, rows, seconds, await _noise(candidate, rows, engine, settings))
+    return Prepared(candidate, rows, seconds, await _noise(candidate, rows, seconds, engine, settings))
 
 
-async def _noise(candidate: Candidate, rows: Rows, engine: Engine, settings: Settings) -> float:
+async def _noise(candidate: Candidate, rows: Rows, seconds: float, engine: Engine, settings: Settings) -> float:
     """What the serving precision does to the canary: beside another size of batch, and beside float32."""
     artifact = candidate.artifact
     assert artifact.canary is not None
@@ -77,7 +77,7 @@ async def _noise(candidate: Candidate, rows: Rows, engine: Engine, settings: Set
         options = settings.device, torch.float32, settings.max_batch, settings.engine, settings.threads
         embedder = await engine.call(Embedder, artifact, *options)
         exact = Candidate(artifact, candidate.folder, embedder, settings.max_pixels, settings.max_whole_pixels)
-    return await noise_of(engine, candidate, exact, artifact.canary.images.numpy(), rows)
+    return await noise_of(engine, candidate, exact, artifact.canary.images.numpy(), rows, seconds)
 
 
 async def judge(prepared: Prepared, against: Artifact | None, engine: Engine) -> gates.Judgement:

@@ -204,10 +204,10 @@ class ServedEncoders:
             trickle.cancel()
         while served.in_flight:
             await asyncio.sleep(0.02)
-        if served.monitor is not None:
-            await asyncio.to_thread(served.monitor.close)
         if all(str(it) != str(served) for it in self._serving):
             self._metrics.encoder_images.remove(served.name, served.revision)
+        if served.monitor is not None:
+            await asyncio.to_thread(served.monitor.close)
 
     def end_canaries(self) -> None:
         """Stop embedding canary images."""

@@ -51,18 +51,24 @@ async def embed_in_turns(engine: Engine, encoder: Encoder, pixels: Pixels) -> tu
     return np.concatenate(rows), seconds
 
 
-async def noise_of(engine: Engine, encoder: Encoder, exact: Encoder | None, pixels: Pixels, rows: Rows) -> float:
+async def noise_of(
+    engine: Engine, encoder: Encoder, exact: Encoder | None, pixels: Pixels, rows: Rows, seconds: float
+) -> float:
     """The largest angle, in degrees, by which the serving precision itself turns an embedding.
 
-    pixels: (n, c, s, s) uint8, rows (n, d) what the encoder made of them in small batches. They are embedded again in
-    one large batch, and where `exact` is given, the same encoder in float32, by that.
+    pixels: (n, c, s, s) uint8, rows (n, d) what the encoder made of them in `seconds` of small batches. As many as take
+    about `TURN` seconds are embedded again in one batch, and where `exact` is given, the same encoder in float32, some
+    by that. An encoder that takes longer for one image sees no other batch than the first.
     """
-    few = min(len(pixels), engine.queue.max_batch, NOISE_IMAGES)
-    again = [await engine.embed(encoder, pixels[:few], observed=False, yields_for=PATIENCE)]
+    some = min(len(pixels), NOISE_IMAGES)
+    few = min(some, engine.queue.max_batch, max(1, int(TURN * len(pixels) / max(seconds, 1e-6))))
+    job = await engine.embed(encoder, pixels[:few], observed=False, yields_for=PATIENCE)
+    again = [job.rows.copy()]
     if exact is not None:
-        again.append(await engine.embed(exact, pixels[:few], observed=False, yields_for=PATIENCE))
-    reader = CanaryReader(torch.from_numpy(rows[:few].copy()))
-    angles = [reader.read(torch.from_numpy(job.rows.copy())).angle_degrees for job in again]
+        again.append((await embed_in_turns(engine, exact, pixels[:some]))[0])
+    angles = [
+        CanaryReader(torch.from_numpy(rows[: len(it)].copy())).read(torch.from_numpy(it)).angle_degrees for it in again
+    ]
     # NaN, an embedding that is not finite, is for the canary itself to find.
     return max((angle for angle in angles if math.isfinite(angle)), default=math.nan)
 

@@ -110,7 +110,7 @@ def test_healthy(browser: Browser, healthy: tuple[str, Server]) -> None:
         expect(tile(page, "Effective rank").locator(".value")).to_have_text("not measured")
         assert page.url.endswith("#model=beta&window=300")
         keep(page, "empty")
-        assert server.service.listeners.count == 1  # one stream, also after the change
+        until(lambda: server.service.listeners.count == 1)  # one stream, also after the change
 
 
 def test_an_image_that_is_dropped_is_embedded(browser: Browser, healthy: tuple[str, Server], tmp_path: Path) -> None:
