@@ -4,8 +4,7 @@
 
 Each population is a law of rows of which the truth is known: in closed form where one is at hand, else from half a
 million rows. Windows of n rows pass through the monitor's own blocks, ten to a window as the ring keeps them, and its
-own statistics. A window that declines, NaN, is counted apart: it promises nothing. `basis bands` are the bounds of
-band energies, of all bands together, against a reference of the same law. They speak of the rows that were seen.
+own statistics. A window that declines, NaN, is counted apart: it promises nothing.
 """
 
 import argparse
