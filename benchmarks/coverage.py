@@ -3,8 +3,8 @@
     python -m benchmarks.coverage --write docs/measured/coverage.md
 
 Each population is a law of rows of which the truth is known: in closed form where one is at hand, else from 65,536
-rows of each part. Windows of n rows pass through the monitor's own blocks, ten to a window as the ring keeps them, and its
-own statistics. A window that declines, NaN, is counted apart: it promises nothing.
+rows of each part. Windows of n rows pass through the monitor's own blocks, ten to a window as the ring keeps them,
+and its own statistics. A window that declines, NaN, is counted apart: it promises nothing.
 """
 
 import argparse

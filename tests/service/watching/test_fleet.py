@@ -14,6 +14,7 @@ from safetensors.torch import save
 from typer.testing import CliRunner, Result
 
 from cli import app
+from cli.common import console
 from fullrank import Moments
 from fullrank.fleet import FleetError, Replica, combine, read, survey, to_dict
 from service.http.app import Server
@@ -25,10 +26,14 @@ from tools.stack import free_port
 KEY = "a long secret"
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal in which no cell of a table is cut. The console took its width when it was made."""
+    monkeypatch.setattr(console, "width", 160)
+
+
 def run(*arguments: str) -> Result:
-    return CliRunner().invoke(
-        app, ["fleet", *arguments], env={"FULLRANK_API_KEY": "", "COLUMNS": "160"}, terminal_width=160
-    )
+    return CliRunner().invoke(app, ["fleet", *arguments], env={"FULLRANK_API_KEY": ""})
 
 
 @pytest.fixture(scope="module")
