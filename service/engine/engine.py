@@ -198,6 +198,7 @@ class Engine:
                 self._metrics.failed_batches.inc()
                 self._call_on_loop(fail, [part.job for part in taken], error)
             finally:
+                taken = []  # an idle lane would keep its last parts, and with them an encoder that has left
                 with self._lock:
                     self._busy -= 1
                     self._freed.notify_all()
