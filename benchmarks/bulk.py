@@ -103,6 +103,18 @@ def run(name: str, shards: list[Shard], encoder: str, engine: str, processes: in
     return max(ends) - min(starts), sum(cpu)
 
 
+def show(taken: dict[str, list[tuple[float, float]]], total: int, title: str, goal: float) -> None:
+    """Print the rates of two runs of `total` images, by name with their wall and CPU seconds each round, and the share
+    of the first's that the second reaches."""
+    print("| | images/s, wall | CPU an image, ms |\n|---|---|---|")
+    for name, rounds in taken.items():
+        wall, cpu = (statistics.median(column) for column in zip(*rounds, strict=True))
+        print(f"| {name} | {total / wall:.1f} | {1000 * cpu / total:.2f} |")
+    pairs = list(zip(*taken.values(), strict=True))
+    ratios = [statistics.median(first[it] / second[it] for first, second in pairs) for it in (0, 1)]
+    print(f"\n{title}: {ratios[0]:.3f} by wall time, {ratios[1]:.3f} by CPU (goal {goal})")
+
+
 def main() -> None:
     """Print rates and the ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -124,13 +136,7 @@ def main() -> None:
             for name, taken in seconds.items():
                 taken.append(run(name, shards, options.encoder, options.engine, options.processes))
     print(f"{total} JPEG files of {options.side} x {options.side}, {options.processes} processes of one thread")
-    print("| | images/s, wall | CPU an image, ms |\n|---|---|---|")
-    for name, taken in seconds.items():
-        wall, cpu = (statistics.median(column) for column in zip(*taken, strict=True))
-        print(f"| {name} | {total / wall:.1f} | {1000 * cpu / total:.2f} |")
-    pairs = list(zip(seconds["bare"], seconds["bulk"], strict=True))
-    ratios = [statistics.median(loop[it] / whole[it] for loop, whole in pairs) for it in (0, 1)]
-    print(f"\nbulk, of the bare loop: {ratios[0]:.3f} by wall time, {ratios[1]:.3f} by CPU (goal 0.95)")
+    show(seconds, total, "bulk, of the bare loop", 0.95)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,12 @@ of wall time, which needs a quiet machine, and of CPU seconds.
 import argparse
 import os
 import resource
-import statistics
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
+from benchmarks.bulk import photographs, show
 from scale import bulk, ray_bulk, sources
 from scale.sources import Shard
 from service.settings import PRETRAINED
@@ -30,14 +27,6 @@ class Timed(ray_bulk.Embedder):
     def cpu(self) -> float:
         """CPU seconds since its process started."""
         return time.process_time()
-
-
-def photographs(folder: Path, count: int, side: int) -> None:
-    """Write JPEG files of smooth random fields, which compress as photographs do."""
-    for index in range(count):
-        coarse = np.random.default_rng(index).integers(0, 256, (8, 8, 3), np.uint8)
-        image = Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
-        image.save(folder / f"{index:06d}.jpg", quality=85)
 
 
 def raise_it(reason: str) -> None:
@@ -100,13 +89,7 @@ def main() -> None:
     print(
         f"{options.images} JPEG files of {options.side} x {options.side}, {options.processes} processes of one thread"
     )
-    print("| | images/s, wall | CPU an image, ms |\n|---|---|---|")
-    for name, rounds in taken.items():
-        wall, cpu = (statistics.median(column) for column in zip(*rounds, strict=True))
-        print(f"| {name} | {options.images / wall:.1f} | {1000 * cpu / options.images:.2f} |")
-    pairs = list(zip(taken["local"], taken["Ray"], strict=True))
-    ratios = [statistics.median(here[it] / there[it] for here, there in pairs) for it in (0, 1)]
-    print(f"\nRay, of local: {ratios[0]:.3f} by wall time, {ratios[1]:.3f} by CPU (goal 0.85)")
+    show(taken, options.images, "Ray, of local", 0.85)
 
 
 if __name__ == "__main__":
