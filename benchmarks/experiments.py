@@ -33,6 +33,7 @@ from training.finetune import EPOCHS, SHARES, supervised
 from training.guard import twins
 from training.probe import few_labels, linear_probe
 from training.recipes import Recipe, recipe
+from training.recipes.fashion import GENTLE
 from training.trainer import Trainer
 
 Record = dict[str, Any]
@@ -249,6 +250,8 @@ def recipe_of(experiment: Experiment, case: Case, seed: int) -> Recipe:
     channels: Any = 1 if experiment.data == "fashion" else 3
     architecture = Architecture(name="resnet18", width=experiment.width, in_channels=channels, stem="3x3/2")
     plain: dict[str, Any] = {"optimizer": "sgd", "schedule": "cosine", "warmup": 0.05, "weight_decay": 1e-4}
+    if experiment.data == "fashion":
+        plain["augmentation"] = GENTLE
     settings = plain | {"second": None, "clip": None, "bias_lr_scale": 1.0} | experiment.settings | case.settings
     return replace(
         base,

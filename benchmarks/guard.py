@@ -21,6 +21,7 @@ from training.checkpoint import TrainingError
 from training.data import ImageSet, Split, load_data
 from training.guard import IMAGES, Geometry, Guard, twins
 from training.recipes import Recipe, recipe
+from training.recipes.fashion import GENTLE
 from training.trainer import Trainer
 
 CONTRAST = {"temperature": 0.2}
@@ -95,7 +96,7 @@ def recipe_of(case: Case, width: int, epochs: int) -> Recipe:
     base = recipe(f"fashion-{case.method}")
     architecture = Architecture(name="resnet18", width=width, in_channels=1, stem="3x3/2")
     fixed: dict[str, Any] = {"options": case.options, "epochs": epochs, "batch_size": 64, "learning_rate": 0.15}
-    return replace(base, architecture=architecture, **(fixed | case.settings))
+    return replace(base, architecture=architecture, augmentation=GENTLE, **(fixed | case.settings))
 
 
 def verdicts(case: Case, images: ImageSet, width: int, epochs: int) -> Iterator[str | None]:
