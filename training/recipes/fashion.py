@@ -7,7 +7,6 @@ from models.artifact import Architecture
 from training.augment import Augmentation
 from training.recipes.base import Recipe
 
-
 GENTLE = Augmentation(crop=(0.4, 1.0), ratio=(4 / 5, 5 / 4))
 HARD = replace(GENTLE, crop=(0.2, 1.0), jitter=1.0, brightness=0.8, contrast=0.8, blur=0.5, sigma=(0.1, 1.0))
 """For runs of hours, in which GENTLE views become too easy to tell apart. docs/measured/encoders.md has the search."""
