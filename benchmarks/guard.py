@@ -22,6 +22,7 @@ from training.data import ImageSet, Split, load_data
 from training.guard import IMAGES, Geometry, Guard, twins
 from training.recipes import Recipe, recipe
 from training.recipes.fashion import GENTLE
+from training.trainer import Trainer
 
 CONTRAST = {"temperature": 0.2}
 SIAM = {"projection": 512, "bottleneck": 128}
