@@ -1,6 +1,7 @@
 """LARS against a naive loop of the paper's formula, and which settings reach which parameter."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -10,6 +11,7 @@ from tests.support.training import TINY
 from training.methods import METHODS, build
 from training.optimizers import LARS, cosine, optimizer, set_learning_rate, warm_up
 from training.recipes import RECIPES, recipe
+from training.recipes.base import of_the_sum
 
 
 @pytest.mark.parametrize("clip", [False, True])
@@ -49,6 +51,25 @@ def test_lars_leaves_weights_without_gradient_alone_and_survives_zeros() -> None
     LARS([still, zero], lr=0.1).step()
     assert torch.equal(still.detach(), torch.ones(2, 2))
     torch.testing.assert_close(zero.detach(), torch.full((2, 2), -0.1))  # the rate is 1 where a norm is 0
+
+
+def test_the_mean_of_two_directions_takes_the_steps_of_their_sum() -> None:
+    """A recipe that halves the loss, with `of_the_sum`, against the published one: matrices and biases move alike."""
+    chosen, method = recipe("imagenet-simclr"), "simclr"
+    ours = replace(chosen, **of_the_sum(1e-2))
+    theirs = replace(chosen, weight_decay=1e-2, bias_lr_scale=1.0)
+    models = [build(method, TINY.build(), {"projection": 8, "hidden": 8}) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    generator = torch.Generator().manual_seed(0)
+    solvers = [optimizer(model, it) for model, it in zip(models, (ours, theirs), strict=True)]
+    for _ in range(3):
+        for mean, summed in zip(*(model.parameters() for model in models), strict=True):
+            mean.grad = torch.randn(mean.shape, generator=generator)
+            summed.grad = 2 * mean.grad
+        for solver in solvers:
+            solver.step()
+    for mean, summed in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(mean, summed, rtol=1e-5, atol=1e-6)
 
 
 def test_every_parameter_is_in_one_group_and_biases_are_neither_decayed_nor_adapted() -> None:

@@ -4,7 +4,8 @@ L = 1/2 [ l(q(f_1), t_2) + l(q(f_2), t_1) ],   f = projector(encoder(x)), q the 
 target <- tau target + (1 - tau) online        after every step
 
 The loss is the mean over the two directions, as in SimSiam. BYOL's equation and DirectPred's code take the sum. So
-double their published learning rates for SGD. For LARS this makes no difference on matrices.
+double their published learning rates for SGD. For LARS halve the weight decay and double the rate of biases and
+BatchNorm; on matrices the rest cancels.
 """
 
 import copy

@@ -52,3 +52,13 @@ class Recipe:
 
 
 RecipeFunction = Callable[[], Recipe]
+
+
+def of_the_sum(weight_decay: float) -> dict[str, Any]:
+    """LARS' settings for a loss that was published as the sum of the two directions, and here is their mean.
+
+    LARS' step on a matrix does not feel the factor if the weight decay is halved with the loss. Biases and BatchNorm
+    get no adapted rate, so that theirs is doubled. SimCLR's release, BYOL's and solo-learn's BYOL sum. One difference
+    stays: where `trust_clip` holds a matrix at the run's own rate, its step is half of theirs.
+    """
+    return {"weight_decay": weight_decay / 2, "bias_lr_scale": 2.0}

@@ -10,7 +10,7 @@ from typing import Any
 
 from models.artifact import Architecture
 from training.augment import BYOL_FIRST, BYOL_SECOND, SIMCLR_CIFAR, SIMSIAM_CIFAR, VICREG
-from training.recipes.base import Recipe
+from training.recipes.base import Recipe, of_the_sum
 
 BYOL_VIEWS: dict[str, Any] = {
     "augmentation": replace(BYOL_FIRST, blur=0.0),
@@ -37,7 +37,7 @@ CONTRASTIVE: dict[str, Any] = {"epochs": 1000, "batch_size": 512, "optimizer": "
 
 def simclr() -> Recipe:
     """Chen et al. 2020, B.9: rate 1.0 x 512/256, temperature 0.5, no blur, half the jitter; about 91 %."""
-    return _cifar10("simclr", {"temperature": 0.5, "final_norm": True}, **CONTRASTIVE)
+    return _cifar10("simclr", {"temperature": 0.5, "final_norm": True}, **CONTRASTIVE, **of_the_sum(1e-4))
 
 
 def directclr() -> Recipe:
@@ -48,7 +48,7 @@ def directclr() -> Recipe:
 def byol() -> Recipe:
     """solo-learn: heads 4096-256, tau from 0.99 to 1; 92.6 %."""
     options = {"hidden": 4096, "projection": 256, "momentum": 0.99}
-    return _cifar10("byol", options, **SOLO, **BYOL_VIEWS, learning_rate=1.0, weight_decay=1e-5)
+    return _cifar10("byol", options, **SOLO, **BYOL_VIEWS, learning_rate=1.0, **of_the_sum(1e-5))
 
 
 def simsiam() -> Recipe:

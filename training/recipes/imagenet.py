@@ -4,7 +4,7 @@ from typing import Any
 
 from models.artifact import Architecture
 from training.augment import BYOL_FIRST, BYOL_SECOND, SIMCLR, SIMSIAM, VICREG
-from training.recipes.base import Recipe
+from training.recipes.base import Recipe, of_the_sum
 
 COMMON: dict[str, Any] = {"augmentation": SIMCLR, "held_out": 10_000}
 LARGE: dict[str, Any] = {"optimizer": "lars", "weight_decay": 1e-6}
@@ -27,7 +27,8 @@ def _imagenet(method: str, options: dict[str, Any], epochs: int, warm: int, **se
 def simclr() -> Recipe:
     """Chen et al. 2020: rate 0.075 sqrt(batch), temperature 0.1, 10 epochs of warm-up; 64.5 % after 100 epochs."""
     options = {"temperature": 0.1, "hidden": 2048, "projection": 128, "final_norm": True}
-    return _imagenet("simclr", options, 100, 10, batch_size=4096, learning_rate=4.8, **LARGE)
+    settings = LARGE | of_the_sum(1e-6) | {"batch_size": 4096, "learning_rate": 4.8}
+    return _imagenet("simclr", options, 100, 10, **settings)
 
 
 def directclr() -> Recipe:
@@ -36,7 +37,7 @@ def directclr() -> Recipe:
     return _imagenet("directclr", {"d0": 360, "temperature": 0.1}, 100, 10, **settings)
 
 
-BYOL: dict[str, Any] = {"batch_size": 4096, "learning_rate": 0.45 * 16} | LARGE | BYOL_VIEWS
+BYOL: dict[str, Any] = {"batch_size": 4096, "learning_rate": 0.45 * 16} | LARGE | BYOL_VIEWS | of_the_sum(1e-6)
 
 
 def byol() -> Recipe:
