@@ -67,6 +67,7 @@ def test_the_mean_of_two_directions_takes_the_steps_of_their_sum() -> None:
             mean.grad = torch.randn(mean.shape, generator=generator)
             summed.grad = 2 * mean.grad
         for solver in solvers:
+            set_learning_rate(solver, chosen.learning_rate, factor=1.0, warm=1.0)
             solver.step()
     for mean, summed in zip(*(model.parameters() for model in models), strict=True):
         torch.testing.assert_close(mean, summed, rtol=1e-5, atol=1e-6)
