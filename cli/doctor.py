@@ -182,7 +182,7 @@ def scraped(url: str) -> Finding:
     import httpx
 
     try:
-        answer = httpx.get(f"{url}/api/v1/query", params={"query": 'sum(up{job="fullrank"})'}, timeout=10)
+        answer = httpx.get(f"{url}/api/v1/query", params={"query": 'sum(up{job=~"(.+/)?fullrank"})'}, timeout=10)
         result = answer.raise_for_status().json()["data"]["result"]
         groups = httpx.get(f"{url}/api/v1/rules", timeout=10).raise_for_status().json()["data"]["groups"]
     except (httpx.HTTPError, ValueError, KeyError) as error:

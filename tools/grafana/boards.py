@@ -5,6 +5,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from tools.grafana.panels import bars_by_rank, board, by_rank, lines, query, states, variable
 
 AT = 'instance=~"$instance"'
+JOB = 'job=~"(.+/)?fullrank"'
 OF = f'{AT},model=~"$model"'
 RECENT = f'{OF},window="5m"'
 PER = "by (instance, model)"
@@ -337,8 +338,8 @@ def serving() -> Dashboard:
         lines(
             "CPU and memory",
             "Cores busy, and resident GiB.",
-            query(f'rate(process_cpu_seconds_total{{job="fullrank",{AT}}}[$__rate_interval])', "cores {{instance}}"),
-            query(f'process_resident_memory_bytes{{job="fullrank",{AT}}} / 2^30', "GiB {{instance}}"),
+            query(f"rate(process_cpu_seconds_total{{{JOB},{AT}}}[$__rate_interval])", "cores {{instance}}"),
+            query(f"process_resident_memory_bytes{{{JOB},{AT}}} / 2^30", "GiB {{instance}}"),
         ),
     )
 

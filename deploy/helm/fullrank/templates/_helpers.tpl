@@ -1,5 +1,8 @@
+{{- /* At most 52 characters: a StatefulSet's pods carry its name and a hash in a label of 63. */ -}}
 {{- define "fullrank.name" -}}
-{{- if contains .Chart.Name .Release.Name }}{{ .Release.Name }}{{ else }}{{ .Release.Name }}-{{ .Chart.Name }}{{ end -}}
+{{- $name := .Release.Name }}
+{{- if not (contains .Chart.Name $name) }}{{ $name = printf "%s-%s" (.Release.Name | trunc 43 | trimSuffix "-") .Chart.Name }}{{ end -}}
+{{ $name | trunc 52 | trimSuffix "-" }}
 {{- end }}
 
 {{- define "fullrank.selector" -}}
@@ -12,6 +15,11 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+{{- end }}
+
+{{- /* The Prometheus job: one for each release, so that two releases are not one service to the alerts. */ -}}
+{{- define "fullrank.job" -}}
+{{ .Release.Namespace }}/{{ .Release.Name }}/fullrank
 {{- end }}
 
 {{- define "fullrank.image" -}}
@@ -34,6 +42,49 @@ capabilities: {drop: [ALL]}
 seccompProfile: {type: RuntimeDefault}
 {{- end }}
 
+{{- /* A setting as the service reads it. Helm reads numbers of a file as floats, and would write 67108864 as 6.7108864e+07. */ -}}
+{{- define "fullrank.text" -}}
+{{- if kindIs "slice" . }}{{ range $index, $it := . }}{{ if $index }},{{ end }}{{ include "fullrank.text" $it }}{{ end }}
+{{- else if and (kindIs "float64" .) (eq (floor .) .) }}{{ int64 . }}
+{{- else }}{{ . }}
+{{- end }}
+{{- end }}
+
+{{- /* CPU threads of a forward pass: one less than the CPUs asked for, for the rest of the service. A pod without a CPU limit
+sees all CPUs of its node, and would start a thread for each. Empty if the request does not say. */ -}}
+{{- define "fullrank.threads" -}}
+{{- $cpu := dig "requests" "cpu" "" .Values.resources | toString }}
+{{- if hasSuffix "m" $cpu }}{{ max 1 (sub (div (trimSuffix "m" $cpu | int) 1000) 1) }}
+{{- else if $cpu }}{{ max 1 (sub (floor (float64 $cpu) | int) 1) }}
+{{- end }}
+{{- end }}
+
+{{- /* name: value of every plain variable; `settings` wins. */ -}}
+{{- define "fullrank.variables" -}}
+{{- $found := dict "host" "0.0.0.0" "port" "8000" "state_dir" "/state" }}
+{{- with .Values.encoder.path }}{{ $_ := set $found "encoder" . }}{{ end }}
+{{- if .Values.encoder.existingClaim }}{{ $_ := set $found "encoders_dir" "/encoders" }}{{ end }}
+{{- if .Values.gpu.enabled }}{{ $_ := set $found "device" "cuda" }}{{ end }}
+{{- with include "fullrank.threads" . }}
+{{- $_ := set $found "threads" . }}
+{{- $_ := set $found "decode_threads" (min 4 (int .) | toString) }}
+{{- end }}
+{{- range $name, $value := .Values.settings }}{{ $_ := set $found $name (include "fullrank.text" $value) }}{{ end }}
+{{- range $name, $value := $found }}
+- {name: FULLRANK_{{ upper $name }}, value: {{ $value | quote }}}
+{{- end }}
+{{- end }}
+
+{{- /* Seconds from SIGTERM to SIGKILL: readiness off, accepted requests answered, uvicorn's 5 s of grace, windows saved. */ -}}
+{{- define "fullrank.grace" -}}
+{{- $needed := add (ceil (float64 (dig "drain_seconds" 0 .Values.settings))) (ceil (float64 (dig "request_timeout" 30 .Values.settings))) 15 }}
+{{- $given := int .Values.terminationGracePeriodSeconds }}
+{{- if and $given (lt $given (int $needed)) }}
+{{- fail (printf "terminationGracePeriodSeconds is %d; settings.drain_seconds and settings.request_timeout need %d, or accepted requests are killed: raise it, or leave it 0" $given (int $needed)) }}
+{{- end }}
+{{- $given | default $needed }}
+{{- end }}
+
 {{- /* A probe of values.probes on the service's own port. */ -}}
 {{- define "fullrank.probe" -}}
 httpGet: {path: {{ .path }}, port: http}
@@ -42,9 +93,9 @@ failureThreshold: {{ .failureThreshold }}
 timeoutSeconds: {{ .timeoutSeconds }}
 {{- end }}
 
+{{- /* What the service and the gate both see. */ -}}
 {{- define "fullrank.mounts" -}}
 - {name: tmp, mountPath: /tmp}
-- {name: state, mountPath: /state}
 {{- if .Values.encoder.existingClaim }}
 - {name: encoders, mountPath: /encoders, readOnly: true}
 {{- end }}
@@ -63,6 +114,27 @@ timeoutSeconds: {{ .timeoutSeconds }}
 {{- end }}
 {{- end }}
 
+{{- /* Who a pod is and where it may run: the service's and the gate's. */ -}}
+{{- define "fullrank.place" -}}
+automountServiceAccountToken: false
+enableServiceLinks: false
+securityContext:
+  {{- toYaml .Values.podSecurityContext | nindent 2 }}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- range $key := list "nodeSelector" "tolerations" "affinity" }}
+{{- with index $.Values $key }}
+{{ $key }}:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- define "fullrank.pod" -}}
 metadata:
   labels:
@@ -76,16 +148,10 @@ metadata:
   {{- end }}
 spec:
   serviceAccountName: {{ include "fullrank.account" . }}
-  automountServiceAccountToken: false
-  terminationGracePeriodSeconds: {{ .Values.terminationGracePeriodSeconds }}
-  securityContext:
-    runAsUser: 10001
-    runAsGroup: 10001
-    fsGroup: 10001
-    runAsNonRoot: true
-  {{- with .Values.imagePullSecrets }}
-  imagePullSecrets:
-    {{- toYaml . | nindent 4 }}
+  {{- include "fullrank.place" . | nindent 2 }}
+  terminationGracePeriodSeconds: {{ include "fullrank.grace" . }}
+  {{- with .Values.runtimeClassName }}
+  runtimeClassName: {{ . }}
   {{- end }}
   containers:
     - name: fullrank
@@ -96,21 +162,7 @@ spec:
       ports:
         - {name: http, containerPort: 8000, protocol: TCP}
       env:
-        - {name: FULLRANK_HOST, value: "0.0.0.0"}
-        - {name: FULLRANK_PORT, value: "8000"}
-        - {name: FULLRANK_STATE_DIR, value: /state}
-        {{- with .Values.encoder.path }}
-        - {name: FULLRANK_ENCODER, value: {{ . | quote }}}
-        {{- end }}
-        {{- if .Values.encoder.existingClaim }}
-        - {name: FULLRANK_ENCODERS_DIR, value: /encoders}
-        {{- end }}
-        {{- if .Values.gpu.enabled }}
-        - {name: FULLRANK_DEVICE, value: cuda}
-        {{- end }}
-        {{- range $name, $value := .Values.settings }}
-        - {name: FULLRANK_{{ upper $name }}, value: {{ $value | toString | quote }}}
-        {{- end }}
+        {{- include "fullrank.variables" . | trim | nindent 8 }}
         {{- range .Values.secrets }}
         - name: {{ .variable }}
           valueFrom: {secretKeyRef: {name: {{ .name }}, key: {{ .key }}}}
@@ -132,16 +184,17 @@ spec:
         {{- end }}
         {{- toYaml $resources | nindent 8 }}
       volumeMounts:
+        - {name: state, mountPath: /state}
         {{- include "fullrank.mounts" . | nindent 8 }}
   volumes:
     {{- include "fullrank.volumes" . | nindent 4 }}
     {{- if not .Values.persistence.enabled }}
     - {name: state, emptyDir: {}}
     {{- end }}
-  {{- range $key := list "nodeSelector" "tolerations" "affinity" "topologySpreadConstraints" }}
-  {{- with index $.Values $key }}
-  {{ $key }}:
-    {{- toYaml . | nindent 4 }}
-  {{- end }}
+  {{- with .Values.topologySpreadConstraints }}
+  topologySpreadConstraints:
+    {{- range . }}
+    - {{- toYaml (merge (deepCopy .) (dict "labelSelector" (dict "matchLabels" (include "fullrank.selector" $ | fromYaml)))) | nindent 6 }}
+    {{- end }}
   {{- end }}
 {{- end }}
