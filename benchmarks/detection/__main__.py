@@ -3,6 +3,7 @@
     python -m benchmarks.detection --write docs/measured/detection.md
     python -m benchmarks.detection --unseen --write docs/measured/detection.md
     python -m benchmarks.detection --fresh --write docs/measured/detection.md
+    python -m benchmarks.detection --forty --no-harm --laws 1 --write docs/measured/detection.md
     python -m benchmarks.detection --preprocessing --encoder models/pretrained/cifar10-directclr \
         --write docs/measured/detection.md
     python -m benchmarks.detection.blocks --blocks 1000000
@@ -10,10 +11,11 @@
 Traffic is the Fashion-MNIST test set, which neither the encoder nor its reference and calibration have seen. With
 --unseen it is training images, which gave the encoder its gradient but no rule, no reference and no calibration
 anything, and the faults are those of `benchmarks.detection.unseen`; with --fresh further images and the faults of
-`benchmarks.detection.fresh`. Each case runs on each law of healthy traffic (independent, sessions of 32 of one class, a
-class mix that turns in a day) and starts after a full healthy window at 20 rows a second; monitors with the default
-block, their clocks advanced by hand, are read every 256 rows at first, then every 1024. "Found" is the first reading
-with a state of the right kind, in rows since the case began. What a model's fault costs: `benchmarks.detection.harm`.
+`benchmarks.detection.fresh`; with --forty the test set and those of `benchmarks.detection.forty`. Each case runs on
+each law of healthy traffic (independent, sessions of 32 of one class, a class mix that turns in a day) and starts after
+a full healthy window at 20 rows a second; monitors with the default block, their clocks advanced by hand, are read
+every 256 rows at first, then every 1024. "Found" is the first reading with a state of the right kind, in rows since the
+case began. What a model's fault costs: `benchmarks.detection.harm`.
 The rivals see the same window and alarm beyond their most extreme value on 15 healthy windows.
 """
 
@@ -33,6 +35,7 @@ from torch import Tensor
 
 from benchmarks._page import write_between
 from benchmarks.detection.cases import MODEL, TRAFFIC, Bench, Case
+from benchmarks.detection.forty import forty
 from benchmarks.detection.fresh import fresh
 from benchmarks.detection.harm import BANK, QUERIES, Harm, by_harm
 from benchmarks.detection.preprocessing import preprocessing
@@ -49,6 +52,7 @@ RATE, STEP = 20.0, 256
 # Rows of a case that are read block by block; those after, and healthy ones, come four blocks at a time.
 FINE, COARSE = 2048, 1024
 LAWS = ("independent", "sessions", "drifting")
+TRAINING_PARTS = ("unseen", "fresh", "bank")
 KINDS = ("model", "traffic", "none")
 MODES = ("canary on", "canary off", "canary off, no inputs")
 # Keys from here on are of content that comes again.
@@ -70,9 +74,9 @@ def kind(state: str) -> str:
     return "model" if state in MODEL else "traffic" if state in TRAFFIC else "none"
 
 
-def watch(bench: Bench, case: Case, law: int, n: int) -> Outcome:
+def watch(bench: Bench, case: Case, law: int, n: int, *, at_end: bool = False) -> Outcome:
     """Run a monitor with inputs and one without over a healthy window and then n rows of the case; read them after each
-    block until they name the right side, and at the end, without the canary and with it."""
+    block until they name the right side (not if `at_end`), and at the end, without the canary and with it."""
     draw, at = bench.traffic.laws()[law], DAY // 7
     now = [0.0]
     found: dict[str, int | None] = dict.fromkeys(MODES[1:])
@@ -99,7 +103,8 @@ def watch(bench: Bench, case: Case, law: int, n: int) -> Outcome:
             shown += len(index)
             keys = [CONTENT + row if row in case.keyed else next(fresh) for row in index.tolist()]
             show(case.pool[index], case.inputs[index], keys)
-            for mode in [mode for mode, rows in found.items() if rows is None and case.kind != "none"]:
+            watched = not at_end and case.kind != "none"
+            for mode in [mode for mode, rows in found.items() if rows is None and watched]:
                 monitors[mode].flush()
                 if kind(monitors[mode].snapshot().verdict.state) == case.kind:
                     found[mode] = shown
@@ -179,7 +184,7 @@ def images_of(artifact: Artifact, which: str) -> ImageSet:
         assert isinstance(fit, ImageSet)
         rest = fit.take(slice(BASIS_ROWS, None))
         third = len(rest) // 3
-        start = third * ("unseen", "fresh", "bank").index(which)
+        start = third * TRAINING_PARTS.index(which)
         return rest.take(slice(start, start + third))
     source = SOURCES[card["data"]]
     test = source.read(source.default, "test")
@@ -202,40 +207,35 @@ def main() -> None:
         ("unseen", "faults and images that the first rules were not made on"),
         ("fresh", "further ones"),
         ("preprocessing", "of preprocessing, of an encoder of colour images"),
+        ("forty", "forty more, of which most need no particular architecture"),
     ):
         lists.add_argument(f"--{name}", dest="cases", action="store_const", const=name, default="test", help=meaning)
     parser.add_argument("--rows", type=int, default=6000, help="rows of a case: 6000 are 5 minutes at 20 a second")
     parser.add_argument("--images", type=int, default=10000, help="images to embed")
     parser.add_argument("--laws", type=int, default=3, help="laws of traffic to run each case on")
+    parser.add_argument("--no-harm", dest="harm", action="store_false", help="leave out what each fault costs a search")
+    parser.add_argument("--at-end", action="store_true", help="read the monitors at the end only, not when they alarm")
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--write", type=Path, help="put the tables between the encoder's marks in this file")
     options = parser.parse_args()
     artifact, other = load(options.encoder), load(options.other)
-    images = images_of(artifact, "test" if options.cases == "preprocessing" else options.cases).take(
-        slice(0, options.images)
-    )
+    which = options.cases if options.cases in TRAINING_PARTS else "test"
+    images = images_of(artifact, which).take(slice(0, options.images))
     bench = Bench(artifact, images.images, images.labels)
-    harm = Harm(
-        bench,
-        images_of(artifact, "bank").take(slice(0, BANK)),
-        images_of(artifact, "test").take(slice(-QUERIES, None)),
-    )
     draws = bench.traffic.laws()
     scores = [rivals(bench, bench.clean[law(options.rows, i * DAY // 5)]) for i in range(5) for law in draws]
     worst = {name: max(score[name] for score in scores) for name in scores[0]}
     outcomes: list[Outcome] = []
     alarms: dict[str, list[str]] = {}
-    written = {"test": Bench.cases, "unseen": unseen, "fresh": fresh, "preprocessing": preprocessing}[options.cases](
-        bench, other
-    )
-    cases = [case for case in written if options.only in case.name]
+    lists = {"test": Bench.cases, "unseen": unseen, "fresh": fresh, "preprocessing": preprocessing, "forty": forty}
+    cases = [case for case in lists[options.cases](bench, other) if options.only in case.name]
     for case in cases:
         started = time.monotonic()
         rows = case.pool[(case.draw or bench.traffic.independent)(options.rows)]
         alarms[case.name] = [name for name, score in rivals(bench, rows).items() if score > worst[name]]
         laws = 1 if case.draw is not None else 3 if case.kind == "none" else options.laws
         for law in range(laws):
-            outcomes.append(watch(bench, case, law, options.rows))
+            outcomes.append(watch(bench, case, law, options.rows, at_end=options.at_end))
             states, found = outcomes[-1].states.values(), outcomes[-1].found.values()
             print(
                 f"{case.name:32} {case.kind:8} {LAWS[law]:12}",
@@ -244,10 +244,16 @@ def main() -> None:
                 f"{time.monotonic() - started:.0f} s",
                 flush=True,
             )
-    # Last, because a fault that draws at random draws again.
-    lost = {case.name: harm.points(case) for case in cases}
-    hits = [(o.case.name, o.found[MODES[1]] is not None) for o in outcomes if o.case.kind == "model"]
-    text = "\n".join([*table(outcomes, alarms, lost), *confusion(outcomes), *by_harm(lost, hits, harm.healthy)])
+    lost = {case.name: math.nan for case in cases}
+    costs: list[str] = []
+    if options.harm:
+        bank = images_of(artifact, "bank").take(slice(0, BANK))
+        harm = Harm(bench, bank, images_of(artifact, "test").take(slice(-QUERIES, None)))
+        # Last, because a fault that draws at random draws again.
+        lost = {case.name: harm.points(case) for case in cases}
+        hits = [(o.case.name, o.found[MODES[1]] is not None) for o in outcomes if o.case.kind == "model"]
+        costs = [*by_harm(lost, hits, harm.healthy)]
+    text = "\n".join([*table(outcomes, alarms, lost), *confusion(outcomes), *costs])
     print("\n" + text)
     if options.write:
         name = artifact.card.name + ("" if options.cases == "test" else f", {options.cases}")
