@@ -67,6 +67,15 @@ def energies_of_rows(rows: Tensor, basis: Tensor | None) -> Tensor:
     return along.double().square().sum(0) * (n / (n - 1))
 
 
+def energies_of_sums(squares: Tensor, squared_sums: Tensor, n: int) -> Tensor:
+    """(..., d) as `energies_of_rows`, together, of blocks of n rows each that are not centred.
+
+    squares, squared_sums (..., d): along each direction the sum of the rows' squares, and over the blocks that of the
+    squares of their sums.
+    """
+    return (squares - squared_sums / n) * (n / (n - 1))
+
+
 def energies_of_covariance(covariance: Tensor, basis: Tensor) -> Tensor:
     """(d,) the variance along each column of the basis."""
     return (covariance @ basis * basis).sum(0)
@@ -121,12 +130,13 @@ def mean_shift(mean: Tensor, reference_mean: Tensor, variance: float, n: int, to
 
 
 def tail_shift(
-    shift: Tensor, bands: tuple[int, ...], band_energy: Tensor, variances: Tensor, n: int, reference_rows: int
+    shift: Tensor, bands: tuple[int, ...], band_energy: Tensor, variances: Tensor, n: int, reference_rows: float
 ) -> float:
     """Mean over the tail's directions of the mean's squared shift, each in units of the reference's variance there.
 
     shift (d,): of a mean of n rows from the reference's, along the basis; band_energy, variances (bands,): variance of
-    the reference and of the rows in each band; reference_rows: how many gave the reference's mean. What sampling adds
+    the reference and of the rows in each band; reference_rows: how many gave the reference's mean,
+    infinite where these rows are drawn from them. What sampling adds
     to both means is taken off, so that healthy traffic reads about 0, a little below at times. Changed preprocessing
     moves the tail, where the mix of healthy traffic hardly reaches: half of the classes alone move it less than 0.002.
     NaN below 1,024 rows, where a few sessions are all there is, and without a tail.

@@ -5,7 +5,7 @@ import math
 import torch
 
 from fullrank import profile
-from fullrank.calibration.ranges import NARROW_MARGIN, Range
+from fullrank.calibration.ranges import LEAST_TAIL_SHIFT, NARROW_MARGIN, Range
 from fullrank.calibration.sequential import LEVEL
 from fullrank.reference import Reference
 
@@ -22,9 +22,6 @@ TAIL_HIGH = 2.0
 HEAD_LOW = 0.6
 # A band this empty is gone though others behind it are not.
 BAND_GONE = 0.15
-# Variances by which the mean moves along a typical tail direction. Healthy windows of 1,024 rows reach 0.0015 in
-# sessions of one class; gamma, JPEG of quality 8, 2 bits a pixel and swapped channels move it by 0.007 to 0.02.
-TAIL_SHIFT = 0.004
 CANARY_COSINE = 0.99
 # Degrees by which a canary image may turn: so many times what the serving precision turns it by itself, at least the
 # angle to which engines agree (a cosine of 0.9999, and some more), at most that of the cosine above.
@@ -73,7 +70,7 @@ def thresholds(reference: Reference | None, rows: int = 6144) -> dict[str, float
         "canary_angle": canary_angle(reference),
         "evidence": math.nan if reference is None or reference.calibration is None else math.log10(LEVEL),
         "total_variance": VARIANCE_FLOOR,
-        "tail_shift": math.nan if reference is None else TAIL_SHIFT,
+        "tail_shift": math.nan if reference is None else LEAST_TAIL_SHIFT,
         "zero_share": ZERO_SHARE,
     }
     if reference is not None:
@@ -127,5 +124,6 @@ def _calibrated(reference: Reference, rows: int) -> dict[str, float]:
         "tail_energy_ratio_high": max(max(band.narrow_high * NARROW_MARGIN, band.high) for band in tail),
         "head_energy_ratio_low": calibration.range("head", rows).low,
         "mean_shift_ratio": calibration.range("mean_shift", rows).high ** 2,
+        "tail_shift": calibration.range("tail_shift", rows).high,
         "input_distance": calibration.range("input_distance", rows).high,
     }

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fullrank import Moments, Reference, SpectrumMonitor, measures, profile
-from fullrank.calibration.resample import calibrated, window_statistics
+from fullrank.calibration.resample import calibrated
+from fullrank.calibration.windows import window_statistics
 from fullrank.fleet import Figures as FleetFigures
 from fullrank.moments import Traces
 from fullrank.rows import unit

@@ -227,8 +227,8 @@ def main() -> None:
     worst = {name: max(score[name] for score in scores) for name in scores[0]}
     outcomes: list[Outcome] = []
     alarms: dict[str, list[str]] = {}
-    lists = {"test": Bench.cases, "unseen": unseen, "fresh": fresh, "preprocessing": preprocessing, "forty": forty}
-    cases = [case for case in lists[options.cases](bench, other) if options.only in case.name]
+    written = {"test": Bench.cases, "unseen": unseen, "fresh": fresh, "preprocessing": preprocessing, "forty": forty}
+    cases = [case for case in written[options.cases](bench, other) if options.only in case.name]
     for case in cases:
         started = time.monotonic()
         rows = case.pool[(case.draw or bench.traffic.independent)(options.rows)]

@@ -78,13 +78,18 @@ class InputReference:
         """
         if moments is None or moments.dimension != self.width or moments.count < 32:
             return InputReading()
-        covariance = moments.covariance()
-        variance = float(covariance.trace())
+        energies = profile.energies_of_covariance(moments.covariance(), self.basis)
+        return self.compare(moments.mean() - self.mean, energies, moments.count)
+
+    def compare(self, shift: Tensor, energies: Tensor, count: int) -> InputReading:
+        """As `read`, of the shift (k,) of the mean of `count` descriptors in any orthonormal basis, and of their
+        variance (k,) along each column of the reference's."""
+        variance = float(energies.sum())
         total = float(self.band_energy.sum())
-        shift = profile.mean_shift(moments.mean(), self.mean, variance, moments.count, total)
-        ratios = band_sums(profile.energies_of_covariance(covariance, self.basis), self.bands) / self.band_energy
+        moved = profile.mean_shift(shift, torch.zeros_like(shift), variance, count, total)
+        ratios = band_sums(energies, self.bands) / self.band_energy
         largest = float(ratios.clamp(min=1e-3).log().abs().max())
-        return InputReading(max(math.sqrt(max(0.0, shift)), largest), variance / total, float(ratios.min()))
+        return InputReading(max(math.sqrt(max(0.0, moved)), largest), variance / total, float(ratios.min()))
 
     def tensors(self) -> dict[str, Tensor]:
         """Contiguous tensors for safetensors, named "inputs.mean", ..."""

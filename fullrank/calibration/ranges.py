@@ -7,8 +7,9 @@ from typing import Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-# Statistics after the bands' own: on the logarithm of their ratio to the reference, but for the last three.
+# Statistics after the bands' own: on the logarithm of their ratio to the reference, but for the last four.
 NAMED = (
     "head",
     "participation_ratio",
@@ -17,11 +18,15 @@ NAMED = (
     "mean_shift",
     "numerical_rank",
     "input_distance",
+    "tail_shift",
 )
 LOGARITHMIC = NAMED[:4]
 # A threshold lies this many standard deviations of healthy windows out, and never nearer than this effect.
 DEVIATIONS = 6.0
 LEAST_EFFECT = 0.1
+# Variances by which the mean moves along a typical tail direction. Gamma, JPEG of quality 8, 2 bits a pixel and swapped
+# channels move it by 0.007 to 0.02.
+LEAST_TAIL_SHIFT = 0.004
 # What a statistic reaches on one kind of healthy input alone, widened by this, is still no fault of the model.
 NARROW_MARGIN = 1.25
 BLOCK_ROWS = 256
@@ -72,7 +77,8 @@ class Calibration:
         def value(table: Tensor) -> float:
             return float((1 - share) * table[1 + lower, column] + share * table[1 + upper, column])
 
-        reach = max(DEVIATIONS * value(self.spread) * max(1.0, math.exp((at[0] - x) / 2)), LEAST_EFFECT)
+        least = LEAST_TAIL_SHIFT if name == "tail_shift" else LEAST_EFFECT
+        reach = max(DEVIATIONS * value(self.spread) * max(1.0, math.exp((at[0] - x) / 2)), least)
         centre, low, high = value(self.centre), value(self.low), value(self.high)
         values = (centre - reach, centre + reach, low, high)
         logarithmic = name in LOGARITHMIC or name not in NAMED
@@ -92,8 +98,10 @@ class Calibration:
         rows = tuple(found.get("rows", torch.zeros(0)).flatten().long().tolist())
         if len(rows) < 2 or list(rows) != sorted(set(rows)) or rows[0] < 2:
             raise ValueError(f"reference: calibration.rows must be two or more rising numbers, got {rows}")
-        shape = (len(rows), bands + len(NAMED))
+        # Older files end one column before: they do not know the shift in the tail.
+        shapes = [(len(rows), bands + len(NAMED) - older) for older in (0, 1)]
         for name in _TABLES:
-            if name not in found or tuple(found[name].shape) != shape or found[name].isinf().any():
-                raise ValueError(f"reference: calibration.{name} is missing, infinite or not of shape {shape}")
-        return cls(rows, *(found[name].to("cpu", torch.float64) for name in _TABLES))
+            if name not in found or tuple(found[name].shape) not in shapes or found[name].isinf().any():
+                raise ValueError(f"reference: calibration.{name} is missing, infinite or not of shape {shapes[0]}")
+        tables = [found[name].to("cpu", torch.float64) for name in _TABLES]
+        return cls(rows, *(F.pad(table, (0, shapes[0][1] - table.shape[1]), value=math.nan) for table in tables))

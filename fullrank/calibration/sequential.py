@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fullrank.calibration.ranges import BLOCK_ROWS, LEAST_EFFECT, NAMED
-from fullrank.calibration.resample import columns
+from fullrank.calibration.windows import columns
 from fullrank.reference import Reference
 
 # Mean blocks to a false alarm, at least: at 12.8 s a block, 40 years.

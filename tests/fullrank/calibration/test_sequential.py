@@ -11,8 +11,9 @@ from safetensors.torch import load, save
 from fullrank import Reference, SpectrumMonitor
 from fullrank.calibration.inputs import InputReference
 from fullrank.calibration.ranges import NAMED, Calibration
-from fullrank.calibration.resample import DAY, SESSION, Traffic, calibrated, columns, window_statistics
+from fullrank.calibration.resample import DAY, SESSION, Traffic, calibrated
 from fullrank.calibration.sequential import LEVEL, STAKES, Detector
+from fullrank.calibration.windows import columns, window_statistics
 from fullrank.moments import Moments
 from fullrank.verdict import thresholds
 
