@@ -20,12 +20,12 @@ RUN /venv/bin/pip install --no-deps --no-build-isolation --target /app /src/full
 
 FROM python:${PYTHON}
 # /state is for FULLRANK_STATE_DIR: a volume mounted there takes this owner.
-RUN useradd --system --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin fullrank \
+RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin fullrank \
  && install -d -o fullrank -g fullrank /state
 COPY --from=build /venv /venv
 COPY --from=build /app /app
 ENV PATH=/venv/bin:/app/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
-    FULLRANK_HOST=0.0.0.0 FULLRANK_PORT=8000
+    FULLRANK_HOST=0.0.0.0 FULLRANK_PORT=8000 ORT_DISABLE_TELEMETRY=1
 USER 10001
 WORKDIR /tmp
 EXPOSE 8000

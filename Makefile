@@ -78,7 +78,7 @@ coverage: .venv/dev
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-# The live page as docs/images shows it; needs chromium
+# The live page and a report, as docs/images shows them; needs chromium
 pictures: .venv/dev
 	$(BIN)/python -m tools.pictures
 

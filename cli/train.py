@@ -23,13 +23,19 @@ def train(
     out: Annotated[
         Path | None, typer.Option(help="Run folder: log, checkpoint, encoder/.", show_default="runs/RECIPE")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1)] = None,
-    batch_size: Annotated[int | None, typer.Option(min=2)] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the training images.", show_default="the recipe's")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=2, help="Images a step, of all processes together.", show_default="the recipe's")
+    ] = None,
     accumulate: Annotated[
         int | None, typer.Option(min=1, help="Parts that a batch is cut into, to save memory; see the docs.")
     ] = None,
     learning_rate: Annotated[float | None, typer.Option(min=0.0, help="The peak, for this batch size.")] = None,
-    weight_decay: Annotated[float | None, typer.Option(min=0.0)] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(min=0.0, help="Strength of the weight decay.", show_default="the recipe's")
+    ] = None,
     optimizer: Annotated[str | None, typer.Option(help="sgd, lars or adamw.")] = None,
     clip: Annotated[float | None, typer.Option(min=0.0, help="Largest norm of the gradient.")] = None,
     width: Annotated[int | None, typer.Option(min=1, max=1024, help="Channels of the first stage.")] = None,
@@ -38,7 +44,9 @@ def train(
     image_size: Annotated[int | None, typer.Option(min=8, max=1024, help="Side of the encoder's input.")] = None,
     crop: Annotated[float | None, typer.Option(help="Least share of the image's area that a view keeps.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only so many training and test images.")] = None,
-    seed: Annotated[int | None, typer.Option()] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Random seed of weights, order and views.", show_default="the recipe's")
+    ] = None,
     method: Annotated[str | None, typer.Option(help="Another method, or a plugin's, in the recipe's place.")] = None,
     dataset: Annotated[
         str | None, typer.Option(help="Another data set: `folder`, a flat folder of images in --data; or a plugin's.")

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnxruntime  # type: ignore[import-untyped,unused-ignore]
 import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from models.artifact import GRAPH, WEIGHTS, Artifact, save
 from models.engines import Pixels, Rows, at_rest, sample
 from models.engines.engine import affine
 from models.engines.onnx_engine import session_options
+from models.engines.runtime import onnxruntime
 from models.engines.trace import PIXELS, RECORD, ROWS, UnsupportedError, trace
 
 PROGRAM = "encoder.pt2"

@@ -1,20 +1,24 @@
-"""Takes the pictures of the live page in docs/images, in a real browser over a real service.
+"""Takes the pictures of the live page and of a report in docs/images, in a real browser.
 
-    python -m tools.pictures [--out docs/images]
+    python -m tools.pictures [--out docs/images] [--only report]
 
 live-page-healthy.png: the shipped encoder on real images. live-page.png: the same page some time after a collapsed
-encoder was swapped in. live-page-phone.png: that on a phone in the dark. It needs chromium and the extra `dev`.
+encoder was swapped in. live-page-phone.png: that on a phone in the dark. report.png: the head of `fullrank report` on
+the collapsed encoder against the healthy one, and report-measures.png: the collapsed one's spectrum and first measures.
+It needs chromium and the extras `dev` and `report`.
 """
 
 import argparse
+import base64
 import json
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from playwright.sync_api import Page, ViewportSize, sync_playwright
+from playwright.sync_api import Browser, BrowserType, Page, ViewportSize, sync_playwright
 
 from tools import demo
 from tools.demo.traffic import Traffic, encoded
@@ -27,6 +31,7 @@ HEALTHY_SECONDS = 150.0
 COLLAPSED_SECONDS = 90.0
 LIMIT = 600.0
 WIDE: ViewportSize = {"width": 1280, "height": 1480}
+REPORT: ViewportSize = {"width": 1100, "height": 900}
 PHONE: ViewportSize = {"width": 390, "height": 844}
 
 
@@ -37,6 +42,11 @@ def browser_binary() -> str:
     if path is None:
         raise StackError("there is no chromium on the PATH; on Debian: apt install chromium")
     return path
+
+
+def launched(kind: BrowserType) -> Browser:
+    """A browser without a window. Raises StackError if there is none."""
+    return kind.launch(executable_path=browser_binary(), args=["--no-sandbox"], timeout=1000 * LIMIT)
 
 
 def collapsed(url: str) -> bool:
@@ -61,14 +71,13 @@ def take(out: Path, folder: Path) -> None:
     """Run the service, send it images, swap the encoder, and take the pictures. Raises StackError."""
     encoders = demo.encoders(folder / "encoders")
     images = encoded(read_fashion_mnist(SAMPLE, "test").images)
-    binary = browser_binary()
     first = encoders / "fashion-directclr"
     with (
         service(folder, encoder=first, encoders_dir=encoders, windows=WINDOWS, block_rows=64) as url,
         Traffic(url, images, RATE),
         sync_playwright() as playwright,
     ):
-        browser = playwright.chromium.launch(executable_path=binary, args=["--no-sandbox"], timeout=1000 * LIMIT)
+        browser = launched(playwright.chromium)
         pages = {
             "wide": browser.new_page(viewport=WIDE, color_scheme="light"),
             "phone": browser.new_page(viewport=PHONE, color_scheme="dark", device_scale_factor=2),
@@ -88,13 +97,41 @@ def take(out: Path, folder: Path) -> None:
         browser.close()
 
 
+def take_report(out: Path, folder: Path) -> None:
+    """Make a report on two encoders, on the sample's test images, and take its pictures. Raises StackError."""
+    encoders = demo.encoders(folder / "encoders")
+    images = folder / "images"
+    images.mkdir()
+    for i, text in enumerate(encoded(read_fashion_mnist(SAMPLE, "test").images)):
+        (images / f"{i:04}.png").write_bytes(base64.b64decode(text))
+    made = folder / "report.html"
+    pair = [str(encoders / demo.COLLAPSED.name), "--against", str(encoders / "fashion-directclr")]
+    command = [sys.executable, "-m", "cli", "report", *pair, "--data", str(images), "--out", str(made)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise StackError(f"fullrank report: {done.stderr}")
+    with sync_playwright() as playwright:
+        browser = launched(playwright.chromium)
+        page = browser.new_page(viewport=REPORT, color_scheme="light")
+        page.goto(made.as_uri())
+        page.screenshot(path=out / "report.png")
+        heading = page.get_by_role("heading", level=2, name=demo.COLLAPSED.name, exact=True)
+        heading.evaluate("it => it.scrollIntoView()")
+        page.screenshot(path=out / "report-measures.png")
+        browser.close()
+    print(out / "report.png", out / "report-measures.png", flush=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--out", type=Path, default=Path("docs/images"))
+    parser.add_argument("--only", choices=("live", "report"), help="one kind of picture")
     arguments = parser.parse_args()
+    kinds = {"live": take, "report": take_report}
     try:
-        with tempfile.TemporaryDirectory(prefix="fullrank-pictures-") as folder:
-            take(arguments.out, Path(folder))
+        for name in [arguments.only] if arguments.only else kinds:
+            with tempfile.TemporaryDirectory(prefix="fullrank-pictures-") as folder:
+                kinds[name](arguments.out, Path(folder))
     except StackError as error:
         print(error, file=sys.stderr)
         return 1

@@ -4,10 +4,10 @@ import os
 from collections.abc import Mapping
 
 import numpy as np
-import onnxruntime  # type: ignore[import-untyped,unused-ignore]
 from torch import Tensor
 
 from models.engines.engine import EngineError, Pixels, Rows
+from models.engines.runtime import onnxruntime
 from models.engines.trace import PIXELS, ROWS
 
 ELSEWHERE = "encoder.safetensors"

@@ -261,6 +261,7 @@ def described(subjects: Sequence[Subject], comparison: Comparison | None) -> dic
                 "kind": it.kind,
                 "facts": it.facts,
                 "verdict": {"state": state, "reason": reason},
+                "gate": None if it.gate is None else {"passed": it.gate.passed, "reason": it.gate.reason},
                 "measures": {name: asdict(value) for name, value in it.figures.items()},
                 "notes": list(it.notes),
             }

@@ -32,9 +32,10 @@ EVENTS = 100  # events kept for each model
 WORDS = 300  # characters of a verdict's reason that an event keeps
 SCHEMA = 1
 
-# Ranks whose eigenvalues a point keeps, two to an octave.
+# Ranks of which a point keeps the eigenvalue, and the energy of the band of the reference's directions that holds them:
+# two to an octave. They do not change where a swap brings another reference with other bands.
 RANKS = (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256, 362, 512, 724, 1024, 1448, 2048, 2896, 4096)
-SMALLEST = 1e-12  # what an eigenvalue of zero is drawn as
+SMALLEST = 1e-12  # what an eigenvalue or an energy of zero is drawn as
 FIGURES = (
     "effective_rank",
     "reference_effective_rank",
@@ -50,7 +51,13 @@ FIGURES = (
 )
 TRAFFIC = ("images_per_second", "refused_per_second", "p50", "p95", "p99", "decode", "queue", "forward", "pending")
 POINT = np.dtype(
-    [("time", "<f8"), ("state", "u1"), ("figures", "<f4", (len(FIGURES),)), ("spectrum", "<f2", (len(RANKS),))]
+    [
+        ("time", "<f8"),
+        ("state", "u1"),
+        ("figures", "<f4", (len(FIGURES),)),
+        ("spectrum", "<f2", (len(RANKS),)),
+        ("bands", "<f2", (len(RANKS),)),
+    ]
 )
 SAMPLE = np.dtype([("time", "<f8"), ("figures", "<f4", (len(TRAFFIC),))])
 Points = NDArray[Any]
@@ -222,6 +229,7 @@ class History:
             "state": np.ascontiguousarray(points["state"]),
             "figures": np.ascontiguousarray(points["figures"]),
             "spectrum": np.ascontiguousarray(points["spectrum"]),
+            "bands": np.ascontiguousarray(points["bands"]),
             "events": [it for it in track.events if it["time"] > since],
         }
 
@@ -304,6 +312,11 @@ def _point(snapshot: Snapshot, now: float, before: tuple[float, int, int] | None
         ranks = [rank for rank in RANKS if rank <= len(eigenvalues)]
         logs = np.log10(np.maximum(eigenvalues[np.array(ranks) - 1], SMALLEST))
         point["spectrum"][0, : len(ranks)] = logs
+    point["bands"] = np.nan
+    for band in window.bands:
+        if not math.isnan(band.ratio.lower):  # without bounds, too few rows say too little
+            held = (band.first <= np.array(RANKS)) & (np.array(RANKS) <= band.last)
+            point["bands"][0, held] = math.log10(max(band.ratio.estimate, SMALLEST))
     return point
 
 

@@ -95,6 +95,23 @@ def test_two_encoders_and_what_changes_for_a_search(encoders: tuple[Path, Path],
         assert words in page
 
 
+def test_a_refused_encoder_is_not_headed_healthy_because_its_own_reference_says_so(
+    encoders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """A reference made from a collapsed encoder's own embeddings finds them as they were."""
+    (tmp_path / "images").mkdir()
+    for i, picture in enumerate(pictures(400, 5)):
+        (tmp_path / "images" / f"{i}.png").write_bytes(encoded(picture))
+    sound, dying = encoders
+    found, page = report(tmp_path / "page.html", dying, "--against", sound, "--data", tmp_path / "images")
+    first, second = found["subjects"]
+    assert (first["gate"]["passed"], second["gate"]["passed"]) == (False, True)
+    banners = re.findall(r'<div class="verdict (\w+)"><b>([^<]+)</b>([^<]*)', page)
+    assert banners[0][:2] == ("bad", "refused")
+    assert banners[0][2].startswith("dying: ")
+    assert [it[1] for it in banners[:2]].count("healthy") <= 1
+
+
 GAUSSIAN = torch.randn(3000, 24, generator=torch.Generator().manual_seed(0)).numpy()
 
 

@@ -32,30 +32,30 @@ def follow(services: list[str], demo: bool) -> None:
     pictures = encoded(read_fashion_mnist(SAMPLE, "test").images)
     server, steps = Prometheus(PROMETHEUS), Steps()
     with stack(services, files=[DEMO]):  # which lets the service see the collapsed encoder
-        steps.reached("the service is ready", lambda: b"ready" in call(f"{EMBED}/readyz"), 180)
+        steps.reached("the service is ready", lambda: b"ready" in call(f"{EMBED}/readyz"), 600)
         answer = json.loads(call(f"{EMBED}/embed", {"images": pictures[:2]}))
         print(f"          POST /embed: {len(answer['embeddings'])} rows of {answer['dimension']} by {answer['model']}")
         user = compose("exec", "-T", "embed", "id", "-u").strip()
         if user == "0":
             raise StackError("the service runs as root")
         print(f"          it runs as user {user}")
-        steps.reached("Prometheus scrapes it", lambda: server.value('up{job="fullrank"}') == 1, 60)
+        steps.reached("Prometheus scrapes it", lambda: server.value('up{job="fullrank"}') == 1, 300)
         with demo_traffic() if demo else Traffic(EMBED, pictures, rate=20):
             healthy = 'fullrank_verdict{state="healthy"}'
-            steps.reached("its traffic is judged healthy", lambda: server.value(healthy) == 1, 240)
+            steps.reached("its traffic is judged healthy", lambda: server.value(healthy) == 1, 600)
             if demo:
                 played = (*layers(DEMO), "logs", "demo")
                 collapsed = "serving fashion-collapsed"
-                steps.reached("the demo swaps to the collapsed encoder", lambda: collapsed in compose(*played), 180)
+                steps.reached("the demo swaps to the collapsed encoder", lambda: collapsed in compose(*played), 600)
             else:
                 answer = json.loads(compose("exec", "-T", "embed", "python", "-c", SWAP))
                 print(f"          swapped to {answer['served']['model']}: {answer['judgement']['reason']}", flush=True)
             start = steps.mark = time.monotonic()
             firing: Callable[[], bool] = lambda: any(a["state"] == "firing" for a in server.alerts())  # noqa: E731
-            steps.reached("an alert fires in Prometheus", firing, 360)
+            steps.reached("an alert fires in Prometheus", firing, 900)
             received: Callable[[], Any] = lambda: json.loads(call(f"{ALERTMANAGER}/api/v2/alerts"))  # noqa: E731
-            steps.reached("it reaches Alertmanager", lambda: bool(received()), 60)
-            steps.reached("the webhook is called", lambda: bool(notified()), 90)
+            steps.reached("it reaches Alertmanager", lambda: bool(received()), 300)
+            steps.reached("the webhook is called", lambda: bool(notified()), 300)
             print(f"          {time.monotonic() - start:.0f} s after the swap")
             for alert in notified():
                 print(f"          {alert['labels']['alertname']}: {alert['annotations']['summary']}")

@@ -13,7 +13,7 @@ function merge(table, names, more) {
 
 export class Store {
   constructor() {
-    this.points = { time: [], state: [], figures: [], spectrum: [] };
+    this.points = { time: [], state: [], figures: [], spectrum: [], bands: [] };
     this.traffic = { time: [], figures: [] };
     this.events = [];
     this.fields = this.ranks = this.states = [];
@@ -25,7 +25,7 @@ export class Store {
     const history = document.history;
     if (history) {
       Object.assign(this, { fields: history.fields, ranks: history.ranks, states: history.states });
-      merge(this.points, ["time", "state", "figures", "spectrum"], history);
+      merge(this.points, ["time", "state", "figures", "spectrum", "bands"], history);
       const seen = new Set(this.events.map((it) => JSON.stringify(it)));
       this.events.push(...history.events.filter((it) => !seen.has(JSON.stringify(it))));
       this.events = this.events.filter((it) => it.time > document.time - KEPT).slice(-200);

@@ -1,9 +1,9 @@
-// Charts over time: effective rank with verdicts and swaps, the spectrum's waterfall, throughput, latency, queue.
+// Charts over time: effective rank with verdicts and swaps, waterfalls of spectrum and bands, throughput, latency, queue.
 
 import { Chart, line } from "./chart.js";
 import { $, colour, h } from "./dom.js";
 import { clock, known, minute, number, seconds, verdict } from "./format.js";
-import { drawWaterfall, setUp } from "./waterfall.js";
+import { drawWaterfalls, setUp } from "./waterfall.js";
 
 export const SPANS = [["900", "15 min"], ["3600", "1 h"], ["21600", "6 h"], ["86400", "24 h"]];
 const LEAST = 60; // seconds that are drawn at least
@@ -127,7 +127,7 @@ export function drawTimeline(store, spectrum, length, now) {
   const columns = broken(strip.time, [store.column("reference_effective_rank"), ranks], breaks);
   const few = strip.time.length ? "no effective rank in this time: too few rows came" : "a line appears after the first points";
   rank.draw(columns, `Effective rank over time, now ${number(ranks.at(-1))}`, seen(strip.time, ranks) ? "" : few);
-  drawWaterfall(store, spectrum, breaks);
+  drawWaterfalls(store, spectrum, breaks);
 
   const { time } = store.traffic;
   const take = (...names) => broken(time, names.map((name) => store.trafficColumn(name)), []);

@@ -34,7 +34,9 @@ def encode(value: Any) -> bytes:
 async def history(request: Request, model: Model = None, since: Since = 0.0) -> Response:
     """All models watched with their verdicts, and what was kept of one of them and of the replica's traffic.
 
-    Points come every 15 seconds; of those older than 90 minutes the worst of each 2 minutes is kept.
+    Points come every 15 seconds; of those older than 90 minutes the worst of each 2 minutes is kept. `spectrum` is
+    log10 of the eigenvalue at each of `ranks`; `bands` is log10 of the energy, as a ratio to the reference, of the band
+    of its directions that holds that rank.
     """
     return Response(encode(update(service_of(request), model, _sane(since))), media_type=JSON)
 

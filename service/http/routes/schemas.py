@@ -396,6 +396,7 @@ _UPDATE = {
         "state": [1],
         "figures": [[37.1, 19.6]],
         "spectrum": [[-1.2, -1.4]],
+        "bands": [[0.01, -0.02]],
         "events": [{"time": 1795320560.1, "kind": "swap", "from": "a@7b4d5acfe760", "to": "b@0123456789ab"}],
     },
     "traffic": {"fields": ["images_per_second"], "time": [1795320575.1], "figures": [[48.0]], "limit": 512},

@@ -24,6 +24,7 @@ BLOCK = re.compile(r"(<!-- not run here: .+? -->\n)?```(sh|python|text|json)\n(.
 PAGES = (
     "howto/gate.md",
     "howto/own-method.md",
+    "howto/report.md",
     "howto/send-images.md",
     "howto/thresholds.md",
     "tutorial/first-alert.md",

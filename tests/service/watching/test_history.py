@@ -86,6 +86,11 @@ def test_points_hold_what_the_snapshot_says() -> None:
     expected = [math.log10(window.eigenvalues[rank - 1]) for rank in there]
     assert kept["spectrum"][0, : len(there)].tolist() == pytest.approx(expected, abs=2e-3)  # float16
     assert np.isnan(kept["spectrum"][0, len(there) :]).all()
+    for band in window.bands:  # 1, 2, 3-4, 5-8: each holds a rank
+        mine = [kept["bands"][0, k] for k, rank in enumerate(RANKS) if band.first <= rank <= band.last]
+        assert mine == pytest.approx([math.log10(band.ratio.estimate)] * len(mine), abs=2e-3)
+        assert mine
+    assert np.isnan(kept["bands"][0, len(there) :]).all()
     assert STATES[kept["state"][0]] == snapshot.verdict.state == "healthy"
     traffic = history.traffic(0)
     assert dict(zip(traffic["fields"], traffic["figures"][0].tolist(), strict=True))["pending"] == 3
@@ -100,6 +105,26 @@ def test_too_few_rows_leave_no_spectrum() -> None:
     kept = history.of("a", False, 0)
     assert kept is not None
     assert np.isnan(kept["spectrum"]).all()
+    assert np.isnan(kept["bands"]).all()
+
+
+def test_a_dead_band_is_far_below_the_reference_and_without_a_reference_there_are_none() -> None:
+    history = History()
+    with monitor_of(rows(0)) as dead, SpectrumMonitor(8, block_rows=32) as free:
+        assert dead.reference is not None
+        dead.observe(rows(640)[:, :2] @ dead.reference.basis[:, :2].T.float().numpy())
+        free.observe(rows(640))
+        assert dead.flush(120)
+        assert free.flush(120)
+        history.record([("dead", "r1", dead), ("free", "r2", free)], {}, NOW)
+    kept = [history.of(name, False, 0) for name in ("dead", "free")]
+    assert kept[0] is not None
+    assert kept[1] is not None
+    bands = dict(zip(RANKS, kept[0]["bands"][0].tolist(), strict=True))
+    assert bands[1] > 0.3  # all of the unit norm lies in two of eight directions
+    assert bands[2] > 0.3
+    assert max(bands[rank] for rank in (3, 4, 6, 8)) < -6
+    assert np.isnan(kept[1]["bands"]).all()
 
 
 def test_a_swap_and_a_change_of_the_verdict_are_marked_and_the_place_keeps_its_history() -> None:
@@ -163,7 +188,7 @@ def test_a_restart_resumes_all_of_it(stored: tuple[Path, History]) -> None:
     for model, observed in (("b", False), ("them", True)):
         mine, theirs = before.of(model, observed, 0), after.of(model, observed, 0)
         assert mine is not None and theirs is not None  # noqa: PT018
-        for name in ("time", "state", "figures", "spectrum"):
+        for name in ("time", "state", "figures", "spectrum", "bands"):
             np.testing.assert_array_equal(mine[name], theirs[name])
         assert mine["events"] == theirs["events"]
     np.testing.assert_array_equal(before.traffic(0)["figures"], after.traffic(0)["figures"])
