@@ -13,8 +13,6 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,253 +21,31 @@ from torch import Tensor
 
 from benchmarks._page import write_between
 from benchmarks.encoders import PIXELS, pixels
-from models.artifact import Architecture, Artifact
+from benchmarks.experiments_cases import EXPERIMENTS, Case, recipe_of
+from benchmarks.experiments_page import Record, page
+from models.artifact import Artifact
 from models.embedder import Embedder
-from training.augment import SIMCLR_CIFAR
 from training.checkpoint import TrainingError
 from training.data import ImageSet, Split, load_data
 from training.evaluate import Spectrum, knn_accuracy
 from training.finetune import EPOCHS, SHARES, supervised
 from training.guard import twins
 from training.probe import few_labels, linear_probe
-from training.recipes import Recipe, recipe
-from training.recipes.fashion import GENTLE
 from training.trainer import Trainer
 
-Record = dict[str, Any]
 DEAD_H, DEAD_Z = 1e-4, 1e-5
-CONTRAST = {"temperature": 0.2}
-SIAM = {"projection": 512, "bottleneck": 128}
-BARE_SIAM = SIAM | {"projector": False}
-BARE_BYOL = {"projector": False, "momentum": 0.97}
 
 
-@dataclass(frozen=True)
-class Case:
-    name: str
-    method: str
-    options: dict[str, Any] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
-    epochs: int | None = None
-    """None: the experiment's."""
+def geometry(h: Tensor, z: Tensor, curves: bool = False) -> Record:
+    """Ranks, variances and dead dimensions of representations and projections, (n, d) and (n, k).
 
-
-@dataclass(frozen=True)
-class Experiment:
-    """Cases on the same data for the same number of epochs, and what they are to show."""
-
-    says: str
-    data: str
-    images: int | None
-    width: int
-    epochs: int
-    cases: tuple[Case, ...]
-    cpu_hours: float
-    """Of one thread of this project's development machine, all cases and seeds: an estimate."""
-    gpu_hours: float
-    """Of one H100 at 200 TFLOP/s, from the number of multiplications: an estimate, not a measurement."""
-    seeds: int = 2
-    few_labels: bool = False
-    """Fine-tune on 1 % and 10 % of the labels as well."""
-    settings: dict[str, Any] = field(default_factory=dict)
-
-
-def _linear(name: str, method: str = "directpred", **options: Any) -> Case:
-    return Case(name, method, {"momentum": 0.99} | options)
-
-
-LINEAR = (
-    _linear("BYOL, linear predictor", "byol", linear_predictor=True, constant_momentum=True),
-    _linear("DirectPred"),
-    _linear("DirectPred, epsilon 0.01", epsilon=0.01),
-    _linear("DirectPred, as released", variant="released"),
-    _linear("DirectPred, as released, epsilon 0.1", variant="released", epsilon=0.1),
-    _linear("DirectPred, optimal predictor", variant="optimal"),
-    _linear("DirectCopy", "directcopy"),
-)
-TIAN = {"batch_size": 128, "learning_rate": 0.06, "weight_decay": 2e-4, "schedule": "constant", "warmup": 0.0}
-SIMCLR_ON_CIFAR: dict[str, Any] = {"augmentation": SIMCLR_CIFAR, "batch_size": 128, "learning_rate": 0.3}
-PROJECTORS = tuple(
-    Case(f"SimCLR, {kind} projector", "simclr", {"temperature": 0.5, "projector": kind})
-    for kind in ("mlp", "linear", "none")
-)
-
-
-BARLOW = {"projection": 512, "hidden": 512, "scale": 0.1}
-
-
-def _batches(equal_steps: int | None = None) -> tuple[Case, ...]:
-    """Five batch sizes, two rates, two methods; with `equal_steps` the epochs that a batch of 256 takes, the others'
-    grow and shrink with the batch, so that all take as many steps."""
-    cases = []
-    for size in (64, 128, 256, 512, 1024):
-        epochs = equal_steps * size // 256 if equal_steps else None
-        for rate in (0.5, 1.0):
-            lars = {"optimizer": "lars", "batch_size": size, "learning_rate": rate * size / 256}
-            named = f"batch {size}, rate {rate}"
-            cases.append(Case(f"SimCLR, {named}", "simclr", {"temperature": 0.5}, lars, epochs))
-            cases.append(Case(f"Barlow Twins, {named}", "barlow-twins", BARLOW, lars, epochs))
-    return tuple(cases)
-
-
-FEW_LABELS = (
-    Case("SimCLR", "simclr", {"temperature": 0.2}),
-    Case("BYOL", "byol", {"momentum": 0.99}),
-    Case("Barlow Twins", "barlow-twins", BARLOW | {"scale": 0.02}),
-)
-
-
-EXPERIMENTS: dict[str, Experiment] = {
-    "A": Experiment(
-        "SimCLR's z loses dimensions as it trains, and more of them with more weight decay (Jing et al., figure 2)",
-        "fashion",
-        4096,
-        16,
-        8,
-        tuple(Case(f"SimCLR, weight decay {d:g}", "simclr", CONTRAST, {"weight_decay": d}) for d in (1e-4, 1e-3, 3e-3)),
-        0.2,
-        0.02,
-        3,
-        settings={"batch_size": 64, "learning_rate": 0.3},
-    ),
-    "B": Experiment(
-        "the tails of h and z without a projector, with a linear one, an MLP, and DirectCLR (figures 7 and 9)",
-        "cifar10",
-        None,
-        32,
-        9,
-        (*PROJECTORS, Case("DirectCLR", "directclr", {"temperature": 0.5, "d0": 45})),
-        5,
-        0.1,
-        2,
-        settings=SIMCLR_ON_CIFAR,
-    ),
-    "C": Experiment(
-        "without projector, stop-gradient and predictor keep h from collapsing (Tian et al.; Chen & He)",
-        "fashion",
-        4096,
-        16,
-        3,
-        (
-            Case("BYOL, no projector", "byol", BARE_BYOL),
-            Case(
-                "BYOL, no projector, no predictor", "byol", {"projector": False, "momentum": 0.97, "predictor": False}
-            ),
-            Case("BYOL, no projector, no stop-gradient", "byol", BARE_BYOL | {"stop_gradient": False}),
-            Case("SimSiam, no projector", "simsiam", BARE_SIAM),
-            Case("SimSiam, no projector, no predictor", "simsiam", BARE_SIAM | {"predictor": False}),
-            Case(
-                "SimSiam, no projector, no stop-gradient",
-                "simsiam",
-                SIAM | {"projector": False, "stop_gradient": False},
-            ),
-        ),
-        0.2,
-        0.02,
-        3,
-        settings={"batch_size": 64, "learning_rate": 0.2 * math.sqrt(0.5)},
-    ),
-    "D": Experiment(
-        "DirectPred is better than a gradient-trained linear predictor and on par with BYOL's two layers (Tian et al.)",
-        "cifar10",
-        None,
-        16,
-        30,
-        (Case("BYOL, two layers", "byol", {"momentum": 0.99, "constant_momentum": True}), *LINEAR),
-        7,
-        0.3,
-        2,
-        settings=TIAN,
-    ),
-    "E": Experiment(
-        "the trained linear predictor aligns with its input's eigenspace (Tian et al., figure 2)",
-        "cifar10",
-        None,
-        16,
-        50,
-        LINEAR[:1],
-        1.5,
-        0.1,
-        1,
-        settings=TIAN,
-    ),
-    "F": Experiment(
-        "linear probe: DirectCLR over SimCLR with a linear projector (62.7 against 61.1 on ImageNet)",
-        "cifar10",
-        None,
-        32,
-        20,
-        (PROJECTORS[1], Case("DirectCLR", "directclr", {"temperature": 0.5, "d0": 45})),
-        9,
-        0.2,
-        3,
-        settings=SIMCLR_ON_CIFAR,
-    ),
-    "G": Experiment(
-        "Barlow Twins needs smaller batches than SimCLR, equal numbers of epochs (Zbontar et al., figure 2)",
-        "cifar10",
-        None,
-        16,
-        20,
-        _batches(),
-        11,
-        0.5,
-        1,
-        settings={"augmentation": SIMCLR_CIFAR},
-    ),
-    "H": Experiment(
-        "as G, equal numbers of steps",
-        "cifar10",
-        None,
-        16,
-        20,
-        _batches(equal_steps=20),
-        17,
-        0.8,
-        1,
-        settings={"augmentation": SIMCLR_CIFAR},
-    ),
-    "I": Experiment(
-        "fine-tuned on 1 % or 10 % of the labels, Barlow Twins is on par or better (Zbontar et al., table 2)",
-        "fashion",
-        20_000,
-        16,
-        10,
-        FEW_LABELS,
-        0.5,
-        0.05,
-        3,
-        few_labels=True,
-        settings={"batch_size": 128, "learning_rate": 0.2},
-    ),
-}
-
-
-def recipe_of(experiment: Experiment, case: Case, seed: int) -> Recipe:
-    base = recipe(f"{experiment.data}-{case.method}")
-    channels: Any = 1 if experiment.data == "fashion" else 3
-    architecture = Architecture(name="resnet18", width=experiment.width, in_channels=channels, stem="3x3/2")
-    plain: dict[str, Any] = {"optimizer": "sgd", "schedule": "cosine", "warmup": 0.05, "weight_decay": 1e-4}
-    if experiment.data == "fashion":
-        plain["augmentation"] = GENTLE
-    settings = plain | {"second": None, "clip": None, "bias_lr_scale": 1.0} | experiment.settings | case.settings
-    return replace(
-        base,
-        architecture=architecture,
-        options=case.options,
-        epochs=case.epochs or experiment.epochs,
-        seed=seed,
-        **settings,
-    )
-
-
-def geometry(h: Tensor, z: Tensor) -> Record:
-    """Ranks, variances and dead dimensions of representations and projections, (n, d) and (n, k)."""
+    With `curves` the eigenvalues too, at a few dozen ranks.
+    """
     found: Record = {}
     for name, rows, floor in (("h", h, DEAD_H), ("z", z, DEAD_Z)):
         spectrum = Spectrum.of(rows)
         dead = int((spectrum.eigenvalues < floor * spectrum.eigenvalues[0]).sum())
-        found[name] = spectrum.summary() | {"dead": dead}
+        found[name] = spectrum.summary() | {"dead": dead} | (spectrum.curve() if curves else {})
     return found
 
 
@@ -323,52 +99,6 @@ def run(letter: str, case: Case, seed: int, data: tuple[ImageSet, ImageSet], dev
     bank = Embedder(artifact, device).embed_arrays(known.images)
     labelled = fine_tuned(artifact, known, test, device) if experiment.few_labels else {}
     return record | accuracies(bank, known, h, test) | labelled
-
-
-def _mean(values: Sequence[float], digits: int) -> str:
-    """Mean and its standard error over the seeds."""
-    error = f" ± {statistics.stdev(values) / math.sqrt(len(values)):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{digits}f}{error}"
-
-
-def table(letter: str, records: Sequence[Record]) -> list[str]:
-    """One experiment's rows: each case after its last epoch, and both untrained twins."""
-    shares = {"finetune_one_percent": "1 % of labels", "finetune_ten_percent": "10 %"}
-    scores = {"knn": "kNN %", "linear": "linear %"} | (shares if EXPERIMENTS[letter].few_labels else {})
-    heads = [*scores.values(), "variance of h", "dead of h", "dead of z", "dead of z by epoch", "seeds"]
-    lines = ["", f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
-    mine = [r for r in records if r["experiment"] == letter and "error" not in r]
-    once = {r["seed"]: r for r in mine}.values()  # pixels and twins are the same beside every case of a seed
-    rows = [(f"untrained, {it} statistics", [r[f"untrained_{it}"] for r in once]) for it in ("initial", "measured")]
-    for case in EXPERIMENTS[letter].cases:
-        rows.append((case.name, [r | r["epochs"][-1] for r in mine if r["name"] == case.name]))
-    for given in list(once)[:1]:
-        cells = [f"{100 * given['pixels'][key]:.1f}" if key in given["pixels"] else "" for key in scores]
-        lines.append(f"| {PIXELS[1]} | " + " | ".join([*cells, *[""] * (len(heads) - len(cells))]) + " |")
-    for name, found in rows:
-        if not found:
-            lines.append(f"| {name} | not run |" + " |" * (len(heads) - 1))
-            continue
-        course = ", ".join(str(it["z"]["dead"]) for it in found[0].get("epochs", []))
-        cells = [_mean([100 * r[key] for r in found], 1) for key in scores]
-        cells.append(_mean([r["h"]["total_variance"] for r in found], 3))
-        cells += [f"{_mean([r[s]['dead'] for r in found], 1)} of {found[0][s]['dimension']}" for s in ("h", "z")]
-        lines.append(f"| {name} | " + " | ".join([*cells, course, str(len(found))]) + " |")
-    return lines
-
-
-def page(records: Sequence[Record]) -> str:
-    lines = ["| | what it is to show | status | CPU hours | GPU hours | command |", "|---|---|---|---|---|---|"]
-    for letter, it in EXPERIMENTS.items():
-        done = sum(record["experiment"] == letter for record in records)
-        wanted = len(it.cases) * it.seeds
-        status = f"{done} of {wanted} runs" if done else "not run; needs a GPU or the CPU hours"
-        command = f"`python -m benchmarks.experiments {letter}`"
-        lines.append(f"| {letter} | {it.says} | {status} | {it.cpu_hours:g} | {it.gpu_hours:g} | {command} |")
-    for letter in EXPERIMENTS:
-        if any(record["experiment"] == letter for record in records):
-            lines += ["", f"**{letter}: {EXPERIMENTS[letter].says}.**", *table(letter, records)]
-    return "\n".join(lines)
 
 
 def main() -> None:

@@ -2,24 +2,20 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks import experiments
-from benchmarks.methods import (
-    CLAIMS,
-    REASONS,
-    SCALES,
-    TWINS,
-    Claim,
-    configurations,
-    knn,
-    page,
-    recipe_of,
-    run,
-    summary,
-    twin_records,
-)
+from benchmarks.experiments_cases import EXPERIMENTS
+from benchmarks.experiments_cases import recipe_of as experiment_recipe
+from benchmarks.experiments_page import page as experiments_page
+from benchmarks.experiments_page import table as experiments_table
+from benchmarks.methods import run, twin_records
+from benchmarks.methods_claims import CLAIMS, REASONS, Claim, knn
+from benchmarks.methods_configurations import SCALES, TWINS, configurations, recipe_of
+from benchmarks.methods_page import page, summary
+from benchmarks.methods_picture import picture
 from training.data import SAMPLE, load_data
 from training.methods import METHODS, build
 
@@ -103,35 +99,35 @@ def test_dead_dimensions_are_those_far_below_the_largest() -> None:
 
 
 def test_every_experiment_can_be_built_and_says_what_it_costs() -> None:
-    for letter, experiment in experiments.EXPERIMENTS.items():
+    for letter, experiment in EXPERIMENTS.items():
         small = replace(experiment, width=2)
         for case in experiment.cases:
-            chosen = experiments.recipe_of(small, case, seed=1)
+            chosen = experiment_recipe(small, case, seed=1)
             options = {key: value for key, value in chosen.options.items() if key != "d0"}
             build(chosen.method, chosen.architecture.build(), options)
-        assert f"python -m benchmarks.experiments {letter}`" in experiments.page([])
+        assert f"python -m benchmarks.experiments {letter}`" in experiments_page([])
         assert experiment.gpu_hours > 0
 
 
 def test_an_experiment_is_measured_beside_both_twins(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = torch.get_num_threads()
-    small = replace(experiments.EXPERIMENTS["C"], width=4, images=700, epochs=1)
-    monkeypatch.setitem(experiments.EXPERIMENTS, "C", small)
+    small = replace(EXPERIMENTS["C"], width=4, images=700, epochs=1)
+    monkeypatch.setitem(EXPERIMENTS, "C", small)
     record = experiments.run("C", small.cases[0], 0, load_data("fashion", SAMPLE), "cpu")  # type: ignore[arg-type]
     torch.set_num_threads(threads)
     assert len(record["epochs"]) == 1
     assert "finetune_one_percent" not in record
-    lines = experiments.table("C", [record])
+    lines = experiments_table("C", [record])
     assert lines[3].startswith("| raw pixels, mean taken off | ")
     assert lines[4].startswith("| untrained, initial statistics | ")
     assert "of 32 |" in lines[6]
-    assert "1 of 18 runs" in experiments.page([record])
+    assert "1 of 18 runs" in experiments_page([record])
 
 
 def test_with_few_labels_the_twins_are_fine_tuned_too(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = torch.get_num_threads()
-    small = replace(experiments.EXPERIMENTS["I"], width=4, images=700, epochs=1)
-    monkeypatch.setitem(experiments.EXPERIMENTS, "I", small)
+    small = replace(EXPERIMENTS["I"], width=4, images=700, epochs=1)
+    monkeypatch.setitem(EXPERIMENTS, "I", small)
     monkeypatch.setitem(experiments.EPOCHS, "finetune_one_percent", 2)
     monkeypatch.setitem(experiments.EPOCHS, "finetune_ten_percent", 2)
     record = experiments.run("I", small.cases[2], 0, load_data("fashion", SAMPLE), "cpu")  # type: ignore[arg-type]
@@ -139,10 +135,24 @@ def test_with_few_labels_the_twins_are_fine_tuned_too(monkeypatch: pytest.Monkey
     for row in (record, record["untrained_initial"], record["untrained_measured"]):
         assert 0.05 < row["finetune_one_percent"] <= 1
         assert 0.05 < row["finetune_ten_percent"] <= 1
-    assert "| 1 % of labels | 10 % |" in experiments.table("I", [record])[1]
+    assert "| 1 % of labels | 10 % |" in experiments_table("I", [record])[1]
 
 
 def test_equal_steps_are_equal() -> None:
-    cases = experiments.EXPERIMENTS["H"].cases
+    cases = EXPERIMENTS["H"].cases
     assert {(case.epochs or 0) * 256 / case.settings["batch_size"] for case in cases} == {20}
     assert len({case.name for case in cases}) == 20
+
+
+def test_the_picture_draws_every_method_that_has_a_spectrum() -> None:
+    rows = torch.randn(400, 16, generator=torch.Generator().manual_seed(0)) * torch.logspace(0, -6, 16)
+    names = ["SIGReg", "SimCLR", *TWINS.values()]
+    records = [{"name": name, "seed": 0, **experiments.geometry(rows, rows[:, :8], curves=True)} for name in names]
+    for axes, dimension in zip(picture(records).axes, (16, 8), strict=True):
+        lines = {line.get_label(): line for line in axes.get_lines()}
+        assert set(names) <= set(lines)
+        assert "BYOL" not in lines
+        x, shares = (np.asarray(each) for each in lines["SIGReg"].get_data())
+        assert shares[0] == 1
+        assert (np.diff(shares) <= 0).all()
+        assert x[0] == pytest.approx(1 / dimension)

@@ -1,0 +1,57 @@
+"""The experiments' part of docs/measured/methods.md, from the lines of benchmarks/experiments.jsonl."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.encoders import PIXELS
+from benchmarks.experiments_cases import EXPERIMENTS
+
+Record = dict[str, Any]
+
+
+def _mean(values: Sequence[float], digits: int) -> str:
+    """Mean and its standard error over the seeds."""
+    error = f" ± {statistics.stdev(values) / math.sqrt(len(values)):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{error}"
+
+
+def table(letter: str, records: Sequence[Record]) -> list[str]:
+    """One experiment's rows: each case after its last epoch, and both untrained twins."""
+    shares = {"finetune_one_percent": "1 % of labels", "finetune_ten_percent": "10 %"}
+    scores = {"knn": "kNN %", "linear": "linear %"} | (shares if EXPERIMENTS[letter].few_labels else {})
+    heads = [*scores.values(), "variance of h", "dead of h", "dead of z", "dead of z by epoch", "seeds"]
+    lines = ["", f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    mine = [r for r in records if r["experiment"] == letter and "error" not in r]
+    once = {r["seed"]: r for r in mine}.values()  # pixels and twins are the same beside every case of a seed
+    rows = [(f"untrained, {it} statistics", [r[f"untrained_{it}"] for r in once]) for it in ("initial", "measured")]
+    for case in EXPERIMENTS[letter].cases:
+        rows.append((case.name, [r | r["epochs"][-1] for r in mine if r["name"] == case.name]))
+    for given in list(once)[:1]:
+        cells = [f"{100 * given['pixels'][key]:.1f}" if key in given["pixels"] else "" for key in scores]
+        lines.append(f"| {PIXELS[1]} | " + " | ".join([*cells, *[""] * (len(heads) - len(cells))]) + " |")
+    for name, found in rows:
+        if not found:
+            lines.append(f"| {name} | not run |" + " |" * (len(heads) - 1))
+            continue
+        course = ", ".join(str(it["z"]["dead"]) for it in found[0].get("epochs", []))
+        cells = [_mean([100 * r[key] for r in found], 1) for key in scores]
+        cells.append(_mean([r["h"]["total_variance"] for r in found], 3))
+        cells += [f"{_mean([r[s]['dead'] for r in found], 1)} of {found[0][s]['dimension']}" for s in ("h", "z")]
+        lines.append(f"| {name} | " + " | ".join([*cells, course, str(len(found))]) + " |")
+    return lines
+
+
+def page(records: Sequence[Record]) -> str:
+    lines = ["| | what it is to show | status | CPU hours | GPU hours | command |", "|---|---|---|---|---|---|"]
+    for letter, it in EXPERIMENTS.items():
+        done = sum(record["experiment"] == letter for record in records)
+        wanted = len(it.cases) * it.seeds
+        status = f"{done} of {wanted} runs" if done else "not run; needs a GPU or the CPU hours"
+        command = f"`python -m benchmarks.experiments {letter}`"
+        lines.append(f"| {letter} | {it.says} | {status} | {it.cpu_hours:g} | {it.gpu_hours:g} | {command} |")
+    for letter in EXPERIMENTS:
+        if any(record["experiment"] == letter for record in records):
+            lines += ["", f"**{letter}: {EXPERIMENTS[letter].says}.**", *table(letter, records)]
+    return "\n".join(lines)

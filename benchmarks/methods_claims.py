@@ -1,0 +1,162 @@
+"""The papers' claims that the table of methods is held against, and what a claim makes of the runs."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.methods_configurations import (
+    BARE,
+    EAGER,
+    HARDER,
+    LARGER,
+    LONGER,
+    LOW_RATE,
+    OPTIMAL,
+    TRAINED,
+    TWINS,
+)
+
+Record = dict[str, Any]
+UNMEASURED = "not measured"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a paper says: `metric` of the first is above that of the second, or within `tolerance` of it."""
+
+    says: str
+    source: str
+    metric: Callable[[Record], float]
+    first: str
+    second: str
+    tolerance: float | None = None
+
+    def tells(self, record: Record) -> bool:
+        """Whether the run ended and measured what the claim is about; the first runs counted no dead dimensions."""
+        return "error" not in record and (self.metric not in (dead_h, dead_z) or "dead" in record["z"])
+
+    def bar(self, records: Sequence[Record]) -> float | None:
+        """The better untrained twin's mean accuracy; None for a claim that is not about accuracy."""
+        if self.metric not in (knn, linear):
+            return None
+        found = [[self.metric(r) for r in records if r["name"] == name] for name in TWINS.values()]
+        return max((statistics.fmean(values) for values in found if values), default=None)
+
+    def verdict(self, records: Sequence[Record]) -> str:
+        a, b = (
+            {r["seed"]: self.metric(r) for r in records if r["name"] == name and self.tells(r)}
+            for name in (self.first, self.second)
+        )
+        seeds = sorted(a.keys() & b.keys())
+        if not seeds:
+            return UNMEASURED
+        bar = self.bar(records)
+        if bar is not None and max(statistics.fmean(a[s] for s in seeds), statistics.fmean(b[s] for s in seeds)) <= bar:
+            means = f"{statistics.fmean(a[s] for s in seeds):.3g} against {statistics.fmean(b[s] for s in seeds):.3g}"
+            return f"{means}: not counted, both below the untrained twin's {bar:.3g}"
+        means = f"{statistics.fmean(a[s] for s in seeds):.3g} against {statistics.fmean(b[s] for s in seeds):.3g}"
+        gaps = [a[s] - b[s] for s in seeds]
+        if self.tolerance is not None:
+            seen = abs(statistics.fmean(gaps)) <= self.tolerance
+        elif min(gaps) <= 0 < max(gaps):
+            return f"{means}: **unclear**, the seeds disagree"
+        else:
+            seen = min(gaps) > 0
+        return f"{means}: {'seen' if seen else '**not seen**'}"
+
+
+def knn(record: Record) -> float:
+    return 100 * float(record["knn"])
+
+
+def linear(record: Record) -> float:
+    return 100 * float(record["linear"])
+
+
+def rank_h(record: Record) -> float:
+    return float(record["h"]["effective_rank"])
+
+
+def share_z(record: Record) -> float:
+    return float(record["z"]["effective_rank"]) / int(record["z"]["dimension"])
+
+
+def variance_z(record: Record) -> float:
+    return float(record["z"]["total_variance"])
+
+
+def dead_h(record: Record) -> float:
+    return float(record["h"]["dead"])
+
+
+def dead_z(record: Record) -> float:
+    return float(record["z"]["dead"])
+
+
+CLAIMS = [
+    Claim("DirectCLR's z uses a larger share of its dimensions than SimCLR's", "Jing", share_z, "DirectCLR", "SimCLR"),
+    Claim("rank of h: DirectCLR over no projector", "Jing", rank_h, "DirectCLR", BARE),
+    Claim("rank of h: a projector over none", "Jing", rank_h, "SimCLR", BARE),
+    Claim("linear probe: a projector over none", "Jing", linear, "SimCLR", BARE),
+    Claim("linear probe: DirectCLR over no projector", "Jing", linear, "DirectCLR", BARE),
+    Claim("linear probe: DirectCLR over a linear projector", "Jing", linear, "DirectCLR", "SimCLR, linear projector"),
+    Claim("linear probe: a 2-layer projector over DirectCLR", "Jing", linear, "SimCLR", "DirectCLR"),
+    *(
+        Claim(f"{what}: {name} over {name} without {part}", "Tian; Chen & He", metric, name, f"{name}, no {part}")
+        for name in ("BYOL", "SimSiam")
+        for part in ("stop-gradient", "predictor")
+        for what, metric in (("variance of z", variance_z), ("kNN", knn))
+    ),
+    *(
+        claim
+        for rate in ("", LOW_RATE)
+        for claim in (
+            Claim(
+                f"linear probe: DirectPred over a trained linear predictor{rate}",
+                "Tian",
+                linear,
+                "DirectPred" + rate,
+                TRAINED + rate,
+            ),
+            Claim(
+                f"linear probe: DirectPred over the optimal predictor{rate}",
+                "Tian",
+                linear,
+                "DirectPred" + rate,
+                OPTIMAL + rate,
+            ),
+            Claim(
+                f"linear probe: DirectCopy within 2 points of DirectPred{rate}",
+                "Wang",
+                linear,
+                "DirectCopy" + rate,
+                "DirectPred" + rate,
+                2,
+            ),
+        )
+    ),
+]
+
+
+CLAIMS.append(
+    Claim("linear probe: DirectPred within 2 points of BYOL's two layers", "Tian", linear, "DirectPred", "BYOL", 2)
+)
+CLAIMS += [
+    Claim("dead dimensions of z: SimCLR over the twin", "Jing", dead_z, "SimCLR", TWINS["measured"]),
+    Claim("dead dimensions of h: no projector over a projector", "Jing", dead_h, BARE, "SimCLR"),
+    Claim("linear probe: Barlow Twins over SimCLR", "Zbontar", linear, "Barlow Twins", "SimCLR"),
+    Claim("linear probe: Barlow Twins within 2 points of BYOL", "Zbontar", linear, "Barlow Twins", "BYOL", 2),
+]
+
+REASONS = [
+    Claim("longer, rank of h: a projector over none", "time", rank_h, "SimCLR" + LONGER, BARE + LONGER),
+    Claim("longer, no projector: the rank of h falls", "time", rank_h, BARE, BARE + LONGER),
+    Claim("hard crops, rank of h: a projector over none", "augmentation", rank_h, "SimCLR" + HARDER, BARE + HARDER),
+    Claim("hard crops, no projector: the rank of h falls", "augmentation", rank_h, BARE, BARE + HARDER),
+    Claim("longer, probe: DirectPred over trained", "time", linear, "DirectPred" + LONGER, TRAINED + LONGER),
+    Claim("longer, probe: DirectPred over optimal", "time", linear, "DirectPred" + LONGER, OPTIMAL + LONGER),
+    Claim("probe: DirectPred over trained fast", "learning rate", linear, "DirectPred", TRAINED + EAGER),
+    Claim("as many steps, probe: SimCLR as at batch 64", "steps", linear, LARGER[0] + LONGER, "SimCLR", 2),
+    Claim("as many steps, probe: Barlow Twins too", "steps", linear, LARGER[1] + LONGER, "Barlow Twins", 2),
+]

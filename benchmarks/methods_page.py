@@ -1,0 +1,96 @@
+"""The measured part of docs/measured/methods.md, from the lines of benchmarks/methods.jsonl."""
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+from benchmarks.methods_claims import (
+    CLAIMS,
+    REASONS,
+    UNMEASURED,
+    Record,
+    dead_h,
+    dead_z,
+    knn,
+    linear,
+    rank_h,
+    variance_z,
+)
+from benchmarks.methods_configurations import SCALES, TWINS, Scale, configurations
+
+
+def batch_table(scale: Scale, records: Sequence[Record]) -> str:
+    """SimCLR beside Barlow Twins, which is said to need smaller batches, at each batch size."""
+    base = [("", scale.batch_size), *((f", batch {size}", size) for size in scale.batch_sizes)]
+    rows = []
+    for suffix, size in sorted(base, key=lambda pair: pair[1]):
+        cells = [summary(linear, of(records, method + suffix), 1) for method in ("SimCLR", "Barlow Twins")]
+        rows.append(f"| {size} | {cells[0]} | {cells[1]} |")
+    return "\n".join(["| batch | SimCLR, linear probe | Barlow Twins, linear probe |", "|---|---|---|", *rows])
+
+
+def of(records: Sequence[Record], name: str) -> list[Record]:
+    return [record for record in records if record["name"] == name and "error" not in record]
+
+
+def summary(metric: Callable[[Record], float], records: Sequence[Record], digits: int) -> str:
+    """Mean, and its standard error over the seeds."""
+    if not records:
+        return ""
+    values = [metric(record) for record in records]
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return f"{statistics.fmean(values):.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+
+
+def row(name: str, mine: Sequence[Record]) -> str:
+    """A line of the table. Runs of the first version did not count dead dimensions."""
+    aligned = [r for r in mine if r["alignment"] is not None]
+    counted = [r for r in mine if "dead" in r["z"]]
+    cells = [
+        summary(knn, mine, 1),
+        summary(linear, mine, 1),
+        summary(rank_h, mine, 1),
+        summary(lambda r: r["z"]["effective_rank"], mine, 1),
+        str(mine[0]["z"]["dimension"]),
+        summary(dead_h, counted, 1),
+        summary(dead_z, counted, 1),
+        summary(variance_z, mine, 3),
+        summary(lambda r: r["alignment"], aligned, 2),
+        summary(lambda r: r["seconds"], [r for r in mine if r["seconds"] is not None], 0),
+        str(len(mine)),
+    ]
+    return f"| {name} | " + " | ".join(cells) + " |"
+
+
+def page(scale_name: str, records: Sequence[Record]) -> str:
+    """The measured part of docs/measured/methods.md."""
+    scale = SCALES[scale_name]
+    facts = ", ".join(
+        f"{key.replace('_', ' ')} {value}" for key, value in asdict(scale).items() if key != "batch_sizes"
+    )
+    precisions = Counter(record.get("precision", "not recorded") for record in records)
+    told = ", ".join(f"{name} {count}" for name, count in sorted(precisions.items()))
+    lines = [f"Scale `{scale_name}`: {facts}; runs: {len(records)}; precision of the runs: {told}.", ""]
+    lines.append(
+        "| method | kNN % | linear % | rank of h | rank of z | of | dead of h | dead of z | variance of z | alignment"
+        " | seconds | seeds |"
+    )
+    lines.append("|---" * 12 + "|")
+    lines += [row(name, of(records, name)) for name in TWINS.values() if of(records, name)]
+    for configuration in configurations(scale):
+        mine = of(records, configuration.name)
+        if not mine:
+            failed = any(record["name"] == configuration.name for record in records)
+            if configuration.reason and not failed:
+                continue
+            lines.append(f"| {configuration.name} | {'diverged' if failed else 'not run'} |" + " |" * 10)
+            continue
+        lines.append(row(configuration.name, mine))
+    lines += ["", "| claim | source | measured |", "|---|---|---|"]
+    lines += [f"| {claim.says} | {claim.source} | {claim.verdict(records)} |" for claim in CLAIMS]
+    lines += ["", "| what a guess says should happen | the guess | measured, first seed |", "|---|---|---|"]
+    tried = [(claim, claim.verdict(records)) for claim in REASONS]
+    lines += [f"| {claim.says} | {claim.source} | {said} |" for claim, said in tried if said != UNMEASURED]
+    return "\n".join([*lines, "", batch_table(scale, records)])
