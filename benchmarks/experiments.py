@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks._experiments_cases import EXPERIMENTS, Case, recipe_of
+from benchmarks._experiments_page import Record, page
 from benchmarks._page import write_between
 from benchmarks.encoders import PIXELS, pixels
-from benchmarks.experiments_cases import EXPERIMENTS, Case, recipe_of
-from benchmarks.experiments_page import Record, page
 from models.artifact import Artifact
 from models.embedder import Embedder
 from training.checkpoint import TrainingError

@@ -17,11 +17,11 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from benchmarks._methods_claims import Record
+from benchmarks._methods_configurations import SCALES, TWINS, Configuration, Scale, configurations, recipe_of
+from benchmarks._methods_page import page
 from benchmarks._page import write_between
 from benchmarks.experiments import geometry
-from benchmarks.methods_claims import Record
-from benchmarks.methods_configurations import SCALES, TWINS, Configuration, Scale, configurations, recipe_of
-from benchmarks.methods_page import page
 from models.embedder import Embedder
 from training.data import ImageSet, Split, load_data
 from training.evaluate import knn_accuracy

@@ -19,8 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from benchmarks._methods_configurations import TWINS
 from benchmarks.experiments import DEAD_H, DEAD_Z
-from benchmarks.methods_configurations import TWINS
 
 SHOWN = ("SimCLR", "DirectCLR", "BYOL", "SimSiam", "DirectPred", "DirectCopy", "Barlow Twins", "VICReg", "SIGReg")
 FLOOR = 1e-9

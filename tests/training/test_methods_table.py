@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from benchmarks import experiments
-from benchmarks.experiments_cases import EXPERIMENTS
-from benchmarks.experiments_cases import recipe_of as experiment_recipe
-from benchmarks.experiments_page import page as experiments_page
-from benchmarks.experiments_page import table as experiments_table
+from benchmarks._experiments_cases import EXPERIMENTS
+from benchmarks._experiments_cases import recipe_of as experiment_recipe
+from benchmarks._experiments_page import page as experiments_page
+from benchmarks._experiments_page import table as experiments_table
+from benchmarks._methods_claims import CLAIMS, REASONS, Claim, knn
+from benchmarks._methods_configurations import SCALES, TWINS, configurations, recipe_of
+from benchmarks._methods_page import page, summary
 from benchmarks.methods import run, twin_records
-from benchmarks.methods_claims import CLAIMS, REASONS, Claim, knn
-from benchmarks.methods_configurations import SCALES, TWINS, configurations, recipe_of
-from benchmarks.methods_page import page, summary
 from benchmarks.methods_picture import picture
 from training.data import SAMPLE, load_data
 from training.methods import METHODS, build

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.methods_configurations import (
+from benchmarks._methods_configurations import (
     BARE,
     EAGER,
     HARDER,

@@ -5,8 +5,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks._experiments_cases import EXPERIMENTS
 from benchmarks.encoders import PIXELS
-from benchmarks.experiments_cases import EXPERIMENTS
 
 Record = dict[str, Any]
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
-from benchmarks.methods_claims import (
+from benchmarks._methods_claims import (
     CLAIMS,
     REASONS,
     UNMEASURED,
@@ -18,7 +18,7 @@ from benchmarks.methods_claims import (
     rank_h,
     variance_z,
 )
-from benchmarks.methods_configurations import SCALES, TWINS, Scale, configurations
+from benchmarks._methods_configurations import SCALES, TWINS, Scale, configurations
 
 
 def batch_table(scale: Scale, records: Sequence[Record]) -> str:
