@@ -88,6 +88,8 @@ def device(settings: "Settings") -> Finding:
     """Check that torch computes on the device in the precision of the settings."""
     import torch
 
+    from models.processor import emulates_bfloat16
+
     dtype = getattr(torch, settings.dtype)
     try:
         square = torch.ones(8, 8, device=settings.device, dtype=dtype) @ torch.ones(
@@ -99,6 +101,9 @@ def device(settings: "Settings") -> Finding:
         return Finding(
             "device", "fail", f"{settings.device} in {settings.dtype}: {reason}; FULLRANK_DEVICE=cpu always works"
         )
+    if settings.device == "cpu" and settings.dtype == "bfloat16" and emulates_bfloat16():
+        words = "cpu emulates bfloat16 (it has neither AMX nor AVX512-BF16)"
+        return Finding("device", "note", f"{words}: FULLRANK_DTYPE=float32 is faster here")
     name = torch.cuda.get_device_name(settings.device) if settings.device.startswith("cuda") else platform.machine()
     return Finding("device", "ok" if works else "fail", f"{settings.device} ({name}) computes in {settings.dtype}")
 
@@ -138,6 +143,7 @@ def writable(folder: Path) -> Finding:
 def sound(settings: "Settings") -> Iterator[Finding]:
     """Check that the encoder loads, runs, passes the gate, and has a reference and a canary."""
     import numpy as np
+    import torch
 
     from models.artifact import ArtifactError, load
     from models.embedder import Embedder
@@ -150,7 +156,7 @@ def sound(settings: "Settings") -> Iterator[Finding]:
     try:
         artifact = load(settings.encoder)
         options: dict[str, Any] = {"engine": settings.engine, "threads": settings.threads}
-        embedder = Embedder(artifact, settings.device, **options)
+        embedder = Embedder(artifact, settings.device, getattr(torch, settings.dtype), **options)
         judgement = judge(embedder, artifact, None)
     except (ArtifactError, ValueError, RuntimeError, OSError) as error:
         yield Finding("encoder", "fail", f"{settings.encoder}: {error}")
@@ -165,7 +171,7 @@ def sound(settings: "Settings") -> Iterator[Finding]:
     name = f"{artifact.card.name} {artifact.card.revision}"
     yield Finding("encoder", "ok" if judgement.passed else "fail", f"{name}: {judgement.reason}")
     wanted = "" if settings.engine in ("auto", embedder.engine.name) else f", where {settings.engine} was asked for"
-    yield Finding("engine", "note" if wanted else "ok", f"{embedder.engine.name}{wanted}")
+    yield Finding("engine", "note" if wanted else "ok", f"{embedder.runs_in}{wanted}")
     yield Finding("speed", "ok", f"about {rate:.0f} images a second now, decoding not counted")
     if artifact.reference is None:
         yield Finding("reference", "note", "none, so nothing can be judged: fullrank reference ENCODER --data DIR")

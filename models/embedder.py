@@ -65,6 +65,11 @@ class Embedder:
         self.max_batch = max_batch or _usual_batch(artifact.card.preprocessing.size, self.device)
         self.engine = start(artifact, engine, self.device, dtype, self.max_batch, threads)
 
+    @property
+    def runs_in(self) -> str:
+        """What runs it, in words: its engine, the precision and the device."""
+        return f"the {self.engine.name} engine, {str(self.dtype).removeprefix('torch.')} on {self.device}"
+
     def embed(self, pixels: Tensor | Pixels) -> Tensor:
         """(n, channels, size, size) uint8 -> (n, d) float32, not normalised. Raises ValueError for another shape."""
         images = pixels if isinstance(pixels, np.ndarray) else pixels.numpy()

@@ -6,15 +6,14 @@ bfloat16 is 1.5 to 2.4 times slower in it than in float32.
 """
 
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 
+from models.processor import CPU_BFLOAT16, cpu_instructions
+
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-CPU_BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16"})
-"""Names, in Linux and torch, of the instruction sets that multiply bfloat16."""
 
 
 def choose(precision: Precision, device: torch.device) -> Precision:
@@ -34,18 +33,6 @@ def choose(precision: Precision, device: torch.device) -> Precision:
     if device.type == "cpu" and CPU_BFLOAT16 & cpu_instructions():
         return "bfloat16"
     return "float32"
-
-
-def cpu_instructions() -> set[str]:
-    """Names of this processor's instruction sets, from torch or else from Linux; may be empty."""
-    tell = getattr(torch.cpu, "get_capabilities", None)
-    if tell is not None:
-        return {name for name, present in tell().items() if present is True}
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return set()
-    return {flag for line in lines if line.startswith("flags") for flag in line.partition(":")[2].split()}
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:

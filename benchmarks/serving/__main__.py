@@ -5,10 +5,10 @@
 
 Every round measures each server at each level, and the loops just before and after its fullest and its lightest: the
 speed of a shared machine drifts within seconds, so what our goals compare is measured in slices, in turns. The loop
-called offline runs onnxruntime; beside our service eager PyTorch loops too. Ratios are taken within rounds and their
-intervals bootstrapped over rounds. Servers not being measured are paused. Each
-measurement is appended to FOLDER/results.jsonl at once: started again, the command goes on where it stopped (--fresh
-begins anew).
+called offline runs onnxruntime. Beside our service eager PyTorch loops too, and beside our service in bfloat16 a loop
+in bfloat16. Peers run in float32. Ratios are taken within rounds and their intervals bootstrapped over rounds. Servers
+not being measured are paused. Each measurement is appended to FOLDER/results.jsonl at once: started again, the command
+goes on where it stopped (--fresh begins anew).
 """
 
 import argparse
@@ -22,6 +22,7 @@ from pathlib import Path
 from benchmarks.serving import report
 from benchmarks.serving.load import OPEN_SHARE, Level, Offline, Results, bodies, check, drive
 from benchmarks.serving.processes import KINDS, ROOT, Running, bring_efficientnet
+from benchmarks.serving.report import COARSE
 from benchmarks.serving.workload import MODELS, Model, Workload, prepare
 
 FULL, ONE = Level("64", 64, 6, loop=32), Level("1", 1, loop=1)
@@ -30,9 +31,10 @@ OTHERS = [Level("open", 64, 3, open=True), Level("32", 32, 5), Level("8", 8)]
 UNLIKE = Level("unlike", 64, 7, unlike=True, lead=2.5, slices=4)
 FINE = 3  # slices of what our goals are about
 ONE_SERVER = ("fullrank", "fullrank, monitor off")
+# In bfloat16 (report.COARSE) we serve ResNet-18 only: EfficientNet-Lite0 is a graph, which runs in float32.
 RIVALS = ("thread batcher", "mosec", "mosec onnx")  # those that our goals name
 UNASKED = {"null": ("mosec onnx",), "efficientnet": ("mosec", "mosec onnx")}  # that no goal compares
-LOOPS = {"offline": "onnx", "offline, eager": "torch"}
+LOOPS = {"offline": "onnx", "offline, eager": "torch", "offline, bfloat16": "bfloat16"}
 LOOP_SECONDS = 1.0
 OVERHEAD = 0.35  # seconds of each measurement that are not the measurement: starting wrk, reading CPU times
 
@@ -40,6 +42,8 @@ OVERHEAD = 0.35  # seconds of each measurement that are not the measurement: sta
 def levels(server: str, model: Model, options: argparse.Namespace) -> list[Level]:
     """The loads that a server gets beside the loops, the fullest first."""
     if server == ONE_SERVER[1] or (model == "efficientnet" and server not in (ONE_SERVER[0], *RIVALS)):
+        return []
+    if server == COARSE and model != "resnet18":
         return []
     slices = FINE if server == ONE_SERVER[0] and model == "resnet18" else 1
     if options.goals and server in UNASKED.get(model, ()):
@@ -55,7 +59,9 @@ def levels(server: str, model: Model, options: argparse.Namespace) -> list[Level
 
 def loops(server: str, model: Model) -> list[str]:
     """The loops that are measured beside a server."""
-    return list(LOOPS) if server == ONE_SERVER[0] and model != "null" else ["offline"]
+    if server == COARSE:
+        return ["offline", "offline, bfloat16"]
+    return ["offline", "offline, eager"] if server == ONE_SERVER[0] and model != "null" else ["offline"]
 
 
 def watched(model: Model, servers: Sequence[str]) -> list[str]:
@@ -107,7 +113,7 @@ def measure_all(results: Results, model: Model, options: argparse.Namespace, tic
     if not rounds:
         return
     running = start(model, names, options.folder)
-    idle = {name: Offline(model, options.folder, LOOPS[name]) for name in loops(ONE_SERVER[0], model)}
+    idle = {loop: Offline(model, options.folder, LOOPS[loop]) for name in names for loop in loops(name, model)}
     ours = [server for server in running if server.name in pair]
     ours = ours if len(ours) == len(ONE_SERVER) else []
 
@@ -177,7 +183,7 @@ def main() -> None:
     if shutil.which("wrk") is None:
         parser.error("wrk is not installed; apt-get install wrk")
     if options.goals:
-        options.servers = [name for name in options.servers if name in (*ONE_SERVER, *RIVALS)]
+        options.servers = [name for name in options.servers if name in (*ONE_SERVER, COARSE, *RIVALS)]
     options.folder.mkdir(parents=True, exist_ok=True)
     if "efficientnet" in options.models:
         bring_efficientnet(options.folder)

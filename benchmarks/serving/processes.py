@@ -58,6 +58,7 @@ def _floats(values: Any) -> Rows:
 MOSEC, PACKAGES = "mosec==0.9.8", "efficientnet-packages"
 KINDS = {
     "fullrank": Kind(None, _script("fullrank_service"), environment=OURS),
+    "fullrank, bfloat16": Kind(None, _script("fullrank_service"), environment=OURS | {"FULLRANK_DTYPE": "bfloat16"}),
     "fullrank, monitor off": Kind(None, _script("fullrank_service"), environment=OURS | {"FULLRANK_MONITOR": "false"}),
     "thread batcher": Kind(None, _script("threads")),
     "mosec": Kind(MOSEC, (*_script("mosec_server"), "--port", "{port}", "--timeout", "60000"), "/inference"),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+COARSE = "fullrank, bfloat16"
 Records = list[dict[str, Any]]
 Interval = tuple[float, float, float]
 HEADER = (
@@ -89,12 +90,11 @@ def goals(records: Records) -> list[str]:
     """Each goal with what was measured."""
     lines = []
 
-    def line(name: str, value: Interval | None, holds: Callable[[float], bool], unit: str = "") -> None:
+    def line(name: str, value: Interval | None, holds: Callable[[float], bool] | None, unit: str = "") -> None:
         if value is not None:
             median, low, high = value
-            lines.append(
-                f"{'met   ' if holds(median) else 'FAILED'} {name}: {median:.3f} [{low:.3f}, {high:.3f}]{unit}"
-            )
+            word = "no goal" if holds is None else "met" if holds(median) else "FAILED"
+            lines.append(f"{word:7} {name}: {median:.3f} [{low:.3f}, {high:.3f}]{unit}")
 
     def get(figure: Callable[[dict[str, Any]], float], model: str, server: str, level: str) -> dict[int, float]:
         return by_round(records, figure, model=model, server=server, level=level)
@@ -112,6 +112,14 @@ def goals(records: Records) -> list[str]:
     )
     extra = [one[it] - alone[it] for it in one.keys() & alone.keys()]
     line("p50 at 1 beyond the onnx loop (<= 2.5)", bootstrap(extra) if extra else None, lambda x: x <= 2.5, " ms")
+    coarse = get(rate, "resnet18", COARSE, "64")
+    others = {name: get(rate, "resnet18", name, "64") for name in ("fullrank", "mosec", "mosec onnx")}
+    alike = by_round(real, rate, level="64", server="offline, bfloat16", beside=COARSE)
+    for name, theirs in ({"its loop in bfloat16": alike} | others).items():
+        line(f"in bfloat16: throughput at 64, of {name}", ratio(coarse, theirs), None)
+    line("in bfloat16: CPU an image, of the onnx loop", beside_loop(real, cost, COARSE), None)
+    halves = ratio(*(get(lambda it: it["p50"], "resnet18", name, "1") for name in (COARSE, "fullrank")))
+    line("in bfloat16: p50 at 1, of fullrank", halves, None)
     large = ratio(*(get(rate, "efficientnet", name, "64") for name in ("fullrank", "thread batcher")))
     line("EfficientNet-Lite0 at 64, of the eager thread batcher (>= 3)", large, lambda x: x >= 3)
     for name, most in (("thread batcher", 0.5), ("mosec", 1.0)):

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from models.preprocess import Preprocessing, decode
 
 Model = Literal["null", "resnet18", "efficientnet"]
 MODELS: tuple[Model, ...] = get_args(Model)
+Loop = Literal["onnx", "torch", "bfloat16"]
 MAX_BATCH, IMAGES = 32, 64
 Rows = NDArray[np.float32]
 
@@ -42,10 +43,11 @@ class NullEmbedder(Embedder):
 class Workload:
     """Encoded images -> (n, d) float32 rows of unit norm, on one thread.
 
-    engine: onnx as `fullrank serve` runs it; torch is eager PyTorch, as most people write it.
+    engine: onnx as `fullrank serve` runs it; torch is eager PyTorch, as most people write it; bfloat16 is PyTorch in
+    that precision, as `fullrank serve` runs it where FULLRANK_DTYPE says so.
     """
 
-    def __init__(self, folder: Path, model: Model, engine: Literal["onnx", "torch"] = "torch") -> None:
+    def __init__(self, folder: Path, model: Model, engine: Loop = "torch") -> None:
         torch.set_num_threads(1)
         artifact = load(folder / model)
         self.preprocessing = artifact.card.preprocessing
@@ -57,7 +59,8 @@ class Workload:
 
             self.embed = Eager(self.preprocessing)
         else:
-            self.embed = Embedder(artifact, max_batch=MAX_BATCH, engine=engine, threads=1).embed
+            how: dict[str, Any] = {"dtype": torch.bfloat16} if engine == "bfloat16" else {"engine": engine}
+            self.embed = Embedder(artifact, max_batch=MAX_BATCH, threads=1, **how).embed
         for count in (1, MAX_BATCH):
             self.embed(np.zeros((count, 3, self.preprocessing.size, self.preprocessing.size), np.uint8))
 
@@ -66,7 +69,8 @@ class Workload:
         """As the benchmark asks of a server it starts."""
         model, engine = (os.environ[f"BENCH_{name}"] for name in ("MODEL", "ENGINE"))
         (chosen,) = (it for it in MODELS if it == model)
-        return cls(Path(os.environ["BENCH_FOLDER"]), chosen, "onnx" if engine == "onnx" else "torch")
+        (loop,) = (it for it in get_args(Loop) if it == engine)
+        return cls(Path(os.environ["BENCH_FOLDER"]), chosen, loop)
 
     def decode(self, data: bytes) -> NDArray[np.uint8]:
         return decode(data, self.preprocessing)

@@ -19,8 +19,9 @@ from models.engines.onnx_engine import ELSEWHERE, OnnxEngine
 from models.engines.torch_engine import TorchEngine
 from models.engines.trace import UnsupportedError, trace
 from models.preprocess import Preprocessing
+from models.processor import emulates_bfloat16
 
-__all__ = ["NAMES", "Engine", "EngineError", "Name", "Pixels", "Rows", "at_rest", "sample", "start"]
+__all__ = ["NAMES", "PARITY_COSINE", "Engine", "EngineError", "Name", "Pixels", "Rows", "at_rest", "sample", "start"]
 
 log = logging.getLogger("fullrank.engines")
 PARITY_COSINE = 0.9999
@@ -41,13 +42,15 @@ def start(
     threads: the most threads of one pass; None takes torch's present number. The torch engine uses torch's number at
     every call.
 
-    Raises EngineError if the engine cannot run this encoder on this device. In float32, raises ArtifactError with the
-    figures if its rows for a few images (the canary's, if there is one) differ from the plain encoder's.
+    Raises EngineError if the engine cannot run this encoder on this device, and ArtifactError with the figures if its
+    rows for a few images (the canary's, if there is one) differ from those of the plain encoder in float32.
     """
     where = torch.device(device)
     fits = torch.device(device).type == "cpu" and dtype == torch.float32
     if name == "onnx" and not fits:
         raise EngineError(f"the onnx engine runs on a cpu in float32, not on {where} in {dtype}; the torch engine can")
+    if where.type == "cpu" and dtype == torch.bfloat16 and emulates_bfloat16():
+        log.warning("this processor does not multiply in bfloat16 (AMX, AVX512-BF16): float32 is faster here")
     if artifact.module is None:
         return _of_graph(artifact, name, fits, threads or torch.get_num_threads())
     plain = at_rest(artifact.encoder)
@@ -67,8 +70,7 @@ def start(
             log.warning("%s runs in the torch engine: there is no ONNX graph of %s", artifact.card.name, error)
     if engine is None:
         engine = TorchEngine(plain, artifact.card.preprocessing, where, dtype, max_batch)
-    if dtype == torch.float32:
-        _check(artifact, engine, pixels, _rows(plain, artifact, pixels) if expected is None else expected)
+    _check(artifact, engine, pixels, _rows(plain, artifact, pixels) if expected is None else expected, dtype)
     _give_back()
     return engine
 
@@ -124,7 +126,7 @@ def sample(artifact: Artifact) -> Tensor:
     return (F.interpolate(coarse, size=(how.size, how.size), mode="bilinear") * 255).to(torch.uint8)
 
 
-def _check(artifact: Artifact, engine: Engine, pixels: Tensor, expected: Tensor) -> None:
+def _check(artifact: Artifact, engine: Engine, pixels: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     """Raise ArtifactError if the engine's rows differ from the plain encoder's. Skips rows that are not finite."""
     rows = engine(pixels.numpy()).astype(np.float64)
     wanted = expected.double().numpy()
@@ -133,7 +135,10 @@ def _check(artifact: Artifact, engine: Engine, pixels: Tensor, expected: Tensor)
     with np.errstate(divide="ignore", invalid="ignore"):
         cosines = np.nan_to_num((rows * wanted).sum(1) / lengths, nan=-1.0)[comparable]
     if len(cosines) and cosines.min() < PARITY_COSINE:
+        reduced = "" if dtype == torch.float32 else f" in {str(dtype).removeprefix('torch.')}"
+        remedy = ". Serve it in float32 (FULLRANK_DTYPE)" if reduced else ""
         raise ArtifactError(
-            f"{artifact.card.name}: the {engine.name} engine's embeddings have cosine {cosines.min():.6f} with those "
-            f"of the plain float32 encoder; at least {PARITY_COSINE} is needed, so it would serve something else"
+            f"{artifact.card.name}: the {engine.name} engine's embeddings{reduced} have cosine {cosines.min():.6f} "
+            f"with those of the plain float32 encoder; at least {PARITY_COSINE} is needed, so it would serve "
+            f"something else{remedy}"
         )

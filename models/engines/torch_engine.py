@@ -12,6 +12,7 @@ from torch.nn.utils import convert_conv2d_weight_memory_format, fuse_conv_bn_eva
 
 from models.engines.cuda_graphs import Graphs, buckets
 from models.engines.engine import Pixels, Rows, affine
+from models.engines.packed import to_bfloat16
 from models.preprocess import Preprocessing
 
 
@@ -32,7 +33,11 @@ class TorchEngine:
         self.dtype = dtype
         self.max_batch = max_batch
         self._shape = (preprocessing.channels, preprocessing.size, preprocessing.size)
-        self._encoder = folded(encoder).to(device, dtype)
+        self._encoder = folded(encoder)
+        takes_float32 = device.type == "cpu" and dtype == torch.bfloat16 and to_bfloat16(self._encoder)
+        self._takes = torch.float32 if takes_float32 else dtype
+        if not takes_float32:
+            self._encoder.to(device, dtype)
         self._scale, self._offset = (it.to(device) for it in affine(preprocessing))
         self._graphs: Graphs | None = None
 
@@ -47,7 +52,7 @@ class TorchEngine:
         # By default cuDNN rounds float32 convolutions to TF32. References of float32 do not allow for that much noise.
         exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if x.is_cuda else nullcontext()
         with exact:
-            rows: Tensor = self._encoder(x.to(self.dtype))
+            rows: Tensor = self._encoder(x.to(self._takes))
         return rows
 
     @torch.inference_mode()

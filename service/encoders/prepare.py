@@ -13,6 +13,7 @@ from models import artifact as artifacts
 from models import gate as gates
 from models.artifact import Artifact, ArtifactError, Canary
 from models.embedder import Embedder
+from models.engines import PARITY_COSINE
 from models.preprocess import prepare_arrays
 from service.encoders.served import Candidate
 from service.engine.engine import Engine
@@ -65,7 +66,13 @@ async def prepare(artifact: Artifact, folder: Path, engine: Engine, settings: Se
             f"{artifact.card.name}: its canary images give embeddings of cosine {cosine:.4f} with the stored ones, "
             f"less than {settings.canary_min_cosine}: weights, preprocessing or precision are not what was exported"
         )
-    return Prepared(candidate, rows, seconds, await _noise(candidate, rows, seconds, engine, settings))
+    noise = await _noise(candidate, rows, seconds, engine, settings)
+    if settings.dtype != "float32" and (cosine := math.cos(math.radians(noise))) < PARITY_COSINE:
+        raise ArtifactError(
+            f"{artifact.card.name}: in {settings.dtype} its canary images give embeddings of cosine {cosine:.6f} with "
+            f"those in float32 or in another batch; at least {PARITY_COSINE} is needed. Set FULLRANK_DTYPE=float32"
+        )
+    return Prepared(candidate, rows, seconds, noise)
 
 
 async def _noise(candidate: Candidate, rows: Rows, seconds: float, engine: Engine, settings: Settings) -> float:

@@ -85,7 +85,8 @@ class Service:
             asyncio.create_task(self.sidecar.keep()),
         ]
         self.phase = "ready"
-        log.info("serving %s", ", ".join(map(str, self.in_service())) or "no encoder: a sidecar for POST /observe")
+        serving = [f"{it} in {it.embedder.runs_in}" for it in self.in_service()]
+        log.info("serving %s", "; ".join(serving) or "no encoder: a sidecar for POST /observe")
         names = {"default", *(served.name for served in self.in_service())}
         for alias, name in self.settings.aliases.items():
             if name not in names:

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import app
+from service.settings import PRETRAINED
 from tools.stack import free_port, prometheus
 
 Findings = dict[str, tuple[str, str]]
@@ -32,6 +33,22 @@ def test_a_machine_that_can_serve(small_artifact: Path) -> None:
     assert code == 0, found
     assert {found[it][0] for it in ("versions", "device", "threads", "port", "encoder", "engine", "speed")} == {"ok"}
     assert "is free" in found["port"][1]
+
+
+def test_bfloat16_is_named_tried_and_refused_where_it_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FULLRANK_DTYPE", "bfloat16")
+    monkeypatch.setattr("models.processor.cpu_instructions", lambda: {"avx2"})
+    code, found = examine("--encoder", PRETRAINED / "cifar10-directclr")
+    assert code == 0, found
+    assert found["engine"] == ("ok", "the torch engine, bfloat16 on cpu")
+    assert found["device"][0] == "note"
+    assert "FULLRANK_DTYPE=float32 is faster here" in found["device"][1]
+    monkeypatch.setattr("models.engines.PARITY_COSINE", 0.9999999)
+    code, found = examine("--encoder", PRETRAINED / "cifar10-directclr")
+    assert code == 1
+    assert "in bfloat16 have cosine 0.9999" in found["encoder"][1]
 
 
 def test_a_taken_port_a_bad_folder_and_too_many_threads(

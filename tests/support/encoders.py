@@ -12,10 +12,10 @@ from models.preprocess import Preprocessing
 from tests.support.images import SIZE, pictures
 
 
-def write_encoder(folder: Path, seed: int, *, dead: int = 0, nan: bool = False) -> Artifact:
-    """A random ResNet-18 of width 4; the first `dead` of its dimensions never fire, `nan` makes it overflow."""
+def write_encoder(folder: Path, seed: int, *, dead: int = 0, nan: bool = False, width: int = 4) -> Artifact:
+    """A random ResNet-18 of `width`; the first `dead` of its dimensions never fire, `nan` makes it overflow."""
     torch.manual_seed(seed)
-    architecture = Architecture(name="resnet18", width=4, in_channels=1, stem="3x3")
+    architecture = Architecture(name="resnet18", width=width, in_channels=1, stem="3x3")
     encoder: ResNet = architecture.build()
     with torch.no_grad():
         for module in encoder.modules():

@@ -46,7 +46,9 @@ async def healthz(request: Request) -> dict[str, str]:
     return {"status": "alive"}
 
 
-@router.get("/readyz", responses=schemas.example({"status": "ready"} | schemas.ENCODER) | schemas.failures(503))
+@router.get(
+    "/readyz", responses=schemas.example({"status": "ready"} | schemas.ENCODER | schemas.RUNS) | schemas.failures(503)
+)
 async def readyz(request: Request) -> dict[str, str]:
     """Ready: weights loaded, warmed, canary passed, not draining. 503 with the reason otherwise.
 
@@ -58,7 +60,9 @@ async def readyz(request: Request) -> dict[str, str]:
         raise Problem(503, code, reason, headers=retry(1))
     if not current.in_service():
         return {"status": "ready", "role": "sidecar"}
-    return {"status": "ready", "model": current.current.name, "revision": current.current.revision}
+    served = current.current
+    runs = {"engine": served.embedder.engine.name, "dtype": current.settings.dtype}
+    return {"status": "ready", "model": served.name, "revision": served.revision} | runs
 
 
 @router.get("/metrics", response_class=Response, responses=schemas.METRICS_RESPONSES)
@@ -79,6 +83,7 @@ async def info(request: Request) -> Response:
     settings = current.settings
     served = None if current.settings.encoder == NONE and current.phase != "starting" else current.current
     card = None if served is None else served.artifact.card
+    engine = {name: getattr(settings, name) for name in ("device", "dtype", "threads")}
     limits = (
         "max_batch",
         "max_pending_images",
@@ -95,7 +100,7 @@ async def info(request: Request) -> Response:
             "encoders": [{"model": it.name, "revision": it.revision} for it in current.in_service()],
             "compared_with": served and baseline_of(served),
             "limits": {name: getattr(settings, name) for name in limits},
-            "engine": {"device": settings.device, "dtype": settings.dtype, "threads": settings.threads},
+            "engine": {"name": served and served.embedder.engine.name} | engine,
             "monitor": {"enabled": settings.monitor, "windows": settings.windows, "block_rows": settings.block_rows},
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
         }

@@ -8,6 +8,7 @@ Responses = dict[int | str, dict[str, Any]]
 IMAGE = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAAEElEQVR42mNkEIAAJgGKGACOGAQAwSeVywAAAABJRU5ErkJggg=="
 DATA_URI = f"data:image/png;base64,{IMAGE}"
 ENCODER = {"model": "fashion-directclr", "revision": "7b4d5acfe760"}
+RUNS = {"engine": "onnx", "dtype": "float32"}
 
 
 class ErrorDetail(BaseModel):
@@ -456,7 +457,7 @@ INFO_RESPONSES: Responses = {
                 "max_pixels": 50000000,
                 "request_timeout": 30.0,
             },
-            "engine": {"device": "cpu", "dtype": "float32", "threads": 1},
+            "engine": {"name": "onnx", "device": "cpu", "dtype": "float32", "threads": 1},
             "monitor": {"enabled": True, "windows": [300.0, 3600.0], "block_rows": 256},
             "versions": {"python": "3.11.7", "torch": "2.13.0"},
         }

@@ -62,7 +62,6 @@ def artifact(small_artifact: Path) -> Artifact:
 
 def test_auto_is_onnx_on_a_cpu_in_float32_and_torch_elsewhere(artifact: Artifact) -> None:
     assert start(artifact).name == "onnx"
-    assert start(artifact, dtype=torch.bfloat16).name == "torch"
     assert start(artifact, "torch").name == "torch"
     assert Embedder(artifact, engine="torch").engine.name == "torch"
     with pytest.raises(EngineError, match=r"not on cpu in torch\.bfloat16; the torch engine can"):

@@ -141,7 +141,7 @@ async def test_info_gives_limits_and_versions(start: Start) -> None:
         assert info["limits"]["max_images_per_request"] == 7
         assert info["encoder"]["revision"] == service.current.revision
         assert info["encoder"]["preprocessing"]["size"] == 28
-        assert info["engine"] == {"device": "cpu", "dtype": "float32", "threads": 1}
+        assert info["engine"] == {"name": "onnx", "device": "cpu", "dtype": "float32", "threads": 1}
 
 
 async def test_health_and_drain(start: Start) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from models.artifact import ArtifactError
 from models.embedder import Embedder
 from service.encoders.registry import Service
 from service.encoders.served import Served
@@ -130,7 +131,14 @@ async def test_the_threshold_follows_from_the_precision_that_serves(start: Start
         assert monitor.reference is not None
         assert monitor.reference.canary_noise < 0.01
         assert monitor.snapshot().thresholds["canary_angle"] == 1.0
-    async with start(encoder=PRETRAINED / "cifar10-directclr", canary_period=600, dtype="bfloat16") as (_, service):
+    async with start(encoder=PRETRAINED / "cifar10-directclr", canary_period=600, dtype="bfloat16") as (
+        client,
+        service,
+    ):
+        engine = (await client.get("/info")).json()["engine"]
+        assert engine == {"name": "torch", "device": "cpu", "dtype": "bfloat16", "threads": 1}
+        ready = (await client.get("/readyz")).json()
+        assert (ready["engine"], ready["dtype"]) == ("torch", "bfloat16")
         monitor = service.current.monitor
         assert monitor is not None
         assert monitor.reference is not None
@@ -140,3 +148,10 @@ async def test_the_threshold_follows_from_the_precision_that_serves(start: Start
         assert await asyncio.to_thread(monitor.flush, 60)
         assert monitor.snapshot().verdict.state == "insufficient_data"  # no rows yet, and no fault
         assert torch.isfinite(torch.tensor(monitor.snapshot().canary.angle_degrees))
+
+
+async def test_a_precision_too_coarse_for_the_canary_is_refused(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.encoders.prepare.PARITY_COSINE", 0.999999)
+    with pytest.raises(ArtifactError, match=r"in bfloat16 .* cosine 0\.9999\d\d .* Set FULLRANK_DTYPE=float32"):
+        async with start(encoder=PRETRAINED / "cifar10-directclr", dtype="bfloat16") as (_, service):
+            pytest.fail(service.failure or "it serves")
