@@ -7,6 +7,7 @@ docs/explanation/decoding.md.
 
 import math
 import re
+import struct
 from collections.abc import Callable
 
 import numpy as np
@@ -25,6 +26,7 @@ GIF_COST = (40, 15)
 WEBP_COST = (40, 60)
 BMP_COST = (12, 3)
 JPEG_SCAN_COST = 2  # nanoseconds for each pixel of each scan
+_SEGMENT = struct.Struct(">HH").unpack_from  # marker and length of a JPEG's segment
 LARGEST_BLOCK = 32  # pixels: the largest unit to which a side of a JPEG is padded, four blocks of 8
 
 # Common formats that are not decoded, by their first bytes.
@@ -41,9 +43,12 @@ OTHERS: tuple[tuple[str, bytes], ...] = (
 
 def format_of(data: bytes) -> str | None:
     """JPEG, PNG, WEBP, GIF or BMP by the file's first bytes; None for anything else."""
-    for name, pattern in (("JPEG", rb"\xff\xd8\xff"), ("PNG", rb"\x89PNG\r\n\x1a\n"), ("WEBP", rb"RIFF.{4}WEBP")):
-        if re.match(pattern, data, re.DOTALL):
-            return name
+    if data[:3] == b"\xff\xd8\xff":
+        return "JPEG"
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return "PNG"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
     return "GIF" if data[:6] in (b"GIF87a", b"GIF89a") else "BMP" if data[:2] == b"BM" else None
 
 
@@ -55,14 +60,7 @@ def known_as(data: bytes) -> str | None:
 
 def seconds(data: bytes) -> float:
     """The most CPU seconds that decoding takes; infinite if the file's structure sets no bound or is unusual."""
-    bounds: dict[str | None, Callable[[bytes], float]] = {
-        "JPEG": _jpeg,
-        "PNG": _png,
-        "WEBP": _webp,
-        "GIF": _gif,
-        "BMP": _bmp,
-    }
-    bound = bounds.get(format_of(data))
+    bound = BOUNDS.get(format_of(data))
     return math.inf if bound is None else bound(data) * NANOSECOND
 
 
@@ -94,7 +92,7 @@ def _cost(costs: tuple[int, int], pixels: int, length: int) -> float:
 def _jpeg(data: bytes) -> float:
     at, pixels = 2, 0
     for _ in range(MAX_SEGMENTS):
-        marker = _number(data, at, 2, "big")
+        marker, length = _SEGMENT(data, at) if at + 4 <= len(data) else (_number(data, at, 2, "big"), 0)
         if marker == 0xFFDA:
             work = _cost(JPEG_COST, pixels, len(data)) + JPEG_SCAN_COST * pixels * scans(data[at:])
             return work if pixels and at <= 2 * MAX_METADATA else math.inf
@@ -104,7 +102,7 @@ def _jpeg(data: bytes) -> float:
             pixels = max(pixels, padded_pixels(_number(data, at + 7, 2, "big"), _number(data, at + 5, 2, "big")))
         elif 0xFFC0 <= marker <= 0xFFCF and marker not in (0xFFC4, 0xFFC8):
             break
-        at += 2 + max(2, _number(data, at + 2, 2, "big"))
+        at += 2 + max(2, length)
     return math.inf
 
 
@@ -190,3 +188,12 @@ def _bmp(data: bytes) -> float:
         if header < 40 or _number(data, 30, 4) not in (0, 3):
             return math.inf
     return _cost(BMP_COST, pixels, len(data))
+
+
+BOUNDS: dict[str | None, Callable[[bytes], float]] = {
+    "JPEG": _jpeg,
+    "PNG": _png,
+    "WEBP": _webp,
+    "GIF": _gif,
+    "BMP": _bmp,
+}

@@ -6,6 +6,7 @@ Where clients do it, in front of the service, no canary can see it: it never pas
 
 import asyncio
 import io
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -14,7 +15,6 @@ import pytest
 import torch
 from PIL import Image
 
-from models.artifact import ArtifactError
 from models.embedder import Embedder
 from service.encoders.registry import Service
 from service.encoders.served import Served
@@ -152,6 +152,7 @@ async def test_the_threshold_follows_from_the_precision_that_serves(start: Start
 
 async def test_a_precision_too_coarse_for_the_canary_is_refused(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.encoders.prepare.PARITY_COSINE", 0.999999)
-    with pytest.raises(ArtifactError, match=r"in bfloat16 .* cosine 0\.9999\d\d .* Set FULLRANK_DTYPE=float32"):
-        async with start(encoder=PRETRAINED / "cifar10-directclr", dtype="bfloat16") as (_, service):
-            pytest.fail(service.failure or "it serves")
+    async with start(encoder=PRETRAINED / "cifar10-directclr", dtype="bfloat16") as (client, service):
+        assert service.failure is not None
+        assert re.search(r"in bfloat16 .* cosine 0\.9999\d\d .* Set FULLRANK_DTYPE=float32", service.failure)
+        assert (await client.get("/readyz")).status_code == 503
