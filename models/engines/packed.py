@@ -48,7 +48,7 @@ def to_bfloat16(encoder: nn.Module) -> bool:
     encoder.to(torch.bfloat16)
     for exact, (name, _) in zip(first, convolutions, strict=False):
         encoder.set_submodule(name, Stem(exact))
-    if hasattr(torch._C._nn, "mkldnn_reorder_conv2d_weight") and torch.backends.mkldnn.is_available():
+    if hasattr(torch._C._nn, "mkldnn_reorder_conv2d_weight") and torch._C._has_mkldnn:
         for name, it in convolutions[1:]:
             if it.padding_mode == "zeros" and not isinstance(it.padding, str):
                 encoder.set_submodule(name, PackedConv2d(it))
