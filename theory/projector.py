@@ -182,7 +182,7 @@ def run(given: Parameters) -> Result:
         above(
             "all trained, skip: effective rank of r over that of r[:d₀]",
             "more than the loss sees",
-            1.1,
+            1.0,
             rank_of(with_skip) / rank_of(with_skip[:kept, :kept]),
         ),
         below(

@@ -16,11 +16,22 @@ a negative eigenvalue λ, W dies like exp(−|λ|t). So a direction collapses wh
 further along it than the data differ among themselves**.
 
 In this toy the threshold is exact. Let the data be N(0, σ²I), and look at noisy coordinates that W already ignores:
-α does not depend on them, so their block of X is (2σ² − k) Σ_i(1 − α_ii) times the identity. Ignoring them is
-stable when **k > 2σ²**, and unstable below. (In the paper's units the covariance of a pair's difference is the
+α does not depend on them, so their block of X is (2σ² − k) Σ_i(1 − α_ii) times the identity, on average. Ignoring them
+is stable when **k > 2σ²**, and unstable below. (In the paper's units the covariance of a pair's difference is the
 identity and the threshold is 1.) Below the threshold the noisy singular values shrink too, but settle at a finite
-value. Near it everything slows down, so the count of dead dimensions is claimed only for k ≤ σ² and k ≥ 4σ²; the
-growth rate is claimed for every k.
+value. Near it everything slows down, so nothing is said of dead dimensions between σ² and 2σ².
+
+Gradient descent takes steps of a finite rate η along an X that a batch of B rows estimates. A step multiplies the noisy
+block by I + ηX/B, of mean u = 1 + η(2σ² − k)(1 − ⟨α_ii⟩), and the noise s² of its entries and c² of its coupling to the
+clean coordinates (both follow from α, σ² and k) have a say at second order: the m smallest log σ change by
+ln u − s²(m + 1)/2u² − c²(1/u + ½) a step on average, the slowest by at most ½ ln(u² + s²(m + 1)). Three domains follow.
+
+- If u² + s²(m + 1) > 1, which at α = 0 and k ≥ 2σ² is η > 2(k − 2σ²)/((k − 2σ²)² + (k² + 4σ⁴)(m + 1)/B), the noise of
+  the batch wins and W grows without bound. Such a rate is refused.
+- The mean law is claimed from the time on when the block moves no logit by more than 0.1, k Σσ²/2 < 0.1, and while the
+  noise is less than a third of it.
+- That all m are dead at the end is claimed if the slowest, followed by its bound from that time or from the start, is
+  dead with four standard deviations to spare.
 
 Two traps. Batches drawn *with* replacement contain duplicates, which are negatives at distance zero, and W then
 collapses at amplitudes far below the threshold. And a different loss (cosine logits at a temperature, both views
@@ -42,6 +53,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -60,11 +73,14 @@ from theory.lab import (
     parameter,
     where,
 )
+from theory.noisy_steps import steps_of, variance
 from theory.toys import F64, attention, batches, covariance, infonce, normal, rank_of, runge_kutta
 
 EXAMPLE = "--amplitude 1 --dimension 24 --noisy 6"
 DEAD = 1e-3  # of the largest singular value
 RECORDS = 50
+EVERY = 5  # steps between two looks at the attention
+LINEAR = 0.1  # change of a logit by the noisy block, below which the block's equation is linear
 
 
 class Parameters(Settings):
@@ -79,9 +95,18 @@ class Parameters(Settings):
     def check(self) -> None:
         if self.noisy >= self.dimension:
             raise ParameterError(f"noisy must be below dimension ({self.dimension}), not {self.noisy}")
-        steepest = max(8.0, self.amplitude / self.variance)  # the sweep goes to k = 8σ²
-        if self.rate * steepest > 1.6:  # beyond, a sampled noise covariance overshoots and the noise grows
-            raise ParameterError(f"rate must be at most {1.6 / steepest:.3g} for this amplitude, not {self.rate:g}")
+        # the sweep goes to k = 8σ²
+        most = largest_rate(max(8.0, self.amplitude / self.variance), self.noisy, self.batch)
+        if self.rate > most:
+            raise ParameterError(
+                f"rate must be at most {most:.3g} for this amplitude, batch and noisy, not {self.rate:g}"
+            )
+
+
+def largest_rate(ratio: float, noisy: int, batch: int) -> float:
+    """The rate, in units of 1/σ², beyond which an ignored noisy block grows instead of dying at k = ratio σ² > 2σ²."""
+    pull, noise = ratio - 2, (ratio**2 + 4) * (noisy + 1) / batch
+    return min(1.6 / ratio, 2 * pull / (pull**2 + noise)) if pull > 0 else 1.6 / max(ratio, 1.0)
 
 
 def gradient(w: Tensor, x: Tensor, augmented: Tensor) -> Tensor:
@@ -102,55 +127,98 @@ def contrast(w: Tensor, x: Tensor, augmented: Tensor) -> Tensor:
     return spread - moved.T @ ((1 - alpha.diagonal())[:, None] * moved)
 
 
-def train(given: Parameters, amplitudes: list[float], start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradient descent for every amplitude at once, same data and noise directions.
+@dataclass(frozen=True)
+class Course:
+    """A training: W's singular values over time (RECORDS + 1, amplitudes, d), and what the attention says of a step.
 
-    Returns the singular values of W over time (RECORDS + 1, amplitudes, d), the integral of ⟨1 − α_ii⟩ over each record
-    (RECORDS, amplitudes), sampled every fifth step, and the last W (amplitudes, d, d).
+    mean, taken, slowest, fastest and spread are sums of the laws of `noisy_steps` over each record, (RECORDS,
+    amplitudes); `last` is the last W (amplitudes, d, d).
     """
+
+    history: Tensor
+    mean: Tensor
+    taken: Tensor
+    slowest: Tensor
+    fastest: Tensor
+    spread: Tensor
+    last: Tensor
+
+
+def train(given: Parameters, amplitudes: list[float], start: Tensor) -> Course:
+    """Gradient descent for every amplitude at once, same data and noise directions."""
     rate = given.rate / given.variance
     generator = given.generator()
     data = normal(generator, 10_000, given.dimension) * given.variance**0.5
-    scales = torch.tensor(amplitudes, dtype=F64).sqrt()[:, None, None]
+    k = torch.tensor(amplitudes, dtype=F64)
     w = start.expand(len(amplitudes), -1, -1).clone()
     every = given.steps // RECORDS
-    history, gates = [w], torch.zeros(RECORDS, len(amplitudes), dtype=F64)
+    history, sums = [w], torch.zeros(5, RECORDS, len(amplitudes), dtype=F64)
     for step, x in enumerate(itertools.islice(batches(data, given.batch, generator), every * RECORDS), start=1):
         noise = torch.zeros_like(x)
         noise[:, -given.noisy :] = normal(generator, given.batch, given.noisy)
-        augmented = x + scales * noise
-        if step % 5 == 0:
+        augmented = x + k.sqrt()[:, None, None] * noise
+        if step % EVERY == 0:
             alpha = attention(x @ w.mT, augmented @ w.mT)
-            gates[(step - 1) // every] += (1 - alpha.diagonal(dim1=-2, dim2=-1).mean(-1)) * 5 * rate
+            law = steps_of(alpha, x[:, : -given.noisy], k, given.variance, rate, given.noisy)
+            laws = (law.mean(), law.correction(), law.slowest(), law.fastest(), law.spread())
+            sums[:, (step - 1) // every] += EVERY * torch.stack(laws)
         w = w - rate * gradient(w, x.expand(len(amplitudes), -1, -1), augmented) / given.batch
         if step % every == 0:
             history.append(finite(w, "W", step * rate))
-    return torch.linalg.svdvals(torch.stack(history)), gates, w
+    mean, taken, slowest, fastest, spread = sums
+    return Course(torch.linalg.svdvals(torch.stack(history)), mean, taken, slowest, fastest, spread, w)
 
 
-def growth_rates(given: Parameters, ratios: list[float]) -> tuple[list[float], list[float]]:
-    """Growth rate of a nearly ignored noisy block, observed and (2σ² − k)(1 − ⟨α_ii⟩), for each k = ratio σ².
+@dataclass(frozen=True)
+class Growth:
+    """Growth rate of a nearly ignored noisy block at k = ratio σ²: seen, by the formula, and its standard error."""
+
+    ratio: float
+    seen: float
+    formula: float
+    error: float
+    gate: float
+
+
+def growth_rates(given: Parameters, ratios: list[float]) -> list[Growth]:
+    """The rate observed and (2σ² − k)(1 − ⟨α_ii⟩), for each k = ratio σ².
 
     W is a multiple of the identity, 1e-6 of it on the noisy coordinates. The observed rate is the
     change of log |W_noisy|² projected on its start, per unit of time, averaged over fresh batches.
     """
-    generator, d, m = given.generator(), given.dimension, given.noisy
+    generator, d, m, batch = given.generator(), given.dimension, given.noisy, given.batch
     sigma = given.variance**0.5
     w = torch.eye(d, dtype=F64) * (8 / (d - m)) ** 0.5 / sigma  # so that distances, hence α, do not depend on d
     w[:, -m:] *= 1e-6
-    observed, predicted = [], []
+    found = []
     for ratio in ratios:
-        k, rates, gates = ratio * given.variance, [], []
+        k = torch.tensor(ratio * given.variance, dtype=F64)
+        rates, gates, variances = [], [], []
         for _ in range(100):
-            x = normal(generator, given.batch, d) * sigma
+            x = normal(generator, batch, d) * sigma
             augmented = x.clone()
-            augmented[:, -m:] += k**0.5 * normal(generator, given.batch, m)
-            slope = -gradient(w, x, augmented)[:, -m:] / given.batch
+            augmented[:, -m:] += k.sqrt() * normal(generator, batch, m)
+            slope = -gradient(w, x, augmented)[:, -m:] / batch
             rates.append(float((slope * w[:, -m:]).sum() / w[:, -m:].square().sum()))
-            gates.append(float(1 - attention(x @ w.T, augmented @ w.T).diagonal().mean()))
-        observed.append(sum(rates) / len(rates))
-        predicted.append((2 - ratio) * given.variance * sum(gates) / len(gates))
-    return observed, predicted
+            alpha = attention(x @ w.T, augmented @ w.T)
+            gates.append(float(1 - alpha.diagonal().mean()))
+            # the mean of m diagonal entries, each of variance 2v
+            variances.append(2 * float(variance(alpha, k, given.variance)) / (m * batch**2))
+        gate = statistics.fmean(gates)
+        formula = (2 - ratio) * given.variance * gate
+        found.append(Growth(ratio, statistics.fmean(rates), formula, math.sqrt(sum(variances)) / len(rates), gate))
+    return found
+
+
+def crossing(found: list[Growth], unit: float) -> tuple[float, float]:
+    """The k where the line through the rates over their gates is zero, and its standard error."""
+    x = torch.tensor([each.ratio for each in found], dtype=F64)
+    y = torch.tensor([each.seen / (each.gate * unit) for each in found], dtype=F64)
+    weight = torch.tensor([(each.gate * unit / each.error) ** 2 for each in found], dtype=F64)
+    design = torch.stack([torch.ones_like(x), x - 2], 1)
+    covariance_of = torch.linalg.inv(design.T @ (weight[:, None] * design))
+    level, slope = covariance_of @ design.T @ (weight * y)
+    return float(2 - level / slope) * unit, float(covariance_of[0, 0].sqrt() / slope.abs()) * unit
 
 
 def fixed_contrast(given: Parameters) -> tuple[float, float, float]:
@@ -174,6 +242,57 @@ def fixed_contrast(given: Parameters) -> tuple[float, float, float]:
     return float((w[0] - exact).norm() / exact.norm()), float(dying[1] - dying[0]) / 4.0, float(values[0])
 
 
+def linear_from(given: Parameters, course: Course, i: int, k: float) -> int | None:
+    """The record from which on the m smallest singular values are the noisy block, and too small to move a logit."""
+    sizes = course.history[:, i]
+    block = sizes[:, -given.noisy :]
+    ready = (k * block.square().sum(-1) / 2 < LINEAR) & (sizes[:, -given.noisy - 1] > 3 * block[:, 0])
+    late = (~ready).nonzero()
+    first = int(late[-1]) + 1 if len(late) else 0
+    return first if first < len(sizes) else None
+
+
+def mean_law(given: Parameters, course: Course, i: int, k: float, name: str) -> Claim:
+    """The mean change of the m smallest log σ against the law of discrete, noisy steps."""
+    m, sizes = given.noisy, course.history[:, i]
+    visible = int((sizes[:, -1] > 1e-11 * sizes[:, 0]).sum()) - 1  # below that svd returns rounding
+    early = linear_from(given, course, i, k)
+    first = visible if early is None or early > visible else early
+    expected, taken = float(course.mean[first:visible, i].sum()), float(course.taken[first:visible, i].sum())
+    change = sizes[visible, -m:].log().mean() - sizes[first, -m:].log().mean()
+    error = 4 * math.sqrt(float(course.spread[first:visible, i].sum()) / m)
+    what, law = f"the m smallest log σ of W, mean change, k = {name}", "Σ ln u − s²(m+1)/2u² − c²(1/u + ½)"
+    claim = Claim(what, law, "≈", expected, float(change), max(0.15 * abs(expected), error))
+    if first == visible:
+        return where(False, "the noisy block is never small, or at once too small for float64", claim)
+    if not math.isfinite(expected) or taken > abs(expected) / 3:
+        return where(False, "the noise of the batch is more than a third of the law", claim)
+    return where(expected < -1, "the noisy block hardly shrank in this time", claim)
+
+
+def count_of_dead(given: Parameters, course: Course, i: int, k: float, claim: Claim) -> Claim:
+    """`claim` on the number of dead dimensions, in its domain: where the laws say that all, or none, must be dead."""
+    sizes, m = course.history[:, i], given.noisy
+    need, top = math.log(DEAD), float(sizes[-1, 0].log())
+    if k > 2 * given.variance:
+        # From the start the bound holds as well: α that feels the noise shrinks the block faster than α that does not.
+        froms = [(0, float(sizes[0, 0].log()))]
+        if (early := linear_from(given, course, i, k)) is not None:
+            froms.append((early, float(sizes[early, -m].log())))
+        ends = [
+            largest - top + float(course.slowest[at:, i].sum()) + 4 * math.sqrt(float(course.spread[at:, i].sum()))
+            for at, largest in froms
+        ]
+        return where(min(ends) < need, "the slowest direction need not be dead yet", claim)
+    if k > given.variance:
+        return where(False, "near the threshold everything is slow: k is between σ² and 2σ²", claim)
+    half = RECORDS // 2
+    drift, noise = (float(each[half:, i].sum()) for each in (course.fastest, course.spread))
+    grown = float(sizes[0, -1].log()) - top + float(course.fastest[:, i].sum())
+    alive = drift > noise and grown - 4 * math.sqrt(float(course.spread[:, i].sum())) > need
+    return where(alive, "the noise of the batch, or the start, can take a direction that the mean would keep", claim)
+
+
 def run(given: Parameters) -> Result:
     d, m, k, unit = given.dimension, given.noisy, given.amplitude, given.variance
     generator = given.generator()
@@ -185,20 +304,17 @@ def run(given: Parameters) -> Result:
 
     error, slope, eigenvalue = fixed_contrast(given)
     ratios = [0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0]
-    rates, formula = growth_rates(given, [*ratios, k / unit])
-    crossing = next(i for i in range(len(ratios) - 1) if rates[i] > 0 >= rates[i + 1] or i == len(ratios) - 2)
-    gap = rates[crossing] - rates[crossing + 1]
-    threshold = (ratios[crossing] + (ratios[crossing + 1] - ratios[crossing]) * rates[crossing] / gap) * unit
+    *growth, own = growth_rates(given, [*ratios, k / unit])
+    threshold, uncertain = crossing(growth, unit)
 
     start = 4 * (2 * torch.rand(d, d, dtype=F64, generator=generator) - 1) / (d * unit**0.5)
     sweep = [0.5 * unit, unit, 4 * unit, 8 * unit, k]
-    history, passed, last = train(given, sweep, start)
+    course = train(given, sweep, start)
+    history, last = course.history, course.last[3]
     spectra = history[-1]
-    dead = (spectra < DEAD * spectra[:, :1]).sum(1).tolist()
-    exponents = [2 * unit - value for value in sweep]
-    reach = (torch.tensor(exponents) * passed.sum(0)).tolist()
     data = normal(generator, 4000, d) * unit**0.5
-    eigenvalues = torch.linalg.eigvalsh(covariance(data @ last[3].T))
+    eigenvalues = torch.linalg.eigvalsh(covariance(data @ last.T))
+    lost = int((eigenvalues < DEAD**2 * eigenvalues[-1]).sum())
 
     claims: list[Claim] = [
         below("the loss' gradient is −WX", "|G + W(Σ̂₀−Σ̂₁)| / |G|", 1e-10, identity),
@@ -208,37 +324,40 @@ def run(given: Parameters) -> Result:
             "growth rate of an ignored noisy direction at your k",
             "(2σ² − k)(1 − ⟨α_ii⟩)",
             "≈",
-            formula[-1],
-            rates[-1],
-            0.05 * (abs(formula[-1]) + 0.2 * unit),
+            own.formula,
+            own.seen,
+            max(0.01 * abs(own.formula), 4 * own.error),
         ),
-        about("amplitude where that rate changes sign", "k = 2σ²", 2 * unit, threshold, 0.05),
-        exactly(
-            "k = 8σ²: the embeddings' covariance loses as many ranks (corollary 1)",
-            "eigenvalues < 1e-6 λ₁",
-            m,
-            int((eigenvalues < DEAD**2 * eigenvalues[-1]).sum()),
+        Claim(
+            "amplitude where that rate changes sign",
+            "k = 2σ²",
+            "≈",
+            2 * unit,
+            threshold,
+            max(0.02 * unit, 4 * uncertain),
+        ),
+        count_of_dead(
+            given,
+            course,
+            3,
+            8 * unit,
+            exactly("k = 8σ²: the embeddings' covariance loses as many ranks (corollary 1)", "λ < 1e-6 λ₁", m, lost),
         ),
         where(
             given.rate * given.steps >= 15 * d,
             f"W still changes: rate times steps is below 15 d = {15 * d}",
-            about("k = 8σ²: effective rank of WWᵀ", "d − noisy", d - m, rank_of(last[3] @ last[3].T), 0.12),
+            about("k = 8σ²: effective rank of WWᵀ", "d − noisy", d - m, rank_of(last @ last.T), 0.12),
         ),
     ]
     for i, name in enumerate(("σ²/2", "σ²", "4σ²", "8σ²", f"{k:g} (yours)")):
         if i == 4 and k in sweep[:4]:
             continue
-        visible = int((history[:, i, -1] > 1e-11 * history[:, i, 0]).sum()) - 1  # below that svd returns rounding
-        if sweep[i] > 2 * unit and visible >= 4:
-            early = visible // 2  # from here on the noisy block is small and the linear law applies
-            logs = history[:, i, -m:].log().mean(-1)
-            expected = exponents[i] * float(passed[early:visible, i].sum())
-            what, law = f"the m smallest log σ of W, mean change, k = {name}", "(2σ² − k) ∫(1 − ⟨α_ii⟩)dt"
-            claim = about(what, law, expected, float(logs[visible] - logs[early]), 0.2)
-            claims.append(where(expected < -1, "the noisy block hardly shrank in this time", claim))
-        if sweep[i] <= unit or reach[i] < 1.1 * math.log(DEAD):  # elsewhere the count still depends on the time
-            count = m * (sweep[i] > unit)
-            claims.append(exactly(f"dead dimensions, k = {name}", "noisy if k > 2σ², else 0", count, dead[i]))
+        if sweep[i] > 2 * unit:
+            claims.append(mean_law(given, course, i, sweep[i], name))
+        dead = int((spectra[i] < DEAD * spectra[i, 0]).sum())
+        law = "noisy if k > 2σ², else 0"
+        claim = exactly(f"dead dimensions, k = {name}", law, m if sweep[i] > unit else 0, dead)
+        claims.append(count_of_dead(given, course, i, sweep[i], claim))
 
     times = [index * (given.steps // RECORDS) for index in range(len(history))]
     index = list(range(1, d + 1))
@@ -254,7 +373,10 @@ def run(given: Parameters) -> Result:
                 "Growth rate of an ignored noisy direction",
                 "k / σ²",
                 "rate",
-                [Line("measured", ratios, rates[:-1], marks=True), Line("formula", ratios, formula[:-1], dashed=True)],
+                [
+                    Line("measured", ratios, [each.seen for each in growth], marks=True),
+                    Line("formula", ratios, [each.formula for each in growth], dashed=True),
+                ],
             ),
         ],
     )
