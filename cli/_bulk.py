@@ -8,6 +8,7 @@ from cli.common import errors, fail, show
 
 if TYPE_CHECKING:
     from scale.bulk import Written
+    from scale.places import Place
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class How:
 def embed_folder(
     source: str,
     encoder: Path,
-    out: Path,
+    out: str,
     how: How,
     file_format: Literal["parquet", "npy"],
     reference: Path | None,
@@ -39,23 +40,25 @@ def embed_folder(
         except ImportError as error:
             fail(f"Parquet files need pyarrow ({error}): pip install 'fullrank-server[bulk]', or --format npy")
     from scale import bulk, ray_bulk
+    from scale.places import PlaceError, place
     from scale.sources import SourceError, shards
 
     unread: list[str] = []
     try:
+        folder = place(out)
         found = shards(source)
-        left = bulk.begin(out, encoder, found, file_format=file_format, inputs=reference is not None)
+        left = bulk.begin(folder, encoder, found, file_format=file_format, inputs=reference is not None)
         with _Bar(len(found), len(found) - len(left)) as bar:
             options: dict[str, Any] = {"device": how.device, "engine": how.engine}
             options |= {"done": bar.done, "failed": unread.append}
             if how.ray is None:
-                bulk.run_local(left, encoder, out, processes=how.processes or 1, progress=bar.count, **options)
+                bulk.run_local(left, encoder, folder, processes=how.processes or 1, progress=bar.count, **options)
             elif left:
-                ray_bulk.run_ray(left, encoder, out, address=how.ray, processes=how.processes, **options)
-        report = asdict(bulk.report(out))
+                ray_bulk.run_ray(left, encoder, folder, address=how.ray, processes=how.processes, **options)
+        report = asdict(bulk.report(folder))
         if reference is not None and not unread:
-            report |= _reference(out, encoder, how, reference)
-    except (bulk.BulkError, SourceError, ArtifactError) as error:
+            report |= _reference(folder, encoder, how, reference)
+    except (bulk.BulkError, PlaceError, SourceError, ArtifactError) as error:
         fail("\n".join([*unread, str(error)]))
     show(to_json(report), f"{source} in {out}", as_json)
     for reason in unread:
@@ -64,7 +67,7 @@ def embed_folder(
         fail(f"{len(unread)} of {len(found)} shards could not be read; the same command tries them again")
 
 
-def _reference(out: Path, encoder: Path, how: How, target: Path) -> dict[str, object]:
+def _reference(out: "Place", encoder: Path, how: How, target: Path) -> dict[str, object]:
     """Build the reference of the whole output and save it. Returns what to tell of it."""
     from safetensors.torch import save as to_bytes
 

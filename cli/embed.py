@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -29,8 +30,11 @@ def embed(
     device: Device = "cpu",
     engine: Engine = "auto",
     out: Annotated[
-        Path | None,
-        typer.Option(help="Write FILE.npy, and FILE.txt with the names of its rows; or a folder, one file a shard."),
+        str | None,
+        typer.Option(
+            help="Write FILE.npy, and FILE.txt with the names of its rows; or one file a shard into a folder, which "
+            "may be an address in object storage, such as s3://bucket/rows."
+        ),
     ] = None,
     processes: Annotated[
         int | None,
@@ -71,7 +75,12 @@ def embed(
     """
     if (url is None) == (encoder is None):
         fail("give either --encoder or --url", 2)
-    if out is not None and out.suffix != ".npy":
+    for option, name in (("--out", out if out and out.endswith(".npy") else None), ("--reference", reference)):
+        if name is not None and re.match(r"[a-z][a-z0-9+]*:/", str(name)):
+            fail(
+                f"{option} {name}: one file is written to this machine only; --out may be a folder in object storage", 2
+            )
+    if out is not None and not out.endswith(".npy"):
         if encoder is None or len(sources) != 1:
             fail(f"--out {out} is a folder: give one source and --encoder; for images of a service name a .npy file", 2)
         how = _bulk.How(device, engine, processes, ray)
@@ -82,7 +91,7 @@ def embed(
             fail(f"{option} needs a folder of rows: name one with --out", 2)
     files = [Path(source) for source in sources]
     results = _embed_here(files, encoder, device, engine) if encoder else _embed_there(files, url or "", key)
-    _put(files, results, out, as_json)
+    _put(files, results, None if out is None else Path(out), as_json)
 
 
 def _put(files: list[Path], results: "Results", out: Path | None, as_json: bool) -> None:

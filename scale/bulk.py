@@ -26,6 +26,7 @@ from models.embedder import Embedder, faulty, normalize
 from models.files import SCRATCH
 from models.preprocess import Pixels, decode
 from scale.output import RUN, BulkError, Format, Report, Rows, Run, report
+from scale.places import Place, place
 from scale.sources import Item, Shard, SourceError
 
 __all__ = ["RUN", "BulkError", "Embedding", "Report", "Written", "begin", "report", "run_local"]
@@ -53,7 +54,7 @@ class Embedding:
         torch.set_num_threads(threads)
         self.artifact = load(Path(encoder))
         self.embedder = Embedder(self.artifact, device, max_batch=BATCH, engine=engine, threads=threads)  # type: ignore[arg-type]
-        self.out = Path(out)
+        self.out = place(out)
         self.run = Run.of(self.out)
         if self.run.format == "parquet":
             import pyarrow.parquet  # noqa: F401  # now, and not within the first shard
@@ -118,7 +119,7 @@ def _batches(items: Iterator[Item], preprocessing: Any) -> Iterator[list[tuple[I
 
 
 def begin(
-    out: Path, encoder: Path, shards: Sequence[Shard], *, file_format: Format = "parquet", inputs: bool = False
+    out: Place, encoder: Path, shards: Sequence[Shard], *, file_format: Format = "parquet", inputs: bool = False
 ) -> list[Shard]:
     """Create the output folder, or continue in it. Returns the shards that are still to do.
 
@@ -146,9 +147,10 @@ def begin(
                 "added or removed? Images would come twice: choose another --out"
             )
         mine.save(out)
+        complete = mine.complete(out)
     except OSError as error:
         raise BulkError(f"{out}: {error}") from error
-    return [shard for shard in shards if not mine.is_complete(out, shard.name)]
+    return [shard for shard in shards if shard.name not in complete]
 
 
 _here: tuple[Embedding, Callable[[int], None]] | None = None
@@ -186,7 +188,7 @@ class _Counter:
 def run_local(
     shards: Sequence[Shard],
     encoder: Path,
-    out: Path,
+    out: Place,
     *,
     processes: int = 1,
     device: str = "cpu",

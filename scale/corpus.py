@@ -10,10 +10,11 @@ from models.artifact import Artifact, load
 from models.embedder import Embedder
 from models.references import ImagesError
 from scale.output import BulkError, Run, merged, sampled
+from scale.places import Place
 
 
 def referenced(
-    out: Path,
+    out: Place,
     encoder: Path,
     *,
     device: str = "cpu",

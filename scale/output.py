@@ -6,7 +6,8 @@
     SHARD.moments.safetensors the moments of the shard's rows, packed
     SHARD.inputs.safetensors  thumbnails of the images, in runs that build a reference
 
-The file of rows is written last, and renamed into place: if it is there, the shard is complete.
+The file of rows is written last, and renamed into place: if it is there, the shard is complete. In an object store,
+where nothing is renamed, an upload is seen whole or not at all.
 """
 
 import io
@@ -18,15 +19,17 @@ from typing import Literal, Self
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from fullrank.merging import Merging
 from fullrank.moments import Moments
-from models.files import write
+from scale.places import Place, write_all
 
 RUN = "run.json"
+MOMENTS = ".moments.safetensors"
+INPUTS = ".inputs.safetensors"
 FORMATS = ("parquet", "npy")
 Format = Literal["parquet", "npy"]
 
@@ -78,7 +81,7 @@ class Run:
     inputs: bool = False
 
     @classmethod
-    def of(cls, out: Path) -> Self:
+    def of(cls, out: Place) -> Self:
         """Read it. Raises BulkError if the folder is no output."""
         try:
             said = json.loads((out / RUN).read_text())
@@ -89,28 +92,31 @@ class Run:
             raise BulkError(f"{out}: the format {run.format!r} is none of {', '.join(FORMATS)}")
         return run
 
-    def save(self, out: Path) -> None:
+    def save(self, out: Place) -> None:
         """Write it. Raises OSError."""
-        write(out / RUN, json.dumps(asdict(self)) + "\n")
+        write_all({out / RUN: json.dumps(asdict(self)) + "\n"})
 
-    def rows_file(self, out: Path, shard: str) -> Path:
+    def rows_file(self, out: Place, shard: str) -> Place:
         """The file that is there if, and only if, the shard is complete."""
         return out / f"{shard}.{self.format}"
 
-    def is_complete(self, out: Path, shard: str) -> bool:
-        """Whether the shard needs no further work."""
-        return self.rows_file(out, shard).exists() and (not self.inputs or _inputs_file(out, shard).exists())
+    def complete(self, out: Place) -> set[str]:
+        """The shards that need no further work. Raises OSError."""
+        found = set(self.shards(out))
+        if self.inputs:
+            found &= {path.name.removesuffix(INPUTS) for path in out.glob(f"*{INPUTS}")}
+        return found
 
-    def shards(self, out: Path) -> list[str]:
+    def shards(self, out: Place) -> list[str]:
         """The names of the complete shards, in order."""
         return sorted(path.name.removesuffix(f".{self.format}") for path in out.glob(f"*.{self.format}"))
 
-    def write(self, out: Path, shard: str, rows: Rows) -> None:
+    def write(self, out: Place, shard: str, rows: Rows) -> None:
         """Write a shard's files, each atomically, the rows last; all or none of them. Raises OSError."""
         moments = Moments(rows.table.shape[1])
         if (good := rows.good).any():
             moments.add(rows.table[good])
-        contents: dict[Path, bytes | memoryview] = {_moments_file(out, shard): to_bytes(moments.tensors(packed=True))}
+        contents: dict[Place, bytes | memoryview] = {_moments_file(out, shard): to_bytes(moments.tensors(packed=True))}
         if self.inputs:
             contents[_inputs_file(out, shard)] = to_bytes({"inputs": torch.from_numpy(rows.inputs)})
         if self.format == "npy":
@@ -118,8 +124,7 @@ class Run:
             contents[out / f"{shard}.jsonl"] = "".join(json.dumps(line) + "\n" for line in lines).encode()
         contents[self.rows_file(out, shard)] = _npy(rows.table) if self.format == "npy" else self._parquet(rows)
         try:
-            for path, content in contents.items():
-                write(path, content)
+            write_all(contents)
         except OSError:
             if not self.rows_file(out, shard).exists():
                 for path in contents:
@@ -145,28 +150,30 @@ class Run:
         pq.write_table(table, sink, compression=compression, use_dictionary=["error"], write_statistics=["id"])
         return memoryview(sink.getvalue())
 
-    def read_errors(self, out: Path, shard: str) -> list[str | None]:
+    def read_errors(self, out: Place, shard: str) -> list[str | None]:
         """For each row of a shard its error, or None."""
         if self.format == "npy":
             return [json.loads(line)["error"] for line in (out / f"{shard}.jsonl").read_text().splitlines()]
         import pyarrow.parquet as pq
 
-        errors: list[str | None] = pq.read_table(self.rows_file(out, shard), columns=["error"])["error"].to_pylist()
+        errors: list[str | None] = pq.read_table(_opened(self.rows_file(out, shard)), columns=["error"])[
+            "error"
+        ].to_pylist()
         return errors
 
-    def read_rows(self, out: Path, shard: str) -> np.ndarray:
+    def read_rows(self, out: Place, shard: str) -> np.ndarray:
         """(m, d) float32: the embeddings of a shard, without the rows that have none."""
         if self.format == "npy":
-            table: np.ndarray = np.load(self.rows_file(out, shard), mmap_mode="r", allow_pickle=False)
+            table: np.ndarray = _table(self.rows_file(out, shard))
             return np.asarray(table[np.isfinite(table[:, 0])])
         import pyarrow.parquet as pq
 
-        column = pq.read_table(self.rows_file(out, shard), columns=["embedding"])["embedding"].combine_chunks()
+        column = pq.read_table(_opened(self.rows_file(out, shard)), columns=["embedding"])["embedding"].combine_chunks()
         width = column.type.list_size
         return np.asarray(column.drop_null().flatten().to_numpy(zero_copy_only=False), np.float32).reshape(-1, width)
 
 
-def merged(run: Run, out: Path) -> Moments:
+def merged(run: Run, out: Place) -> Moments:
     """The moments of all rows of an output. Raises BulkError if it has none."""
     merging: Merging | None = None
     for state in _moments(run, out):
@@ -177,7 +184,7 @@ def merged(run: Run, out: Path) -> Moments:
     return merging.total()
 
 
-def report(out: Path) -> Report:
+def report(out: Place) -> Report:
     """The report on a folder of output. Raises BulkError if it holds none."""
     run = Run.of(out)
     whole = merged(run, out)
@@ -196,7 +203,7 @@ def report(out: Path) -> Report:
     )
 
 
-def sampled(run: Run, out: Path, wanted: Sequence[int]) -> tuple[Tensor, Tensor]:
+def sampled(run: Run, out: Place, wanted: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Rows of an output by their numbers, (m, d), and the thumbnails of their images, (m, k).
 
     wanted: numbers of rows with an embedding, counted through the shards in order; the rows come in that order.
@@ -213,7 +220,7 @@ def sampled(run: Run, out: Path, wanted: Sequence[int]) -> tuple[Tensor, Tensor]
             taken = numbers[places] - start
             found = torch.from_numpy(run.read_rows(out, shard)[taken])
             good = torch.tensor([error is None for error in run.read_errors(out, shard)])
-            described = load_file(_inputs_file(out, shard))["inputs"][good][taken]
+            described = _tensors(_inputs_file(out, shard))["inputs"][good][taken]
             if not len(rows):
                 rows = torch.empty(len(numbers), found.shape[1])
                 inputs = torch.empty(len(numbers), described.shape[1])
@@ -225,21 +232,35 @@ def sampled(run: Run, out: Path, wanted: Sequence[int]) -> tuple[Tensor, Tensor]
     return rows, inputs
 
 
-def _moments(run: Run, out: Path) -> Iterator[dict[str, Tensor]]:
+def _moments(run: Run, out: Place) -> Iterator[dict[str, Tensor]]:
     for shard in run.shards(out):
         path = _moments_file(out, shard)
         try:
-            yield load_file(path)
+            yield _tensors(path)
         except Exception as error:  # safetensors raises kinds of its own
             raise BulkError(f"{path}: {error}; remove {run.rows_file(out, shard).name} and run again") from error
 
 
-def _moments_file(out: Path, shard: str) -> Path:
-    return out / f"{shard}.moments.safetensors"
+def _moments_file(out: Place, shard: str) -> Place:
+    return out / f"{shard}{MOMENTS}"
 
 
-def _inputs_file(out: Path, shard: str) -> Path:
-    return out / f"{shard}.inputs.safetensors"
+def _inputs_file(out: Place, shard: str) -> Place:
+    return out / f"{shard}{INPUTS}"
+
+
+def _tensors(file: Place) -> dict[str, Tensor]:
+    return load_file(file) if isinstance(file, Path) else load(file.read_bytes())
+
+
+def _opened(file: Place) -> Path | io.BytesIO:
+    return file if isinstance(file, Path) else io.BytesIO(file.read_bytes())
+
+
+def _table(file: Place) -> np.ndarray:
+    if isinstance(file, Path):
+        return np.load(file, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+    return np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)  # type: ignore[no-any-return]
 
 
 def _npy(table: np.ndarray) -> memoryview:

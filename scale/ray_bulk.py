@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from fullrank import __version__ as VERSION
 from models.artifact import ArtifactError
 from scale.bulk import RUN, BulkError, Embedding, Written
+from scale.places import Place, place
 from scale.sources import Shard, SourceError
 
 AHEAD = 2  # shards given to an actor: one that it works on, and the next
@@ -42,7 +43,7 @@ class Embedder:
         here = socket.gethostname()
         encoder, out, device, engine = self._arguments
         if self._embedding is None:
-            if identity_of(Path(out)) != self._identity:
+            if identity_of(place(out)) != self._identity:
                 message = f"{here} does not see the same {out}: the folder has to be shared by all nodes"
                 raise BulkError(message)
             try:
@@ -60,7 +61,7 @@ class Embedder:
         return self._embedding(shard)
 
 
-def identity_of(out: Path) -> str:
+def identity_of(out: Place) -> str:
     """What an output folder says of its run, and with which version of this package; "" if it says nothing."""
     try:
         return json.dumps(json.loads((out / RUN).read_text()) | {"version": VERSION}, sort_keys=True)
@@ -71,7 +72,7 @@ def identity_of(out: Path) -> str:
 def run_ray(
     shards: Sequence[Shard],
     encoder: Path,
-    out: Path,
+    out: Place,
     *,
     address: str,
     processes: int | None = None,
