@@ -93,10 +93,11 @@ dist: .venv/dev
 	$(BIN)/check-wheel-contents --no-config dist/fullrank-*.whl
 	$(BIN)/check-wheel-contents dist/fullrank_server-*.whl
 	$(BIN)/validate-pyproject pyproject.toml fullrank/pyproject.toml
-	cat requirements/torch.txt requirements/image.txt | $(BIN)/cyclonedx-py requirements --output-reproducible --of JSON -o dist/image.cdx.json -
+	$(BIN)/python -m tools.inventory requirements | \
+	    $(BIN)/cyclonedx-py requirements --output-reproducible --of JSON -o dist/image.cdx.json -
 	$(BIN)/pip-licenses --from=mixed --with-urls --format=markdown --output-file=dist/image-licences.md \
-	    --packages $(shell sed -nE 's/^([A-Za-z0-9_.-]+)==.*/\1/p' requirements/torch.txt requirements/image.txt)
-	sed 's/^/    /' service/http/page/vendor/README.txt >> dist/image-licences.md
+	    --packages $$($(BIN)/python -m tools.inventory names)
+	$(BIN)/python -m tools.inventory vendored dist/image.cdx.json dist/image-licences.md
 
 # Renew the exact versions: `make lock UPGRADE=--upgrade` takes the newest releases.
 lock: .venv/dev
