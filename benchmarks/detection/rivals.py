@@ -12,7 +12,8 @@ def rivals(bench: Bench, rows: Tensor) -> dict[str, float]:
     kernel of median width, on 2,000 rows."""
     healthy = bench.clean[:2000]
     sample = rows[:2000]
-    bandwidth = float((healthy[:1000] - healthy[1000:]).square().sum(1).median())
+    half = len(healthy) // 2
+    bandwidth = float((healthy[:half] - healthy[half : 2 * half]).square().sum(1).median())
 
     def kernel(a: Tensor, b: Tensor) -> float:
         return float((-torch.cdist(a, b).square() / bandwidth).exp().mean())

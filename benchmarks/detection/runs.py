@@ -7,6 +7,7 @@ sixtieth of that, and is the same law but for the runs being finitely many.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Generator, Tensor
@@ -23,7 +24,6 @@ LEADING = 48
 HOURS = 24
 BLOCKS_A_DAY = 24 * 3600 * 20 / BLOCK_ROWS
 _CHUNK = 64
-_ROOT = math.sqrt(2)
 
 
 @dataclass(frozen=True)
@@ -71,18 +71,24 @@ def _sums(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return rows.sum(1), rows.square().sum(1), packed(leading.transpose(1, 2) @ leading)
 
 
+@cache
+def _pairs(r: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the pairs of r directions: the first, the second, and the root of how often a symmetric matrix holds them."""
+    i, j = torch.triu_indices(r, r)
+    return i, j, torch.where(i == j, 1.0, math.sqrt(2))
+
+
 def packed(matrices: Tensor) -> Tensor:
     """(..., r, r) symmetric -> (..., r (r + 1) / 2), such that inner products stay."""
-    r = matrices.shape[-1]
-    i, j = torch.triu_indices(r, r)
-    return matrices[..., i, j] * torch.where(i == j, 1.0, _ROOT)
+    i, j, weight = _pairs(matrices.shape[-1])
+    return matrices[..., i, j] * weight
 
 
 def outer(vectors: Tensor) -> Tensor:
     """(..., d) -> (..., r (r + 1) / 2): the packed outer product of each vector's leading entries with itself."""
     leading = vectors[..., :LEADING]
-    i, j = torch.triu_indices(leading.shape[-1], leading.shape[-1])
-    return leading[..., i] * leading[..., j] * torch.where(i == j, 1.0, _ROOT)
+    i, j, weight = _pairs(leading.shape[-1])
+    return leading.index_select(-1, i).mul_(leading.index_select(-1, j)).mul_(weight)
 
 
 def laws(reference: Reference, rows: Tensor, labels: Tensor, lightness: Tensor, runs: int, seed: int) -> list[Law]:

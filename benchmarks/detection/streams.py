@@ -62,7 +62,7 @@ class Streams:
         known = tuple(torch.cat(pair, 1) for pair in zip(self.kept, fresh, strict=True)) if self.kept else fresh
         self.kept = tuple(each[:, 1 - WINDOW :] for each in known)
         runs, *rest = known
-        sums = Sums(BLOCK_ROWS, *(each.double() for each in rest))
+        sums = Sums(BLOCK_ROWS, rest[0].double(), rest[1].double(), rest[2])
         energies = variances(sums)
         alarms = self._sequential(block_statistics(self.reference, sums, energies)[:, -STEPS:])
         wrong = self._windows(runs, sums, energies)
@@ -132,9 +132,9 @@ def block_statistics(reference: Reference, sums: Sums, energies: Tensor) -> Tens
     n = sums.rows
     bands = per_band(energies, reference.bands)
     variance = energies.sum(-1)
-    products = (sums.products - outer(sums.linear) / n) / (n - 1)
+    products = (sums.products - outer(sums.linear.float() / math.sqrt(n))) / (n - 1)
     rest = energies[..., LEADING:]
-    frobenius = (products[:, 1:] * products[:, :-1]).sum(-1) + (rest[:, 1:] * rest[:, :-1]).sum(-1)
+    frobenius = (products[:, 1:] * products[:, :-1]).sum(-1).double() + (rest[:, 1:] * rest[:, :-1]).sum(-1)
     ratio = F.pad(variance[:, 1:] * variance[:, :-1] / frobenius, (1, 0), value=math.nan)
     shift = ((sums.linear / n).square().sum(-1) - variance / n) / reference.total_variance
     named = {
@@ -155,8 +155,8 @@ def beyond(reference: Reference, limit: dict[str, float], sums: Sums, energies: 
     mean = _rolled(sums.linear) / n
     each = (_rolled(sums.squares) - n * mean.square()) / (n - 1)
     variance = each.sum(-1)
-    products = (_rolled(sums.products) - n * outer(mean)) / (n - 1)
-    frobenius = products.square().sum(-1) + each[..., LEADING:].square().sum(-1)
+    products = (_rolled(sums.products) - outer(mean.float() * math.sqrt(n))) / (n - 1)
+    frobenius = products.square().sum(-1).double() + each[..., LEADING:].square().sum(-1)
     half = profile.head_bands(len(reference.bands))
     tail = (bands / reference.band_energy)[..., half:]
     head = profile.head_sum(bands) / profile.head_sum(reference.band_energy)
