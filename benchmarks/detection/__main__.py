@@ -21,10 +21,8 @@ The rivals see the same window and alarm beyond their most extreme value on 15 h
 
 import argparse
 import math
-import statistics
 import time
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,12 +32,13 @@ import torch
 from torch import Tensor
 
 from benchmarks._page import write_between
-from benchmarks.detection.cases import MODEL, TRAFFIC, Bench, Case
+from benchmarks.detection.cases import Bench, Case
 from benchmarks.detection.forty import forty
 from benchmarks.detection.fresh import fresh
 from benchmarks.detection.harm import BANK, QUERIES, Harm, by_harm
 from benchmarks.detection.preprocessing import preprocessing
 from benchmarks.detection.rivals import rivals
+from benchmarks.detection.tables import BLIND, MODES, OFF, ON, Line, counted, kind, listed, waits
 from benchmarks.detection.unseen import unseen
 from fullrank import SpectrumMonitor
 from fullrank.calibration.resample import DAY
@@ -53,8 +52,6 @@ RATE, STEP = 20.0, 256
 FINE, COARSE = 2048, 1024
 LAWS = ("independent", "sessions", "drifting")
 TRAINING_PARTS = ("unseen", "fresh", "bank")
-KINDS = ("model", "traffic", "none")
-MODES = ("canary on", "canary off", "canary off, no inputs")
 # Keys from here on are of content that comes again.
 CONTENT = 10**9
 
@@ -69,28 +66,23 @@ class Outcome:
     found: dict[str, int | None]
 
 
-def kind(state: str) -> str:
-    """Whom a state blames."""
-    return "model" if state in MODEL else "traffic" if state in TRAFFIC else "none"
-
-
 def watch(bench: Bench, case: Case, law: int, n: int, *, at_end: bool = False) -> Outcome:
     """Run a monitor with inputs and one without over a healthy window and then n rows of the case; read them after each
     block until they name the right side (not if `at_end`), and at the end, without the canary and with it."""
     draw, at = bench.traffic.laws()[law], DAY // 7
     now = [0.0]
-    found: dict[str, int | None] = dict.fromkeys(MODES[1:])
+    found: dict[str, int | None] = dict.fromkeys((OFF, BLIND))
     with ExitStack() as stack:
         monitors = {
             mode: stack.enter_context(SpectrumMonitor(bench.dimension, bench.reference, (300.0,), STEP, lambda: now[0]))
-            for mode in MODES[1:]
+            for mode in (OFF, BLIND)
         }
 
         def show(rows: Tensor, inputs: Tensor, keys: list[int]) -> None:
             hashes = np.array(keys, dtype=np.uint64)
             now[0] += len(rows) / RATE
-            monitors[MODES[1]].observe(rows, hashes, inputs)
-            monitors[MODES[2]].observe(rows, hashes)
+            monitors[OFF].observe(rows, hashes, inputs)
+            monitors[BLIND].observe(rows, hashes)
 
         fresh = iter(range(CONTENT))
         for index in torch.split(draw(n, at), COARSE):
@@ -111,68 +103,24 @@ def watch(bench: Bench, case: Case, law: int, n: int, *, at_end: bool = False) -
         for monitor in monitors.values():
             monitor.flush()
         states = {mode: monitor.snapshot().verdict.state for mode, monitor in monitors.items()}
-        monitors[MODES[1]].record_canary(case.canary)
-        monitors[MODES[1]].flush()
-        states[MODES[0]] = monitors[MODES[1]].snapshot().verdict.state
+        monitors[OFF].record_canary(case.canary)
+        monitors[OFF].flush()
+        states[ON] = monitors[OFF].snapshot().verdict.state
     return Outcome(case, LAWS[law], states, found)
 
 
-def table(outcomes: list[Outcome], alarms: dict[str, list[str]], lost: dict[str, float]) -> Iterator[str]:
-    """Rows of Markdown, one a case, over the laws it ran on."""
-    heads = (
-        "case",
-        "kind",
-        "points lost",
-        "canary off",
-        "found after rows",
-        "no inputs",
-        "found",
-        "canary on",
-        "rivals that alarm",
+def line_of(outcomes: list[Outcome], alarms: list[str], lost: float) -> Line:
+    """A case's outcomes together."""
+    case = outcomes[0].case
+    return Line(
+        case.name,
+        case.kind,
+        case.strong,
+        lost,
+        {mode: Counter(outcome.states[mode] for outcome in outcomes) for mode in MODES},
+        alarms,
+        {mode: [outcome.found[mode] for outcome in outcomes] for mode in outcomes[0].found},
     )
-    yield "| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|"
-    for name in dict.fromkeys(outcome.case.name for outcome in outcomes):
-        mine = [outcome for outcome in outcomes if outcome.case.name == name]
-        case = mine[0].case
-        cells = [f"{name}{'' if case.strong or case.kind == 'none' else ' (weak)'}", case.kind]
-        cells.append("" if math.isnan(lost[name]) else f"{lost[name]:.1f}")
-        for mode in (MODES[1], MODES[2], MODES[0]):
-            states = Counter(outcome.states[mode] for outcome in mine)
-            cells.append(", ".join(s if len(states) == 1 else f"{s} {c}x" for s, c in states.items()))
-            rows = [outcome.found.get(mode) for outcome in mine]
-            times = sorted(row for row in rows if row is not None)
-            if mode != MODES[0]:
-                text = "–" if not times else f"{times[0]}" if times[0] == times[-1] else f"{times[0]}–{times[-1]}"
-                missed = len(rows) - len(times)
-                cells.append("" if case.kind == "none" else text + (f" ({missed} missed)" if times and missed else ""))
-        yield "| " + " | ".join([*cells, ", ".join(alarms[name]) or "–"]) + " |"
-
-
-def confusion(outcomes: list[Outcome]) -> Iterator[str]:
-    """Matrices, and what the goals ask for."""
-    for mode in MODES:
-        counts = Counter((outcome.case.kind, kind(outcome.states[mode])) for outcome in outcomes)
-        yield f"\n**{mode}**: runs of a kind (row), read as a kind (column) at the end of the window\n"
-        yield "| | " + " | ".join(KINDS) + " |\n|---|---|---|---|"
-        for truth in KINDS:
-            yield f"| {truth} | " + " | ".join(str(counts[truth, read]) for read in KINDS) + " |"
-        for label, chosen in (
-            ("all", outcomes),
-            ("strong", [outcome for outcome in outcomes if outcome.case.strong]),
-        ):
-            faults = [outcome for outcome in chosen if outcome.case.kind != "none"]
-            named = [outcome for outcome in faults if kind(outcome.states[mode]) != "none"]
-            right = sum(kind(outcome.states[mode]) == outcome.case.kind for outcome in named)
-            share = f", {right} of these ({right / len(named):.1%}) on the right side" if named else ""
-            line = f"\n{label} faults: {len(named)} of {len(faults)} alarm{share}"
-            model = [outcome for outcome in chosen if outcome.case.kind == "model"]
-            times = [rows for outcome in model if (rows := outcome.found.get(mode)) is not None]
-            if times:
-                line += (
-                    f"; {len(times)} of {len(model)} model faults named as such, after {statistics.median(times):.0f} "
-                    f"rows (median), at most {max(times)}"
-                )
-            yield line + "."
 
 
 def images_of(artifact: Artifact, which: str) -> ImageSet:
@@ -254,9 +202,11 @@ def main() -> None:
         harm = Harm(bench, bank, images_of(artifact, "test").take(slice(-QUERIES, None)))
         # Last, because a fault that draws at random draws again.
         lost = {case.name: harm.points(case) for case in cases}
-        hits = [(o.case.name, o.found[MODES[1]] is not None) for o in outcomes if o.case.kind == "model"]
+        hits = [(o.case.name, o.found[OFF] is not None) for o in outcomes if o.case.kind == "model"]
         costs = [*by_harm(lost, hits, harm.healthy)]
-    text = "\n".join([*table(outcomes, alarms, lost), *confusion(outcomes), *costs])
+    by_name = {case.name: [outcome for outcome in outcomes if outcome.case.name == case.name] for case in cases}
+    lines = [line_of(mine, alarms[name], lost[name]) for name, mine in by_name.items()]
+    text = "\n".join([*listed(lines), *counted(lines, waits(lines)), *costs])
     print("\n" + text)
     if options.write:
         name = artifact.card.name + ("" if options.cases == "test" else f", {options.cases}")
