@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from benchmarks._page import write_between
-from benchmarks.detection.cases import Bench, Case
+from benchmarks.detection.cases import Bench, Case, RowsBench
 from benchmarks.detection.forty import forty
 from benchmarks.detection.fresh import fresh
 from benchmarks.detection.harm import BANK, QUERIES, Harm, by_harm
@@ -161,15 +161,24 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=6000, help="rows of a case: 6000 are 5 minutes at 20 a second")
     parser.add_argument("--images", type=int, default=10000, help="images to embed")
     parser.add_argument("--laws", type=int, default=3, help="laws of traffic to run each case on")
+    parser.add_argument(
+        "--rows-of", type=Path, help="with --forty: a file of rows, labels and inputs of another encoder, of numpy's"
+    )
+    parser.add_argument("--name", default="rows", help="of that encoder")
+    parser.add_argument("--reference-rows", type=int, help="how many of the file's rows make its reference: half")
     parser.add_argument("--no-harm", dest="harm", action="store_false", help="leave out what each fault costs a search")
     parser.add_argument("--at-end", action="store_true", help="read the monitors at the end only, and leave rivals out")
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--write", type=Path, help="put the tables between the encoder's marks in this file")
     options = parser.parse_args()
     artifact, other = load(options.encoder), load(options.other)
+    name = options.name if options.rows_of else artifact.card.name
     which = options.cases if options.cases in TRAINING_PARTS else "test"
-    images = images_of(artifact, which).take(slice(0, options.images))
-    bench = Bench(artifact, images.images, images.labels)
+    if options.rows_of:
+        bench: Bench = RowsBench(options.rows_of, options.reference_rows)
+    else:
+        images = images_of(artifact, which).take(slice(0, options.images))
+        bench = Bench(artifact, images.images, images.labels)
     draws = bench.traffic.laws()
     times = () if options.at_end else range(5)
     scores = [rivals(bench, bench.clean[law(options.rows, i * DAY // 5)]) for i in times for law in draws]
@@ -197,7 +206,7 @@ def main() -> None:
             )
     lost = {case.name: math.nan for case in cases}
     costs: list[str] = []
-    if options.harm:
+    if options.harm and not options.rows_of:
         bank = images_of(artifact, "bank").take(slice(0, BANK))
         harm = Harm(bench, bank, images_of(artifact, "test").take(slice(-QUERIES, None)))
         # Last, because a fault that draws at random draws again.
@@ -209,7 +218,7 @@ def main() -> None:
     text = "\n".join([*listed(lines), *counted(lines, waits(lines)), *costs])
     print("\n" + text)
     if options.write:
-        name = artifact.card.name + ("" if options.cases == "test" else f", {options.cases}")
+        name += "" if options.cases == "test" else f", {options.cases}"
         write_between(options.write, f"<!-- {name}: start -->", f"<!-- {name}: end -->", text)
 
 

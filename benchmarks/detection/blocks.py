@@ -13,7 +13,7 @@ four of each law, for what needs eigenvalues. Of the products of two directions,
 left out. Inputs and the canary are left out too: they only change what an alarm is called.
 
 --rows: a file of numpy's with `rows` (n, d), `labels` (n,) and `inputs` (n, k), for an encoder that is not in the
-repository. One half makes its reference, the other is the traffic.
+repository. One half of them, or --reference-rows, makes its reference, the other half is the traffic.
 """
 
 import argparse
@@ -21,19 +21,18 @@ import math
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from scipy.stats import beta  # type: ignore[import-untyped]
 from torch import Tensor
 
 from benchmarks._page import write_between
+from benchmarks.detection.cases import RowsBench
 from benchmarks.detection.runs import laws
 from benchmarks.detection.streams import LANES, STEPS, Streams, Tally
 from fullrank import Reference
 from fullrank.calibration.inputs import thumbnails
 from fullrank.calibration.ranges import BLOCK_ROWS
 from fullrank.calibration.sequential import LEVEL
-from fullrank.rows import unit
 from models.artifact import load
 from models.embedder import Embedder, normalize
 from training.data import SOURCES, ImageSet
@@ -83,13 +82,10 @@ def of_artifact(folder: Path) -> tuple[str, Reference, Tensor, Tensor, Tensor]:
     return artifact.card.name, artifact.reference, rows, test.labels, lightness
 
 
-def of_rows(file: Path, name: str) -> tuple[str, Reference, Tensor, Tensor, Tensor]:
-    """The same of the rows in a file: a reference built from one half of them, and the other half."""
-    with np.load(file) as arrays:
-        rows, labels, inputs = (torch.from_numpy(arrays[key]) for key in ("rows", "labels", "inputs"))
-    half = len(rows) // 2
-    reference = Reference.build(rows[:half], labels=labels[:half], inputs=inputs[:half])
-    return name, reference, unit(rows[half:].float()), labels[half:], inputs[half:].mean(1)
+def of_rows(file: Path, name: str, reference_rows: int | None) -> tuple[str, Reference, Tensor, Tensor, Tensor]:
+    """The same of the rows in a file: a reference built from the first of them, and the other half."""
+    bench = RowsBench(file, reference_rows)
+    return name, bench.reference, bench.clean, bench.traffic.labels, bench.inputs.mean(1)
 
 
 def main() -> None:
@@ -98,12 +94,15 @@ def main() -> None:
     parser.add_argument("--encoder", type=Path, default=Path("models/pretrained/fashion-directclr"))
     parser.add_argument("--rows", type=Path, help="a file of rows instead of an encoder")
     parser.add_argument("--name", default="rows", help="of the encoder that the rows are of")
+    parser.add_argument("--reference-rows", type=int, help="how many of the file's rows make its reference")
     parser.add_argument("--blocks", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--write", type=Path, help="put the table between the encoder's marks in this file")
     options = parser.parse_args()
     name, reference, rows, labels, lightness = (
-        of_artifact(options.encoder) if options.rows is None else of_rows(options.rows, options.name)
+        of_artifact(options.encoder)
+        if options.rows is None
+        else of_rows(options.rows, options.name, options.reference_rows)
     )
     started = time.process_time()
     drawn = laws(reference, rows, labels, lightness, RUNS, options.seed)

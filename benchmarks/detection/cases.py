@@ -4,7 +4,9 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -223,6 +225,25 @@ class Bench:
         model = [*self.model_faults(collapsed), inverted[0], tenth[0]]
         traffic = [*self.traffic_faults(), inverted[1], tenth[1]]
         return [*model, *traffic, *(replace(case, kind="none") for case in harmless)]
+
+
+class RowsBench(Bench):
+    """The same for rows (n, d) that were embedded elsewhere, of which only the rows can be changed.
+
+    Of the rows, the first `reference_rows` make the reference, 256 of them its canary, and the others are the traffic.
+    """
+
+    def __init__(self, file: Path, reference_rows: int | None = None) -> None:
+        with np.load(file) as arrays:
+            rows, labels, inputs = (torch.from_numpy(arrays[key]) for key in ("rows", "labels", "inputs"))
+        n = reference_rows or len(rows) // 2
+        self.canary = unit(rows[:256].float())
+        self.reference = Reference.build(rows[:n], labels=labels[:n], inputs=inputs[:n], canary=self.canary)
+        self.clean, self.inputs = unit(rows[-(len(rows) // 2) :].float()), inputs[-(len(rows) // 2) :]
+        self.generator = torch.Generator().manual_seed(0)
+        self.dimension = self.clean.shape[1]
+        self.traffic = Traffic(labels[-(len(rows) // 2) :])
+        self.usual = Case("healthy", "none", self.clean, self.inputs, self.canary)
 
 
 def kernels(module: nn.Module) -> list[nn.Parameter]:
