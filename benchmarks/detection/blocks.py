@@ -8,8 +8,8 @@ laws (`benchmarks.detection.runs`), a fifth of the blocks each, in 32 unbroken s
 the day; calibration knows three of them. Two things can page: the sequential test, whose bets are the library's and
 which sees every block, and the verdict on the window of the last 24 blocks. Each window's estimates are compared with
 the thresholds; an alarm needs a bound beyond one, hence the estimate too, so where no estimate is, the verdict is
-healthy without being computed. Windows with an estimate beyond a threshold are handed to the library whole, and so are
-four of each law, for what needs eigenvalues. Of the products of two directions, those behind the 48 leading ones are
+healthy without being computed. Windows with an estimate beyond a threshold are handed to the library whole, and so is
+one of each law, for what needs eigenvalues. Of the products of two directions, those behind the 48 leading ones are
 left out. Inputs and the canary are left out too: they only change what an alarm is called.
 
 --rows: a file of numpy's with `rows` (n, d), `labels` (n,) and `inputs` (n, k), for an encoder that is not in the
@@ -107,9 +107,11 @@ def main() -> None:
     started = time.process_time()
     drawn = laws(reference, rows, labels, lightness, RUNS, options.seed)
     streams = [Streams(reference, law, rows, options.seed) for law in drawn]
-    for _ in range(math.ceil(options.blocks / (len(streams) * LANES * STEPS))):
+    for turn in range(math.ceil(options.blocks / (len(streams) * LANES * STEPS))):
         for stream in streams:
             stream.take()
+        if turn % 10 == 9:
+            print(report([stream.tally for stream in streams], time.process_time() - started), flush=True)
     text = report([stream.tally for stream in streams], time.process_time() - started)
     print(text)
     if options.write:

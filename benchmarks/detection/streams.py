@@ -20,7 +20,7 @@ WINDOW, GROUP = 24, 3  # blocks
 LANES, STEPS = 32, 32  # streams, and blocks of each that are worked on at a time
 # Windows of a law that the library is asked about, at most; after so many each suspicious one counts as an alarm.
 MOST_ASKED = 200
-ASKED_ANYWAY = 4
+ASKED_ANYWAY = 1
 # What the products that are left out may add to the participation ratio of a window.
 MARGIN = 1.02
 

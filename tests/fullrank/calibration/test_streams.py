@@ -38,7 +38,7 @@ def made():
         Reference.build(drawn(2000, 1)[0], rows, calibrate=False), rows, labels, windows=6, blocks=40
     )
     fresh, labels, light = drawn(2000, 3)
-    return reference, unit(fresh), laws(reference, unit(fresh), labels, light, 240, 0), labels, light
+    return reference, unit(fresh), laws(reference, unit(fresh), labels, light, 2400, 0), labels, light
 
 
 @pytest.mark.parametrize("which", range(5), ids=NAMES)
@@ -79,7 +79,7 @@ def test_the_laws_are_what_they_say(made):
     noon, night = (light[by_name["daylight"].rows[hour]].mean() for hour in (12, 0))
     assert float(noon - night) > 0.2 * float(light.std())
     generator = torch.Generator().manual_seed(0)
-    hours = by_name["drifting"].draw(torch.tensor([0, int(BLOCKS_A_DAY / 2) + 1]), generator) // 10
+    hours = by_name["drifting"].draw(torch.tensor([0, int(BLOCKS_A_DAY / 2) + 1]), generator) // 100
     assert hours.tolist() == [[0] * 4, [12] * 4]
     assert len(rows) > int(by_name["independent"].rows.max())
 
