@@ -79,8 +79,11 @@ def check_size(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
 
 
 def _check_scans(data: bytes, width: int, height: int) -> None:
+    pixels = headers.padded_pixels(width, height)
+    if len(data) // 2 * pixels <= MAX_SCANNED_PIXELS:  # a scan begins with two bytes: there is no need to count
+        return
     scans = headers.scans(data)
-    if scans * headers.padded_pixels(width, height) > MAX_SCANNED_PIXELS:
+    if scans * pixels > MAX_SCANNED_PIXELS:
         message = f"the JPEG visits its {width} x {height} pixels in {scans} scans; save it anew, with a dozen at most"
         raise ImageError("too_many_scans", message)
 
