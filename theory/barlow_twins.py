@@ -14,7 +14,7 @@ and the rest be clean, data N(0, σ²I). A linear encoder has two extreme choice
 - Use the d − m clean directions only. All C_ii = 1, but d outputs in d − m dimensions cannot be uncorrelated: for
   unit vectors Σ_ij C_ij² ≥ d²/(d − m) (Welch), so the loss is at least λ(d²/(d − m) − d) = λ d m/(d − m).
 - Use all directions, one an output. No redundancy, but the noisy outputs correlate only σ²/(σ² + k) between the views:
-  the loss is m(k/(σ² + k))².
+  the loss is m(k/(σ² + k))². (Below λ = 1 a rotation that mixes all of them evenly costs m/d + λ(d − m)/d of that.)
 
 Full rank is the better of the two if
 
@@ -26,6 +26,9 @@ two goes with λd: the same balance at d outputs is λ = 0.0051·8192/d ≈ 42/d
 encoders in between mix both choices; λ_c is the middle of a slope, not a cliff. The slope is shallow: at a fortieth of
 λ_c some 7 % of the noisy directions' rank is still there. Far above λ_c a little rank is lost again, to the noise of
 the batch.
+
+All of this is about where descent ends. A claim about an end is asserted if the run has one: between a half of its
+steps and all of them the rank, or the loss, moves by less than 2 %.
 
 The rescaled λ has a price. From a batch of B rows even independent outputs show Σ C_ij² ≈ d(d − 1)/B, so redundancy
 adds a noise of λd(d − 1)/B that does not carry information. With several layers this noise costs rank again (the
@@ -46,17 +49,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from theory.implicit_regularization import descend, forward, mean_infonce, stack
-from theory.lab import Line, Panel, ParameterError, Result, Settings, about, above, below, parameter, where
+from theory.lab import Claim, Line, Panel, ParameterError, Result, Settings, about, above, below, parameter, where
+from theory.strong_augmentation import largest_rate
 from theory.toys import F64, batches, normal, rank_of
 
 EXAMPLE = "--penalty 0.5 --amplitude 2"
 PUBLISHED, PUBLISHED_OUTPUTS = 0.0051, 8192
 THRESHOLD = 2.0  # InfoNCE gives a direction up from k = 2 sigma^2 on; see strong-augmentation
+STILL = 0.02  # the most that an end moves in the second half of the steps
 FAR = 40.0  # the slope is shallow below lambda_c: at a tenth of it 15 % of the lost directions are still there
 
 
@@ -113,7 +119,26 @@ def ranks_of(weights: Tensor, rectified: Tensor, x: Tensor) -> list[float]:
     return [rank_of(each) for each in correlation(z, z)]
 
 
-def by_depth(given: Parameters, penalties: list[float]) -> tuple[list[float], list[list[float]]]:
+@dataclass(frozen=True)
+class Ended:
+    """A figure after half of the steps and after all."""
+
+    half: float
+    end: float
+
+    @property
+    def still(self) -> bool:
+        """Whether the second half of the steps moved it by less than STILL."""
+        return abs(self.half / self.end - 1) < STILL
+
+
+def halfway(steps: int) -> tuple[list[Tensor], Callable[[int, Tensor], None]]:
+    """A list that will hold the weights at the half of the run, and the watch that puts them there."""
+    kept: list[Tensor] = []
+    return kept, lambda step, weights: kept.append(weights) if step >= steps // 2 and not kept else None
+
+
+def by_depth(given: Parameters, penalties: list[float]) -> tuple[list[Ended], list[list[Ended]]]:
     """Effective ranks for depths 1, 2, …: InfoNCE's, and Barlow Twins' for every λ; same data law, same start law."""
     d, generator, depths = given.dimension, given.generator(), list(range(1, given.depth + 1))
     weak, test = torch.full((d,), 0.1, dtype=F64), normal(generator, 4000, d)
@@ -124,13 +149,18 @@ def by_depth(given: Parameters, penalties: list[float]) -> tuple[list[float], li
         spread = torch.tensor(lam, dtype=F64).repeat_interleave(len(depths))
         views = noised_views(given, weak, generator)
         chosen = mean_infonce if loss is None else lambda a, b, spread=spread: barlow(a, b, spread)
-        final = descend(chosen, start, trained, rectified, views, given.rate, given.steps)
-        ranks = ranks_of(final, rectified, test)
+        half, watch = halfway(given.steps)
+        final = descend(chosen, start, trained, rectified, views, given.rate, given.steps, watch)
+        ranks = ended_ranks(half[0], final, rectified, test)
         found.append([ranks[i : i + len(depths)] for i in range(0, len(ranks), len(depths))])
     return found[0][0], found[1]
 
 
-def under_strong_augmentation(given: Parameters, penalties: list[float]) -> tuple[list[float], list[float], float]:
+def ended_ranks(half: Tensor, final: Tensor, rectified: Tensor, x: Tensor) -> list[Ended]:
+    return [Ended(*pair) for pair in zip(*(ranks_of(w, rectified, x) for w in (half, final)), strict=True)]
+
+
+def under_strong_augmentation(given: Parameters, penalties: list[float]) -> tuple[list[Ended], list[Ended], Ended]:
     """One linear layer: effective rank and mean loss for each λ, and InfoNCE's effective rank."""
     d, generator = given.dimension, given.generator()
     scale, test = torch.zeros(d, dtype=F64), normal(generator, 4000, d)
@@ -138,13 +168,39 @@ def under_strong_augmentation(given: Parameters, penalties: list[float]) -> tupl
     lam, views = torch.tensor(penalties, dtype=F64), noised_views(given, scale, generator)
     test = test + scale * normal(generator, 4000, d)
     start, trained, rectified = stack([1] * len(penalties), [False] * len(penalties), d, generator)
-    final = descend(lambda a, b: barlow(a, b, lam), start, trained, rectified, views, given.rate, given.steps)
-    losses = torch.zeros_like(lam)
+    half, watch = halfway(given.steps)
+    final = descend(lambda a, b: barlow(a, b, lam), start, trained, rectified, views, given.rate, given.steps, watch)
+    sums = torch.zeros(2, len(lam), dtype=F64)
     for _ in range(50):
         first, second = views()
-        losses += barlow(forward(final, first, rectified), forward(final, second, rectified), lam) / 50
-    contrasted = descend(mean_infonce, start[:1], trained[:1], rectified[:1], views, given.rate, given.steps)
-    return ranks_of(final, rectified, test), losses.tolist(), ranks_of(contrasted, rectified[:1], test)[0]
+        for total, weights in zip(sums, (half[0], final), strict=True):
+            total += barlow(forward(weights, first, rectified), forward(weights, second, rectified), lam) / 50
+    kept, watch = halfway(given.steps)
+    plain = start[:1], trained[:1], rectified[:1]
+    # As in strong-augmentation only the second view is noised; with both, 2σ² + 2k − 2k > 0 and nothing dies.
+    stream = batches(normal(generator, 10_000, d), given.batch, generator)
+
+    def one_noised() -> tuple[Tensor, Tensor]:
+        x = next(stream)
+        return x, x + scale * normal(generator, *x.shape)
+
+    rate = min(given.rate, largest_rate(given.amplitude, given.noisy, given.batch))
+    contrasted = descend(mean_infonce, *plain, one_noised, rate, given.steps, watch)
+    losses = [Ended(*pair) for pair in zip(*sums.tolist(), strict=True)]
+    return (
+        ended_ranks(half[0], final, rectified, test),
+        losses,
+        ended_ranks(kept[0], contrasted, rectified[:1], test)[0],
+    )
+
+
+def rises(penalties: list[float], ranks: list[Ended], edge: float, ended: Callable[..., Claim]) -> Claim:
+    """The rank grows with λ up to λ_c. Steps of less than a half in λ are skipped: the starts differ by chance."""
+    path = [pair for pair in zip(penalties, ranks, strict=True) if pair[0] <= edge]
+    pairs = [(low, high) for low, high in itertools.combinations(path, 2) if high[0] >= 1.5 * low[0]]
+    step = min(high[1].end - low[1].end for low, high in pairs)
+    claim = above("effective rank as λ grows to λ_c: smallest step", "rises", 0, step)
+    return ended(claim, *(rank for _, rank in path))
 
 
 def run(given: Parameters) -> Result:
@@ -155,45 +211,54 @@ def run(given: Parameters) -> Result:
     penalties = sorted({PUBLISHED, edge / 4, edge, 3 * edge, scaled, given.penalty})
     ranks, losses, contrasted = under_strong_augmentation(given, penalties)
     at = dict(zip(penalties, zip(ranks, losses, strict=True), strict=True))
-    sampling = d * (d - 1) / given.batch  # what independent outputs still show in a batch, times λ
+    sampling = d * (d - 1) / (given.batch - 1)  # what independent outputs still show in a batch, times λ
     clean, whole = d * m / (d - m), m * (k / (1 + k)) ** 2
     excess = max(
-        loss / (min(lam * clean, whole) + lam * sampling)
+        loss.end / (min(lam * clean, whole) + lam * sampling)
         for lam, loss in zip(penalties, losses, strict=True)
         if lam > 0
     )
+
+    def ended(claim: Claim, *figures: Ended) -> Claim:
+        return where(all(it.still for it in figures), f"descent has not ended after {given.steps} steps", claim)
+
+    more = (d - published[-1].end) / (d - infonce[-1].end)
     claims = [
-        below(f"InfoNCE: effective rank at {deepest} layers over d", "lost", 0.65, infonce[-1] / d),
-        below(
-            f"{deepest} layers: rank that Barlow Twins, λ = 0.0051, loses, over what InfoNCE loses",
-            "redundancy reduction keeps rank",
-            2 / 3,
-            (d - published[-1]) / (d - infonce[-1]),
+        below(f"InfoNCE: effective rank at {deepest} layers over d", "lost", 0.65, infonce[-1].end / d),
+        ended(
+            below(
+                f"{deepest} layers: rank that Barlow Twins, λ = 0.0051, loses, over what InfoNCE loses",
+                "redundancy reduction keeps rank",
+                2 / 3,
+                more,
+            ),
+            published[-1],
         ),
-        about(
-            "λ = 42/d: the loss it ends with",
-            "m(k/(1+k))² + λd(d−1)/batch",
-            whole + scaled * sampling,
+        ended(
+            about(
+                "λ = 42/d: the loss it ends with",
+                "m(k/(1+k))² min(1, m/d + λ(d−m)/d) + λd(d−1)/(batch−1)",
+                whole * min(1, m / d + scaled * (d - m) / d) + scaled * sampling,
+                at[scaled][1].end,
+                0.1,
+            ),
             at[scaled][1],
-            0.1,
         ),
-        below(
-            "loss over that of the better extreme, worst λ of the sweep",
-            "min(λdm/(d−m), m(k/(1+k))²) + λd(d−1)/batch",
-            1.15,
-            excess,
+        ended(
+            below(
+                "loss over that of the better extreme, worst λ of the sweep",
+                "min(λdm/(d−m), m(k/(1+k))²) + λd(d−1)/(batch−1)",
+                1.15,
+                excess,
+            ),
+            *losses,
         ),
-        above(
-            "effective rank as λ grows to λ_c: smallest step",
-            "rises",
-            0,
-            min(at[high][0] - at[low][0] for low, high in itertools.pairwise(penalties) if high <= edge),
-        ),
+        rises(penalties, ranks, edge, ended),
     ]
     if k >= 1.5 * THRESHOLD:
-        claims.append(
-            about("strong augmentation, InfoNCE: effective rank", "d − m, if k > 2σ²", d - m, contrasted, 0.1)
-        )
+        law = "d − m, if k > 2σ²"
+        claim = about("strong augmentation, InfoNCE: effective rank", law, d - m, contrasted.end, 0.1)
+        claims.append(ended(claim, contrasted))
     for name, lam in (("λ = 0.0051", PUBLISHED), ("λ = 42/d", scaled), (f"your λ = {given.penalty:g}", given.penalty)):
         if lam < edge / FAR:
             law, rank = "d − m, if λ ≪ λ_c", d - m
@@ -201,9 +266,9 @@ def run(given: Parameters) -> Result:
             law, rank = "d, if λ ≫ λ_c", d
         else:
             continue
-        claim = about(f"strong augmentation, {name}: effective rank", law, rank, at[lam][0], 0.1)
+        claim = about(f"strong augmentation, {name}: effective rank", law, rank, at[lam][0].end, 0.1)
         noisy_batch = f"the batch's own noise costs rank: fewer than 8 rows a dimension, {given.batch} for {d}"
-        claims.append(where(rank < d or given.batch >= 8 * d, noisy_batch, claim))
+        claims.append(where(rank < d or given.batch >= 8 * d, noisy_batch, ended(claim, at[lam][0])))
     depths = list(range(1, deepest + 1))
     return Result(
         claims,
@@ -213,9 +278,9 @@ def run(given: Parameters) -> Result:
                 "layers",
                 "effective rank",
                 [
-                    Line("InfoNCE", depths, infonce),
-                    Line("Barlow Twins, λ = 0.0051", depths, published),
-                    Line("Barlow Twins, λ = 42/d", depths, rescaled),
+                    Line("InfoNCE", depths, [it.end for it in infonce]),
+                    Line("Barlow Twins, λ = 0.0051", depths, [it.end for it in published]),
+                    Line("Barlow Twins, λ = 42/d", depths, [it.end for it in rescaled]),
                 ],
             ),
             Panel(
@@ -223,9 +288,9 @@ def run(given: Parameters) -> Result:
                 "λ",
                 "effective rank",
                 [
-                    Line("Barlow Twins", penalties, ranks),
+                    Line("Barlow Twins", penalties, [it.end for it in ranks]),
                     Line("λ_c", [edge, edge], [d - m, d], dashed=True),
-                    Line("InfoNCE", [penalties[0], penalties[-1]], [contrasted] * 2),
+                    Line("InfoNCE", [penalties[0], penalties[-1]], [contrasted.end] * 2),
                 ],
                 log_x=True,
             ),
