@@ -21,10 +21,11 @@ different and the eigenvectors mean something, and with a predictor nobody symme
 carries no gradient, so only surviving ones are counted.
 
 With `--run PATH` the lab also reads the log of a training run (JSON lines) and shows the measured alignment of a real
-network's linear predictor; the log must hold `predictor_alignment` (list of |cos|) beside `epoch`. A short run on
-Fashion-MNIST (`fullrank train fashion-byol --option linear_predictor=true --option symmetric=true --epochs 6 --limit
-8000`) goes from 0.69 after one epoch to 0.82 after six, its leading direction from 0.98 to 0.99: rising, and short of
-the 0.9 that the lab asks of a finished run. Only two directions of F are alive there, since F is not centred.
+network's linear predictor over its epochs; the log must hold `predictor_alignment` (list of |cos|) beside `epoch`. The
+paper's figure is of 100 epochs of STL-10, so that 0.9 is asked of a run of at least 50. A short run on Fashion-MNIST
+(`fullrank train fashion-byol --option linear_predictor=true --option symmetric=true --epochs 6 --limit 8000`) went from
+0.69 after one epoch to 0.82 after six, its leading direction from 0.98 to 0.99. Only two directions of F were alive
+there, since F is not centred.
 
 ## What it means for someone serving embeddings
 
@@ -47,11 +48,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from theory.lab import Line, Panel, ParameterError, Result, Settings, about, above, below, finite, parameter
+from theory.lab import Line, Panel, ParameterError, Result, Settings, about, above, below, finite, parameter, where
 from theory.noncontrastive_dynamics import Model, fixed_points, integrate
 from theory.toys import F64, normal, runge_kutta
 
 EXAMPLE = "--weight-decay 0.02 --predictor-rate 3"
+LONG = 50  # epochs of a run of which alignment is asked
 
 
 class Parameters(Settings):
@@ -194,7 +196,10 @@ def run(given: Parameters) -> Result:
     if logged is not None:
         epochs, values = logged
         last = sum(values[-1]) / len(values[-1])
-        claims.append(above("your run: mean |cos(u, W_p u)| at its last epoch", "→ 1", 0.9, last))
-        line = Line("mean over directions", epochs, [sum(row) / len(row) for row in values])
-        panels.append(Panel("Your run", "epoch", "|cos(u, W_p u)|", [line]))
+        claim = above("your run: mean |cos(u, W_p u)| at its last epoch", "→ 1", 0.9, last)
+        claims.append(where(epochs[-1] >= LONG, f"the run has {epochs[-1]:g} epochs, fewer than {LONG}", claim))
+        mean_of = Line("mean over directions", epochs, [sum(row) / len(row) for row in values])
+        lines = [Line("smallest", epochs, [min(row) for row in values], dashed=True)]
+        lines.append(Line("leading direction", epochs, [row[0] for row in values], dashed=True))
+        panels.append(Panel("Your run", "epoch", "|cos(u, W_p u)|", [mean_of, *lines]))
     return Result(claims, panels)

@@ -1,6 +1,9 @@
 """Write docs/theory: one page a lab, with its picture and its claims as measured at the default parameters.
 
 python -m tools.lab_pages [FOLDER] [NAME ...]
+
+A log at FOLDER/eigenspace-alignment.jsonl, the lines of a run's log.jsonl with `epoch` and `predictor_alignment`, is
+shown on that lab's page as with --run.
 """
 
 from __future__ import annotations
@@ -75,7 +78,8 @@ def write(folder: Path, names: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         lab = find(name)
-        settings: Settings = lab.parameters()
+        log = folder / f"{name}.jsonl"
+        settings: Settings = lab.parameters(run=str(log)) if log.exists() else lab.parameters()
         result = lab.run(settings)
         (folder / f"{name}.md").write_text(page(lab, result))
         picture(lab, result, folder / f"{name}.png")

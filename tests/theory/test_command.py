@@ -141,12 +141,14 @@ def test_a_run_log_is_read_and_judged(tmp_path: Path) -> None:
     result = lab("eigenspace-alignment", "--run", str(log))
     assert result.exit_code == 2
     assert "predictor_alignment" in result.stderr
-    log.write_text('{"epoch": 1, "predictor_alignment": [0.2, 0.3]}\n{"epoch": 2, "predictor_alignment": [0.5, 0.4]}\n')
-    result = lab("eigenspace-alignment", "--run", str(log), "--dimension", "4", "--json", "--out", str(tmp_path))
-    assert result.exit_code == 1
-    found = json.loads(result.stdout)["claims"][-1]
-    assert found["observed"] == pytest.approx(0.45)
-    assert found["holds"] is False
+    for epoch, verdict, code in ((2, "outside", 0), (50, "fails", 1)):  # a short run is shown, a long one is judged
+        lines = [{"epoch": 1, "predictor_alignment": [0.2, 0.3]}, {"epoch": epoch, "predictor_alignment": [0.5, 0.4]}]
+        log.write_text("\n".join(map(json.dumps, lines)))
+        result = lab("eigenspace-alignment", "--run", str(log), "--dimension", "4", "--json", "--out", str(tmp_path))
+        assert result.exit_code == code
+        found = json.loads(result.stdout)["claims"][-1]
+        assert found["observed"] == pytest.approx(0.45)
+        assert found["verdict"] == verdict
 
 
 def test_the_committed_pages_are_those_of_the_labs() -> None:
