@@ -10,10 +10,12 @@ OF = f'{AT},model=~"$model"'
 RECENT = f'{OF},window="5m"'
 PER = "by (instance, model)"
 EACH = "{{instance}} {{model}}"
+# References and thresholds are a revision's: those of two are two lines.
+ENCODER, NAMED = "by (model, revision)", "{{model}}@{{revision}}"
 
 
 def threshold(signal: str, name: str = "threshold") -> tuple[str, str]:
-    return f'max by (model) (fullrank_threshold{{{OF},signal="{signal}"}})', f"{name} {{{{model}}}}"
+    return f'max {ENCODER} (fullrank_threshold{{{OF},signal="{signal}"}})', f"{name} {NAMED}"
 
 
 def rate(metric: str, by: str, matchers: str = AT) -> str:
@@ -33,12 +35,18 @@ def fleet() -> Dashboard:
             "One row for each verdict that a replica had. Exactly one holds at a time.",
             query(f"sum by (instance, model, state) (fullrank_verdict{{{OF}}}) == 1", f"{EACH}: {{{{state}}}}"),
         ),
+        lines(
+            "Revisions in service",
+            "How many replicas serve each. Two of one encoder are two encoders: their figures are never averaged. More "
+            "than one is right during a rollout only.",
+            query(f"count {ENCODER} (fullrank_verdict{{{OF}}} == 1)", NAMED),
+        ),
         "Rank of recent traffic, five minutes",
         lines(
             "Effective rank",
             "exp(entropy) of the covariance's eigenvalues. Dashed: reference and threshold. No line: too few rows.",
             query(f"max {PER} (fullrank_effective_rank{{{RECENT}}})", EACH),
-            query(f"max by (model) (fullrank_reference_effective_rank{{{OF}}})", "reference {{model}}"),
+            query(f"max {ENCODER} (fullrank_reference_effective_rank{{{OF}}})", f"reference {NAMED}"),
             query(*threshold("effective_rank")),
         ),
         lines(
@@ -47,7 +55,7 @@ def fleet() -> Dashboard:
             query(
                 f"max by (instance, model, bound) (fullrank_participation_ratio{{{RECENT}}})", f"{EACH} {{{{bound}}}}"
             ),
-            query(f"max by (model) (fullrank_reference_participation_ratio{{{OF}}})", "reference {{model}}"),
+            query(f"max {ENCODER} (fullrank_reference_participation_ratio{{{OF}}})", f"reference {NAMED}"),
             query(*threshold("participation_ratio")),
         ),
         lines(
