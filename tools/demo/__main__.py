@@ -21,7 +21,7 @@ from rich.text import Text
 
 from tools import demo
 from tools.demo.traffic import Traffic, encoded
-from tools.stack import Prometheus, StackError, call, prometheus, prometheus_binary, service
+from tools.stack import START, Prometheus, StackError, call, prometheus, prometheus_binary, service
 from training.data import SAMPLE, read_fashion_mnist
 
 WINDOWS = {"20s": "5m", "1m": "1h"}
@@ -86,7 +86,7 @@ def run(encoders: Path, healthy: str, collapsed: str, limit: float, folder: Path
             time.sleep(3)
         shown.line(healthy)
 
-        swap = json.loads(call(f"{url}/admin/encoders", {"name": collapsed, "gate": "warn"}, timeout=60))
+        swap = json.loads(call(f"{url}/admin/encoders", {"name": collapsed, "gate": "warn"}, timeout=START))
         swapped = time.monotonic()
         console.print(
             f"[bold]swapped to {swap['served']['model']}[/bold]; the gate warns: {swap['judgement']['reason']}"
@@ -116,14 +116,14 @@ def main() -> int:
     parser.add_argument("--encoders", type=Path, help="folder of encoders [the pretrained ones and the collapsed one]")
     parser.add_argument("--healthy", default="fashion-directclr", help="name of the first")
     parser.add_argument("--collapsed", default="fashion-collapsed", help="name of the one swapped in")
-    parser.add_argument("--limit", type=float, default=170.0, help="seconds after which it gives up")
+    parser.add_argument("--limit", type=float, default=600.0, help="seconds after which it gives up")
     arguments = parser.parse_args()
     try:
         with tempfile.TemporaryDirectory(prefix="fullrank-demo-") as folder:
             encoders = arguments.encoders or demo.encoders(Path(folder, "encoders"))
             return run(encoders.resolve(), arguments.healthy, arguments.collapsed, arguments.limit, Path(folder))
-    except StackError as error:
-        console.print(str(error), style="red", markup=False)
+    except (StackError, OSError) as error:
+        console.print(f"{error}; is the machine overloaded?", style="red", markup=False)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from tools.demo.traffic import Traffic, encoded
-from tools.stack import StackError, call, wait
+from tools.stack import START, StackError, call, wait
 from training.data import SAMPLE, read_fashion_mnist
 
 RATE = 6.0  # images a second: the sample's 2,000 images in 333 s
@@ -24,7 +24,7 @@ RATE = 6.0  # images a second: the sample's 2,000 images in 333 s
 
 def swap(url: str, key: str, name: str, gate: str) -> None:
     answer: dict[str, Any] = json.loads(
-        call(f"{url}/admin/encoders", {"name": name, "gate": gate}, timeout=60, key=key)
+        call(f"{url}/admin/encoders", {"name": name, "gate": gate}, timeout=START, key=key)
     )
     judgement = answer["judgement"] or {"reason": "not judged"}
     print(f"serving {answer['served']['model']}: {judgement['reason']}", flush=True)
@@ -54,8 +54,8 @@ def main() -> None:
         except (OSError, StackError):
             return ended.is_set()
 
-    if not wait(ready, 180, 1.0):
-        raise SystemExit(f"{url}/readyz did not answer within 180 s; is the service up?")
+    if not wait(ready, START, 1.0):
+        raise SystemExit(f"{url}/readyz did not answer within {START} s; is the service up?")
     if json.loads(call(f"{url}/info"))["encoder"]["name"] != arguments.healthy:
         swap(url, key, arguments.healthy, "off")  # played before, and restarted
     with Traffic(url, pictures, RATE, batch=6, key=key) as traffic:
