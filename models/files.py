@@ -3,6 +3,7 @@
 import contextlib
 import os
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 SCRATCH = ".tmp"
@@ -14,16 +15,30 @@ def write(path: Path, content: bytes | bytearray | memoryview | str) -> None:
 
     Raises OSError, naming `path`. The old file is then unchanged, and no scratch file is left.
     """
-    fresh = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}{SCRATCH}")
+    write_all({path: content})
+
+
+def write_all(contents: Mapping[Path, bytes | bytearray | memoryview | str]) -> None:
+    """Write files of one folder as `write` does, and rename them in their order once all are on the disk.
+
+    Raises OSError, naming the file. No file is then changed, unless renaming failed; no scratch file is left.
+    """
+    scratch = {
+        path: path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}{SCRATCH}") for path in contents
+    }
+    path = next(iter(contents))
     try:
-        with fresh.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
+        for path, content in contents.items():
+            with scratch[path].open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+        for path, fresh in scratch.items():
+            fresh.replace(path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            fresh.unlink(missing_ok=True)
+        for fresh in scratch.values():
+            with contextlib.suppress(OSError):
+                fresh.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     sync_folder(path.parent)
 

@@ -56,8 +56,7 @@ class Embedding:
         self.embedder = Embedder(self.artifact, device, max_batch=BATCH, engine=engine, threads=threads)  # type: ignore[arg-type]
         self.out = place(out)
         self.run = Run.of(self.out)
-        if self.run.format == "parquet":
-            import pyarrow.parquet  # noqa: F401  # now, and not within the first shard
+        self.run.warm_up()
         self._inputs = THUMBNAIL**2 * self.artifact.card.preprocessing.channels
 
     def __call__(self, shard: Shard, progress: Callable[[int], None] = lambda images: None) -> Written:

@@ -113,6 +113,22 @@ class Run:
 
     def write(self, out: Place, shard: str, rows: Rows) -> None:
         """Write a shard's files, each atomically, the rows last; all or none of them. Raises OSError."""
+        contents = self._contents(out, shard, rows)
+        try:
+            write_all(contents)
+        except OSError:
+            if not self.rows_file(out, shard).exists():
+                for path in contents:
+                    path.unlink(missing_ok=True)
+            raise
+
+    def warm_up(self) -> None:
+        """Import what writing needs, and write nothing, so that the first shard does not pay for it."""
+        one = np.ones((1, 1), np.float32)
+        self._contents(Path(), "", Rows([""], [None], one, one))
+
+    def _contents(self, out: Place, shard: str, rows: Rows) -> dict[Place, bytes | memoryview]:
+        """The files of a shard, the rows last."""
         moments = Moments(rows.table.shape[1])
         if (good := rows.good).any():
             moments.add(rows.table[good])
@@ -123,21 +139,17 @@ class Run:
             lines = [{"id": id_, "error": error} for id_, error in zip(rows.ids, rows.errors, strict=True)]
             contents[out / f"{shard}.jsonl"] = "".join(json.dumps(line) + "\n" for line in lines).encode()
         contents[self.rows_file(out, shard)] = _npy(rows.table) if self.format == "npy" else self._parquet(rows)
-        try:
-            write_all(contents)
-        except OSError:
-            if not self.rows_file(out, shard).exists():
-                for path in contents:
-                    path.unlink(missing_ok=True)
-            raise
+        return contents
 
     def _parquet(self, rows: Rows) -> memoryview:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        d = rows.table.shape[1]
-        values = pa.array(rows.table.reshape(-1), pa.float32())
-        embeddings = pa.FixedSizeListArray.from_arrays(values, d, mask=pa.array(~rows.good, pa.bool_()))
+        n, d = rows.table.shape
+        # From buffers: `mask=` would load pyarrow.compute, which takes as long as a hundred images.
+        values = pa.Array.from_buffers(pa.float32(), n * d, [None, pa.py_buffer(np.ascontiguousarray(rows.table))])
+        there = pa.py_buffer(np.packbits(rows.good, bitorder="little"))
+        embeddings = pa.Array.from_buffers(pa.list_(pa.float32(), d), n, [there], children=[values])
         schema = pa.schema(
             [("id", pa.string()), ("embedding", pa.list_(pa.float32(), d)), ("error", pa.string())],
             metadata={"encoder": self.encoder, "revision": self.revision},
@@ -146,7 +158,7 @@ class Run:
         sink = pa.BufferOutputStream()
         # Embeddings neither repeat nor compress: to try costs time and gains nothing.
         compression = {"id": "zstd", "error": "zstd", "embedding.list.element": "none"}
-        table = pa.table(columns, schema=schema)
+        table = pa.Table.from_arrays(columns, schema=schema)
         pq.write_table(table, sink, compression=compression, use_dictionary=["error"], write_statistics=["id"])
         return memoryview(sink.getvalue())
 

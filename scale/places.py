@@ -137,8 +137,8 @@ def write_all(contents: Mapping[Any, Content]) -> None:
     contents: place -> content, all on this machine or all in one store.
     """
     local = {path: content for path, content in contents.items() if isinstance(path, Path)}
-    for path, content in local.items():
-        files.write(path, content)
+    if local:
+        files.write_all(local)
     for path, content in contents.items():
         if isinstance(path, Remote):
             path.write_bytes(content.encode() if isinstance(content, str) else bytes(content))

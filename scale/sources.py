@@ -160,7 +160,11 @@ def _under(name: str, root: str) -> str:
     """A name as seen from its folder; the name itself without one."""
     if not root:
         return name
-    return name.removeprefix(root) if ADDRESS.match(root) else str(Path(name).relative_to(root))
+    if ADDRESS.match(root):
+        return name.removeprefix(root)
+    folder = root.rstrip(os.sep) + os.sep
+    # Path's own way takes as long as reading a small file.
+    return name.removeprefix(folder) if name.startswith(folder) else str(Path(name).relative_to(root))
 
 
 def _named(found: list[Shard]) -> list[Shard]:
