@@ -92,22 +92,29 @@ WORK: dict[str, Callable[[Share], Iterator[None]]] = {"bare": bare, "bulk": writ
 Result = tuple[float, float, float, float]
 
 
-def timed(name: str, share: Share, ready: Barrier, results: "multiprocessing.Queue[Result]") -> None:
-    """Prepare, wait for the others, work; report start, end and CPU seconds of the work, and CPU seconds before it."""
+def timed(name: str, share: Share, ready: Barrier, results: "multiprocessing.Queue[Result | str]") -> None:
+    """Prepare, wait for the others, work; report start, end and CPU seconds of the work, and CPU seconds before it.
+
+    What went wrong is reported in words.
+    """
     torch.set_num_threads(1)
     steps = WORK[name](share)
-    next(steps)
-    ready.wait()
-    started, cpu = time.monotonic(), time.process_time()
-    next(steps, None)
-    results.put((started, time.monotonic(), time.process_time() - cpu, cpu))
+    try:
+        next(steps)
+        ready.wait()
+        started, cpu = time.monotonic(), time.process_time()
+        next(steps, None)
+        results.put((started, time.monotonic(), time.process_time() - cpu, cpu))
+    except Exception as error:
+        ready.abort()
+        results.put(f"{name}: {type(error).__name__}: {error}")
 
 
 def run(name: str, shards: list[Shard], encoder: str, engine: str, processes: int) -> Taken:
     """One run of all processes together."""
     context = multiprocessing.get_context("spawn")
     ready = context.Barrier(processes)
-    results: multiprocessing.Queue[Result] = context.Queue()
+    results: multiprocessing.Queue[Result | str] = context.Queue()
     with tempfile.TemporaryDirectory() as out:
         bulk.begin(Path(out), Path(encoder), shards)
         shares = [(shards[index::processes], encoder, out, engine) for index in range(processes)]
@@ -117,7 +124,9 @@ def run(name: str, shards: list[Shard], encoder: str, engine: str, processes: in
         found = [results.get() for _ in crew]
         for process in crew:
             process.join()
-    starts, ends, cpu, before = zip(*found, strict=True)
+    if wrong := [it for it in found if isinstance(it, str)]:
+        raise SystemExit("\n".join(wrong))
+    starts, ends, cpu, before = zip(*(it for it in found if not isinstance(it, str)), strict=True)
     return Taken(max(ends) - min(starts), sum(cpu), sum(before))
 
 
@@ -138,6 +147,8 @@ def show(taken: dict[str, list[Taken]], total: int, title: str, goal: float) -> 
 def compare(files: list[str], encoder: str, options: argparse.Namespace) -> None:
     """Measure one encoder on these files and print the result."""
     total = len(files) * options.times
+    if total < options.processes:
+        raise SystemExit(f"{total} images are too few for {options.processes} processes")
     per_shard = min(options.shard, total // options.processes)
     listed = [name for _ in range(options.times) for name in files]
     shards = [
