@@ -124,7 +124,7 @@ def populations() -> list[Population]:
     cone, point = gaussian(0.02 * power(64, 0.5), axis(64)), gaussian(1e-3 * torch.ones(64), axis(64))
     there, opposite = gaussian(0.05 * torch.ones(64), axis(64, 1.0, 0)), gaussian(0.05 * torch.ones(64), -axis(64))
     tenth, each = gaussian(0.1 * torch.ones(64), axis(64)), classes(64, 10, 0.7)
-    once = ((1.0, law),)
+    tight, once = classes(64, 40, 0.3), ((1.0, law),)
     return [
         Population("Gaussian, isotropic, d = 64", 256, iso),
         Population("Gaussian, isotropic, d = 256, n < d", 128, wide),
@@ -155,6 +155,8 @@ def populations() -> list[Population]:
         Population("a hundred classes, independent", 1024, classes(64, 100, 0.3)),
         Population("sessions of 32 of ten classes", 1024, classes(64, 10, 0.7, run=32), ((1.0, each),)),
         Population("sessions of 32 of ten classes", 6144, classes(64, 10, 0.7, run=32), ((1.0, each),)),
+        Population("sessions of 128 of ten classes", 1024, classes(64, 10, 0.7, run=128), ((1.0, each),)),
+        Population("sessions of 8 of forty tight classes", 256, classes(64, 40, 0.3, run=8), ((1.0, tight),)),
         Population(
             "class mix turning from one half to the other", 1024, classes(64, 10, 0.7, drift=True), ((1.0, each),)
         ),

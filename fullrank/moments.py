@@ -332,12 +332,13 @@ def _unpacked(triangle: Tensor, d: int) -> Tensor:
 
 class Pool(NamedTuple):
     """Rows of several parts together: mean (d,), eigenvalues (d,) of the covariance, falling; `without`: the traces of
-    what remains without each part, for the jackknife."""
+    what remains without each part, for the jackknife; `apart` (parts, d): each part's own mean less that of all."""
 
     mean: Tensor
     eigenvalues: Tensor
     traces: Traces
     without: list[Traces]
+    apart: Tensor
 
 
 def pool(parts: Sequence[Moments]) -> Pool:
@@ -387,7 +388,9 @@ def pool(parts: Sequence[Moments]) -> Pool:
     )
     # As LAPACK stores it: spares a transposed copy, and only this triangle is filled.
     eigenvalues = measures.spectrum(matrix.mT, "U") / (counts[-1] - 1)
-    return Pool(shift + means[-1], eigenvalues, whole, without)
+    own = torch.tensor([counts[-1] - count for count in counts[:-1]])
+    apart = (sums[-1] - sums[:-1]) / own[:, None] - means[-1]
+    return Pool(shift + means[-1], eigenvalues, whole, without, apart)
 
 
 def _without(values: Iterable[Tensor]) -> Tensor:

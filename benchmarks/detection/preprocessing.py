@@ -25,7 +25,7 @@ def preprocessing(bench: Bench, other: Artifact) -> list[Case]:
     cases = [
         *bench.pixels("BGR for RGB", lambda images: images.flip(1)),
         *bench.pixels("gamma 2.2", lambda images: (255 * (images / 255) ** 2.2).round().to(torch.uint8)),
-        *bench.pixels("JPEG of quality 8", _jpeg),
+        *bench.pixels("JPEG of quality 8", jpeg),
         *bench.pixels("2 bits a pixel", lambda images: (images >> 6) * 85),
     ]
     for name, (mean, std) in (("ImageNet's mean and std", IMAGENET), ("mean and std of 0.5", HALF)):
@@ -39,13 +39,13 @@ def preprocessing(bench: Bench, other: Artifact) -> list[Case]:
     return [*cases, repeated, bench.usual]
 
 
-def _jpeg(images: Tensor) -> Tensor:
-    """Stored as JPEG of quality 8 and read again."""
+def jpeg(images: Tensor) -> Tensor:
+    """Stored as JPEG of quality 8 and read again: (n, 1 or 3, s, s) uint8."""
     stored = []
     for image in images:
         file = io.BytesIO()
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=8)
-        stored.append(
-            torch.frombuffer(bytearray(Image.open(file).tobytes()), dtype=torch.uint8).view(*image.shape[1:], 3)
-        )
+        pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
+        Image.fromarray(pixels.numpy()).save(file, "JPEG", quality=8)
+        read = torch.frombuffer(bytearray(Image.open(file).tobytes()), dtype=torch.uint8)
+        stored.append(read.view(*image.shape[1:], len(image)))
     return torch.stack(stored).permute(0, 3, 1, 2).contiguous()

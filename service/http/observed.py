@@ -1,7 +1,7 @@
 """Parses requests to POST /observe: rows of embeddings, and what may come with them.
 
-JSON has all of it in lists, safetensors all of it in tensors, a .npy file the rows alone. None is unpickled, and none
-takes more memory than a few times the bytes received.
+JSON has all of it in lists, safetensors all of it in tensors, an Arrow stream all but the canary, a .npy file the rows
+alone. None is unpickled, and none takes more memory than a few times the bytes received.
 """
 
 import io
@@ -16,6 +16,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from fullrank.calibration.inputs import THUMBNAIL, thumbnails
+from service.http import arrow
 from service.http.errors import Problem
 from service.http.payload import json_object
 from service.watching.sidecar import MAX_DIMENSION, Observation
@@ -76,6 +77,13 @@ def from_safetensors(body: bytes) -> Observation:
         if hashes.ndim != 1 or hashes.is_floating_point() or hashes.is_complex():
             raise _invalid("keys", f"keys must be (n,) integers, not {tuple(hashes.shape)} of {hashes.dtype}")
         keys = hashes.numpy()
+    return _observation(given, keys)
+
+
+def from_arrow(body: bytes) -> Observation:
+    """What was observed: columns rows and inputs, lists of floats, and keys. Raises Problem."""
+    given = arrow.columns(body)
+    keys = given.pop("keys", None)
     return _observation(given, keys)
 
 

@@ -290,6 +290,7 @@ OBSERVE_BODY: dict[str, Any] = KEY | {
         "content": {
             "application/x-npy": _BINARY,
             "application/x-safetensors": _BINARY,
+            "application/vnd.apache.arrow.stream": _BINARY,
             "application/json": {
                 "schema": {
                     "type": "object",

@@ -13,6 +13,7 @@ from fullrank import SpectrumMonitor
 from service.encoders.registry import Service
 from service.http import observed
 from service.http.access import Observing, Revealing
+from service.http.arrow import ARROW
 from service.http.context import service_of
 from service.http.errors import Problem
 from service.http.payload import JSON, NPY, apart
@@ -23,7 +24,7 @@ from service.watching.sidecar import NAME, REVISION
 router = APIRouter(tags=["statistics"])
 revealing = APIRouter(route_class=Revealing)
 observing = APIRouter(route_class=Observing)
-READERS = {NPY: observed.from_npy, observed.SAFETENSORS: observed.from_safetensors}
+READERS = {NPY: observed.from_npy, observed.SAFETENSORS: observed.from_safetensors, ARROW: observed.from_arrow}
 Model = Annotated[str | None, Query(description="A model known from POST /observe; without it, the served encoder.")]
 Packed = Annotated[bool, Query(description="Half the bytes: of the symmetric matrix only the upper triangle.")]
 Fleet = Annotated[bool, Query(description="Of all replicas that Ray Serve runs: each one's verdict and the fleet's.")]
@@ -86,10 +87,11 @@ async def moments(
     responses=schemas.OBSERVE_RESPONSES,
 )
 async def observe(request: Request) -> Response:
-    """Watch embeddings made elsewhere: JSON, or safetensors or a .npy file of (n, d) floats with ?model=NAME.
+    """Watch embeddings made elsewhere: JSON, or safetensors, Arrow or a .npy file of (n, d) floats with ?model=NAME.
 
     JSON and safetensors may hold `keys` (content hashes), `inputs` (small descriptors of what was embedded; in
     safetensors also `thumbnails`, of which they are made) and `canary` (what the reference's canary images embed to).
+    An Arrow stream, which needs the extra `bulk`, has columns `rows`, `keys` and `inputs`.
     They get a monitor, metrics (revision "observed") and a spectrum of their own; the served encoder's are untouched.
     """
     service = service_of(request)

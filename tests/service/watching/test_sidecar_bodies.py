@@ -208,3 +208,19 @@ async def test_the_client_hands_rows_over_in_parts(start: Start, monkeypatch: py
             await client.observe("theirs", rows[:, :4])
         with pytest.raises(EmbeddingError, match="the reference has none"):
             await client.observe("theirs", canary=rows)
+
+
+async def test_an_arrow_stream_is_observed(start: Start) -> None:
+    pa = pytest.importorskip("pyarrow")
+    rows = pa.FixedSizeListArray.from_arrays(pa.array(rows_of(300, 1).reshape(-1)), D)
+    table, sink = pa.table({"rows": rows, "keys": np.arange(300) % 200}), pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    body, headers = sink.getvalue().to_pybytes(), {"content-type": "application/vnd.apache.arrow.stream"}
+    async with start(**SIDECAR) as (client, service):
+        sent = await client.post("/observe?model=theirs", content=body, headers=headers)
+        assert (sent.status_code, sent.json()) == (202, {"model": "theirs", "rows": 300, "dimension": D})
+        seen = await spectrum(client, service)
+        assert (seen["windows"]["300"]["rows"], seen["counters"]["rows"]["duplicate"]) == (200, 100)
+        cut = await client.post("/observe?model=theirs", content=body[:-300], headers=headers)
+        assert error_of(cut, 422, "invalid_field")["field"] == "body"
