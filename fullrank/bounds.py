@@ -84,7 +84,9 @@ def lasting(apart: Tensor) -> float:
     """
     square = float(apart.square().sum())
     g = len(apart)
-    lag = float((apart[1:] * apart[:-1]).sum()) / (g - 1) * g / square if square > 0 else 0.0
+    if not square > 0:
+        return 1.0
+    lag = float((apart[1:] * apart[:-1]).sum()) / (g - 1) * g / square
     r = min(0.5, max(0.0, lag + 1 / g))
     return (1 + r) / (1 - r)
 

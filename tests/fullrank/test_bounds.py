@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.coverage import coverage, populations, window
 from fullrank import Moments, profile
-from fullrank.bounds import independent_rows
+from fullrank.bounds import independent_rows, lasting, leave_out
 
 POPULATIONS = {f"{it.name} @{it.rows}": it for it in populations()}
 
@@ -93,3 +93,34 @@ def test_a_state_without_copies_still_loads():
     with SpectrumMonitor(8, clock=lambda: 0.0) as monitor:
         monitor.restore(state)
         assert monitor.moments().count == 600
+
+
+def test_the_jackknife_knows_the_bias_of_a_variance_that_is_divided_by_n():
+    values = rows_of(60, 1, 1)[:, 0].double()
+    rest = [float(torch.cat([values[:i], values[i + 5 :]]).var(correction=0)) for i in range(0, 60, 5)]
+    estimate = float(values.var(correction=0))
+    # Of single values the correction is exact: it gives the variance over n - 1.
+    alone = [float(torch.cat([values[:i], values[i + 1 :]]).var(correction=0)) for i in range(60)]
+    assert estimate - leave_out(estimate, alone, torch.ones(60).double()).bias == pytest.approx(
+        float(values.var()), rel=1e-9
+    )
+    assert leave_out(estimate, rest, torch.full((12,), 5.0).double()).bias < 0
+
+
+def test_groups_that_resemble_their_neighbours_last():
+    assert lasting(torch.tensor([1.0, -1.0] * 5)[:, None]) == 1
+    assert lasting(torch.zeros(5, 3)) == 1
+    independent = [rows_of(10, 64, seed) for seed in range(50)]
+    typical = sum(lasting(it - it.mean(0)) for it in independent) / 50
+    assert 1 <= typical < 1.2
+    steady = torch.linspace(-1, 1, 10)[:, None]
+    assert lasting(steady) == pytest.approx(3)
+
+
+def test_a_window_of_few_sessions_says_that_it_knows_little():
+    centres = rows_of(10, 64, 5)
+    labels = torch.randint(10, (32,), generator=torch.Generator().manual_seed(7)).repeat_interleave(32)
+    together = centres[labels] + 0.7 * rows_of(1024, 64, 6)
+    apart = together[torch.randperm(1024, generator=torch.Generator().manual_seed(8))]
+    widths = [it.upper - it.lower for it in (window(together).participation_ratio, window(apart).participation_ratio)]
+    assert widths[0] > 3 * widths[1]

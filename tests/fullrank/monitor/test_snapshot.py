@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -147,16 +148,28 @@ def test_the_rows_since_a_change_take_turns_with_the_windows(bench):
     assert list(bench.windows) == list(WINDOWS)
 
 
-def expected_bounds(whole, rest, counts):
-    """The participation ratio and its bounds, of rows of which none are copies of each other."""
+def expected_bounds(whole, rest, groups):
+    """The participation ratio and its bounds, of groups of rows of which none are copies of each other."""
+    counts = [len(it) for it in groups]
     traces = whole.traces()
     left_out = [1 / Moments.participation_ratio(it) for it in rest]
     half = jackknife(1 / whole.participation_ratio(), left_out, torch.tensor(counts).double())
     estimate, t, square = whole.participation_ratio(), math.sqrt(traces.trace_squared), traces.square_trace
-    relative = half * estimate
+    theta, shares = 1 / estimate, [n / sum(counts) for n in counts]
+    bias = sum((1 - share) * it for share, it in zip(shares, left_out, strict=True)) - (len(counts) - 1) * theta
+    apart = [it.mean(0) - torch.cat(groups).mean(0) for it in groups]
+    lag = sum(float(a @ b) for a, b in pairwise(apart)) / (len(apart) - 1)
+    r = min(0.5, max(0.0, lag / (sum(float(a @ a) for a in apart) / len(apart)) + 1 / len(apart)))
+    grown = (1 + r) / (1 - r)
+    relative, high = half * estimate * math.sqrt(grown), bias / theta * grown
     unseen = 3 / whole.count * (1 + float(whole.mean().norm())) ** 2
-    lower = estimate * math.exp(-relative) * (t + unseen) ** 2 / (square + 2 * unseen * square / t + unseen**2)
-    upper = estimate / (1 - relative) * (t + unseen) ** 2 / t**2
+    lower = (
+        estimate
+        * math.exp(-relative + min(0.0, high))
+        * (t + unseen) ** 2
+        / (square + 2 * unseen * square / t + unseen**2)
+    )
+    upper = estimate / (1 - relative - max(0.0, high)) * (t + unseen) ** 2 / t**2
     return [lower * square / t**2, estimate, min(upper, float(whole.dimension))]
 
 
@@ -180,7 +193,7 @@ def test_after_many_changes_of_the_ring_a_window_says_what_its_rows_say():
                 held = torch.cat(rows)[-sum(counts) :]
                 whole, groups = Moments(d).add(held), held.split(counts)
                 rest = [torch.cat([*groups[:i], *groups[i + 1 :]]) for i in range(len(groups))]
-                bounds = expected_bounds(whole, [Moments(d).add(it) for it in rest], counts)
+                bounds = expected_bounds(whole, [Moments(d).add(it) for it in rest], groups)
                 assert dataclasses.astuple(measured.participation_ratio) == pytest.approx(bounds, rel=1e-9)
                 eigenvalues = torch.linalg.eigvalsh(held.T.cov()).flip(0)
                 torch.testing.assert_close(measured.eigenvalues, eigenvalues, rtol=1e-9, atol=1e-15)
