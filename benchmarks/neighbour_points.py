@@ -56,46 +56,64 @@ def rows_faults(d: int, basis: Tensor, mean: Tensor, usual: float, generator: to
     """Faults of what the encoder gives, (n, d) -> (n, d). basis, mean: the reference's; usual: deviation of a unit."""
     order = torch.randperm(d, generator=generator)
     turned = torch.linalg.qr(torch.randn(d, d, generator=generator)).Q
-    faults: dict[str, Change] = {}
-    for share in (0.25, 0.5, 0.75, 0.9, 0.97):
+
+    def dead(share: float) -> Change:
         alive = torch.ones(d)
         alive[order[: int(share * d)]] = 0
-        faults[f"{share:.0%} of units dead"] = lambda rows, alive=alive: rows * alive
-    for k in (64, 32, 16, 8, 4, 2):
-        faults[f"principal rank {k}"] = lambda rows, f=basis[:, :k]: rows @ f @ f.T
-    for k in (64, 16, 4):
-        faults[f"random rank {k}"] = lambda rows, f=turned[:, :k]: rows @ f @ f.T
-    for times in (0.25, 0.5, 1.0, 2.0):
-        faults[f"noise of {times} deviations"] = lambda rows, s=times * usual: (
-            rows + s * torch.randn(rows.shape, generator=generator)
-        )
-    for by in (0.5, 2.0):
-        faults[f"mean shifted by {by}"] = lambda rows, by=by: rows + by * basis[:, 0]
-    for share in (0.05, 0.2, 0.5):
-        faults[f"{share:.0%} of answers are the next one's"] = lambda rows, share=share: torch.where(
-            torch.rand(len(rows), 1, generator=generator) < share, rows.roll(1, 0), rows
-        )
-    faults["sign alone"] = lambda rows: (rows - mean).sign()
-    return faults
+        return lambda rows: rows * alive
+
+    def project(frame: Tensor) -> Change:
+        return lambda rows: rows @ frame @ frame.T
+
+    def noise(times: float) -> Change:
+        return lambda rows: rows + times * usual * torch.randn(rows.shape, generator=generator)
+
+    def shifted(by: float) -> Change:
+        return lambda rows: rows + by * basis[:, 0]
+
+    def handed_on(share: float) -> Change:
+        return lambda rows: torch.where(torch.rand(len(rows), 1, generator=generator) < share, rows.roll(1, 0), rows)
+
+    return {
+        **{f"{share:.0%} of units dead": dead(share) for share in (0.25, 0.5, 0.75, 0.9, 0.97)},
+        **{f"principal rank {k}": project(basis[:, :k]) for k in (64, 32, 16, 8, 4, 2)},
+        **{f"random rank {k}": project(turned[:, :k]) for k in (64, 16, 4)},
+        **{f"noise of {times} deviations": noise(times) for times in (0.25, 0.5, 1.0, 2.0)},
+        **{f"mean shifted by {by}": shifted(by) for by in (0.5, 2.0)},
+        **{f"{share:.0%} of answers are the next one's": handed_on(share) for share in (0.05, 0.2, 0.5)},
+        "sign alone": lambda rows: (rows - mean).sign(),
+    }
 
 
 def image_faults(generator: torch.Generator) -> dict[str, Change]:
     """Faults of the pixels, (n, c, s, s) uint8."""
-    faults: dict[str, Change] = {}
-    for g in (1.5, 2.2, 3.5):
-        faults[f"gamma {g}"] = lambda images, g=g: (255 * (images / 255) ** g).round().to(torch.uint8)
-    for bits in (2, 1):
-        faults[f"{bits} bits a pixel"] = lambda images, b=bits: (images >> (8 - b)) * (255 // (2**b - 1))
-    for sigma in (16, 48):
-        faults[f"pixel noise {sigma}"] = lambda images, s=sigma: (
-            (images + s * torch.randn(images.shape, generator=generator)).clamp(0, 255).to(torch.uint8)
-        )
-    for factor in (2, 3):
-        faults[f"side divided by {factor}"] = lambda images, f=factor: F.interpolate(
-            F.avg_pool2d(images.float(), f), images.shape[-2:], mode="bilinear"
-        ).to(torch.uint8)
-    faults["JPEG of quality 8"] = jpeg
-    return faults
+
+    def gamma(g: float) -> Change:
+        return lambda images: (255 * (images / 255) ** g).round().to(torch.uint8)
+
+    def coarse(bits: int) -> Change:
+        return lambda images: (images >> (8 - bits)) * (255 // (2**bits - 1))
+
+    def noise(sigma: float) -> Change:
+        def change(images: Tensor) -> Tensor:
+            return (images + sigma * torch.randn(images.shape, generator=generator)).clamp(0, 255).to(torch.uint8)
+
+        return change
+
+    def smaller(factor: int) -> Change:
+        def change(images: Tensor) -> Tensor:
+            means = F.avg_pool2d(images.float(), factor)
+            return F.interpolate(means, images.shape[-2:], mode="bilinear").to(torch.uint8)
+
+        return change
+
+    return {
+        **{f"gamma {g}": gamma(g) for g in (1.5, 2.2, 3.5)},
+        **{f"{bits} bits a pixel": coarse(bits) for bits in (2, 1)},
+        **{f"pixel noise {sigma}": noise(sigma) for sigma in (16, 48)},
+        **{f"side divided by {factor}": smaller(factor) for factor in (2, 3)},
+        "JPEG of quality 8": jpeg,
+    }
 
 
 def noisy(artifact: Artifact, share: float, generator: torch.Generator) -> Embedder:
@@ -104,7 +122,7 @@ def noisy(artifact: Artifact, share: float, generator: torch.Generator) -> Embed
 
     def change(encoder: Encoder) -> None:
         for kernel in kernels(encoder):
-            kernel += share * kernel.std() * torch.randn(kernel.shape, generator=generator)
+            kernel.add_(share * kernel.std() * torch.randn(kernel.shape, generator=generator))
 
     with torch.no_grad():
         change(broken.encoder)

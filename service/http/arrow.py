@@ -112,4 +112,5 @@ def _lists(pa: Any, array: Any, name: str) -> NDArray[np.float32]:
     if values.null_count:
         raise _invalid(name, f"{name} holds nulls; leave out rows that have none")
     with np.errstate(over="ignore"):
-        return values.to_numpy(zero_copy_only=False).astype(np.float32).reshape(len(array), width)
+        rows: NDArray[np.float32] = values.to_numpy(zero_copy_only=False).astype(np.float32)
+    return rows.reshape(len(array), width)
