@@ -55,7 +55,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from theory.lab import Claim, Line, Panel, Result, Settings, about, above, below, exactly, finite, parameter
+from theory.lab import (
+    Claim,
+    Line,
+    Panel,
+    Result,
+    Settings,
+    about,
+    above,
+    below,
+    exactly,
+    finite,
+    parameter,
+    where,
+)
 from theory.toys import F64, normal, orthogonal, runge_kutta
 
 EXAMPLE = "--weight-decay 0.1 --augmentation 0.5"
@@ -184,20 +197,22 @@ def farthest(values: Tensor, centre: float) -> float:
 
 
 def parts(given: Parameters) -> tuple[list[Claim], Panel]:
-    """Both parts present, a moving target, then predictor and stop-gradient taken away one at a time."""
-    d, eta, noise, rate, step = (
-        given.dimension,
-        given.weight_decay,
-        given.augmentation,
-        given.predictor_rate,
-        given.step,
-    )
+    """Both parts present, a moving target, then predictor and stop-gradient taken away one at a time.
+
+    The start is in no common basis with W_p. Until W_p has relaxed to 1/(1 + σ²), at the rate (1 + σ²)s of the smallest
+    s = 0.8², its largest eigenvalue λ shrinks W by about exp(−(λ((1 + σ²)λ − 1) + η)/((1 + σ²)0.8²)): the fixed point
+    is claimed where 0.8 times that is above the basin's edge p₋.
+    """
+    d, eta, noise, rate = given.dimension, given.weight_decay, given.augmentation, given.predictor_rate
     generator, eye = given.generator(), torch.eye(given.dimension, dtype=F64)
     flat = torch.full((d,), noise, dtype=F64)
     sizes = torch.linspace(0.8, 1.6, d, dtype=F64) / rate**0.5  # inside the basin, in no common basis with W_p
     start = orthogonal(generator, d) * sizes @ orthogonal(generator, d)
     half = normal(generator, d, d) / d**0.5
     predictor = 0.5 * (eye + half @ half.T / 2)
+    # W_p relaxes at α_p(1 + σ²)λ_max(F), F at 4(1 + σ²)λ_max(W_p²), the target at β: Runge-Kutta is stable below 2.78.
+    fastest = (1 + noise) * max(rate * float(sizes[-1] ** 2), 4 * float(torch.linalg.eigvalsh(predictor)[-1] ** 2))
+    step = min(given.step, 1.5 / (fastest + eta), 1.5 / given.target_rate)
     traces: dict[str, list[float]] = {}
 
     def median(name: str) -> Callable[[Tensor, Tensor], None]:
@@ -223,13 +238,18 @@ def parts(given: Parameters) -> tuple[list[Claim], Panel]:
     if eta < 0.9 * threshold:
         high = fixed_points(noise, eta)[1]
         s, near = high**2 / rate, 2e-3 + settled
+        top = float(torch.linalg.eigvalsh(predictor)[-1])
+        left = 0.8 * math.exp(-(top * ((1 + noise) * top - 1) + eta) / ((1 + noise) * 0.64))
+        in_basin = left > fixed_points(noise, eta)[0]
+        beyond = "the start may fall below the edge of the collapsed basin before W_p has relaxed"
         values, slow_sizes = torch.linalg.eigvals(p).real, torch.linalg.eigvalsh(slow @ slow.mT)
         root = "p₊ = (1 + √(1 − 4η(1+σ²))) / 2(1+σ²)"
-        claims += [
+        found = [
             about("the eigenvalue of W_p farthest from", root, high, farthest(values, high), near),
             about("the eigenvalue of WWᵀ farthest from", "p₊²/α_p", s, farthest(sizes, s), near),
             about("the same with a moving target", "p₊²/α_p", s, farthest(slow_sizes, s), 4 * near),
         ]
+        claims += [where(in_basin, beyond, claim) for claim in found]
     elif eta > 1.1 * threshold:
         claims.append(below("η is above the threshold: largest eigenvalue of WWᵀ", "→ 0", 1e-6, float(sizes[-1])))
 
@@ -288,9 +308,11 @@ def knobs(given: Parameters) -> tuple[list[Claim], Panel]:
     claims = []
     if eta < 0.8 / (4 * (1 + noise)):
         what = "smallest surviving start p: α_p = 1/4 over α_p = 4, from s = p₋²"
-        claims.append(above(what, "larger α_p, smaller collapsed basin", 1.0, by_rate[0] / by_rate[-1]))
+        claim = above(what, "larger α_p, smaller collapsed basin", 1.0, by_rate[0] / by_rate[-1])
+        claims.append(in_view(grid, by_rate[0], by_rate[-1], claim))
         what = "smallest surviving start p: β = 0.1 over β = 2, target from zero"
-        claims.append(above(what, "slower target, larger collapsed basin", 1.0, by_speed[-1] / by_speed[0]))
+        claim = above(what, "slower target, larger collapsed basin", 1.0, by_speed[-1] / by_speed[0])
+        claims.append(in_view(grid, by_speed[-1], by_speed[0], claim))
     lines = [
         Line("α_p, from s = p₋²", rates.tolist(), by_rate),
         Line("β, from W_a = 0", speeds.tolist(), by_speed),
@@ -298,20 +320,37 @@ def knobs(given: Parameters) -> tuple[list[Claim], Panel]:
     return claims, Panel("Start p needed to survive", "α_p, or β of the target", "p", lines, log_x=True, log_y=True)
 
 
+def in_view(grid: Tensor, high: float, low: float, claim: Claim) -> Claim:
+    """`claim` that `high` is above `low`, unless both lie beyond the same end of the grid of starts."""
+    least, most = float(grid[0]), float(grid[-1])
+    seen = not (high <= least and low <= least) and not (high >= most and low >= most)
+    return where(seen, f"both edges lie outside the starts that were tried, {least:g} to {most:g}", claim)
+
+
 def survivors(given: Parameters) -> list[Claim]:
-    """Dimensional collapse by weight decay under an augmentation that varies more along some directions."""
+    """Dimensional collapse by weight decay under an augmentation that varies more along some directions.
+
+    On the balanced curve (ln p)˙ = −(η − η_c) − g(p − 1/2g)² with g = 1 + σ_j² and η_c = 1/4g: above the threshold a
+    mode takes the time 2π√(g/(η − η_c)) to die, and all must have had it.
+    """
     d, rate = given.dimension, given.predictor_rate
     spread = torch.linspace(0, given.strongest, d, dtype=F64)
-    levels = sorted({0.08, 0.1, given.weight_decay})
+    levels, until = sorted({0.08, 0.1, given.weight_decay}), 300.0
     start = orthogonal(given.generator(), d).expand(len(levels), -1, -1) / rate**0.5
     predictor = torch.eye(d, dtype=F64).expand(len(levels), -1, -1)
     model = Model(spread, torch.tensor(levels, dtype=F64)[:, None, None], rate)
-    w, _ = integrate(model, start * 2, predictor, 300.0, min(0.1, 0.1 / rate))
+    # α_p F and W_p² start at 4 and 1: the fastest mode relaxes at 4(1 + max σ_j²).
+    w, _ = integrate(model, start * 2, predictor, until, min(0.1, 0.1 / rate, 0.5 / (1 + given.strongest)))
     claims = []
     for level, row in zip(levels, torch.linalg.eigvalsh(w @ w.mT), strict=True):
         what = f"surviving dimensions, σ_j² = 0 … {given.strongest:g}, η = {level:g}"
         expected, seen = int((1 + spread < 1 / (4 * level)).sum()), int((row > ALIVE / rate).sum())
-        claims.append(exactly(what, "#{j: 1 + σ_j² < 1/(4η)}", expected, seen))
+        dying = [float(gain) for gain in 1 + spread if 4 * level * gain > 1]
+        slowest = max((2 * math.pi * math.sqrt(gain / (level - 1 / (4 * gain))) for gain in dying), default=0.0)
+        claim = exactly(what, "#{j: 1 + σ_j² < 1/(4η)}", expected, seen)
+        claims.append(
+            where(slowest < 0.9 * until, f"a direction next to the threshold takes a time of {slowest:.0f}", claim)
+        )
     return claims
 
 
