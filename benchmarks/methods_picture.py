@@ -42,7 +42,7 @@ def picture(records: Sequence[dict[str, Any]]) -> Figure:
 
 def draw(axes: Axes, by_name: dict[str, dict[str, Any]], part: str) -> None:
     """One line a method, and both twins in grey."""
-    colours = mpl.colormaps["tab10"](np.arange(len(SHOWN)))
+    colours = mpl.colormaps["tab10"](np.delete(np.arange(10), 7))  # without grey, the twins'
     for name, style in zip(TWINS.values(), ("--", ":"), strict=True):
         if name not in by_name:
             continue
