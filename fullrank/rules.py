@@ -70,9 +70,10 @@ _REPEATED = Case(
     "{sample.rows} differ, and these are spread: the same images again and again, without keys that say so",
 )
 _FEW_WEIGH_MORE = Case(
-    "some rows repeat",
+    "copies move it as far",
     "traffic_shifted",
-    "; but {sample.copies_share:.0%} of the sampled rows are copies of one another: images that come often move it too",
+    "; but {sample.copies_share:.0%} of the sampled rows are copies of one another, and images that come often move it "
+    "as far: the rows count as {window.independent_rows:.0f}",
 )
 _ONE_PICTURE = Case("inputs are one picture", "traffic_narrowed", "; but the inputs are all but one and the same")
 _MODEL = (

@@ -57,8 +57,10 @@ EXCUSED_BAND_SHARE = 0.5
 EXCUSED_VARIANCE_SHARE = 0.03
 # Rows of which so many are copies repeat; a model that collapsed as well leaves fewer directions than this share.
 REPEATED_SHARE = 0.5
-# Copies of the sampled rows from which a shift of the mean along the tail no longer blames the model.
+# Where more of the sampled rows are copies, m independent rows are left. The mean then moves by about 1/m of the
+# variance along each direction, and by some times that where the image that comes often is an unusual one.
 SOME_REPEAT = 0.05
+COPIES_REACH = 6.0
 SPANNED_SHARE = 0.5
 # Inputs of which a band is below this have shrunk.
 INPUTS_SHRUNK = 0.5
@@ -164,6 +166,12 @@ class Reading:
         repeated = sample.copies_share > REPEATED_SHARE and spanned > 0
         return repeated and self.window.numerical_rank >= SPANNED_SHARE * spanned
 
+    def copies_move_it_as_far(self) -> bool:
+        """Whether rows repeat, and the mean moved along the tail no further than such repetitions can move it."""
+        window = self.window
+        far = window.tail_shift > COPIES_REACH / window.independent_rows
+        return window.sample.copies_share > SOME_REPEAT and not far
+
     def all_shrank(self) -> bool:
         """Whether the head bands hold too little as well."""
         head = self.window.head
@@ -196,7 +204,7 @@ class Reading:
 CONDITIONS: dict[str, Callable[[Reading], bool]] = {
     "": lambda _: True,
     "rows repeat": Reading.rows_repeat,
-    "some rows repeat": lambda it: it.window.sample.copies_share > SOME_REPEAT,
+    "copies move it as far": Reading.copies_move_it_as_far,
     "inputs are foreign": Reading.inputs_foreign,
     "inputs are one picture": Reading.inputs_are_one_picture,
     "inputs shrank as much": Reading.inputs_shrank_as_much,

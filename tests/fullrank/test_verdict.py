@@ -183,6 +183,27 @@ def test_near_copies_of_one_picture_are_narrow_traffic_and_hide_no_collapse(worl
     assert watched(known, [(mixed, None, 250.0)])[0].verdict.state == "dimensional_collapse"  # nothing excuses it
 
 
+@pytest.mark.parametrize(("shift", "state"), [(0.0, "healthy"), (0.4, "model_fault")])
+def test_images_that_come_again_excuse_no_shift_along_the_tail_that_is_larger_than_theirs(world, known, shift, state):
+    """Rows of 700 images, drawn with replacement: the mean of so many moves by a 700th of the variance. 0.4 deviations
+    along each trailing direction, with usual inputs, are the model's."""
+    healthy = world.rows(700, 60)[torch.randint(700, (3000,), generator=torch.Generator().manual_seed(2))]
+    tail = known.basis[:, 8:].float() @ known.eigenvalues[8:].sqrt().float()
+    lengths = healthy.norm(dim=1, keepdim=True)
+    (snapshot,) = watched(known, [(healthy + shift * lengths * tail, inputs_of(healthy), 250.0)])
+    assert snapshot.windows[300.0].sample.copies_share > 0.3
+    assert snapshot.verdict.state == state, snapshot.verdict
+
+
+def test_one_image_that_comes_often_moves_the_mean_and_is_no_fault_of_the_model(world, known):
+    rows, often = world.rows(3000, 61), torch.rand(3000, generator=torch.Generator().manual_seed(3)) < 0.12
+    rows[often] = rows[0].clone()
+    (snapshot,) = watched(known, [(rows, inputs_of(rows), 250.0)])
+    assert snapshot.windows[300.0].tail_shift > snapshot.thresholds["tail_shift"]
+    assert snapshot.verdict.state == "traffic_shifted"
+    assert "come often" in snapshot.verdict.reason
+
+
 def test_one_picture_alone_is_narrow_traffic_and_a_dead_encoder_is_not(world, known):
     one = world.rows(1, 41) + 1e-4 * world.rows(1000, 42)
     (snapshot,) = watched(known, [(one, inputs_of(one), 100.0)])
