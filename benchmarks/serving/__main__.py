@@ -113,7 +113,8 @@ def measure_all(results: Results, model: Model, options: argparse.Namespace, tic
     if not rounds:
         return
     running = start(model, names, options.folder)
-    idle = {loop: Offline(model, options.folder, LOOPS[loop]) for name in names for loop in loops(name, model)}
+    wanted = dict.fromkeys(loop for name in names for loop in loops(name, model))
+    idle = {name: Offline(model, options.folder, LOOPS[name]) for name in wanted}
     ours = [server for server in running if server.name in pair]
     ours = ours if len(ours) == len(ONE_SERVER) else []
 
