@@ -143,7 +143,7 @@ def measure(seconds: float, groups: Sequence[Group], reference: Reference | None
         rows=n,
         groups=len(groups),
         effective_rank=traces.effective_rank(eigenvalues, independent),
-        rankme=NAN if "rankme" in unknown else rankme(eigenvalues.sqrt()),
+        rankme=NAN if "rankme" in unknown else _within(rankme(eigenvalues.sqrt()), dimension),
         participation_ratio=bounds.participation_ratio(pooled, weights, copies),
         stable_rank=NAN if "stable_rank" in unknown else stable_rank(eigenvalues),
         numerical_rank=rank,
@@ -160,6 +160,11 @@ def measure(seconds: float, groups: Sequence[Group], reference: Reference | None
         tail_shift=tail_shift,
         unknown=unknown,
     )
+
+
+def _within(rank: float, dimension: int) -> float:
+    """A rank in [1, d]; 0 stays. RankMe's epsilon takes one direction to 1 - 1e-7, and many equal ones beyond d."""
+    return rank if rank == 0 or math.isnan(rank) else min(max(1.0, rank), float(dimension))
 
 
 def _no_span(rank: int, independent: float, dimension: int) -> str:
