@@ -8,7 +8,7 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /venv
 # From the largest and most stable layer to the smallest: the locked dependencies, torch, the application.
-COPY requirements /src/requirements
+COPY requirements/image.txt requirements/torch.txt /src/requirements/
 RUN /venv/bin/pip install --require-hashes -r /src/requirements/image.txt
 RUN /venv/bin/pip install -r /src/requirements/torch.txt --index-url ${TORCH_INDEX} \
  # Headers, static libraries, compilers and test programs serve those who build against torch.
