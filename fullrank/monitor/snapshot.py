@@ -251,7 +251,9 @@ class SnapshotMaker:
         if evidence.since != self._change:
             self._due[_SINCE] = -math.inf
             self._change = evidence.since
-        return {_SINCE: [block for block in blocks if block.start > evidence.since]}
+        # The block in which it began holds rows from before it. All blocks of one batch have the same time.
+        began = [block for block in blocks if block.start == evidence.since]
+        return {_SINCE: [*began[1:], *(block for block in blocks if block.start > evidence.since)]}
 
     def _measure(self, blocks: Sequence[Block], changes: int) -> WindowStatistics:
         """The statistics of the latest blocks: computed once for windows that hold the same."""

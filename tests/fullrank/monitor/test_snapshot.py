@@ -148,6 +148,16 @@ def test_the_rows_since_a_change_take_turns_with_the_windows(bench):
     assert list(bench.windows) == list(WINDOWS)
 
 
+def test_rows_of_one_batch_in_which_a_change_began_count_as_since_the_change(bench):
+    for time in (10.0, 20.0, 20.0, 20.0):
+        bench.now = time
+        bench.add(64)
+    bench.refresh(everything=True)
+    bench.measured.clear()
+    bench.refresh(Evidence(math.log10(LEVEL), "band 1 high", since=20.0))
+    assert bench.measured == [128]
+
+
 def expected_bounds(whole, rest, groups):
     """The participation ratio and its bounds, of groups of rows of which none are copies of each other."""
     counts = [len(it) for it in groups]
