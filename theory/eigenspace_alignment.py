@@ -174,7 +174,9 @@ def run(given: Parameters) -> Result:
         claims.append(about("decay rate of a small commutator near the fixed point", formula, expected, seen, 0.02))
     for name, path in paths.items():
         start, end = float(path[0].nanmean()), float(path[-1][~path[-1].isnan()].min())
-        claims.append(above(f"{name}: smallest |cos(u, W_p u)| of surviving directions", "→ 1", 0.99, end))
+        # A direction survives if η < 1/(4(1 + σ_j²)), and the least σ_j² is 0.
+        claim = above(f"{name}: smallest |cos(u, W_p u)| of surviving directions", "→ 1", 0.99, end)
+        claims.append(where(given.weight_decay < 0.25, "every direction dies: η is 1/4 or more", claim))
         claims.append(below(f"{name}: mean |cos| before training", "not aligned yet", 0.95, start))
     count = len(paths["any start"])
     clock = torch.linspace(0, 200, count).tolist()
