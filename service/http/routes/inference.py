@@ -103,7 +103,7 @@ class ServerMetadata(BaseModel):
 SERVER = {"name": "fullrank", "version": VERSION, "extensions": ["binary_tensor_data"]}
 METADATA = {
     "name": "fashion-directclr",
-    "versions": ["7b4d5acfe760"],
+    "versions": ["dcded9d74e68"],
     "platform": "pytorch_safetensors",
     "inputs": [
         {"name": "images", "datatype": "BYTES", "shape": [-1]},

@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 Responses = dict[int | str, dict[str, Any]]
 IMAGE = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAAEElEQVR42mNkEIAAJgGKGACOGAQAwSeVywAAAABJRU5ErkJggg=="
 DATA_URI = f"data:image/png;base64,{IMAGE}"
-ENCODER = {"model": "fashion-directclr", "revision": "7b4d5acfe760"}
+ENCODER = {"model": "fashion-directclr", "revision": "dcded9d74e68"}
 RUNS = {"engine": "onnx", "dtype": "float32"}
 
 
@@ -39,7 +39,7 @@ class OpenAIError(BaseModel):
 class ProtocolError(BaseModel):
     """The Open Inference Protocol's shape of a failure."""
 
-    error: str = Field(examples=["no encoder 'resnet' is in service; fashion-directclr@7b4d5acfe760 is"])
+    error: str = Field(examples=["no encoder 'resnet' is in service; fashion-directclr@dcded9d74e68 is"])
 
 
 class EmbedBody(BaseModel):
@@ -323,7 +323,7 @@ REFERENCE_RESPONSES: Responses = example(
     {"model": "theirs", "dimension": 768, "rows": 5000, "calibrated": True, "inputs": True, "canary": 256}
 ) | failures(401, 403, 408, 409, 413, 422, 429)
 METRICS = """# TYPE fullrank_effective_rank gauge
-fullrank_effective_rank{model="fashion-directclr",revision="7b4d5acfe760",window="5m"} 37.1
+fullrank_effective_rank{model="fashion-directclr",revision="dcded9d74e68",window="5m"} 75.9
 """
 METRICS_RESPONSES: Responses = failures(401, 403) | {
     200: {
@@ -399,7 +399,7 @@ _UPDATE = {
         "figures": [[37.1, 19.6]],
         "spectrum": [[-1.2, -1.4]],
         "bands": [[0.01, -0.02]],
-        "events": [{"time": 1795320560.1, "kind": "swap", "from": "a@7b4d5acfe760", "to": "b@0123456789ab"}],
+        "events": [{"time": 1795320560.1, "kind": "swap", "from": "a@dcded9d74e68", "to": "b@0123456789ab"}],
     },
     "traffic": {"fields": ["images_per_second"], "time": [1795320575.1], "figures": [[48.0]], "limit": 512},
 }

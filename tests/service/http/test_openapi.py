@@ -21,7 +21,7 @@ STREAM = "/events"  # does not end; tests/service/http/test_history.py reads it
 UPLOAD = "/admin/references/{model}"  # takes binary data alone; tests/service/watching/test_sidecar_bodies.py sends it
 APART = STREAM, UPLOAD
 OPERATIONS = [(method, path) for path, methods in DOCUMENT["paths"].items() for method in methods if path not in APART]
-VALUES = {"{name}": "fashion-directclr", "{version}": "7b4d5acfe760"}
+VALUES = {"{name}": "fashion-directclr", "{version}": "dcded9d74e68"}
 BINARY = {("get", "/moments")}  # its answer has no text form
 
 
