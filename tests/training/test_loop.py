@@ -64,7 +64,7 @@ def test_a_run_ends_in_an_artifact_that_serves(finished: Path) -> None:
     assert artifact.card.training["method"] == "directclr"
     assert artifact.card.training["epochs"] == 2
     assert artifact.card.quality["knn_queries"] == 1000
-    assert 0.5 < artifact.card.quality["knn"] <= 1
+    assert 0.4 < artifact.card.quality["knn"] <= 1  # chance is 0.1
     assert artifact.card.quality["projection"]["dimension"] == 8
     assert artifact.reference is not None
     assert artifact.reference.rows == 150  # a fifth of 1,000 held out, a quarter of those the canary
