@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def test_without_matplotlib_the_claims_are_there_and_the_message_is_clear(
         (["directpred", "--step", "0"], "step must be above 0"),
         (["barlow-twins", "--batch", "40"], "at least 4 per dimension"),
         (["projector", "--kept", "32"], "kept must be below dimension"),
-        (["measurement", "--rows", "200"], "rows must be at least 16 times dimension"),
+        (["measurement", "--dead", "64"], "dead must be below dimension"),
         (["measurement", "--no-such-flag", "1"], "No such option"),
         (["eigenspace-alignment", "--run", "no-such-file"], "cannot be read"),
         (["all", "--seed", "-1"], "seed must be at least 0"),
@@ -128,6 +129,16 @@ def test_bad_parameters_are_exit_2_before_anything_runs(argv: list[str], says: s
     result = lab(*argv)
     assert result.exit_code == 2
     assert says in " ".join(result.stderr.split())
+
+
+def test_with_few_rows_the_ranks_laws_say_nothing_and_the_exact_ones_hold() -> None:
+    claims = measurement.run(measurement.Parameters(rows=128)).claims
+    outside = [claim for claim in claims if claim.verdict == "outside"]
+    assert {claim.outside for claim in outside} == {
+        "rows below 16 per dimension, 1024: terms beyond the first in 1/n are not small"
+    }
+    assert len(outside) == 9
+    assert Counter(claim.verdict for claim in claims) == {"outside": 9, "holds": 8}
 
 
 def test_a_number_of_the_wrong_kind_is_refused() -> None:
