@@ -28,8 +28,9 @@ ln u − s²(m + 1)/2u² − c²(1/u + ½) a step on average, the slowest by at 
 
 - If u² + s²(m + 1) > 1, which at α = 0 and k ≥ 2σ² is η > 2(k − 2σ²)/((k − 2σ²)² + (k² + 4σ⁴)(m + 1)/B), the noise of
   the batch wins and W grows without bound. Such a rate is refused.
-- The mean law is claimed from the time on when the block moves no logit by more than 0.1, k Σσ²/2 < 0.1, and while the
-  noise is less than a third of it.
+- The mean law is claimed from the time on when the m smallest singular values are the noisy block's (nine tenths of the
+  square of each of their right singular vectors lie in the noisy coordinates) and the block moves no logit by more than
+  0.1, k Σσ²/2 < 0.1, and while the noise is less than a third of it.
 - That all m are dead at the end is claimed if the slowest, followed by its bound from that time or from the start, is
   dead with four standard deviations to spare.
 
@@ -81,6 +82,7 @@ DEAD = 1e-3  # of the largest singular value
 RECORDS = 50
 EVERY = 5  # steps between two looks at the attention
 LINEAR = 0.1  # change of a logit by the noisy block, below which the block's equation is linear
+OVERLAP = 0.9  # squared cosine to the noisy coordinates from which on a direction of W counts as the noisy block's
 
 
 class Parameters(Settings):
@@ -131,11 +133,14 @@ def contrast(w: Tensor, x: Tensor, augmented: Tensor) -> Tensor:
 class Course:
     """A training: W's singular values over time (RECORDS + 1, amplitudes, d), and what the attention says of a step.
 
+    overlap: squared cosine of the largest angle between the m smallest right singular vectors and the noisy
+    coordinates, (RECORDS + 1, amplitudes).
     mean, taken, slowest, fastest and spread are sums of the laws of `noisy_steps` over each record, (RECORDS,
     amplitudes); `last` is the last W (amplitudes, d, d).
     """
 
     history: Tensor
+    overlap: Tensor
     mean: Tensor
     taken: Tensor
     slowest: Tensor
@@ -166,7 +171,9 @@ def train(given: Parameters, amplitudes: list[float], start: Tensor) -> Course:
         if step % every == 0:
             history.append(finite(w, "W", step * rate))
     mean, taken, slowest, fastest, spread = sums
-    return Course(torch.linalg.svdvals(torch.stack(history)), mean, taken, slowest, fastest, spread, w)
+    _, sizes, vectors = torch.linalg.svd(torch.stack(history))
+    overlap = torch.linalg.svdvals(vectors[..., -given.noisy :, -given.noisy :])[..., -1].square()
+    return Course(sizes, overlap, mean, taken, slowest, fastest, spread, w)
 
 
 @dataclass(frozen=True)
@@ -246,7 +253,9 @@ def linear_from(given: Parameters, course: Course, i: int, k: float) -> int | No
     """The record from which on the m smallest singular values are the noisy block, and too small to move a logit."""
     sizes = course.history[:, i]
     block = sizes[:, -given.noisy :]
-    ready = (k * block.square().sum(-1) / 2 < LINEAR) & (sizes[:, -given.noisy - 1] > 3 * block[:, 0])
+    # A random W has small singular values of its own, which are not the noisy block's.
+    is_block = (sizes[:, -given.noisy - 1] > 3 * block[:, 0]) & (course.overlap[:, i] > OVERLAP)
+    ready = (k * block.square().sum(-1) / 2 < LINEAR) & is_block
     late = (~ready).nonzero()
     first = int(late[-1]) + 1 if len(late) else 0
     return first if first < len(sizes) else None
