@@ -3,13 +3,14 @@
 import concurrent.futures
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,15 @@ from PIL import Image
 
 pytest.importorskip("ray", reason="pip install 'fullrank-server[ray]'")
 
+from fullrank.fleet import BROKEN
 from models.artifact import load
 from models.embedder import Embedder, normalize
 from scale import bulk, ray_bulk, sources
+from tests.support.browser import chromium
 from tests.support.encoders import write_encoder
 from tests.support.images import as_files, encoded, pictures
 from tests.support.ray_cluster import PATIENCE, RAY, ROOT, cluster, environment, named, wait_for
+from tests.support.ray_faulty import broken
 from tools.stack import free_port
 
 pytestmark = pytest.mark.soak
@@ -125,6 +129,16 @@ def test_what_is_no_address_is_refused(address: str) -> None:
 
 # ---- serving
 
+ARGUMENTS = {
+    "min_replicas": 2,
+    "max_replicas": 3,
+    "pending_images": 100,
+    "upscale_delay": 1,
+    "downscale_delay": 3600,
+    "cpus": 0.5,
+    "period": 0.5,
+}
+
 
 @pytest.fixture(scope="module")
 def port() -> int:
@@ -132,21 +146,25 @@ def port() -> int:
 
 
 @pytest.fixture(scope="module")
-def serving(
-    ray_cluster: tuple[str, Path], encoders: Path, tmp_path_factory: pytest.TempPathFactory, port: int
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Two replicas that `serve run` starts from the shipped configuration, with small encoders."""
-    address, folder = ray_cluster
-    configuration = yaml.safe_load((ROOT / "deploy" / "ray" / "fullrank.yaml").read_text())
-    configuration["http_options"] |= {"host": "0.0.0.0", "port": port}
-    (application,) = configuration["applications"]
-    configuration["http_options"]["request_timeout_s"] = PATIENCE
-    watched = {"monitor_rate": "inf", "block_rows": 32, "request_timeout": PATIENCE}
+def configuration(encoders: Path) -> dict[str, Any]:
+    """The application: the shipped one, with small encoders and one replica that can be made to collapse."""
+    (application,) = yaml.safe_load((ROOT / "deploy" / "ray" / "fullrank.yaml").read_text())["applications"]
+    watched = {"monitor_rate": "inf", "block_rows": 32, "request_timeout": PATIENCE, "canary_period": 1}
     settings = {"encoder": str(encoders / "alpha"), "encoders_dir": str(encoders), **watched}
-    scaling = {"min_replicas": 2, "max_replicas": 3, "pending_images": 100, "upscale_delay": 1, "downscale_delay": 3600}
-    application["args"] = scaling | {"cpus": 0.5, "period": 0.5, "settings": settings}
+    application["args"] = ARGUMENTS | {"settings": settings}
+    application["import_path"] = "tests.support.ray_faulty:app"
+    return dict(application)
+
+
+@pytest.fixture(scope="module")
+def serving(
+    ray_cluster: tuple[str, Path], configuration: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, port: int
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Two replicas that `serve run` starts."""
+    address, folder = ray_cluster
+    options = {"host": "0.0.0.0", "port": port, "request_timeout_s": PATIENCE}
     file = tmp_path_factory.mktemp("serve") / "fullrank.yaml"
-    file.write_text(yaml.safe_dump(configuration))
+    file.write_text(yaml.safe_dump({"http_options": options, "applications": [configuration]}))
     log = file.with_name("log")
     with log.open("w") as output:
         command = [str(RAY.with_name("serve")), "run", "--address", address, str(file)]
@@ -200,6 +218,34 @@ def test_a_client_that_is_not_local_is_not_taken_for_one_behind_the_proxy(fleet:
     assert get(url, "/moments").status_code == 403
     answer = httpx.get(f"{url}/moments", headers={"Host": "localhost"}, timeout=PATIENCE)
     assert answer.status_code == 403
+
+
+def test_the_replica_that_collapses_alone_is_named(fleet: str, ray_cluster: tuple[str, Path]) -> None:
+    """By the scrape, by /spectrum?fleet=1, and on the page."""
+    sick, well = sorted({it["instance"] for it in spectrum(fleet)["replicas"]})
+    file = broken(ray_cluster[1])
+    file.write_text(sick)
+    try:
+        wait_for(lambda: states(fleet)[sick] in BROKEN)
+        found = spectrum(fleet)
+        assert states(fleet)[well] == "healthy"
+        assert [it for it in found["problems"] if f"{sick} stands out alone among 2 replicas of alpha@" in it]
+        assert not [it for it in found["problems"] if it.startswith(well)]
+        metrics = get(fleet, "/metrics").text
+        for replica, value in ((sick, "1.0"), (well, "0.0")):
+            assert re.search(f'^fullrank_fleet_outlier{{instance="{replica}",.*}} {value}$', metrics, re.MULTILINE)
+        with chromium() as browser:
+            page = browser.new_page()
+            page.set_default_timeout(1000 * PATIENCE)
+            page.goto(fleet)
+            page.locator("#problems li", has_text=f"{sick} stands out alone among 2 replicas").wait_for()
+            row = page.locator("#fleet tr").filter(has=page.get_by_role("rowheader", name=sick))
+            assert row.locator("td b.bad").count() == 1
+            row = page.locator("#fleet tr").filter(has=page.get_by_role("rowheader", name=well))
+            assert row.locator("td b").inner_text().lower() == "healthy"
+    finally:
+        file.unlink()
+    wait_for(lambda: states(fleet)[sick] == "healthy")
 
 
 def test_a_swap_reaches_every_replica_and_a_collapsed_encoder_none(fleet: str) -> None:
@@ -267,7 +313,75 @@ def test_pending_images_start_another_replica(fleet: str) -> None:
             it.result()
 
 
+def test_an_update_to_fewer_replicas_answers_what_the_others_had_taken(
+    fleet: str, serving: subprocess.Popen[bytes], ray_cluster: tuple[str, Path], configuration: dict[str, Any]
+) -> None:
+    before = set(pending(fleet))
+    assert len(before) == 3
+    arguments = configuration["args"] | {"min_replicas": 1, "max_replicas": 1}
+    program = f"""
+from scale.serve import Arguments
+from tests.support.ray_faulty import app
+serve.run(app(Arguments(**{arguments!r})), name="fullrank", route_prefix="/")
+"""
+    answers_while(fleet, ray_cluster, program, lambda: len(pending(fleet)) == 1 and before.isdisjoint(pending(fleet)))
+
+
+def test_a_deleted_application_answers_what_it_had_taken(
+    fleet: str, serving: subprocess.Popen[bytes], ray_cluster: tuple[str, Path]
+) -> None:
+    """The last test: it ends the fleet."""
+
+    def gone() -> bool:
+        return httpx.get(f"{fleet}/healthz", timeout=PATIENCE).status_code == 404
+
+    answers_while(fleet, ray_cluster, "serve.delete('fullrank')", gone)
+    serving.send_signal(signal.SIGINT)
+    assert serving.wait(PATIENCE) == 0
+
+
 # ---- helpers
+
+
+def answers_while(fleet: str, ray_cluster: tuple[str, Path], program: str, done: Callable[[], bool]) -> None:
+    """Keep every replica busy, run a program that stops some, and see each request answered."""
+    address, folder = ray_cluster
+    script = f"import ray; ray.init({address!r}); from ray import serve; serve.status(); print('ready'); input(); "
+    command = [sys.executable, "-c", script.replace("; ", "\n") + program]
+    slow = slow_images()[:16]
+    asked: list[concurrent.futures.Future[httpx.Response]] = []
+    with (
+        subprocess.Popen(
+            command, cwd=ROOT, env=environment(folder), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as operator,
+        concurrent.futures.ThreadPoolExecutor(16) as pool,
+    ):
+        assert operator.stdin is not None
+        assert operator.stdout is not None
+        wait_for(lambda: "ready" in operator.stdout.readline())
+
+        def all_are_busy() -> bool:
+            if len(asked) < 16:
+                asked.append(pool.submit(httpx.post, fleet + "/embed", files=as_files(slow), timeout=PATIENCE))
+            return all(pending(fleet).values())
+
+        wait_for(all_are_busy)
+        operator.stdin.write("\n")
+        operator.stdin.flush()
+        wait_for(done)
+        assert [it.result().status_code for it in asked] == [200] * len(asked)
+        operator.communicate(timeout=PATIENCE)
+
+
+def pending(url: str) -> dict[str, float]:
+    """Images that each replica has admitted and not answered."""
+    found = re.findall(r'^fullrank_pending_images{instance="(.*)"} (.*)$', get(url, "/metrics").text, re.MULTILINE)
+    return {replica: float(value) for replica, value in found}
+
+
+def states(url: str) -> dict[str, str]:
+    """Each replica's verdict."""
+    return {it["instance"]: it["verdict"]["state"] for it in spectrum(url)["replicas"]}
 
 
 def answers(url: str) -> bool:

@@ -45,7 +45,7 @@ def start_node(
         node = subprocess.Popen(
             [*command, *arguments], env=environment(folder), stdout=output, stderr=output, start_new_session=True
         )
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + PATIENCE
     while STARTED not in log.read_text(errors="replace"):
         if node.poll() is not None or time.monotonic() > deadline:
             end(folder)
