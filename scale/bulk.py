@@ -129,8 +129,7 @@ def begin(
     mine = Run(card.name, card.revision, file_format, inputs)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for left in out.glob(f".*{SCRATCH}"):
-            left.unlink(missing_ok=True)
+        sweep(out)
         if (out / RUN).exists():
             there = Run.of(out)
             if (there.encoder, there.revision) != (mine.encoder, mine.revision):
@@ -150,6 +149,12 @@ def begin(
     except OSError as error:
         raise BulkError(f"{out}: {error}") from error
     return [shard for shard in shards if shard.name not in complete]
+
+
+def sweep(out: Place) -> None:
+    """Delete what processes had begun to write when they were killed. Raises OSError."""
+    for left in out.glob(f".*{SCRATCH}"):
+        left.unlink(missing_ok=True)
 
 
 _here: tuple[Embedding, Callable[[int], None]] | None = None

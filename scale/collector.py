@@ -22,7 +22,6 @@ from fullrank.verdict import Verdict, diagnose
 from scale.reports import Encoder, Order, Report, Wanted, Watched
 from scale.totals import ADDITIVE, Series, Totals, samples_of
 
-SILENT = 15.0  # seconds without a report after which a replica counts as gone
 GROUPS = 3  # groups of rows that bounds need; two replicas send more than one each
 REST = 20.0  # measuring takes at most one part in so many of a core
 
@@ -50,16 +49,16 @@ class Measured:
 class Collector:
     """Keeps the latest report of each replica. For one thread, except `measure`, which may run on another.
 
-    silent: seconds without a report after which a replica counts as gone; clock: seconds.
+    clock: seconds. Orders hold among replicas that started with the same settings: an update to others serves what
+    these say.
     """
 
-    def __init__(self, silent: float = SILENT, clock: Callable[[], float] = time.monotonic) -> None:
-        self._silent = silent
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._reports: dict[str, tuple[Report, float]] = {}
         self._references: dict[Encoder, Reference] = {}
         self._totals = Totals()
-        self._orders: tuple[Order, ...] = ()
+        self._orders: dict[str, tuple[Order, ...]] = {}
         self._lost = 0
         self._measured = Measured([], Survey([], {}, []), set())
         self._changed = False
@@ -78,27 +77,29 @@ class Collector:
         for it in report.watched or ():
             if it.reference is not None:
                 self._references[it.encoder] = it.reference
-        if len(report.orders) > len(self._orders):
-            self._orders = report.orders
         self._reports[report.replica] = report, self._clock()
         self._totals.update(report.replica, samples_of(report.metrics))
         self._forget()
+        settings = report.started_with
+        live = {it.started_with for it in self.reports()}
+        self._orders = {held: orders for held, orders in self._orders.items() if held in live}
+        self._orders[settings] = max(self._orders.get(settings, ()), report.orders, key=len)
         if report.last:
             self._retire(report.replica)
-        return self.wanted()
+        return self.wanted(settings)
 
-    def wanted(self) -> Wanted:
-        """What a replica has to do and to send."""
+    def wanted(self, started_with: str = "") -> Wanted:
+        """What a replica with these settings has to do and to send."""
         referenced = {it.encoder for report in self.reports() for it in report.watched or () if it.referenced}
         missing = frozenset(referenced - self._references.keys())
-        return Wanted(self._orders, math.ceil(GROUPS / max(1, len(self._reports))), missing)
+        return Wanted(self._orders.get(started_with, ()), math.ceil(GROUPS / max(1, len(self._reports))), missing)
 
     def reports(self) -> list[Report]:
         """The latest report of each replica that is not gone."""
         return [report for report, _ in list(self._reports.values())]
 
     def _expire(self) -> None:
-        for name in [name for name, (_, at) in self._reports.items() if self._clock() - at > self._silent]:
+        for name in [name for name, (it, at) in self._reports.items() if self._clock() - at > it.silent]:
             self._lost += 1
             self._retire(name)
 
@@ -122,17 +123,19 @@ class Collector:
 
     # ---- orders
 
-    def order(self, name: str, gate: str, replaces: str | None) -> Order:
-        """Have every replica make a swap, also those that start later."""
-        order = Order(len(self._orders) + 1, name, gate, replaces)
-        self._orders = (*self._orders, order)
+    def order(self, name: str, gate: str, replaces: str | None, started_with: str = "") -> Order:
+        """Have every replica with these settings make a swap, also those that start later."""
+        known = self._orders.get(started_with, ())
+        order = Order(len(known) + 1, name, gate, replaces)
+        self._orders[started_with] = (*known, order)
         return order
 
-    def progress(self, number: int) -> tuple[list[str], dict[str, str]]:
+    def progress(self, number: int, started_with: str = "") -> tuple[list[str], dict[str, str]]:
         """The replicas that have not got to this order yet, and those that failed at it with the reason."""
         self._expire()
-        waiting = [it.replica for it in self.reports() if it.done < number]
-        return waiting, {it.replica: it.failed[number] for it in self.reports() if number in it.failed}
+        found = [it for it in self.reports() if it.started_with == started_with]
+        waiting = [it.replica for it in found if it.done < number]
+        return waiting, {it.replica: it.failed[number] for it in found if number in it.failed}
 
     # ---- what moments say
 

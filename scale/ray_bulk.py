@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from fullrank import __version__ as VERSION
 from models.artifact import ArtifactError
-from scale.bulk import RUN, BulkError, Embedding, Written
+from scale.bulk import RUN, BulkError, Embedding, Written, sweep
 from scale.places import Place, place
 from scale.sources import Shard, SourceError
 
@@ -94,6 +94,10 @@ def run_ray(
         arguments = str(encoder.resolve()), str(out.resolve()), device, engine, identity_of(out)
         count = max(1, min(available, len(shards)))
         Crew(ray, [actor.remote(*arguments) for _ in range(count)], done, failed).embed(shards)
+    try:
+        sweep(out)  # an actor that was killed leaves files half written; another one has written them
+    except OSError as error:
+        raise BulkError(f"{out}: {error}") from error
 
 
 class Crew:

@@ -11,6 +11,7 @@ from fullrank.monitor.window import Block
 from service.encoders.registry import Service
 
 Encoder = tuple[str, str]  # model and revision
+SILENT = 15.0  # seconds without a report after which a replica counts as gone
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class Report:
     """What a replica sends. `watched` is None where only the metrics are new.
 
     orders: all that it knows, so that a collector which was restarted knows them again. done: number of the last order
-    that it carried out or failed at; failed: number -> reason.
+    that it carried out or failed at; failed: number -> reason. silent: seconds without another report after which the
+    replica counts as gone. started_with: names the settings that it started with.
     """
 
     replica: str
@@ -78,6 +80,8 @@ class Report:
     done: int = 0
     failed: dict[int, str] = field(default_factory=dict)
     last: bool = False
+    silent: float = SILENT
+    started_with: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
 """Ray Serve: the service's HTTP API over many replicas, watched as one.
 
 Each replica runs the app of service/http, with its own queue, and Ray sends requests to replicas. A collector actor
-(scale/ray_actors.py), which Ray keeps for the deployment, merges what replicas report. `app` builds the application,
-for `serve run` and for `serve.run(app(Arguments()))`.
+(scale/ray_actors.py), which the first replica starts, merges what replicas report. `app` builds the application, for
+`serve run` and for `serve.run(app(Arguments()))`.
 """
 
 import asyncio
+import hashlib
+import json
 import logging
 import math
 from collections.abc import Iterable
@@ -18,19 +20,19 @@ from starlette.types import Message, Receive, Scope, Send
 try:
     import ray
     from ray import serve
-    from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, DeploymentActorConfig
+    from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 except ImportError as error:
     raise ImportError("Ray Serve is missing: pip install 'fullrank-server[ray]'") from error
 
+from fullrank import __version__ as VERSION
 from scale.ray_actors import PENDING, CollectorActor, PendingImages
-from scale.reports import Report, Wanted, metrics_of, serving, watched_by
+from scale.reports import SILENT, Report, Wanted, metrics_of, serving, watched_by
 from service.encoders.registry import Service
 from service.failures import ConflictError, ServiceError, UnreadyError
 from service.http.app import create_app
 from service.settings import Gate, Settings
 
 log = logging.getLogger("fullrank.service")
-NAME = "collector"
 ANSWER = 20.0  # seconds for the collector to answer
 AWAY = (ray.exceptions.RayError, ValueError, TimeoutError)  # what calls raise while it does not run
 
@@ -53,11 +55,15 @@ class Arguments(BaseModel):
 
 
 class Peers:
-    """A replica's side of the fleet: it reports to the collector, carries out its orders and asks it for figures."""
+    """A replica's side of the fleet: it reports to the collector, carries out its orders and asks it for figures.
 
-    def __init__(self, service: Service, replica: str, period: float) -> None:
+    started_with: names the settings that the application gave it.
+    """
+
+    def __init__(self, service: Service, replica: str, period: float, started_with: str) -> None:
         self._service = service
         self._replica = replica
+        self._started_with = started_with
         self._period = period
         self._wanted = Wanted()
         self._done = 0
@@ -90,7 +96,16 @@ class Peers:
             watched = await asyncio.to_thread(watched_by, service, wanted.groups, wanted.references) if whole else None
             metrics = await asyncio.to_thread(metrics_of, service)
             report = Report(
-                self._replica, metrics, serving(service), watched, wanted.orders, self._done, dict(self._failed), last
+                self._replica,
+                metrics,
+                serving(service),
+                watched,
+                wanted.orders,
+                self._done,
+                dict(self._failed),
+                last,
+                max(SILENT, 5 * self._period),
+                self._started_with,
             )
             self._wanted = await self._call("push", report)
             self._reported = now if whole else self._reported
@@ -110,14 +125,14 @@ class Peers:
             await self.report()
             return await self._call(method, *arguments)
         except AWAY as error:
-            message = f"the collector of the fleet does not answer ({type(error).__name__}); Ray starts it again"
+            message = f"the collector of the fleet does not answer ({type(error).__name__}); it is started again"
             raise UnreadyError("no_collector", message, retry_after=5) from error
 
     async def _call(self, method: str, *arguments: object) -> Any:
-        """Call a method of the collector. Raises an error of AWAY; then the next call looks for it anew."""
+        """Call a method of the collector. Raises an error of AWAY; the next call then looks for it, or starts it."""
         try:
             if self._collector is None:
-                self._collector = serve.get_deployment_actor(NAME)
+                self._collector = collector_of(serve.get_replica_context())
             return await asyncio.wait_for(getattr(self._collector, method).remote(*arguments), ANSWER)
         except AWAY:
             self._collector = None
@@ -129,14 +144,15 @@ class Peers:
         Raises ConflictError that names the replicas which did not, and UnreadyError without a collector.
         """
         try:
-            order = await self._call("order", name, gate, replaces)
+            order = await self._call("order", name, gate, replaces, self._started_with)
             self._done = order.number
             await self.report(whole=True)
             deadline = asyncio.get_running_loop().time() + self._service.settings.request_timeout - self._period
-            waiting, failed = await self._call("progress", order.number)
+            asked = order.number, self._started_with
+            waiting, failed = await self._call("progress", *asked)
             while waiting and asyncio.get_running_loop().time() < deadline:
                 await asyncio.sleep(min(0.2, self._period))
-                waiting, failed = await self._call("progress", order.number)
+                waiting, failed = await self._call("progress", *asked)
         except AWAY as error:
             message = f"only {self._replica} swapped: the collector of the fleet does not answer; swap again"
             raise UnreadyError("no_collector", message, retry_after=5) from error
@@ -166,11 +182,11 @@ class Started:
     With it, `peers` reports from then on, and once more after the last request was answered.
     """
 
-    def __init__(self, settings: Settings, replica: str, period: float) -> None:
+    def __init__(self, settings: Settings, replica: str, period: float, started_with: str) -> None:
         self._loaded = asyncio.Event()
         self._app = create_app(settings, on_failure=self._loaded.set, on_ready=self._loaded.set)
         self.service: Service = self._app.state.service
-        self.peers = Peers(self.service, replica, period)
+        self.peers = Peers(self.service, replica, period, started_with)
         self._reporting: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -212,10 +228,11 @@ class ReplicaDeployment:
             self._settings = self._settings.model_copy(update={"state_dir": folder})
         self._replica = context.replica_id.unique_id
         self._period = period
+        self._started_with = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
         self._started: Started | None = None
 
     async def __serve_build_asgi_app__(self) -> Started:
-        self._started = Started(self._settings, self._replica, self._period)
+        self._started = Started(self._settings, self._replica, self._period, self._started_with)
         return self._started
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
@@ -226,6 +243,25 @@ class ReplicaDeployment:
         """Raise RuntimeError once only a restart can help: Ray then starts another replica."""
         if self._started is not None and not self._started.service.health.alive():
             raise RuntimeError(self._started.service.health.fault() or "it cannot embed")
+
+
+def collector_of(context: Any) -> Any:
+    """The collector of a replica's deployment, which is started unless it runs. Raises an error of AWAY.
+
+    It is detached and not one of Ray's deployment actors, because those belong to one version of the application. Its
+    name holds the version of this package, because reports of another need not fit.
+    """
+    return (
+        ray.remote(CollectorActor)
+        .options(
+            name=f"fullrank::{context.app_name}::{context.deployment}::collector::{VERSION}",
+            namespace="fullrank",
+            lifetime="detached",
+            get_if_exists=True,
+            num_cpus=0,
+        )
+        .remote()
+    )
 
 
 def settings_of(given: dict[str, Any], cpus: float) -> Settings:
@@ -256,19 +292,12 @@ def app(arguments: Arguments) -> Any:
                 policy=policy,
             )
         }
-    collector = DeploymentActorConfig(
-        name=NAME,
-        actor_class=ray.remote(CollectorActor),
-        init_kwargs={"silent": max(15.0, 5 * arguments.period)},
-        actor_options={"num_cpus": 0},
-    )
     deployment = serve.deployment(
         name="fullrank",
         # Our queue makes the batches, so every request has to reach it.
         max_ongoing_requests=settings.max_pending_images,
         ray_actor_options={"num_cpus": arguments.cpus, "num_gpus": arguments.gpus},
         graceful_shutdown_timeout_s=settings.request_timeout + 10,
-        deployment_actors=[collector],
         **scaling,
     )
     served = deployment(serve.ingress()(ReplicaDeployment))

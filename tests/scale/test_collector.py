@@ -109,7 +109,7 @@ def test_counters_add_up_and_gauges_stay_each_replicas_own() -> None:
 
 def test_no_counter_falls_when_a_replica_dies_comes_back_or_says_goodbye() -> None:
     clock = Clock()
-    collector = Collector(silent=10, clock=clock)
+    collector = Collector(clock)
     collector.push(report("one", 100))
     collector.push(report("two", 50))
     clock.now += 9
@@ -242,6 +242,39 @@ def test_orders_reach_replicas_that_start_later_and_survive_the_collector() -> N
     restarted.push(Report("one", metrics(0), [("alpha", "r1")], orders=wanted.orders, done=1))
     assert restarted.wanted().orders == (order,)
     assert restarted.order("gamma", "warn", None).number == 2
+
+
+def test_an_update_to_other_settings_starts_without_the_orders_of_the_old_ones() -> None:
+    collector = Collector()
+
+    def push(replica: str, settings: str, *, last: bool = False) -> int:
+        report = Report(replica, metrics(5), [("alpha", "r1")], started_with=settings, last=last)
+        return len(collector.push(report).orders)
+
+    push("old", "a")
+    order = collector.order("beta", "enforce", None, "a")
+    assert push("new", "b") == 0
+    assert push("old", "a") == 1
+    assert collector.progress(order.number, "a") == (["old"], {})  # the other one has no such order
+    assert push("old", "a", last=True) == 1
+    # The replica that takes the place of the last one, with the same settings, makes the same swap.
+    assert push("older", "a") == 1
+    assert push("older", "a", last=True) == 1
+    assert push("new", "b") == 0
+    assert push("again", "a") == 0
+    assert value(collector, "images_total") == 20
+
+
+def test_each_replica_says_after_how_long_it_counts_as_gone() -> None:
+    clock = Clock()
+    collector = Collector(clock)
+    collector.push(Report("fast", metrics(0), [("alpha", "r1")], silent=15))
+    collector.push(Report("slow", metrics(0), [("alpha", "r1")], silent=300))
+    clock.now += 299
+    assert value(collector, "pending", instance="fast") is None
+    assert value(collector, "pending", instance="slow") == 0
+    clock.now += 2
+    assert value(collector, "pending", instance="slow") is None
 
 
 def test_measuring_rests_and_happens_only_for_news() -> None:

@@ -316,15 +316,26 @@ def test_pending_images_start_another_replica(fleet: str) -> None:
 def test_an_update_to_fewer_replicas_answers_what_the_others_had_taken(
     fleet: str, serving: subprocess.Popen[bytes], ray_cluster: tuple[str, Path], configuration: dict[str, Any]
 ) -> None:
+    """Counters go on, and so does the swap: the settings are the same."""
     before = set(pending(fleet))
     assert len(before) == 3
+    counts = [total(fleet, "fullrank_images_total")]
     arguments = configuration["args"] | {"min_replicas": 1, "max_replicas": 1}
     program = f"""
 from scale.serve import Arguments
 from tests.support.ray_faulty import app
 serve.run(app(Arguments(**{arguments!r})), name="fullrank", route_prefix="/")
 """
-    answers_while(fleet, ray_cluster, program, lambda: len(pending(fleet)) == 1 and before.isdisjoint(pending(fleet)))
+
+    def updated() -> bool:
+        counts.append(total(fleet, "fullrank_images_total"))
+        return len(pending(fleet)) == 1 and before.isdisjoint(pending(fleet))
+
+    answered = answers_while(fleet, ray_cluster, program, updated)
+    counts.append(total(fleet, "fullrank_images_total"))
+    assert counts == sorted(counts)
+    assert counts[-1] == counts[0] + answered
+    assert {it["model"] for it in spectrum(fleet)["replicas"]} == {"beta"}
 
 
 def test_a_deleted_application_answers_what_it_had_taken(
@@ -343,8 +354,8 @@ def test_a_deleted_application_answers_what_it_had_taken(
 # ---- helpers
 
 
-def answers_while(fleet: str, ray_cluster: tuple[str, Path], program: str, done: Callable[[], bool]) -> None:
-    """Keep every replica busy, run a program that stops some, and see each request answered."""
+def answers_while(fleet: str, ray_cluster: tuple[str, Path], program: str, done: Callable[[], bool]) -> int:
+    """Keep every replica busy, run a program that stops some, and see each request answered. Returns the images."""
     address, folder = ray_cluster
     script = f"import ray; ray.init({address!r}); from ray import serve; serve.status(); print('ready'); input(); "
     command = [sys.executable, "-c", script.replace("; ", "\n") + program]
@@ -358,7 +369,7 @@ def answers_while(fleet: str, ray_cluster: tuple[str, Path], program: str, done:
     ):
         assert operator.stdin is not None
         assert operator.stdout is not None
-        wait_for(lambda: "ready" in operator.stdout.readline())
+        assert any("ready" in line for line in operator.stdout), "the operator's program ended"
 
         def all_are_busy() -> bool:
             if len(asked) < 16:
@@ -371,6 +382,7 @@ def answers_while(fleet: str, ray_cluster: tuple[str, Path], program: str, done:
         wait_for(done)
         assert [it.result().status_code for it in asked] == [200] * len(asked)
         operator.communicate(timeout=PATIENCE)
+    return len(asked) * len(slow)
 
 
 def pending(url: str) -> dict[str, float]:
