@@ -129,6 +129,24 @@ def test_what_is_no_address_is_refused(address: str) -> None:
 
 # ---- serving
 
+
+def test_a_collector_that_hears_nothing_ends_itself(ray_cluster: tuple[str, Path]) -> None:
+    address, folder = ray_cluster
+    program = f"""
+import time
+import ray
+from scale.ray_actors import CollectorActor
+from scale.reports import Report
+ray.init({address!r}, namespace="fullrank", log_to_driver=False)
+options = {{"name": "silent", "lifetime": "detached", "num_cpus": 0}}
+collector = ray.remote(CollectorActor).options(**options).remote(leave=1.0)
+ray.get(collector.push.remote(Report("one", [], [])))
+while "silent" in ray.util.list_named_actors():
+    time.sleep(0.1)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, env=environment(folder), timeout=PATIENCE)
+
+
 ARGUMENTS = {
     "min_replicas": 2,
     "max_replicas": 3,
