@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -22,7 +23,7 @@ from fullrank.verdict import Verdict, diagnose
 from scale.reports import Encoder, Order, Report, Wanted, Watched
 from scale.totals import ADDITIVE, Series, Totals, samples_of
 
-GROUPS = 3  # groups of rows that bounds need; two replicas send more than one each
+GROUPS = 3  # groups of rows that bounds need; two replicas with rows send more than one each
 REST = 20.0  # measuring takes at most one part in so many of a core
 
 
@@ -92,7 +93,17 @@ class Collector:
         """What a replica with these settings has to do and to send."""
         referenced = {it.encoder for report in self.reports() for it in report.watched or () if it.referenced}
         missing = frozenset(referenced - self._references.keys())
-        return Wanted(self._orders.get(started_with, ()), math.ceil(GROUPS / max(1, len(self._reports))), missing)
+        fewest = min(self._with_rows().values(), default=1)
+        return Wanted(self._orders.get(started_with, ()), math.ceil(GROUPS / fewest), missing)
+
+    def _with_rows(self) -> Counter[Encoder]:
+        """How many replicas have rows of each encoder in the shortest window. The others send no group at all."""
+        return Counter(
+            it.encoder
+            for report in self.reports()
+            for it in report.watched or ()
+            if any(block.start <= min(it.windows) for block in it.blocks)
+        )
 
     def reports(self) -> list[Report]:
         """The latest report of each replica that is not gone."""

@@ -218,14 +218,15 @@ def test_monitors_that_cannot_merge_are_left_out_and_named() -> None:
     assert collector.spectrum("beta")["fleets"] == []
 
 
-def test_it_asks_for_references_once_and_for_groups_by_the_number_of_replicas() -> None:
+def test_it_asks_for_references_once_and_for_groups_by_the_number_of_replicas_that_have_rows() -> None:
     collector = Collector()
     wanted = collector.push(report("one", it=watched(rows(512, 1), whole=False)))
     assert wanted.references == {("alpha", "r1")}
     assert wanted.groups == 3
     assert collector.push(report("one", it=watched(rows(512, 1)))).references == frozenset()
-    collector.push(report("two"))
-    assert collector.push(report("three")).groups == 1
+    collector.push(report("two", it=watched(rows(512, 2))))
+    assert collector.push(report("three")).groups == 2
+    assert collector.push(report("three", it=watched(rows(512, 3)))).groups == 1
 
 
 def test_orders_reach_replicas_that_start_later_and_survive_the_collector() -> None:

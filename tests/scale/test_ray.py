@@ -218,7 +218,7 @@ def test_two_replicas_are_one_service(fleet: str, encoders: Path) -> None:
     found = spectrum(fleet)
     assert [it["replicas"] for it in found["fleets"]] == [2]
     assert len({it["instance"] for it in found["replicas"]}) == 2
-    assert found["fleets"][0]["verdict"]["state"] == "healthy"
+    wait_for(lambda: spectrum(fleet)["fleets"][0]["verdict"]["state"] == "healthy")
     assert found["problems"] == []
     assert get(fleet, "/spectrum").json()["model"] == "alpha"
     assert get(fleet, "/moments").status_code == 200  # over loopback
