@@ -242,13 +242,18 @@ def test_the_replica_that_collapses_alone_is_named(fleet: str, ray_cluster: tupl
     """By the scrape, by /spectrum?fleet=1, and on the page."""
     sick, well = sorted({it["instance"] for it in spectrum(fleet)["replicas"]})
     file = broken(ray_cluster[1])
+
+    def problems() -> list[str]:
+        found: list[str] = spectrum(fleet)["problems"]
+        return found
+
     file.write_text(sick)
     try:
-        wait_for(lambda: states(fleet)[sick] in BROKEN)
-        found = spectrum(fleet)
+        # The replica says so with its next report. The collector surveys all replicas now and then.
+        wait_for(lambda: any(f"{sick} stands out alone among 2 replicas of alpha@" in it for it in problems()))
+        assert states(fleet)[sick] in BROKEN
         assert states(fleet)[well] == "healthy"
-        assert [it for it in found["problems"] if f"{sick} stands out alone among 2 replicas of alpha@" in it]
-        assert not [it for it in found["problems"] if it.startswith(well)]
+        assert not [it for it in problems() if it.startswith(well)]
         metrics = get(fleet, "/metrics").text
         for replica, value in ((sick, "1.0"), (well, "0.0")):
             assert re.search(f'^fullrank_fleet_outlier{{instance="{replica}",.*}} {value}$', metrics, re.MULTILINE)
