@@ -252,7 +252,7 @@ def test_the_replica_that_collapses_alone_is_named(fleet: str, ray_cluster: tupl
         # The replica says so with its next report. The collector surveys all replicas now and then.
         wait_for(lambda: any(f"{sick} stands out alone among 2 replicas of alpha@" in it for it in problems()))
         assert states(fleet)[sick] in BROKEN
-        assert states(fleet)[well] == "healthy"
+        assert states(fleet)[well] not in BROKEN  # whether it had rows enough to be healthy is up to Ray
         assert not [it for it in problems() if it.startswith(well)]
         metrics = get(fleet, "/metrics").text
         for replica, value in ((sick, "1.0"), (well, "0.0")):
@@ -265,10 +265,11 @@ def test_the_replica_that_collapses_alone_is_named(fleet: str, ray_cluster: tupl
             row = page.locator("#fleet tr").filter(has=page.get_by_role("rowheader", name=sick))
             assert row.locator("td b.bad").count() == 1
             row = page.locator("#fleet tr").filter(has=page.get_by_role("rowheader", name=well))
-            assert row.locator("td b").inner_text().lower() == "healthy"
+            assert row.count() == 1
+            assert row.locator("td b.bad").count() == 0
     finally:
         file.unlink()
-    wait_for(lambda: states(fleet)[sick] == "healthy")
+    wait_for(lambda: states(fleet)[sick] not in BROKEN)
 
 
 def test_a_swap_reaches_every_replica_and_a_collapsed_encoder_none(fleet: str) -> None:
