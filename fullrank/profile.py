@@ -62,16 +62,15 @@ def energies_of_rows(rows: Tensor, basis: Tensor | None) -> Tensor:
     Without a basis, rows are in its coordinates already. Additive over blocks. A block is centred on its own mean:
     about any other, a jump of the mean would fill the tail.
     """
-    n = len(rows)
     along = rows if basis is None else rows @ basis
-    return along.double().square().sum(0) * (n / (n - 1))
+    return energies_of_sums(along.double().square().sum(0), 0.0, len(rows))
 
 
-def energies_of_sums(squares: Tensor, squared_sums: Tensor, n: int) -> Tensor:
+def energies_of_sums(squares: Tensor, squared_sums: Tensor | float, n: int) -> Tensor:
     """(..., d) as `energies_of_rows`, together, of blocks of n rows each that are not centred.
 
     squares, squared_sums (..., d): along each direction the sum of the rows' squares, and over the blocks that of the
-    squares of their sums.
+    squares of their sums, 0 where each is centred.
     """
     return (squares - squared_sums / n) * (n / (n - 1))
 

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from fullrank import Moments, Reference, SpectrumMonitor, measures, profile
 from fullrank.calibration.resample import calibrated
-from fullrank.calibration.windows import window_statistics
 from fullrank.fleet import Figures as FleetFigures
 from fullrank.moments import Traces
 from fullrank.rows import unit
 from fullrank.verdict import thresholds
 from models.gate import Figures as GateFigures
+from tests.support.windows import window_statistics
 from training.evaluate import Spectrum
 from training.guard import Geometry
 
@@ -69,6 +69,11 @@ def everything(reference: Reference) -> dict[str, float]:
         "calibration, mean shift": float(columns[bands + 4]),
         "calibration, ratio": float(columns[bands + 1]),
         "calibration, rank": float(columns[bands + 2]),
+        "calibration, band of windows": float(again.centre[1, bands - 1]),
+        "calibration, head of windows": float(again.centre[1, bands]),
+        "calibration, mean shift of windows": float(again.centre[1, bands + 4]),
+        "calibration, ratio of windows": float(again.centre[1, bands + 1]),
+        "calibration, rank of windows": float(again.centre[1, bands + 2]),
         "calibration, ratio of blocks": float(again.centre[0, bands + 1]),
         "calibration, mean shift of blocks": float(again.centre[0, bands + 4]),
         "reference, band": float(built.band_energy[-1]),
@@ -91,6 +96,7 @@ def patched(function: Callable[..., Any], change: Callable[[Any], Any]) -> Calla
 
 
 RANKS = {f"{room}, rank" for room in ("monitor", "calibration", "reference", "gate", "fleet", "training", "guard")}
+RANKS |= {"calibration, rank of windows"}
 RATIOS = {name.replace("rank", "ratio") for name in RANKS}
 
 
@@ -101,6 +107,19 @@ RATIOS = {name.replace("rank", "ratio") for name in RANKS}
             "energies_of_rows",
             lambda energies: energies * torch.linspace(1, 3, D),
             {"monitor, band", "monitor, head", "calibration, band", "calibration, head", "sequential test"},
+        ),
+        (
+            "energies_of_sums",
+            lambda energies: energies * torch.linspace(1, 3, D),
+            {
+                "monitor, band",
+                "monitor, head",
+                "calibration, band",
+                "calibration, head",
+                "calibration, band of windows",
+                "calibration, head of windows",
+                "sequential test",
+            },
         ),
         ("energies_of_covariance", lambda energies: 2 * energies, {"reference, band", "inputs, distance"}),
         (
@@ -114,12 +133,17 @@ RATIOS = {name.replace("rank", "ratio") for name in RANKS}
             {
                 "monitor, mean shift",
                 "calibration, mean shift",
+                "calibration, mean shift of windows",
                 "calibration, mean shift of blocks",
                 "inputs, distance",
                 "sequential test",
             },
         ),
-        ("head_bands", lambda half: half + 1, {"monitor, head", "calibration, head", "threshold, tail"}),
+        (
+            "head_bands",
+            lambda half: half + 1,
+            {"monitor, head", "calibration, head", "calibration, head of windows", "threshold, tail"},
+        ),
     ],
 )
 def test_a_statistic_of_the_profile_moves_all_its_users(

@@ -13,9 +13,10 @@ from fullrank.calibration.inputs import InputReference
 from fullrank.calibration.ranges import NAMED, Calibration
 from fullrank.calibration.resample import DAY, SESSION, Traffic, calibrated
 from fullrank.calibration.sequential import LEVEL, STAKES, Detector
-from fullrank.calibration.windows import columns, window_statistics
+from fullrank.calibration.windows import columns
 from fullrank.moments import Moments
 from fullrank.verdict import thresholds
+from tests.support.windows import window_statistics
 
 D, CLASSES, K = 48, 6, 12
 

@@ -15,8 +15,9 @@ from fullrank import Reference, profile
 from fullrank.calibration.ranges import BLOCK_ROWS
 from fullrank.calibration.resample import calibrated
 from fullrank.calibration.sequential import Detector
-from fullrank.calibration.windows import columns, log_ratio, window_statistics
+from fullrank.calibration.windows import columns, log_ratio
 from fullrank.rows import unit
+from tests.support.windows import window_statistics
 
 D, CLASSES = 24, 5
 NAMES = ["independent", "sessions", "drifting", "unequal sessions", "daylight"]

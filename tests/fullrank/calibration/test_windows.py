@@ -12,9 +12,10 @@ from fullrank.calibration import resample
 from fullrank.calibration.inputs import InputReference
 from fullrank.calibration.ranges import LEAST_TAIL_SHIFT, NAMED, Calibration
 from fullrank.calibration.resample import Traffic, calibrated
-from fullrank.calibration.windows import Pool, scatter, window_statistics
+from fullrank.calibration.windows import Pool, scatter
 from fullrank.rows import unit
 from fullrank.verdict import thresholds
+from tests.support.windows import window_statistics
 
 D, CLASSES = 32, 5
 
