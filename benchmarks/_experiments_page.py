@@ -1,20 +1,13 @@
 """The experiments' part of docs/measured/methods.md, from the lines of benchmarks/experiments.jsonl."""
 
-import math
-import statistics
 from collections.abc import Sequence
 from typing import Any
 
 from benchmarks._experiments_cases import EXPERIMENTS
+from benchmarks._page import mean_and_error
 from benchmarks.encoders import PIXELS
 
 Record = dict[str, Any]
-
-
-def _mean(values: Sequence[float], digits: int) -> str:
-    """Mean and its standard error over the seeds."""
-    error = f" ± {statistics.stdev(values) / math.sqrt(len(values)):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{digits}f}{error}"
 
 
 def table(letter: str, records: Sequence[Record]) -> list[str]:
@@ -36,9 +29,11 @@ def table(letter: str, records: Sequence[Record]) -> list[str]:
             lines.append(f"| {name} | not run |" + " |" * (len(heads) - 1))
             continue
         course = ", ".join(str(it["z"]["dead"]) for it in found[0].get("epochs", []))
-        cells = [_mean([100 * r[key] for r in found], 1) for key in scores]
-        cells.append(_mean([r["h"]["total_variance"] for r in found], 3))
-        cells += [f"{_mean([r[s]['dead'] for r in found], 1)} of {found[0][s]['dimension']}" for s in ("h", "z")]
+        cells = [mean_and_error([100 * r[key] for r in found], 1) for key in scores]
+        cells.append(mean_and_error([r["h"]["total_variance"] for r in found], 3))
+        cells += [
+            f"{mean_and_error([r[s]['dead'] for r in found], 1)} of {found[0][s]['dimension']}" for s in ("h", "z")
+        ]
         lines.append(f"| {name} | " + " | ".join([*cells, course, str(len(found))]) + " |")
     return lines
 

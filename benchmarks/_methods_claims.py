@@ -51,11 +51,11 @@ class Claim:
         seeds = sorted(a.keys() & b.keys())
         if not seeds:
             return UNMEASURED
+        first, second = (statistics.fmean(values[seed] for seed in seeds) for values in (a, b))
+        means = f"{first:.3g} against {second:.3g}"
         bar = self.bar(records)
-        if bar is not None and max(statistics.fmean(a[s] for s in seeds), statistics.fmean(b[s] for s in seeds)) <= bar:
-            means = f"{statistics.fmean(a[s] for s in seeds):.3g} against {statistics.fmean(b[s] for s in seeds):.3g}"
+        if bar is not None and max(first, second) <= bar:
             return f"{means}: not counted, both below the untrained twin's {bar:.3g}"
-        means = f"{statistics.fmean(a[s] for s in seeds):.3g} against {statistics.fmean(b[s] for s in seeds):.3g}"
         gaps = [a[s] - b[s] for s in seeds]
         if self.tolerance is not None:
             seen = abs(statistics.fmean(gaps)) <= self.tolerance

@@ -1,7 +1,5 @@
 """The measured part of docs/measured/methods.md, from the lines of benchmarks/methods.jsonl."""
 
-import math
-import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -19,6 +17,7 @@ from benchmarks._methods_claims import (
     variance_z,
 )
 from benchmarks._methods_configurations import SCALES, TWINS, Scale, configurations
+from benchmarks._page import mean_and_error
 
 
 def batch_table(scale: Scale, records: Sequence[Record]) -> str:
@@ -37,11 +36,7 @@ def of(records: Sequence[Record], name: str) -> list[Record]:
 
 def summary(metric: Callable[[Record], float], records: Sequence[Record], digits: int) -> str:
     """Mean, and its standard error over the seeds."""
-    if not records:
-        return ""
-    values = [metric(record) for record in records]
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return f"{statistics.fmean(values):.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+    return mean_and_error([metric(record) for record in records], digits) if records else ""
 
 
 def row(name: str, mine: Sequence[Record]) -> str:

@@ -1,5 +1,8 @@
-"""The parts of a page that a benchmark writes: what lies between two markers of its own."""
+"""The parts of a page that a benchmark writes: what lies between two markers of its own, and how a mean is told."""
 
+import math
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -8,3 +11,9 @@ def write_between(page: Path, start: str, end: str, text: str) -> None:
     before, rest = page.read_text().split(start)
     _, after = rest.split(end)
     page.write_text(f"{before}{start}\n{text}\n{end}{after}")
+
+
+def mean_and_error(values: Sequence[float], digits: int) -> str:
+    """The mean over seeds ± its standard error; a single seed has none."""
+    error = f" ± {statistics.stdev(values) / math.sqrt(len(values)):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{error}"

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -97,6 +97,10 @@ class Bench:
             Case(f"{name}, in the service", "model", rows, self.inputs, canary, served=served),
             Case(f"{name}, by the client", "traffic", rows, seen, self.canary),
         )
+
+    def each_of(self, changes: Mapping[str, Change]) -> list[Case]:
+        """`pixels` of each change, by its name."""
+        return [case for name, change in changes.items() for case in self.pixels(name, change)]
 
     def broken(self, name: str, change: Callable[[Encoder], None], strong: bool = True) -> Case:
         """The model with something done to its weights, for the canary too."""

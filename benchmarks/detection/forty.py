@@ -147,7 +147,7 @@ def _pixels(bench: Bench) -> list[Case]:
         "salt and pepper": salted,
         "half of the resolution": coarse,
     }
-    return [case for name, change in changes.items() for case in bench.pixels(name, change)]
+    return bench.each_of(changes)
 
 
 def _traffic(bench: Bench) -> list[Case]:

@@ -136,7 +136,7 @@ def _pixels(bench: Bench) -> list[Case]:
         "squares blacked out": covered,
         "every second line black": interlaced,
     }
-    return [case for name, change in changes.items() for case in bench.pixels(name, change)]
+    return bench.each_of(changes)
 
 
 def _traffic(bench: Bench) -> list[Case]:

@@ -128,7 +128,7 @@ def _pixels(bench: Bench) -> list[Case]:
         "noise on the pixels": noisy,
         "blurred": blurred,
     }
-    return [case for name, change in changes.items() for case in bench.pixels(name, change)]
+    return bench.each_of(changes)
 
 
 def _mixes(bench: Bench) -> list[Case]:

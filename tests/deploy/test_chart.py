@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,37 +86,37 @@ def test_helm_finds_nothing_to_complain_about() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_pod_is_confined() -> None:
+def every_pod() -> Iterator[dict[str, Any]]:
+    """The specification of each pod of each set of values: the service's and the gate's."""
     for values in SETS:
         for (kind, _), it in render(values).items():
-            if kind not in ("Deployment", "StatefulSet", "Job"):
-                continue
-            specification = it["spec"]["template"]["spec"]
-            assert specification["securityContext"]["runAsNonRoot"] is True
-            assert specification["automountServiceAccountToken"] is False
-            for container in specification["containers"]:
-                context = container["securityContext"]
-                assert context["readOnlyRootFilesystem"] is True
-                assert context["allowPrivilegeEscalation"] is False
-                assert context["capabilities"] == {"drop": ["ALL"]}
+            if kind in ("Deployment", "StatefulSet", "Job"):
+                yield it["spec"]["template"]["spec"]
+
+
+def test_the_pod_is_confined() -> None:
+    for specification in every_pod():
+        assert specification["securityContext"]["runAsNonRoot"] is True
+        assert specification["automountServiceAccountToken"] is False
+        for container in specification["containers"]:
+            context = container["securityContext"]
+            assert context["readOnlyRootFilesystem"] is True
+            assert context["allowPrivilegeEscalation"] is False
+            assert context["capabilities"] == {"drop": ["ALL"]}
 
 
 def test_the_pod_security_standard_restricted_admits_every_pod() -> None:
     """Each control of the standard's list, for the service and for the gate."""
-    for values in SETS:
-        for (kind, _), it in render(values).items():
-            if kind not in ("Deployment", "StatefulSet", "Job"):
-                continue
-            specification = it["spec"]["template"]["spec"]
-            assert not {"hostNetwork", "hostPID", "hostIPC"} & specification.keys()
-            assert all(
-                set(volume) - {"name"} <= {"emptyDir", "persistentVolumeClaim"} for volume in specification["volumes"]
-            )
-            assert specification["securityContext"]["runAsUser"] > 0
-            for container in specification["containers"]:
-                assert container["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-                assert container["securityContext"]["runAsNonRoot"] is True
-                assert all("hostPort" not in port for port in container.get("ports", []))
+    for specification in every_pod():
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & specification.keys()
+        assert all(
+            set(volume) - {"name"} <= {"emptyDir", "persistentVolumeClaim"} for volume in specification["volumes"]
+        )
+        assert specification["securityContext"]["runAsUser"] > 0
+        for container in specification["containers"]:
+            assert container["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+            assert container["securityContext"]["runAsNonRoot"] is True
+            assert all("hostPort" not in port for port in container.get("ports", []))
 
 
 def test_liveness_is_not_readiness() -> None:

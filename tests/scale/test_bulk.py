@@ -1,12 +1,10 @@
 """Bulk embedding: every id exactly once, bad images as rows, and the same bytes however often a run was killed."""
 
-import io
 import json
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import tarfile
 import time
 from pathlib import Path
@@ -17,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fullrank import Moments, Reference
@@ -28,22 +25,12 @@ from models.preprocess import decode
 from scale import bulk, sources
 from scale.corpus import referenced
 from scale.output import Run, sampled
-
-RUN = """
-import sys
-from pathlib import Path
-from scale import bulk, sources
-sources.FILES_A_SHARD = 8
-encoder, data, out = map(Path, sys.argv[1:4])
-left = bulk.begin(out, encoder, sources.shards(str(data)), file_format=(sys.argv[4:] or ["parquet"])[0])
-bulk.run_local(left, encoder, out, done=lambda it: print(it.name, flush=True))
-"""
+from tests.support.bulk import RUN, command
+from tests.support.images import encoded, noise
 
 
 def png(seed: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (30, 40), np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
+    return encoded(noise((40, 30), "L", seed))
 
 
 @pytest.fixture(scope="module")
@@ -135,14 +122,14 @@ def test_two_processes_write_what_one_writes(
 
 def killed_and_finished(images: Path, encoder: Path, out: Path, delays: list[float]) -> None:
     """Start the run, kill it so long after its first shard, over and over, and let the last one end."""
-    command = [sys.executable, "-c", RUN, str(encoder), str(images), str(out)]
+    whole = command(8, images, encoder, out)
     for delay in delays:
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(whole, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             process.stdout.readline()
             time.sleep(delay)
             process.send_signal(signal.SIGKILL)
-    subprocess.run(command, check=True, timeout=600, capture_output=True)
+    subprocess.run(whole, check=True, timeout=600, capture_output=True)
 
 
 def test_a_killed_run_ends_with_the_unbroken_runs_bytes(images: Path, small_artifact: Path, tmp_path: Path) -> None:
@@ -225,12 +212,12 @@ def test_a_file_that_cannot_grow_is_an_error_and_leaves_nothing_half_written(
     """A real failure of write(2): the process may write no file as large as the rows of a shard."""
     out = tmp_path / "out"
     limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))\n{RUN}"
-    command = [sys.executable, "-c", limited, str(small_artifact), str(images), str(out), file_format]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    asked = 8, images, small_artifact, out, file_format
+    done = subprocess.run(command(*asked, script=limited), capture_output=True, text=True, timeout=600)
     assert done.returncode != 0
     assert "the output cannot be written: [Errno 27] File too large" in done.stderr
     assert {file.name for file in out.iterdir()} == {bulk.RUN}
-    subprocess.run([*command[:2], RUN, *command[3:]], check=True, timeout=600, capture_output=True)
+    subprocess.run(command(*asked), check=True, timeout=600, capture_output=True)
     assert len(Run.of(out).shards(out)) == 6
 
 

@@ -11,12 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from fsspec.core import url_to_fs
-from PIL import Image
 
 from models.artifact import load
 from models.embedder import Embedder, normalize
@@ -24,29 +22,18 @@ from scale import bulk, sources
 from scale.corpus import referenced
 from scale.output import Run, sampled
 from scale.places import PlaceError, Remote, place
+from tests.support.bulk import command
+from tests.support.images import encoded, noise
 from tests.support.process import until
 
 pytest.importorskip("moto.server")
 s3fs = pytest.importorskip("s3fs")
 COUNT = 30
 A_SHARD = 3
-RUN = """
-import sys
-from pathlib import Path
-from scale import bulk, sources
-from scale.places import place
-sources.FILES_A_SHARD = 3
-source, encoder, out, form = sys.argv[1:]
-encoder, out = Path(encoder), place(out)
-left = bulk.begin(out, encoder, sources.shards(source), file_format=form)
-bulk.run_local(left, encoder, out, done=lambda it: print(it.name, flush=True))
-"""
 
 
 def png(seed: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (30, 40), np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
+    return encoded(noise((40, 30), "L", seed))
 
 
 @pytest.fixture(scope="module")
@@ -164,8 +151,11 @@ def test_tar_parquet_and_a_list_are_read(store: Any, small_artifact: Path) -> No
 @pytest.mark.parametrize("form", ["parquet", pytest.param("npy", marks=pytest.mark.soak)])
 def test_a_killed_run_goes_on_to_the_same_bytes(store: Any, small_artifact: Path, tmp_path: Path, form: str) -> None:
     out = f"s3://rows/killed-{form}"
-    command = [sys.executable, "-c", RUN, "s3://data/photos", str(small_artifact), out, form]
-    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(A_SHARD, "s3://data/photos", small_artifact, out, form),
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+    )
     until(lambda: process.poll() is not None or sum(it.endswith(f".{form}") for it in store.find(out)) >= 2)
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -1,0 +1,22 @@
+"""A bulk run as a script for a process of its own, that can be killed."""
+
+import sys
+from pathlib import Path
+
+# Arguments: files a shard, source, encoder, output, and the format if it is not Parquet.
+RUN = """
+import sys
+from pathlib import Path
+from scale import bulk, sources
+from scale.places import place
+each, source, encoder, out, *form = sys.argv[1:]
+sources.FILES_A_SHARD = int(each)
+encoder, out = Path(encoder), place(out)
+left = bulk.begin(out, encoder, sources.shards(source), file_format=(form or ["parquet"])[0])
+bulk.run_local(left, encoder, out, done=lambda it: print(it.name, flush=True))
+"""
+
+
+def command(each: int, source: Path | str, encoder: Path, out: Path | str, *form: str, script: str = RUN) -> list[str]:
+    """The command of a run with so many files a shard."""
+    return [sys.executable, "-c", script, str(each), str(source), str(encoder), str(out), *form]
