@@ -63,6 +63,12 @@ _SHRUNK = Case(
     "traffic_narrowed",
     "; but a band of the inputs holds {inputs.weakest_band:.2f} of its variance too: near-copies of few images",
 )
+_UNLIKE = Case(
+    "inputs differ, recent canary",
+    "traffic_shifted",
+    "; but the inputs differ from the reference's and the canary is intact: images of another kind, which the model puts "
+    "in few directions",
+)
 _REPEATED = Case(
     "rows repeat",
     "traffic_narrowed",
@@ -171,7 +177,7 @@ RULES: tuple[Rule, ...] = (
         "estimate",
         "dimensional_collapse",
         "only {window.numerical_rank} directions carry variance {n}; the reference has {reference.numerical_rank}",
-        (_REPEATED, _SHRUNK, _FOREIGN),
+        (_REPEATED, _SHRUNK, _FOREIGN, _UNLIKE),
     ),
     Rule(
         "any tail band",
@@ -182,7 +188,7 @@ RULES: tuple[Rule, ...] = (
         "dimensional_collapse",
         "directions {seen.first} to {seen.last} hold {seen.estimate:.2f} of their reference variance (at most "
         "{seen.upper:.2f}) {n}: {shape}",
-        (_REPEATED, _SHRUNK, _FOREIGN),
+        (_REPEATED, _SHRUNK, _FOREIGN, _UNLIKE),
     ),
     Rule(
         "last tail band",
@@ -193,7 +199,7 @@ RULES: tuple[Rule, ...] = (
         "dimensional_collapse",
         "directions {seen.first} to {seen.last} hold {seen.estimate:.2f} of their reference variance (at most "
         "{seen.upper:.2f}) {n}: {shape}",
-        (_REPEATED, _SHRUNK, _FOREIGN),
+        (_REPEATED, _SHRUNK, _FOREIGN, _UNLIKE),
     ),
     Rule(
         "any tail band",

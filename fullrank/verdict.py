@@ -99,7 +99,8 @@ class Seen:
 class Reading:
     """One window, and all that a rule may ask about it. `changed` names what the sequential test found, or is empty.
 
-    canary_is_recent: whether the canary was embedded since these rows came, so that it speaks for their model.
+    canary_is_recent: whether the canary was embedded since these rows came and is intact, so that it vouches for their
+    model.
     """
 
     def __init__(
@@ -210,6 +211,7 @@ CONDITIONS: dict[str, Callable[[Reading], bool]] = {
     "inputs shrank as much": Reading.inputs_shrank_as_much,
     "inputs are usual": Reading.inputs_usual,
     "inputs differ": Reading.inputs_differ,
+    "inputs differ, recent canary": lambda it: it.inputs_differ() and it.canary_is_recent,
     "inputs are usual, no recent canary": lambda it: it.inputs_usual() and not it.canary_is_recent,
     "inputs are usual, ratio collapsed, no recent canary": lambda it: (
         it.inputs_usual() and it.ratio_collapsed() and not it.canary_is_recent
@@ -282,6 +284,13 @@ def judge(reading: Reading, windows: tuple[str, ...]) -> Verdict | None:
     return None
 
 
+def canary_fault(reference: Reference | None, canary: Canary | None) -> Verdict | None:
+    """What the canary alone says: None where it is intact, or not known."""
+    if reference is None or canary is None:
+        return None
+    return judge(Reading(WindowStatistics(math.nan), reference, InputReading(), False, canary=canary), ("canary",))
+
+
 def judge_window(
     window: WindowStatistics,
     reference: Reference | None,
@@ -316,10 +325,8 @@ def diagnose(
     """
     inputs = inputs or {}
     recent = canary_is_recent and canary is not None
-    if reference is not None and canary is not None:
-        fixed = Reading(WindowStatistics(math.nan), reference, InputReading(), recent, canary=canary)
-        if (fault := judge(fixed, ("canary",))) is not None:
-            return fault
+    if (fault := canary_fault(reference, canary)) is not None:
+        return fault
     if reference is None:
         return Verdict("insufficient_data", "there is no reference to compare with")
     shortest = min(windows) if windows else math.nan

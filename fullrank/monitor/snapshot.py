@@ -17,7 +17,7 @@ from fullrank.monitor.window import Block, Ring
 from fullrank.reference import Reference
 from fullrank.sample import SampleMeasures, measure_sample, together
 from fullrank.statistics import WindowStatistics, measure
-from fullrank.verdict import Change, Verdict, diagnose, judge_window, thresholds
+from fullrank.verdict import Change, Verdict, canary_fault, diagnose, judge_window, thresholds
 
 GROUPS = 10  # of consecutive blocks in each window, for the bounds
 FATES = ("sampled", "duplicate", "dropped", "nonfinite", "zero")
@@ -239,8 +239,9 @@ class SnapshotMaker:
         return snapshot
 
     def _canary_since(self, start: float) -> bool:
-        """Whether the canary was embedded after that time, and so speaks for the model that made the rows since."""
-        return self._canary is not None and self._canary_time >= start
+        """Whether the canary was embedded after that time and is intact, and so vouches for the model of the rows since."""
+        recent = self._canary is not None and self._canary_time >= start
+        return recent and canary_fault(self._reference, self._canary) is None
 
     def _since(self, blocks: Sequence[Block], evidence: Evidence, now: float) -> dict[float, list[Block]]:
         """The blocks that began after the change, under its own key; a new change is due at once."""

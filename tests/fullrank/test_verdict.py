@@ -143,6 +143,33 @@ def test_a_collapse_is_blamed_on_inputs_beyond_any_one_kind_of_healthy_ones(worl
     assert state(1.3 * narrow) == "traffic_shifted"
 
 
+@pytest.mark.parametrize(
+    ("inputs", "canary", "state"),
+    [
+        ("differ", "intact", "traffic_shifted"),
+        ("differ", "none", "dimensional_collapse"),
+        ("usual", "intact", "dimensional_collapse"),
+        ("differ", "turned", "model_fault"),
+    ],
+)
+def test_few_directions_are_the_traffics_where_inputs_differ_and_the_canary_is_intact(
+    world, known, inputs, canary, state
+):
+    rows, usual = project(world.rows(3000, 24), 8, seed=8), inputs_of(world.rows(3000, 24))
+    far = usual + 0.5 * usual.std(0)
+    with SpectrumMonitor(D, known, (300.0,), clock=lambda: 0.0) as monitor:
+        monitor.observe(rows, inputs=usual if inputs == "usual" else far)
+        if canary != "none":
+            monitor.record_canary(world.rows(48, 3 if canary == "intact" else 77))
+        assert monitor.flush(120)
+        snapshot = monitor.snapshot()
+    usually = known.calibration.range("input_distance", 3000)
+    assert (usually.high < snapshot.inputs.distance < usually.narrow_high) is (inputs == "differ")
+    assert snapshot.verdict.state == state
+    # A window's own verdict does not read the canary's rules, but a canary that turned vouches for nothing.
+    assert snapshot.window_verdicts[300.0].state == (state if canary != "turned" else "dimensional_collapse")
+
+
 def watched(reference, parts, seconds=0.0):
     """The snapshots after each part, (rows, inputs, seconds that they take), of one monitor."""
     now = [0.0]
