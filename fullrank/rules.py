@@ -66,8 +66,8 @@ _SHRUNK = Case(
 _UNLIKE = Case(
     "inputs differ, recent canary",
     "traffic_shifted",
-    "; but the inputs differ from the reference's and the canary is intact: images of another kind, which the model puts "
-    "in few directions",
+    "; but the inputs differ from the reference's and the canary is intact: images of another kind, which the model "
+    "puts in few directions",
 )
 _REPEATED = Case(
     "rows repeat",

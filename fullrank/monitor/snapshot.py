@@ -239,7 +239,7 @@ class SnapshotMaker:
         return snapshot
 
     def _canary_since(self, start: float) -> bool:
-        """Whether the canary was embedded after that time and is intact, and so vouches for the model of the rows since."""
+        """Whether the canary was embedded after that time and is intact: it vouches for the model of the rows since."""
         recent = self._canary is not None and self._canary_time >= start
         return recent and canary_fault(self._reference, self._canary) is None
 
