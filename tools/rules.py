@@ -1,4 +1,4 @@
-"""Writes the alerts and the table in docs/explanation/statistics.md from the verdict's rules.
+"""Writes the alerts and the table in docs/explanation/verdict.md from the verdict's rules.
 
     python -m tools.rules
 
@@ -14,7 +14,7 @@ from fullrank.verdict import CONDITIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 ALERTS = ROOT / "deploy" / "prometheus" / "rules" / "embeddings.yml"
-PAGE = ROOT / "docs" / "explanation" / "statistics.md"
+PAGE = ROOT / "docs" / "explanation" / "verdict.md"
 START, END = "<!-- rules: start -->", "<!-- rules: end -->"
 WIDTH = 120
 WINDOWS = {"5m": "five minutes", "1h": "an hour"}
