@@ -21,13 +21,15 @@ def as_rows(
 
 
 def check_rows(tensor: Tensor, dimension: int | None, name: str) -> None:
-    """Raises ValueError unless the tensor is (n, dimension) and floating."""
+    """Raises ValueError unless the tensor is (n, dimension) and floating. A dimension of None means any but 0."""
     if tensor.ndim != 2:
         raise ValueError(f"{name}: expected two dimensions (n, d), got shape {tuple(tensor.shape)}")
     if not tensor.is_floating_point():
         raise ValueError(f"{name}: expected a floating dtype, got {str(tensor.dtype).removeprefix('torch.')}")
     if dimension is not None and tensor.shape[1] != dimension:
         raise ValueError(f"{name}: expected width {dimension}, got {tensor.shape[1]}")
+    if not tensor.shape[1]:
+        raise ValueError(f"{name}: expected at least one column, got shape {tuple(tensor.shape)}")
 
 
 def unit(rows: Tensor) -> Tensor:

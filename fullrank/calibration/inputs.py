@@ -30,7 +30,7 @@ def thumbnails(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     cells = np.searchsorted(edges, np.arange(side), "right") - 1
     mean = (cells == np.arange(THUMBNAIL)[:, None]) / np.diff(edges)[:, None].astype(np.float32)
     means: NDArray[np.float32] = mean @ pixels.astype(np.float32) @ (mean.T / np.float32(255))
-    return means.reshape(len(pixels), -1)
+    return means.reshape(len(pixels), pixels.shape[1] * THUMBNAIL**2)
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ class SpectrumMonitor:
         self.buffer_rows = buffer_rows
         self.windows = tuple(sorted(float(seconds) for seconds in set(windows)))
         self._clock = clock
-        self._input_width: int | None = None
+        self.input_width: int | None = None  # of the first inputs, to which all later ones are held
         self._worker = Worker(dimension, reference, self.windows, block_rows, buffer_rows, clock)
         weakref.finalize(self, self._worker.abandon).atexit = False  # at exit another handler ends all threads
 
@@ -82,13 +82,13 @@ class SpectrumMonitor:
         descriptors = None
         if inputs is not None:
             descriptors = torch.as_tensor(inputs)
-            check_rows(descriptors, self._input_width, "inputs")
+            check_rows(descriptors, self.input_width, "inputs")
             if len(descriptors) != n:
                 raise ValueError(f"inputs: expected {n} rows, got {len(descriptors)}")
             descriptors = _copy(descriptors)
         batch = Batch(self._clock(), _copy(tensor), hashes, descriptors, _event(tensor))
-        if descriptors is not None and self._input_width is None:
-            self._input_width = descriptors.shape[1]
+        if descriptors is not None and self.input_width is None:
+            self.input_width = descriptors.shape[1]
         self._worker.put(batch)
 
     def count_duplicates(self, rows: int) -> None:
@@ -161,6 +161,8 @@ class SpectrumMonitor:
             elapsed = max(0.0, time.time() - float(tensors["saved"]))
             self._worker.blocks.ring.load(tensors, self._clock() - elapsed)
             self._worker.blocks.forget_open()
+            described = [block.inputs.dimension for block in self._worker.blocks.ring.blocks if block.inputs]
+        self.input_width = described[-1] if described else None
         self.flush()
 
     def _identity(self) -> dict[str, Tensor]:

@@ -141,7 +141,10 @@ class Service:
 
     async def swap(self, name: str, gate: Gate, replaces: str | None = None) -> Swap:
         """Swap an encoder as ServedEncoders.swap does, and then in all peers. Raises UnreadyError too."""
-        self.served(replaces)
+        try:
+            self.served(replaces)
+        except NotFoundError as error:
+            raise NotFoundError(error.code, error.message, field=error.field and "replaces") from None
         swap = await self.roster.swap(name, gate, replaces)
         if self.peers is not None:
             await self.peers.swapped(name, gate, replaces)

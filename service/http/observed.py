@@ -94,23 +94,22 @@ def _invalid(field: str, message: str) -> Problem:
 def _observation(given: Mapping[str, NDArray[np.float32]], keys: Any) -> Observation:
     if not given.keys() & {"rows", "canary"}:
         raise _invalid("rows", "there are no rows; send rows, or a canary's embeddings, or both")
-    for name in ("rows", "canary"):
-        if name in given:
-            _check(given[name], name)
+    for name, values in given.items():
+        _check(values, name, 1 if name == "inputs" else 2)
     rows = given.get("rows")
-    if rows is None and (keys is not None or "inputs" in given):
+    inputs = given.get("inputs")
+    if rows is None and (keys is not None or inputs is not None):
         raise _invalid("rows", "keys and inputs belong to rows, and there are none")
-    for name, other in (("keys", keys), ("inputs", given.get("inputs"))):
+    for name, other in (("keys", keys), ("inputs", inputs)):
         if rows is not None and other is not None and len(other) != len(rows):
             raise _invalid(name, f"{name}: expected {len(rows)}, one a row, got {len(other)}")
-    return Observation(rows, keys, given.get("inputs"), given.get("canary"))
+    return Observation(rows, keys, inputs, given.get("canary"))
 
 
-def _check(rows: NDArray[np.float32], name: str) -> None:
-    if rows.ndim != 2 or not 2 <= rows.shape[1] <= MAX_DIMENSION or not len(rows):
-        raise _invalid(
-            name, f"{name} must be (n, d) with n >= 1 and 2 <= d <= {MAX_DIMENSION}, not of shape {rows.shape}"
-        )
+def _check(values: NDArray[np.float32], name: str, least: int) -> None:
+    if values.ndim != 2 or not least <= values.shape[1] <= MAX_DIMENSION or not len(values):
+        shape = f"(n, d) with n >= 1 and {least} <= d <= {MAX_DIMENSION}"
+        raise _invalid(name, f"{name} must be {shape}, not of shape {values.shape}")
 
 
 def _numbers(value: Any, name: str) -> NDArray[np.float32]:

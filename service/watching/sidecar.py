@@ -27,15 +27,16 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 MAX_DIMENSION = 8192
 
 
-# Upper bound on the memory of a monitor: MATRICES float64 matrices of dimension x dimension, and BESIDES bytes.
+# Upper bound on the memory of a monitor: MATRICES float64 matrices of dimension x dimension, as many of its inputs,
+# and BESIDES bytes.
 MATRICES = 24
 BESIDES = 8 * 2**20
 LOOK = 30.0  # seconds between two checks for idle models
 
 
-def memory_of(dimension: int) -> int:
-    """Bytes of memory that a monitor of rows of this dimension takes at most."""
-    return MATRICES * 8 * dimension**2 + BESIDES
+def memory_of(dimension: int, inputs: int = 0) -> int:
+    """Bytes of memory that a monitor of rows of this dimension, and of inputs of this width, takes at most."""
+    return MATRICES * 8 * (dimension**2 + inputs**2) + BESIDES
 
 
 @dataclass(eq=False)
@@ -98,7 +99,7 @@ class Sidecar:
         if dimension != monitor.dimension:
             message = f"rows of {model} have {monitor.dimension} dimensions, not {dimension}; give another model name"
             raise InvalidError("invalid_field", message, field="canary" if observation.rows is None else "rows")
-        _check_inputs(model, monitor, observation)
+        self._check_inputs(model, monitor, observation)
         observed.last = time.monotonic()
         try:
             if observation.canary is not None:
@@ -190,19 +191,36 @@ class Sidecar:
     def _check_room(self, dimension: int) -> None:
         """Raise InvalidError if one more model, or its memory, would exceed the limits."""
         limit = self._settings.max_observed_models
-        known = ", ".join(self._models) or "none"
         if len(self._models) >= limit:
-            message = f"{limit} models are observed already, the limit; use one of {known}"
+            message = f"{limit} models are observed already, the limit; use one of {', '.join(self._models)}"
             raise InvalidError("too_many_models", message, field="model")
-        room = self._settings.max_observed_bytes - sum(
-            memory_of(observed.monitor.dimension) for observed in self._models.values()
-        )
-        if (needed := memory_of(dimension)) > room:
+        self._check_memory(memory_of(dimension), f"a monitor of {dimension} dimensions takes", "rows")
+
+    def _check_inputs(self, model: str, monitor: SpectrumMonitor, observation: Observation) -> None:
+        """Raise InvalidError for inputs that cannot be compared with the reference's, since they would vouch for
+        nothing, and for a model's first ones if there is no memory for them."""
+        if observation.inputs is None:
+            return
+        width = observation.inputs.shape[1]
+        known = None if monitor.reference is None else monitor.reference.inputs
+        if known is not None and width != known.width:
+            message = f"the inputs of {model}'s reference have {known.width} values each, these {width}"
+            raise InvalidError("invalid_field", message, field="inputs")
+        if monitor.input_width is None:
+            needed = memory_of(0, width) - BESIDES
+            self._check_memory(needed, f"the statistics of inputs of {width} values take", "inputs")
+
+    def _check_memory(self, needed: int, what: str, field: str) -> None:
+        """Raise InvalidError if so many more bytes would exceed the limit."""
+        held = (memory_of(it.monitor.dimension, it.monitor.input_width or 0) for it in self._models.values())
+        room = self._settings.max_observed_bytes - sum(held)
+        if needed > room:
             message = (
-                f"a monitor of {dimension} dimensions takes up to {needed / 2**20:.0f} MiB and "
-                f"{max(0, room) / 2**20:.0f} are left of max_observed_bytes; observed are: {known}"
+                f"{what} up to {needed / 2**20:.0f} MiB and "
+                f"{max(0, room) / 2**20:.0f} are left of max_observed_bytes; observed are: "
+                f"{', '.join(self._models) or 'none'}"
             )
-            raise InvalidError("too_many_models", message, field="rows")
+            raise InvalidError("too_many_models", message, field=field)
 
     def _reference(self, model: str, dimension: int) -> Reference | None:
         folder = self._settings.references_dir
@@ -244,16 +262,6 @@ class Sidecar:
         """Close all monitors, also one that is being opened. Their windows can still be read."""
         async with self._opening:
             await asyncio.gather(*(asyncio.to_thread(it.monitor.close) for it in self._models.values()))
-
-
-def _check_inputs(model: str, monitor: SpectrumMonitor, observation: Observation) -> None:
-    """Raise InvalidError for inputs that cannot be compared with the reference's: they would vouch for nothing."""
-    known = None if monitor.reference is None else monitor.reference.inputs
-    if observation.inputs is None or known is None or observation.inputs.ndim != 2:
-        return
-    if (width := observation.inputs.shape[1]) != known.width:
-        message = f"the inputs of {model}'s reference have {known.width} values each, these {width}"
-        raise InvalidError("invalid_field", message, field="inputs")
 
 
 def _parsed(body: bytes) -> Reference:

@@ -252,8 +252,8 @@ def sources(tensor: Input, tail: bytes, settings: Settings) -> list[Source]:
     if shape[1:] not in ([], [1]):
         raise _wrong(f"shape must be [n], not {shape}", field)
     data: list[Any] = _elements(tail, field) if tensor.data is None else tensor.data
-    if data and isinstance(data[0], list):
-        data = [element for row in data if isinstance(row, list) for element in row]
+    if all(isinstance(row, list) for row in data):
+        data = [element for row in data for element in row]
     if len(data) != shape[0]:
         raise _wrong(f"shape {shape} means {shape[0]} elements, not {len(data)}", field)
     if tensor.data is not None:

@@ -50,7 +50,7 @@ async def embeddings(request: Request) -> Response:
         raise Problem(422, "invalid_field", f"model must name an encoder in service: {there}", field="model")
     served = service.served(name)
     _length(asked.get("dimensions"), served)
-    encoding = asked.get("encoding_format") or "float"
+    encoding = "float" if asked.get("encoding_format") is None else asked["encoding_format"]
     if encoding not in ("float", "base64"):
         raise Problem(422, "invalid_field", "encoding_format must be float or base64", field="encoding_format")
     images = asked.get("input")

@@ -322,6 +322,8 @@ def test_a_restart_resumes_its_window(monitor, reference, clock):
         assert after.windows[300.0].participation_ratio == before.windows[300.0].participation_ratio
         assert after.windows[300.0].bands == before.windows[300.0].bands
         assert after.input_participation_ratio == before.input_participation_ratio
+        with pytest.raises(ValueError, match="inputs: expected width 5, got 6"):
+            again.observe(rows_of(2), inputs=rows_of(2)[:, :6])
         saved["saved"] -= 270.0  # the restart took that long
         again.restore(saved)
         assert [w.rows for w in again.snapshot().windows.values()] == [512, 1024]
@@ -432,6 +434,7 @@ def test_a_monitor_that_nobody_keeps_ends_its_thread(reference):
         ({"rows": torch.zeros(2, 32), "keys": [b"a"]}, "keys: expected 2"),
         ({"rows": torch.zeros(2, 32), "inputs": torch.zeros(3, 4)}, "inputs: expected 2 rows, got 3"),
         ({"rows": torch.zeros(2, 32), "inputs": torch.zeros(2)}, "inputs: expected two dimensions"),
+        ({"rows": torch.zeros(2, 32), "inputs": torch.zeros(2, 0)}, "inputs: expected at least one column"),
     ],
 )
 def test_bad_observations_are_named(monitor, arguments, message):

@@ -94,9 +94,8 @@ async def test_a_swap_replaces_one_and_leaves_the_others(start: Start) -> None:
         assert named(service) == ["alpha", "collapsed"]
         twice = {"name": "alpha", "gate": "off", "replaces": "collapsed"}
         error_of(await client.post("/admin/encoders", json=twice), 409, "name_in_service")
-        error_of(
-            await client.post("/admin/encoders", json={"name": "beta", "replaces": "nobody"}), 404, "model_not_found"
-        )
+        nobody = await client.post("/admin/encoders", json={"name": "beta", "replaces": "nobody"})
+        assert error_of(nobody, 404, "model_not_found")["field"] == "replaces"
         assert named(service) == ["alpha", "collapsed"]
         assert 'model="beta"' not in "".join(
             line for line in (await client.get("/metrics")).text.splitlines() if "encoder_images" in line

@@ -144,6 +144,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "data twice": ({"inputs": [PIXELS | {"parameters": {"binary_data_size": 64}}]}, "either"),
     "no tail": ({"inputs": [PIXELS | {"data": None, "parameters": {"binary_data_size": 64}}]}, "0 follow"),
     "more files than said": ({"inputs": [FILES | {"data": FILES["data"] * 2}]}, "means 1 elements, not 2"),
+    "files nested and not": ({"inputs": [FILES | {"data": [FILES["data"], 7]}]}, "means 1 elements, not 2"),
     "a file that is a number": ({"inputs": [FILES | {"data": [7]}]}, "base64 string"),
     "a file that is a URL": ({"inputs": [FILES | {"data": ["http://a.org/x.png"]}]}, "fetches no URLs"),
     "square of files": ({"inputs": [FILES | {"shape": [2, 2]}]}, "shape must be [n]"),

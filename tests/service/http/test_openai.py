@@ -62,6 +62,7 @@ async def test_it_gives_what_embed_gives_in_both_encodings(start: Start) -> None
         ({"dimensions": "8"}, 400, "dimensions"),
         ({"dimensions": DIMENSION + 1}, 400, "dimensions"),
         ({"encoding_format": "int8"}, 422, "encoding_format"),
+        ({"encoding_format": 0}, 422, "encoding_format"),
     ],
 )
 async def test_errors_have_openais_shape(

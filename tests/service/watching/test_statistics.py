@@ -287,6 +287,22 @@ async def test_the_memory_of_observed_models_is_bounded_and_comes_back_from_idle
         assert {model for model, _, _ in service.sidecar} == {"b", "c"}
 
 
+async def test_inputs_count_in_the_memory_of_observed_models(start: Start) -> None:
+    """Their statistics take as many matrices of their width as those of rows take of the dimension."""
+    async with start(max_observed_bytes=memory_of(2, inputs=100)) as (client, service):
+
+        async def observe(model: str, width: int) -> httpx.Response:
+            return await client.post("/observe", json={"model": model, "rows": [[1, 2]], "inputs": [[0.5] * width]})
+
+        error = error_of(await observe("a", 101), 422, "too_many_models")
+        assert (error["field"], "max_observed_bytes" in error["message"]) == ("inputs", True)
+        assert (await observe("a", 100)).status_code == 202
+        assert (await observe("a", 100)).status_code == 202
+        error_of(await observe("b", 1), 422, "too_many_models")
+        assert await asyncio.to_thread(service.sidecar.get("a").flush, 120)
+        assert service.sidecar.get("a").counters.rows["sampled"] == 2
+
+
 async def test_only_the_trusted_may_read_or_write_state(start: Start) -> None:
     async with start(address="10.0.0.9") as (client, _):
         error_of(await client.get("/moments"), 403, "forbidden")
