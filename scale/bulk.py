@@ -24,7 +24,7 @@ from models.artifact import load
 from models.decode import ImageError
 from models.embedder import Embedder, faulty, normalize
 from models.files import SCRATCH
-from models.preprocess import Pixels, decode
+from models.preprocess import Pixels, Preprocessing, decode
 from scale.output import RUN, BulkError, Format, Report, Rows, Run, report
 from scale.places import Place, place
 from scale.sources import Item, Shard, SourceError
@@ -32,6 +32,7 @@ from scale.sources import Item, Shard, SourceError
 __all__ = ["RUN", "BulkError", "Embedding", "Report", "Written", "begin", "report", "run_local"]
 
 BATCH = 32
+PART = 1024  # rows that are normalised at once
 POLL = 1.0  # seconds between two looks at what the processes have done
 NO_DIRECTION = "the encoder gave no finite embedding with a direction for this image"
 
@@ -67,54 +68,71 @@ class Embedding:
         started = time.monotonic()
         ids = list[str]()
         errors = list[str | None]()
-        tables = [np.empty((0, self.embedder.dimension), np.float32)]
+        rows = [torch.empty(0, self.embedder.dimension)]
         inputs = [np.empty((0, self._inputs), np.float32)]
         for batch in _batches(shard.read(), self.artifact.card.preprocessing):
-            has = np.array([prepared is not None for _, prepared, _ in batch], bool)
-            table = np.full((len(batch), self.embedder.dimension), np.nan, np.float32)
-            thumbnail = np.zeros((len(batch), self._inputs), np.float32)
-            if has.any():
-                pixels = np.stack([prepared for _, prepared, _ in batch if prepared is not None])
-                table[has] = self._embed(pixels)
+            ids += batch.ids
+            errors += batch.errors
+            if batch.pixels:
+                pixels = np.stack(batch.pixels)
+                rows.append(self.embedder.embed(pixels))
                 if self.run.inputs:
-                    thumbnail[has] = thumbnails(pixels)
-            bad = has & ~np.isfinite(table).all(1)
-            ids += [item.id for item, _, _ in batch]
-            errors += [NO_DIRECTION if bad[i] else reason or None for i, (_, _, reason) in enumerate(batch)]
-            tables.append(table)
-            inputs.append(thumbnail)
-            progress(len(batch))
-        self.run.write(self.out, shard.name, Rows(ids, errors, np.concatenate(tables), np.concatenate(inputs)))
+                    inputs.append(thumbnails(pixels))
+            progress(len(batch.ids))
+        decoded = np.array([error is None for error in errors], bool)
+        table = _spread(_units(torch.cat(rows)), decoded, np.nan)
+        for index in np.flatnonzero(decoded & ~np.isfinite(table).all(1)):
+            errors[index] = NO_DIRECTION
+        described = _spread(np.concatenate(inputs), decoded, 0.0) if self.run.inputs else None
+        self.run.write(self.out, shard.name, Rows(ids, errors, table, described))
         return Written(shard.name, len(ids), sum(it is not None for it in errors), time.monotonic() - started)
 
-    def _embed(self, pixels: Pixels) -> np.ndarray:
-        """(n, d) unit rows; NaN for a row that is not finite or is all zero."""
-        rows = self.embedder.embed(pixels)
-        unit = normalize(rows)
-        unit[faulty(rows)] = torch.nan
-        found: np.ndarray = unit.numpy()
-        return found
+
+@dataclass(frozen=True)
+class _Batch:
+    """Images in the order of the shard: ids, for each an error or None, and the pixels of those without an error."""
+
+    ids: list[str]
+    errors: list[str | None]
+    pixels: list[Pixels]
 
 
-def _batches(items: Iterator[Item], preprocessing: Any) -> Iterator[list[tuple[Item, Pixels | None, str]]]:
-    """Batches of items with their pixels, or with the reason why they have none. BATCH items of each have pixels."""
-    batch = list[tuple[Item, Pixels | None, str]]()
-    count = 0
+def _batches(items: Iterator[Item], preprocessing: Preprocessing) -> Iterator[_Batch]:
+    """Batches that hold the pixels of BATCH images each, the last one fewer."""
+    batch = _Batch([], [], [])
     for item in items:
-        if item.error:
-            batch.append((item, None, item.error))
-            continue
-        try:
-            batch.append((item, decode(item.data, preprocessing), ""))
-            count += 1
-        except ImageError as error:
-            batch.append((item, None, str(error)))
-        if count == BATCH:
+        reason = item.error
+        if not reason:
+            try:
+                batch.pixels.append(decode(item.data, preprocessing))
+            except ImageError as error:
+                reason = str(error) or error.code
+        batch.ids.append(item.id)
+        batch.errors.append(reason or None)
+        if len(batch.pixels) == BATCH:
             yield batch
-            batch = []
-            count = 0
-    if batch:
+            batch = _Batch([], [], [])
+    if batch.ids:
         yield batch
+
+
+def _units(rows: torch.Tensor) -> np.ndarray:
+    """Scale rows (n, d) to unit length, in place. A row that is not finite or is all zero becomes NaN."""
+    for part in rows.split(PART):  # in float64 a part takes four times the memory of its rows
+        unit = normalize(part)
+        unit[faulty(part)] = torch.nan
+        part.copy_(unit)
+    found: np.ndarray = rows.numpy()
+    return found
+
+
+def _spread(rows: np.ndarray, where: np.ndarray, missing: float) -> np.ndarray:
+    """Put (m, k) rows where the mask (n,) has its m true values, and `missing` into the other rows: (n, k)."""
+    if len(rows) == len(where):
+        return rows
+    spread = np.full((len(where), rows.shape[1]), missing, rows.dtype)
+    spread[where] = rows
+    return spread
 
 
 def begin(

@@ -42,13 +42,13 @@ class BulkError(RuntimeError):
 class Rows:
     """What one shard became: n ids, n errors (None where there is a row), (n, d) float32 rows, NaN where there is none.
 
-    inputs: (n, k) float32, thumbnails of the images, which are written in runs that keep them.
+    inputs: (n, k) float32, thumbnails of the images, zero where there is no row; None in runs that keep none.
     """
 
     ids: list[str]
     errors: list[str | None]
     table: np.ndarray
-    inputs: np.ndarray
+    inputs: np.ndarray | None = None
 
     @property
     def good(self) -> np.ndarray:
@@ -125,15 +125,15 @@ class Run:
     def warm_up(self) -> None:
         """Import what writing needs, and write nothing, so that the first shard does not pay for it."""
         one = np.ones((1, 1), np.float32)
-        self._contents(Path(), "", Rows([""], [None], one, one))
+        self._contents(Path(), "", Rows([""], [None], one, one if self.inputs else None))
 
     def _contents(self, out: Place, shard: str, rows: Rows) -> dict[Place, bytes | memoryview]:
         """The files of a shard, the rows last."""
         moments = Moments(rows.table.shape[1])
         if (good := rows.good).any():
-            moments.add(rows.table[good])
+            moments.add(rows.table if good.all() else rows.table[good])
         contents: dict[Place, bytes | memoryview] = {_moments_file(out, shard): to_bytes(moments.tensors(packed=True))}
-        if self.inputs:
+        if rows.inputs is not None:
             contents[_inputs_file(out, shard)] = to_bytes({"inputs": torch.from_numpy(rows.inputs)})
         if self.format == "npy":
             lines = [{"id": id_, "error": error} for id_, error in zip(rows.ids, rows.errors, strict=True)]

@@ -8,11 +8,12 @@ import hashlib
 import io
 import os
 import re
+import stat
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -28,8 +29,7 @@ class SourceError(ValueError):
     """Raised for a source that cannot be read at all. The message names it and the remedy."""
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(NamedTuple):
     """One image: its id in the output, and its bytes, or the reason why there are none."""
 
     id: str
@@ -192,20 +192,31 @@ def _files(shard: Shard) -> Iterator[Item]:
 def _contents(names: Sequence[str]) -> Iterator[tuple[str, bytes | Exception]]:
     """The content of each, in order; of a file larger than LARGEST_FILE its first bytes."""
     stored: dict[str, bytes | Exception] = {}
-    if addresses := [name for name in names if ADDRESS.match(name)]:
+    if addresses := [name for name in names if "://" in name and ADDRESS.match(name)]:
         stored = _downloaded(addresses)
     for name in names:
         if name in stored:
             yield name, stored[name]
             continue
         try:
-            with Path(name).open("rb") as file:
-                # Not as much as a file may have: Python takes that memory at once, and gives it back.
-                data = file.read(min(os.fstat(file.fileno()).st_size, LARGEST_FILE) + 1)
+            data = _content(name)
         except OSError as error:
             yield name, error
         else:
             yield name, data
+
+
+def _content(name: str) -> bytes:
+    """The content of a file of this machine. Raises OSError, also for what is no file: a pipe might never end.
+
+    Path and buffers would take as long as the reading of a small file.
+    """
+    found = os.stat(name)  # noqa: PTH116
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(f"{name} is no regular file")
+    with io.FileIO(name) as file:
+        # Not as much as a file may have: Python takes that memory at once, and gives it back.
+        return file.read(min(found.st_size, LARGEST_FILE) + 1)
 
 
 def _downloaded(addresses: Sequence[str]) -> dict[str, bytes | Exception]:
