@@ -2,49 +2,24 @@
 
 import math
 import time
+import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from typing import Any
 
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from fullrank import Reference
-from fullrank.canary import Canary
-from fullrank.exposition import duration
-from fullrank.fleet import Replica, Survey, survey
-from fullrank.moments import Moments, merge
+from fullrank.fleet import Survey, survey
 from fullrank.monitor.snapshot import to_json
-from fullrank.monitor.window import Block
-from fullrank.rules import STATES
-from fullrank.statistics import WindowStatistics, measure
-from fullrank.verdict import Verdict, diagnose
+from scale.judging import Measured, figures, judge, replica_of
 from scale.reports import Encoder, Order, Report, Wanted, Watched
-from scale.totals import ADDITIVE, Series, Totals, samples_of
+from scale.totals import ADDITIVE, Ledger, Series, Totals, samples_of
 
 GROUPS = 3  # groups of rows that bounds need; two replicas with rows send more than one each
 REST = 20.0  # measuring takes at most one part in so many of a core
-
-
-@dataclass(frozen=True)
-class Judged:
-    """The rows of all replicas of one encoder together: their statistics in each window, and the verdict on them."""
-
-    model: str
-    revision: str
-    replicas: int
-    windows: dict[float, WindowStatistics]
-    verdict: Verdict
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Everything that moments say: a verdict for each encoder, and which replicas stand out."""
-
-    fleets: list[Judged]
-    survey: Survey
-    outliers: set[tuple[str, Encoder]]
 
 
 class Collector:
@@ -61,6 +36,10 @@ class Collector:
         self._totals = Totals()
         self._orders: dict[str, tuple[Order, ...]] = {}
         self._lost = 0
+        self._name = uuid.uuid4().hex
+        self._version = 1
+        self._inherited: Ledger | None = None
+        self._awaited: dict[str, float] = {}
         self._measured = Measured([], Survey([], {}, []), set())
         self._changed = False
         self._rested = -math.inf
@@ -69,8 +48,14 @@ class Collector:
 
     def push(self, report: Report) -> Wanted:
         """Take a replica's report. The answer says what it has to do, and what to send next."""
+        if report.ledger is not None:
+            self._inherit(report.ledger)
+        self._totals.was_shown(report.shown)
         self._expire()
         before = self._reports.get(report.replica)
+        if before is None:
+            self._version += 1
+            self._awaited.pop(report.replica, None)
         if report.watched is None and before is not None:
             report = replace(report, watched=before[0].watched)
         else:
@@ -87,7 +72,38 @@ class Collector:
         self._orders[settings] = max(self._orders.get(settings, ()), report.orders, key=len)
         if report.last:
             self._retire(report.replica)
-        return self.wanted(settings)
+        ledger = None if report.knows == (self._name, self._version) else self.ledger()
+        return replace(self.wanted(settings), ledger=ledger)
+
+    # ---- the collector before this one
+
+    def ledger(self) -> Ledger:
+        """What replicas keep for the collector that takes the place of this one."""
+        generation = 1 if self._inherited is None else self._inherited.generation + 1
+        gone, past = self._totals.gone()
+        alive = {report.replica: report.silent for report in self.reports()}
+        return Ledger(self._name, generation, self._version, gone, past, self._all_lost(), alive)
+
+    def awaited(self) -> list[str]:
+        """Replicas that reported to the collector before this one, and to this one not yet: sums lack theirs."""
+        self._expire()
+        return sorted(self._awaited)
+
+    def _inherit(self, ledger: Ledger) -> None:
+        """Go on where another collector ended. Each replica sends what it was told last; the newest holds."""
+        if ledger.collector == self._name or (self._inherited is not None and ledger.age <= self._inherited.age):
+            return
+        until = {name: self._clock() + silent for name, silent in ledger.alive.items() if name not in self._reports}
+        self._awaited = {name: self._awaited.get(name, at) for name, at in until.items()}
+        self._inherited = ledger
+        self._totals.inherit(ledger.gone, ledger.past)
+        self._version += 1
+
+    def _all_lost(self) -> int:
+        """Replicas that ended without a last report, also before this collector started."""
+        return self._lost + (0 if self._inherited is None else self._inherited.lost)
+
+    # ---- what replicas are told
 
     def wanted(self, started_with: str = "") -> Wanted:
         """What a replica with these settings has to do and to send."""
@@ -113,8 +129,13 @@ class Collector:
         for name in [name for name, (it, at) in self._reports.items() if self._clock() - at > it.silent]:
             self._lost += 1
             self._retire(name)
+        for name in [name for name, until in self._awaited.items() if self._clock() > until]:
+            self._lost += 1
+            self._version += 1
+            del self._awaited[name]
 
     def _retire(self, replica: str) -> None:
+        self._version += 1
         del self._reports[replica]
         self._totals.retire(replica)
         self._changed = True
@@ -168,8 +189,8 @@ class Collector:
                     apart.append(f"{report.replica} is left out of {it.model}@{it.revision}: it has {it.kind_in_words}")
                 else:
                     like.append((report.replica, it))
-        fleets = [_judge([it for _, it in found], self._references.get(encoder)) for encoder, found in members.items()]
-        found = survey([_replica(name, it) for each in members.values() for name, it in each])
+        fleets = [judge([it for _, it in found], self._references.get(encoder)) for encoder, found in members.items()]
+        found = survey([replica_of(name, it) for each in members.values() for name, it in each])
         found.problems.extend(apart)
         outliers = {
             (it.url, (group.model, group.revision)) for group in found.groups for it in group.members if it.stands_out
@@ -210,7 +231,10 @@ class Collector:
         ]
         if model is not None:
             fleets, replicas = ([it for it in some if it["model"] == model] for some in (fleets, replicas))
-        value = {"fleets": fleets, "replicas": replicas, "problems": found.survey.problems}
+        problems = [*found.survey.problems]
+        if awaited := self.awaited():
+            problems.append(f"the collector was started again and has not heard of {', '.join(awaited)} yet")
+        value = {"fleets": fleets, "replicas": replicas, "problems": problems}
         json_able: dict[str, Any] = to_json(value)
         return json_able
 
@@ -261,53 +285,8 @@ class Collector:
         for model, held in revisions.items():
             gauges["revisions"].add_metric([model], len(held))
         for fleet in self._measured.fleets:
-            for name, labels, value in _figures(fleet):
+            for name, labels, value in figures(fleet):
                 gauges[name].add_metric([fleet.model, fleet.revision, *labels], value)
         yield from gauges.values()
         lost = "Replicas that ended without a last report"
-        yield CounterMetricFamily("fullrank_fleet_lost_replicas", lost, value=self._lost)
-
-
-def _judge(members: Sequence[Watched], reference: Reference | None) -> Judged:
-    """The verdict on the rows of replicas of one encoder, by the functions that each replica uses for its own."""
-    first = members[0]
-    windows: dict[float, WindowStatistics] = {}
-    inputs = {}
-    for seconds in first.windows:
-        blocks = [block for it in members for block in it.blocks if block.start <= seconds]
-        windows[seconds] = measure(seconds, blocks, reference, first.dimension)
-        if reference is not None and reference.inputs is not None:
-            inputs[seconds] = reference.inputs.read(_inputs(blocks))
-    canary = _best([it.canary for it in members if it.canary is not None])
-    verdict = diagnose(windows, reference, canary, inputs, canary_is_recent=canary is not None)
-    return Judged(first.model, first.revision, len(members), windows, verdict)
-
-
-def _inputs(blocks: Sequence[Block]) -> Moments | None:
-    described = [block.inputs for block in blocks if block.inputs is not None]
-    return merge(described) if described else None
-
-
-def _best(canaries: Sequence[Canary]) -> Canary | None:
-    """The canary nearest to its reference: a fault of one replica is that replica's, and no fault of the encoder."""
-    return max(canaries, key=lambda it: -2.0 if math.isnan(it.cosine_min) else it.cosine_min, default=None)
-
-
-def _replica(name: str, it: Watched) -> Replica:
-    moments = merge([Moments(it.dimension), *(block.moments for block in it.blocks)])
-    window = f"{max(it.windows):g}"
-    return Replica(name, it.model, it.revision, window, moments, it.verdict, it.reason, it.seen)
-
-
-def _figures(fleet: Judged) -> Iterator[tuple[str, list[str], float]]:
-    yield "replicas", [], fleet.replicas
-    for state in STATES:
-        yield "verdict", [state], float(state == fleet.verdict.state)
-    for seconds, it in fleet.windows.items():
-        window = [duration(seconds)]
-        yield "window_rows", window, it.rows
-        yield "effective_rank", window, it.effective_rank
-        yield "total_variance", window, it.total_variance
-        bounds: Mapping[str, float] = asdict(it.participation_ratio)
-        for bound, value in bounds.items():
-            yield "participation_ratio", [*window, bound], value
+        yield CounterMetricFamily("fullrank_fleet_lost_replicas", lost, value=self._all_lost())

@@ -55,10 +55,10 @@ class CollectorActor:
             await asyncio.sleep(left)
         ray.kill(ray.get_runtime_context().current_actor)
 
-    async def metrics(self) -> "list[Metric]":
-        """See Collector.metrics."""
+    async def metrics(self) -> "tuple[list[str], list[Metric]]":
+        """See Collector.awaited and Collector.metrics."""
         await self._measure()
-        return self._collector.metrics()
+        return self._collector.awaited(), self._collector.metrics()
 
     async def spectrum(self, model: str | None) -> dict[str, Any]:
         """See Collector.spectrum."""

@@ -27,6 +27,7 @@ except ImportError as error:
 from fullrank import __version__ as VERSION
 from scale.ray_actors import PENDING, CollectorActor, PendingImages
 from scale.reports import SILENT, Report, Wanted, metrics_of, serving, watched_by
+from scale.totals import Ledger, Series, samples_of
 from service.encoders.registry import Service
 from service.failures import ConflictError, ServiceError, UnreadyError
 from service.http.app import create_app
@@ -71,6 +72,9 @@ class Peers:
         self._reported = -math.inf
         self._reporting = asyncio.Lock()
         self._collector: Any = None
+        self._told: Any = None  # the collector that has got all that this replica keeps
+        self._ledger: Ledger | None = None
+        self._shown: dict[Series, float] = {}
 
     async def run(self) -> None:
         """Run for ever: report, and carry out orders."""
@@ -87,14 +91,20 @@ class Peers:
             log.warning("no report to the collector: %s", error or type(error).__name__)
 
     async def report(self, *, whole: bool = False, last: bool = False) -> None:
-        """Send a report; moments go with it thirty times a window, or if `whole`. Raises an error of AWAY."""
+        """Send a report; moments go with it thirty times a window, or if `whole`. Raises an error of AWAY.
+
+        A collector that this replica had to look for may have been started again. It gets everything.
+        """
         async with self._reporting:
             now = asyncio.get_running_loop().time()
             service = self._service
-            whole = whole or last or now - self._reported >= min(service.settings.windows) / 30
+            whole = (
+                whole or last or self._collector is None or now - self._reported >= min(service.settings.windows) / 30
+            )
             wanted = self._wanted
             watched = await asyncio.to_thread(watched_by, service, wanted.groups, wanted.references) if whole else None
             metrics = await asyncio.to_thread(metrics_of, service)
+            new = self._collector is None or self._collector is not self._told
             report = Report(
                 self._replica,
                 metrics,
@@ -106,15 +116,28 @@ class Peers:
                 last,
                 max(SILENT, 5 * self._period),
                 self._started_with,
+                ("", 0) if self._ledger is None else (self._ledger.collector, self._ledger.version),
+                self._ledger if new else None,
+                self._shown if new else {},
             )
             self._wanted = await self._call("push", report)
+            self._told = self._collector
+            self._ledger = self._wanted.ledger or self._ledger
             self._reported = now if whole else self._reported
         if whole and self._wanted.references and not wanted.references and not last:
             await self.report(whole=True)
 
     async def metrics(self) -> Iterable[Metric]:
-        """One scrape of the whole fleet. Raises UnreadyError while the collector is away."""
-        return await self._ask("metrics")  # type: ignore[no-any-return]
+        """One scrape of the whole fleet. Raises UnreadyError while the collector is away.
+
+        It also raises UnreadyError while counters would fall: until all replicas have reported to a new collector.
+        """
+        awaited, families = await self._ask("metrics")
+        if awaited:
+            message = f"the collector of the fleet was started again and has not heard of {', '.join(awaited)} yet"
+            raise UnreadyError("no_collector", message, retry_after=5)
+        self._shown = samples_of(families)
+        return families  # type: ignore[no-any-return]
 
     async def spectrum(self, model: str | None) -> dict[str, Any]:
         """The figures of the whole fleet. Raises UnreadyError while the collector is away."""
@@ -144,6 +167,7 @@ class Peers:
         Raises ConflictError that names the replicas which did not, and UnreadyError without a collector.
         """
         try:
+            await self.report()  # a collector that was started again then knows the orders before this one
             order = await self._call("order", name, gate, replaces, self._started_with)
             self._done = order.number
             await self.report(whole=True)

@@ -1,12 +1,14 @@
-"""Totals of counters over replicas that come and go: they never fall."""
+"""Totals of counters over replicas that come and go: they never fall, also if another collector goes on with them."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 from prometheus_client import Metric
 
 Series = tuple[str, str, tuple[tuple[str, str], ...]]  # family, sample, labels
 REMEMBERED = 256  # replicas that are gone and might come back
+NAMED = 4  # of them, those whose counts replicas keep apart for another collector
 ADDITIVE = ("counter", "histogram")
 
 
@@ -19,6 +21,29 @@ def samples_of(families: Iterable[Metric]) -> dict[Series, float]:
         for sample in family.samples
         if not sample.name.endswith("_created")
     }
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What a collector knows of replicas that will not report again. Replicas keep it for the one that takes its place.
+
+    collector: its name. generation: how many collectors there were, with it. version: rises with each change. gone:
+    counts of the last replicas that are gone. past: sums over those before. lost: replicas that are gone without a last
+    report. alive: replicas that report, and the seconds of silence after which each counts as gone.
+    """
+
+    collector: str
+    generation: int
+    version: int
+    gone: Mapping[str, Mapping[Series, float]]
+    past: Mapping[Series, float]
+    lost: int
+    alive: Mapping[str, float]
+
+    @property
+    def age(self) -> tuple[int, int]:
+        """The larger, the newer."""
+        return self.generation, self.version
 
 
 class Rising:
@@ -55,6 +80,8 @@ class Totals:
         self._gone: OrderedDict[str, Rising] = OrderedDict()
         self._folded: dict[Series, float] = {}
         self._shown: dict[Series, float] = {}
+        self._inherited: dict[str, Mapping[Series, float]] = {}
+        self._past: Mapping[Series, float] = {}
 
     def update(self, replica: str, samples: Mapping[Series, float]) -> None:
         """Take a replica's latest samples. One that was taken for gone goes on where it was."""
@@ -75,17 +102,49 @@ class Totals:
 
         Floats added in another order may give a little less, and Prometheus would take that for a restart from zero.
         """
-        sums = dict(self._folded)
+        sums = dict(self._past)
+        _add(sums, self._folded)
+        for inherited in self._still_inherited().values():
+            _add(sums, inherited)
         for rising in [*self._gone.values(), *self._live.values()]:
             _add(sums, rising.values())
         self._shown = {series: max(value, self._shown.get(series, value)) for series, value in sums.items()}
         return dict(self._shown)
 
+    def gone(self) -> tuple[dict[str, Mapping[Series, float]], dict[Series, float]]:
+        """Counts of replicas that are gone: of the last NAMED by name, and the sums over all before."""
+        found = self._still_inherited() | {name: rising.values() for name, rising in self._gone.items()}
+        past = dict(self._past)
+        _add(past, self._folded)
+        for name in list(found)[:-NAMED]:
+            _add(past, found.pop(name))
+        return found, past
+
+    def inherit(self, gone: Mapping[str, Mapping[Series, float]], past: Mapping[Series, float]) -> None:
+        """Go on with what another collector's `gone` said, in place of what was inherited before."""
+        self._inherited = dict(gone)
+        self._past = dict(past)
+
+    def was_shown(self, values: Mapping[Series, float]) -> None:
+        """Let no series that is still there fall below what another collector showed."""
+        for series, value in values.items():
+            self._shown[series] = max(value, self._shown.get(series, 0.0))
+
+    def _still_inherited(self) -> dict[str, Mapping[Series, float]]:
+        """Without those that have come back since."""
+        return {name: it for name, it in self._inherited.items() if name not in self._live and name not in self._gone}
+
     def forget(self, unwanted: Callable[[Series], bool]) -> None:
         """Drop series: those of encoders that no replica serves any more, for all of their replicas at once."""
         for rising in [*self._gone.values(), *self._live.values()]:
             rising.forget(unwanted)
-        self._folded = {series: value for series, value in self._folded.items() if not unwanted(series)}
+
+        def left(values: Mapping[Series, float]) -> dict[Series, float]:
+            return {series: value for series, value in values.items() if not unwanted(series)}
+
+        self._folded = left(self._folded)
+        self._past = left(self._past)
+        self._inherited = {name: left(it) for name, it in self._inherited.items()}
 
 
 def _add(sums: dict[Series, float], values: Mapping[Series, float]) -> None:

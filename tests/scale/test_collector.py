@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from fullrank.monitor.window import Block
 from fullrank.statistics import measure
 from scale.collector import Collector
 from scale.reports import Report, Watched
-from scale.totals import Totals
+from scale.totals import Totals, samples_of
 from service.watching.peers import Families
 
 D = 16
@@ -146,6 +147,121 @@ def test_totals_never_fall(events: list[tuple[str, str]]) -> None:
         assert after >= before
         assert after == pytest.approx(counted)
         before = after
+
+
+def reports_to(
+    collector: Collector, kept: dict[str, Report], replica: str, images: float, *, last: bool = False
+) -> None:
+    """A replica reports, and keeps the ledger that it is told, as Peers does."""
+    before = kept.get(replica)
+    ledger = before.ledger if before else None
+    given = Report(
+        replica,
+        metrics(images),
+        [("alpha", "r1")],
+        last=last,
+        knows=(ledger.collector, ledger.version) if ledger else ("", 0),
+        ledger=ledger,
+        shown=before.shown if before else {},
+    )
+    wanted = collector.push(given)
+    kept[replica] = replace(given, ledger=wanted.ledger or ledger)
+
+
+def test_a_collector_that_is_started_again_goes_on_with_the_counts_of_replicas_that_are_gone() -> None:
+    clock = Clock()
+    first = Collector(clock)
+    kept = dict[str, Report]()
+    for replica, images in (("one", 100), ("two", 50), ("lost", 7), ("ended", 3)):
+        reports_to(first, kept, replica, images)
+    reports_to(first, kept, "ended", 4, last=True)
+    clock.now += 10
+    reports_to(first, kept, "one", 101)
+    clock.now += 10  # lost has been silent for too long, and two as well: it only stalled
+    reports_to(first, kept, "one", 102)
+    assert value(first, "images_total") == 102 + 50 + 7 + 4
+    second = Collector(clock)
+    del kept["lost"], kept["ended"]
+    reports_to(second, kept, "one", 103)
+    assert second.awaited() == []
+    assert value(second, "images_total") == 103 + 50 + 7 + 4
+    assert value(second, "fullrank_fleet_lost_replicas_total") == 2
+    reports_to(second, kept, "two", 60)  # what it keeps is older, and it was not gone
+    assert value(second, "images_total") == 103 + 60 + 7 + 4
+    third = Collector(clock)
+    reports_to(third, kept, "two", 61)
+    assert third.awaited() == ["one"]
+    assert any("has not heard of one yet" in it for it in third.spectrum(None)["problems"])
+    reports_to(third, kept, "one", 104)
+    assert third.awaited() == []
+    assert not third.spectrum(None)["problems"]
+    assert value(third, "images_total") == 104 + 61 + 7 + 4
+
+
+def test_the_newest_ledger_holds_whoever_sends_it_first() -> None:
+    first = Collector()
+    kept = dict[str, Report]()
+    for replica in ("one", "two", "three"):
+        reports_to(first, kept, replica, 10)
+    reports_to(first, kept, "one", 10)
+    reports_to(first, kept, "three", 30, last=True)
+    reports_to(first, kept, "two", 10)  # two knows that three ended; one does not
+    second = Collector()
+    reports_to(second, kept, "one", 10)
+    assert second.awaited() == ["three", "two"]
+    reports_to(second, kept, "two", 10)
+    assert second.awaited() == []
+    assert value(second, "images_total") == 50
+
+
+def test_a_replica_that_ends_with_the_collector_is_lost_and_no_counter_falls() -> None:
+    clock = Clock()
+    first = Collector(clock)
+    kept = dict[str, Report]()
+    for replica in ("one", "two", "one"):
+        reports_to(first, kept, replica, 40)
+    shown = samples_of(first.metrics())
+    kept = {"one": replace(kept["one"], shown=shown)}
+    second = Collector(clock)
+    reports_to(second, kept, "one", 50)
+    assert second.awaited() == ["two"]
+    clock.now += 14
+    reports_to(second, kept, "one", 50)
+    assert second.awaited() == ["two"]
+    clock.now += 2
+    assert second.awaited() == []
+    assert value(second, "images_total") == 80  # two's 40 are gone with it; the sum waits until it has caught up
+    assert value(second, "fullrank_fleet_lost_replicas_total") == 1
+    reports_to(second, kept, "one", 90)
+    assert value(second, "images_total") == 90
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abcdefgh"), st.sampled_from(["count", "end", "collector"])), max_size=60),
+)
+def test_totals_stay_exact_over_many_collectors(events: list[tuple[str, str]]) -> None:
+    collector = Collector()
+    kept = dict[str, Report]()
+    counts = dict[str, float]()
+    ended = set[str]()
+    for replica, event in events:
+        if event == "collector":
+            collector = Collector()
+            for name in sorted(kept, reverse=replica > "d"):
+                reports_to(collector, kept, name, counts[name])
+            if not kept:
+                return  # nobody is left to remember
+        elif replica not in ended:
+            counts[replica] = counts.get(replica, 0) + 1
+            reports_to(collector, kept, replica, counts[replica], last=event == "end")
+            if event == "end":
+                ended.add(replica)
+                del kept[replica]
+                for name in kept:
+                    reports_to(collector, kept, name, counts[name])
+        assert collector.awaited() == []
+        if kept:  # otherwise there is nobody who could be asked
+            assert samples_of(collector.metrics())["images", "images_total", ()] == sum(counts.values())
 
 
 def test_a_revision_that_nobody_serves_any_more_ends_for_all_at_once() -> None:

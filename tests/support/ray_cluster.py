@@ -48,8 +48,9 @@ def start_node(
     deadline = time.monotonic() + PATIENCE
     while STARTED not in log.read_text(errors="replace"):
         if node.poll() is not None or time.monotonic() > deadline:
-            end(folder)
-            raise AssertionError(log.read_text(errors="replace")[-3000:])
+            said = log.read_text(errors="replace")[-3000:]
+            end(folder)  # which removes the log
+            raise AssertionError(f"the node did not start; exit code {node.poll()}: {said}")
         time.sleep(0.2)
     return node
 
