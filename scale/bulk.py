@@ -118,7 +118,7 @@ def _batches(items: Iterator[Item], preprocessing: Preprocessing) -> Iterator[_B
 
 def _units(rows: torch.Tensor) -> np.ndarray:
     """Scale rows (n, d) to unit length, in place. A row that is not finite or is all zero becomes NaN."""
-    for part in rows.split(PART):  # in float64 a part takes four times the memory of its rows
+    for part in torch.split(rows, PART):  # in float64 a part takes four times the memory of its rows
         unit = normalize(part)
         unit[faulty(part)] = torch.nan
         part.copy_(unit)

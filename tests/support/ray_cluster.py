@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RAY = Path(sys.executable).parent / "ray"
 MARK = "RAY_CLUSTER_OF_A_TEST"
 STARTED = "Ray runtime started"
+BUSY = "timed out during startup"
 PATIENCE = 600.0  # seconds
 
 
@@ -37,22 +38,28 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
 def start_node(
     folder: Path, arguments: Sequence[str], prefix: Sequence[str] = (), cpus: int = 2
 ) -> subprocess.Popen[bytes]:
-    """Start a node and wait until it runs. `prefix` comes before the command, such as ip netns exec NAME."""
-    log = folder / f"node-{len(list(folder.glob('node-*')))}.log"
+    """Start a node and wait until it runs. `prefix` comes before the command, such as ip netns exec NAME.
+
+    Ray gives up after half a minute if the machine is busy. Then it is started again.
+    """
     command = [*prefix, str(RAY), "start", "--block", f"--num-cpus={cpus}", "--object-store-memory=100000000"]
     command += ["--include-dashboard=false"] if "--head" in arguments else []
-    with log.open("wb") as output:
-        node = subprocess.Popen(
-            [*command, *arguments], env=environment(folder), stdout=output, stderr=output, start_new_session=True
-        )
     deadline = time.monotonic() + PATIENCE
-    while STARTED not in log.read_text(errors="replace"):
-        if node.poll() is not None or time.monotonic() > deadline:
-            said = log.read_text(errors="replace")[-3000:]
-            end(folder)  # which removes the log
-            raise AssertionError(f"the node did not start; exit code {node.poll()}: {said}")
-        time.sleep(0.2)
-    return node
+    while True:
+        log = folder / f"node-{len(list(folder.glob('node-*')))}.log"
+        with log.open("wb") as output:
+            node = subprocess.Popen(
+                [*command, *arguments], env=environment(folder), stdout=output, stderr=output, start_new_session=True
+            )
+        while STARTED not in (said := log.read_text(errors="replace")):
+            if time.monotonic() > deadline or (node.poll() is not None and BUSY not in said):
+                end(folder)
+                raise AssertionError(said[-3000:])
+            if node.poll() is not None:
+                break
+            time.sleep(0.2)
+        else:
+            return node
 
 
 def end(folder: Path) -> None:
