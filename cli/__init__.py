@@ -22,6 +22,7 @@ from cli import (
     train,
 )
 from cli.common import EXIT_CODES
+from cli.completion import mend_zsh
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -70,4 +71,5 @@ def options(
 
 
 def main() -> None:
+    mend_zsh()
     app(prog_name="fullrank")

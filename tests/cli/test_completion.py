@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.terminal import interactive
+
 ROOT = Path(__file__).parents[2]
 INSTALLED = """#!{python}
 import sys
@@ -58,10 +60,25 @@ def test_each_shell_is_given_the_commands_and_options(environment: dict[str, str
     assert "--against" in out_of(asked | TYPED[shell]("fullrank report --ag"), "fullrank")
 
 
+def needed(shell: str) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed: `apt-get install {shell}`")
+
+
 @pytest.mark.parametrize("shell", SCRIPTS)
 def test_a_real_shell_completes(environment: dict[str, str], shell: str) -> None:
-    if shutil.which(shell) is None:
-        pytest.skip(f"{shell} is not installed")
+    needed(shell)
     found = out_of(environment, shell, "-c", SCRIPTS[shell])
     assert "report" in found
     assert "reference" in found
+
+
+@pytest.mark.parametrize("shell", SCRIPTS)
+def test_the_first_tab_after_an_installation_completes(environment: dict[str, str], shell: str, tmp_path: Path) -> None:
+    """In a shell that a person starts. zsh loads the script at the first Tab only."""
+    needed(shell)
+    home = environment | {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / ".config"), "TERM": "dumb"}
+    assert "completion installed in" in out_of(home, "fullrank", "--install-completion", shell)
+    with interactive(shell, home) as terminal:
+        terminal.type("fullrank refer\t")
+        assert terminal.shows("reference"), terminal.shown()
