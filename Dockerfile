@@ -13,7 +13,8 @@ RUN /venv/bin/pip install --require-hashes -r /src/requirements/image.txt
 RUN /venv/bin/pip install -r /src/requirements/torch.txt --index-url ${TORCH_INDEX} \
  # Headers, static libraries, compilers and test programs serve those who build against torch.
  && rm -rf /venv/lib/python*/site-packages/torch/include /venv/lib/python*/site-packages/torch/test \
- && find /venv -type f \( -name '*.a' -o -path '*/torch/bin/*' ! -name torch_shm_manager \) -delete
+ && find /venv -type f \( -name '*.a' -o -path '*/torch/bin/*' ! -name torch_shm_manager \) -delete \
+ && find /venv -type d -name tests \( -path '*/sympy/*' -o -path '*/networkx/*' -o -path '*/mpmath/*' \) -prune -exec rm -rf {} +
 COPY . /src
 RUN /venv/bin/pip install --no-deps --no-build-isolation --target /app /src/fullrank /src \
  && /venv/bin/pip uninstall --yes --quiet pip
