@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def import_(
     source: Annotated[Path, typer.Argument(help="A checkpoint file, a folder that holds one, or an .onnx file.")],
-    family: Annotated[str, typer.Option(help="auto, or the library it comes from; see docs/reference/imports.md.")] = "auto",
+    family: Annotated[str, typer.Option(help="auto, or the library it comes from, such as timm.")] = "auto",
     pool: Annotated[
         str | None, typer.Option(help="cls, mean, cls+mean or attention.", show_default="the family's")
     ] = None,
