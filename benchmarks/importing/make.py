@@ -3,8 +3,8 @@
 
 Run by a Python of its own that has torchvision, timm, transformers, open_clip_torch, lightly and lightly-train (see
 docs/measured/imports.md); nothing of this project is imported. Each case becomes a folder: the checkpoint as its
-library (or, for FAIR's, as its published layout) writes it, `rows.npy` (n, d) float32 by the library's own forward pass behind
-its own preprocessing, and `case.json`.
+library (or, for FAIR's, as its published layout) writes it, `rows.npy` (n, d) float32 by the library's own forward pass
+behind its own preprocessing, and `case.json`.
 
     python make.py --images DIR --out DIR             # published sizes
     python make.py --tiny --out DIR                   # tiny models and generated images: the fixtures of the tests
