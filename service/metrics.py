@@ -109,7 +109,8 @@ class Metrics:
         )
         self.unsampled = Counter(
             "fullrank_unsampled_images",
-            "Embedded images left out at random, so that the monitor sees no more a second than monitor_rate.",
+            "Embedded images left out at random, so that the monitor sees no more a second than monitor_rate; and rows "
+            "of POST /observe left out of what one of several keys sent.",
             registry=r,
         )
         Info("fullrank_build", "Versions that made these figures.", registry=r).info(

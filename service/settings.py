@@ -209,7 +209,8 @@ class Settings(BaseSettings):
         50.0,
         gt=0,
         description="The most images a second that each encoder's monitor looks at; of more, it takes a random sample. "
-        "This bounds the monitor's cost. inf looks at all.",
+        "This bounds the monitor's cost. One of several clients gets at most a quarter; so does one of several keys "
+        "that post to /observe. inf looks at all.",
     )
     state_dir: Path | None = Field(
         None,

@@ -14,6 +14,41 @@ CAP = 0.25  # of the rate, for each client where there are several
 CLIENTS = 1024  # remembered at most; of more, the one that was quiet for longest is forgotten
 
 
+class Clients:
+    """Token buckets that hold each of several clients to a quarter of a rate. One client alone is not held.
+
+    rate: rows a second of all clients; burst: rows at once after a quiet time; horizon: seconds after which a client
+    that was quiet is forgotten. Not thread-safe.
+    """
+
+    def __init__(self, rate: float, burst: float, horizon: float) -> None:
+        self._rate = CAP * rate
+        self._burst = CAP * burst
+        self._horizon = horizon
+        # Client -> what it may still have, and when it was last seen; the latest seen at the end.
+        self._known: OrderedDict[int, tuple[float, float]] = OrderedDict()
+
+    def left(self, clients: Sequence[int], now: float) -> dict[int, int] | None:
+        """How many rows each of these clients may still have; None where no other was seen within the horizon."""
+        if not clients or math.isinf(self._rate):
+            return None
+        known = self._known
+        for client in dict.fromkeys(clients):
+            allowance, seen = known.pop(client, (self._burst, now))
+            known[client] = min(self._burst, allowance + (now - seen) * self._rate), now
+        while len(known) > CLIENTS or now - next(iter(known.values()))[1] > self._horizon:
+            known.popitem(last=False)
+        if len(known) < 2:
+            known[clients[0]] = self._burst, now
+            return None
+        return {client: max(0, int(known[client][0])) for client in clients if client in known}
+
+    def spend(self, client: int, rows: int = 1) -> None:
+        """Take rows that a client got off what it may still have."""
+        allowance, seen = self._known[client]
+        self._known[client] = allowance - rows, seen
+
+
 class Sample:
     """Chooses at most `rate` images a second at random, so that the cost of watching is bounded.
 
@@ -36,9 +71,7 @@ class Sample:
         self._then = clock()
         self._random = np.random.default_rng()
         self._chosen = RecentKeys(horizon)
-        self._horizon = horizon
-        # Client -> what it may still have, and when it was last seen; the latest seen at the end.
-        self._clients: OrderedDict[int, tuple[float, float]] = OrderedDict()
+        self._clients = Clients(rate, burst, horizon)
 
     @property
     def takes_all(self) -> bool:
@@ -56,33 +89,23 @@ class Sample:
         first = {content: index for index, content in reversed(list(enumerate(contents)))}
         fresh = sorted(index for content, index in first.items() if not self._chosen.holds(content, now))
         chosen = np.array(fresh, dtype=np.intp)
-        if clients is not None:
-            chosen = self._capped(chosen, clients, now)
+        left = None if clients is None else self._clients.left(clients, now)
+        if clients is not None and left is not None:
+            chosen = self._capped(chosen, clients, left)
         room = min(len(chosen), int(self._allowance))
         self._allowance -= room
         if room < len(chosen):
             chosen = self._random.permutation(chosen)[:room]
-        if clients is not None:
+        if clients is not None and left is not None:
             for index in chosen:
-                allowance, seen = self._clients[clients[index]]
-                self._clients[clients[index]] = allowance - 1, seen
+                self._clients.spend(clients[index])
         for index in chosen:
             self._chosen.enter(contents[index], now)
         copies = sum(self._chosen.holds(content, now) for content in contents) - room
         return chosen, copies
 
-    def _capped(self, fresh: NDArray[np.intp], clients: Sequence[int], now: float) -> NDArray[np.intp]:
-        """Those of the images that their clients may still have, at random; all where there is one client alone."""
-        known = self._clients
-        for client in dict.fromkeys(clients):
-            allowance, seen = known.pop(client, (CAP * self._burst, now))
-            known[client] = min(CAP * self._burst, allowance + (now - seen) * CAP * self._rate), now
-        while known and (len(known) > CLIENTS or now - next(iter(known.values()))[1] > self._horizon):
-            known.popitem(last=False)
-        if len(known) < 2:
-            known[clients[0]] = CAP * self._burst, now  # what it took alone is not held against it
-            return fresh
-        left = {client: max(0, int(known[client][0])) for client in dict.fromkeys(clients) if client in known}
+    def _capped(self, fresh: NDArray[np.intp], clients: Sequence[int], left: dict[int, int]) -> NDArray[np.intp]:
+        """Those of the images that their clients may still have, at random."""
         kept = []
         for index in self._random.permutation(fresh):
             if left.get(clients[index], 0) > 0:

@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from service.engine.queue import Rows
 from service.failures import ConflictError, InvalidError, NotFoundError
 from service.settings import Settings
 from service.watching.persistence import WindowStore
+from service.watching.sampling import Clients
 
 log = logging.getLogger("fullrank.service")
 Stamp = tuple[int, int, int]
@@ -32,23 +33,13 @@ MAX_DIMENSION = 8192
 MATRICES = 24
 BESIDES = 8 * 2**20
 LOOK = 30.0  # seconds between two checks for idle models
+# Seconds of its share of the rate that one of several senders may post at once: they collect rows before they post.
+COLLECTED = 60.0
 
 
 def memory_of(dimension: int, inputs: int = 0) -> int:
     """Bytes of memory that a monitor of rows of this dimension, and of inputs of this width, takes at most."""
     return MATRICES * 8 * (dimension**2 + inputs**2) + BESIDES
-
-
-@dataclass(eq=False)
-class Observed:
-    """A model whose rows come by POST /observe: its monitor, and the time.monotonic() of its latest rows.
-
-    stamp: tells one state of its reference's file from another; None without a file.
-    """
-
-    monitor: SpectrumMonitor
-    last: float
-    stamp: Stamp | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +58,40 @@ class Observation:
         assert rows is not None
         return int(rows.shape[1])
 
+    def some(self, count: int) -> "Observation":
+        """So many of the rows, at random, with their keys and inputs; the canary stays."""
+        assert self.rows is not None
+        chosen = np.sort(np.random.default_rng().choice(len(self.rows), count, replace=False))
+        keys = self.keys
+        if keys is not None:
+            keys = keys[chosen] if isinstance(keys, np.ndarray) else [keys[index] for index in chosen]
+        inputs = None if self.inputs is None else self.inputs[chosen]
+        return replace(self, rows=self.rows[chosen], keys=keys, inputs=inputs)
+
+
+@dataclass(eq=False)
+class Observed:
+    """A model whose rows come by POST /observe: its monitor, those who send them, and the time.monotonic() of its
+    latest rows.
+
+    stamp: tells one state of its reference's file from another; None without a file.
+    """
+
+    monitor: SpectrumMonitor
+    senders: Clients
+    last: float
+    stamp: Stamp | None = None
+
+    def share(self, observation: Observation, sender: int) -> Observation:
+        """What the monitor may have of rows from this sender: all, or where there are others, a random part."""
+        rows = observation.rows
+        left = None if rows is None else self.senders.left([sender], time.monotonic())
+        if rows is None or left is None:
+            return observation
+        kept = min(len(rows), left[sender])
+        self.senders.spend(sender, kept)
+        return observation if kept == len(rows) else observation.some(kept)
+
 
 class Sidecar:
     """Keeps one monitor for each model name that POST /observe sent.
@@ -81,9 +106,12 @@ class Sidecar:
         self._models: dict[str, Observed] = {}
         self._opening = asyncio.Lock()
 
-    async def observe(self, model: str, observation: Observation) -> SpectrumMonitor:
-        """Give rows to the model's monitor, which is returned. A new model gets one, its reference and stored windows.
+    async def observe(self, model: str, observation: Observation, sender: int = 0) -> tuple[SpectrumMonitor, int]:
+        """Give rows to the model's monitor; return it, and how many rows it got. A new model gets a monitor, its
+        reference and stored windows.
 
+        sender: tells apart who posts. Where several did within the shortest window, the monitor gets at most a quarter
+        of `monitor_rate` from each, so that one that floods cannot make up most of it.
         Raises InvalidError if the width of rows, inputs or canary is not the model's, if there are too many models, if
         there is no memory left, or if the reference is damaged or of another dimension.
         """
@@ -101,14 +129,16 @@ class Sidecar:
             raise InvalidError("invalid_field", message, field="canary" if observation.rows is None else "rows")
         self._check_inputs(model, monitor, observation)
         observed.last = time.monotonic()
+        observation = observed.share(observation, sender)
+        got = 0 if observation.rows is None else len(observation.rows)
         try:
             if observation.canary is not None:
                 monitor.record_canary(observation.canary)
-            if observation.rows is not None:
+            if observation.rows is not None and got:
                 monitor.observe(observation.rows, observation.keys, observation.inputs)
         except ValueError as error:  # it begins with the argument to blame
             raise InvalidError("invalid_field", str(error), field=str(error).partition(":")[0]) from error
-        return monitor
+        return monitor, got
 
     async def keep(self) -> None:
         """Run for ever: remove models that got no rows for the longest window, and read references that changed."""
@@ -133,7 +163,8 @@ class Sidecar:
             observed.stamp = stamp  # say it once
             log.error("%s keeps its reference: %s", model, error.message)
             return
-        self._models[model] = Observed(self._monitor(observed.monitor.dimension, reference), observed.last, stamp)
+        monitor = self._monitor(observed.monitor.dimension, reference)
+        self._models[model] = Observed(monitor, observed.senders, observed.last, stamp)
         observed.monitor.close()
         log.info("%s is compared with another reference; its windows begin anew", model)
 
@@ -173,7 +204,9 @@ class Sidecar:
         monitor = self._monitor(dimension, self._reference(model, dimension))
         self._store.restore(model, REVISION, monitor)
         # Here, not after the await: if the caller were cancelled meanwhile, nothing would ever close the monitor.
-        self._models[model] = Observed(monitor, time.monotonic(), stamp)
+        rate = self._settings.monitor_rate
+        senders = Clients(rate, COLLECTED * rate, self._settings.windows[0])
+        self._models[model] = Observed(monitor, senders, time.monotonic(), stamp)
 
     def _monitor(self, dimension: int, reference: Reference | None) -> SpectrumMonitor:
         settings = self._settings

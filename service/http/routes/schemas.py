@@ -313,7 +313,11 @@ OBSERVE_BODY: dict[str, Any] = KEY | {
     },
 }
 OBSERVE_RESPONSES: Responses = {
-    202: {"content": {"application/json": {"example": {"model": "their-encoder", "rows": 2, "dimension": 3}}}},
+    202: {
+        "content": {
+            "application/json": {"example": {"model": "their-encoder", "rows": 2, "watched": 2, "dimension": 3}}
+        }
+    },
     **failures(400, 401, 403, 408, 409, 413, 415, 422, 429),
 }
 REFERENCE_BODY: dict[str, Any] = KEY | {

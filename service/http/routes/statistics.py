@@ -12,9 +12,9 @@ from safetensors.torch import save
 from fullrank import SpectrumMonitor
 from service.encoders.registry import Service
 from service.http import observed
-from service.http.access import Observing, Revealing
+from service.http.access import Observing, Revealing, client_of
 from service.http.arrow import ARROW
-from service.http.context import service_of
+from service.http.context import context_of, service_of
 from service.http.errors import Problem
 from service.http.payload import JSON, NPY, apart
 from service.http.routes import schemas
@@ -93,6 +93,8 @@ async def observe(request: Request) -> Response:
     safetensors also `thumbnails`, of which they are made) and `canary` (what the reference's canary images embed to).
     An Arrow stream, which needs the extra `bulk`, has columns `rows`, `keys` and `inputs`.
     They get a monitor, metrics (revision "observed") and a spectrum of their own; the served encoder's are untouched.
+    The answer's `watched` is how many rows the monitor got: all, but where several keys post to one model, at most a
+    quarter of `monitor_rate` of each.
     """
     service = service_of(request)
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -110,9 +112,13 @@ async def observe(request: Request) -> Response:
     if any(model == served.name for served in service.in_service()):
         message = f"{model} is the encoder this service serves; observe others under another name"
         raise Problem(409, "served_model", message, field="model")
-    monitor = await service.sidecar.observe(model, observation)
+    # Without keys it answers on loopback only, where everybody is one sender.
+    sender = client_of(request) if context_of(request.scope).front.grants else 0
+    monitor, watched = await service.sidecar.observe(model, observation, sender)
     rows = 0 if observation.rows is None else len(observation.rows)
-    return Response(orjson.dumps({"model": model, "rows": rows, "dimension": monitor.dimension}), 202, media_type=JSON)
+    service.metrics.unsampled.inc(rows - watched)
+    said = {"model": model, "rows": rows, "watched": watched, "dimension": monitor.dimension}
+    return Response(orjson.dumps(said), 202, media_type=JSON)
 
 
 def _remedy(identity: dict[str, Any]) -> str:

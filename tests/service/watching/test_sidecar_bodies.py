@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -62,7 +63,10 @@ async def test_json_and_safetensors_bring_all_that_the_library_takes(start: Star
         rows, keys = rows_of(600, 10), np.arange(600) % 500
         body = {"rows": rows, "keys": keys, "thumbnails": pictures_of(600), "canary": rows_of(40, 3)}
         sent = await client.post("/observe?model=theirs", content=save(body), headers=TENSORS)
-        assert (sent.status_code, sent.json()) == (202, {"model": "theirs", "rows": 600, "dimension": D})
+        assert (sent.status_code, sent.json()) == (
+            202,
+            {"model": "theirs", "rows": 600, "watched": 600, "dimension": D},
+        )
         seen = await spectrum(client, service)
         assert (seen["windows"]["300"]["rows"], seen["counters"]["rows"]["duplicate"]) == (500, 100)
         assert seen["canary"]["neighbours_overlap"] == 1
@@ -79,7 +83,7 @@ async def test_json_and_safetensors_bring_all_that_the_library_takes(start: Star
         assert seen["windows"]["300"]["rows"] == 502
         assert seen["verdict"]["state"] == "model_fault"
         only = await client.post("/observe", json={"model": "theirs", "canary": rows_of(40, 3).tolist()})
-        assert only.json() == {"model": "theirs", "rows": 0, "dimension": D}
+        assert only.json() == {"model": "theirs", "rows": 0, "watched": 0, "dimension": D}
         assert (await spectrum(client, service))["verdict"]["state"] != "model_fault"
 
 
@@ -222,8 +226,50 @@ async def test_an_arrow_stream_is_observed(start: Start) -> None:
     body, headers = sink.getvalue().to_pybytes(), {"content-type": "application/vnd.apache.arrow.stream"}
     async with start(**SIDECAR) as (client, service):
         sent = await client.post("/observe?model=theirs", content=body, headers=headers)
-        assert (sent.status_code, sent.json()) == (202, {"model": "theirs", "rows": 300, "dimension": D})
+        assert (sent.status_code, sent.json()) == (
+            202,
+            {"model": "theirs", "rows": 300, "watched": 300, "dimension": D},
+        )
         seen = await spectrum(client, service)
         assert (seen["windows"]["300"]["rows"], seen["counters"]["rows"]["duplicate"]) == (200, 100)
         cut = await client.post("/observe?model=theirs", content=body[:-300], headers=headers)
         assert error_of(cut, 422, "invalid_field")["field"] == "body"
+
+
+async def test_of_several_keys_that_post_none_brings_more_than_its_share(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a rate of 40 rows a second each of two senders has 10, and 600 at once; one alone has what it sends."""
+    now = 0.0
+    monkeypatch.setattr("service.watching.sidecar.time", SimpleNamespace(monotonic=lambda: now))
+    random = np.random.default_rng(11)
+
+    async def watched(client: httpx.AsyncClient, key: str, n: int, **others: Any) -> int:
+        rows = random.normal(size=(n, D)).astype(np.float32)
+        inputs = np.concatenate((rows[:, :2], rows[:, :1] + rows[:, 1:2]), 1)
+        body = save({"rows": rows, "keys": random.integers(2**60, size=n), "inputs": inputs, **others})
+        headers = TENSORS | {"authorization": f"Bearer {key}"}
+        answer = await client.post("/observe?model=theirs", content=body, headers=headers)
+        assert answer.status_code == 202, answer.text
+        assert answer.json()["rows"] == n
+        got: int = answer.json()["watched"]
+        return got
+
+    async with start(api_keys=("observe=first-key", "observe=second-key"), monitor_rate=40.0, **SIDECAR) as (
+        client,
+        service,
+    ):
+        assert [await watched(client, "first-key", 5000) for _ in range(3)] == [5000] * 3
+        assert await watched(client, "second-key", 500) == 500
+        assert await watched(client, "second-key", 500) == 100
+        assert await watched(client, "first-key", 5000) == 600  # what it brought alone is not held against it
+        assert await watched(client, "first-key", 5000) == 0
+        now += 20.0
+        assert [await watched(client, key, 500) for key in ("first-key", "second-key")] == [200, 200]
+        monitor = service.sidecar.get("theirs")
+        assert await asyncio.to_thread(monitor.flush, 120)
+        assert sum(monitor.counters.rows.values()) == 15000 + 600 + 600 + 400
+        left = service.metrics.registry.get_sample_value("fullrank_unsampled_images_total")
+        assert left == 400 + 4400 + 5000 + 300 + 300
+        now += 301.0  # the shortest window later the other is forgotten
+        assert await watched(client, "second-key", 5000) == 5000

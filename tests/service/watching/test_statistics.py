@@ -44,7 +44,10 @@ async def test_rows_from_elsewhere_get_statistics_of_their_own(start: Start) -> 
     rows = np.random.default_rng(0).normal(size=(512, 16))
     async with start() as (client, service):
         sent = await client.post("/observe?model=theirs", content=npy(rows[:256]), headers=NPY)
-        assert (sent.status_code, sent.json()) == (202, {"model": "theirs", "rows": 256, "dimension": 16})
+        assert (sent.status_code, sent.json()) == (
+            202,
+            {"model": "theirs", "rows": 256, "watched": 256, "dimension": 16},
+        )
         body = {"model": "theirs", "rows": rows[256:].tolist()}
         assert (await client.post("/observe", json=body)).status_code == 202
         monitor = service.sidecar.get("theirs")
