@@ -42,10 +42,11 @@ import torch
 from torch import Tensor
 
 from theory.lab import Claim, Line, Panel, ParameterError, Result, Settings, about, exactly, finite, parameter, where
-from theory.noncontrastive_dynamics import ALIVE, Model, farthest, fixed_points, integrate, velocity
+from theory.noncontrastive_dynamics import ALIVE, Model, farthest, fixed_points, integrate
 from theory.toys import F64, orthogonal, runge_kutta
 
 EXAMPLE = "--epsilon 0.3 --frequency 20"
+LATEST = 4.0  # the oldest predictor of which a claim is made
 Rule = Callable[[Tensor], Tensor]
 
 
@@ -78,16 +79,26 @@ def spectral(of: Callable[[Tensor], Tensor]) -> Rule:
     return rule
 
 
-def direct_pred(epsilon: float) -> Rule:
-    return spectral(lambda s: s.sqrt() + epsilon * s[..., -1:])
+def direct_pred(epsilon: float | Tensor) -> Rule:
+    """epsilon: a number, or (k,) for k problems at once."""
+    boost = torch.as_tensor(epsilon)[..., None]
+    return spectral(lambda s: s.sqrt() + boost * s[..., -1:])
 
 
 def normalised(epsilon: float) -> Rule:
     return spectral(lambda s: (s / s[..., -1:]).sqrt() + epsilon)
 
 
-def direct_copy(epsilon: float) -> Rule:
-    return lambda f: f + epsilon * torch.eye(f.shape[-1], dtype=F64)
+def direct_copy(epsilon: float | Tensor) -> Rule:
+    """epsilon: a number, or (k,) for k problems at once."""
+    boost = torch.as_tensor(epsilon)[..., None, None]
+    return lambda f: f + boost * torch.eye(f.shape[-1], dtype=F64)
+
+
+def each(*rules: tuple[int, Rule]) -> Rule:
+    """Several rules at once: the first for so many of the problems (k, d, d), the next for so many that follow."""
+    counts = [count for count, _ in rules]
+    return lambda f: torch.cat([rule(part) for (_, rule), part in zip(rules, f.split(counts), strict=True)])
 
 
 def follow(
@@ -95,10 +106,12 @@ def follow(
 ) -> tuple[Tensor, Tensor]:
     """(W, W_p) at `until` under the rule: W flows with W_p held, W_p is set from F̂ every `frequency` steps.
 
-    No step is longer than `finest`.
+    start (..., d, d). No step is longer than `finest`. With W_p held the flow is linear, Ẇ = (W_pᵀ − η)W − W_pᵀW_p WG
+    with G = diag(1 + σ_j²).
     """
     w, f = start, start @ start.mT
     p = rule(f)
+    gain, decay = 1 + model.noise, model.decay * torch.eye(start.shape[-1], dtype=F64)
     # Modes with much noise relax fast: the steps resolve them.
     steps = math.ceil(until / min(given.step, finest, 1 / (1 + float(model.noise.max()))))
     step = until / steps
@@ -106,8 +119,8 @@ def follow(
         if index % frequency == 0:
             f = given.memory * f + (1 - given.memory) * w @ w.mT
             p = rule(f)
-        held = p
-        w = runge_kutta(lambda state: [velocity(model, state[0], held, state[0])[0]], [w], step)[0]  # noqa: B023
+            grows, shrinks = p.mT - decay, p.mT @ p
+        w = runge_kutta(lambda now: [grows @ now[0] - shrinks @ (now[0] * gain)], [w], step)[0]  # noqa: B023
         if index % 200 == 0:
             finite(w, "W", index * step)
     return finite(w, "W", until), p
@@ -133,12 +146,17 @@ def run(given: Parameters) -> Result:
     left, right = orthogonal(generator, d), orthogonal(generator, d)
     start = left * torch.linspace(max(0.3, 1.5 * low), 1.0, d, dtype=F64) @ right
 
-    def settled(frequency: int) -> float:
-        """Time until the fixed point: F̂ follows F with a delay that grows with the memory and the frequency."""
-        return 100.0 + 30 * given.step * frequency / (1 - given.memory)
+    def delay(frequency: int) -> float:
+        """How far F̂ lags behind F."""
+        return given.step * frequency / (1 - given.memory)
 
-    def sizes(rule: Rule, frequency: int = given.frequency) -> Tensor:
-        w, _ = follow(given, model, rule, start, settled(frequency), frequency)
+    def settled(frequency: int) -> float:
+        """Time until the fixed point. Beyond the longest delay of a claim nothing is waited for."""
+        return 100.0 + 30 * min(delay(frequency), LATEST)
+
+    def sizes(rule: Rule, frequency: int = given.frequency, count: int = 1) -> Tensor:
+        """Eigenvalues of WWᵀ in the end, (count, d), of so many problems at once from the same start."""
+        w, _ = follow(given, model, rule, start.expand(count, -1, -1), settled(frequency), frequency)
         found: Tensor = torch.linalg.eigvalsh(w @ w.mT)
         return found
 
@@ -148,24 +166,29 @@ def run(given: Parameters) -> Result:
         The largest start is s = 1. While a predictor made for it, p = 1 + ε at most, is held for the delay τ, W shrinks
         by exp(−((1 + σ²)p² − p + η)τ), and must not fall below the basin's edge p₋.
         """
-        delay = given.step * frequency / (1 - given.memory)
+        late = delay(frequency)
         near = eta >= 0.85 / (4 * (1 + noise))
         first = (1 + noise) * (1 + eps) ** 2 - (1 + eps) + eta
-        kept = delay <= 4 and first * delay < -math.log(low)
+        kept = late <= LATEST and first * late < -math.log(low)
         reason = (
-            "η is within 15 % of its threshold" if near else f"the predictor is {delay:.3g} old: the start outruns it"
+            "η is within 15 % of its threshold" if near else f"the predictor is {late:.3g} old: the start outruns it"
         )
         return where(not near and kept, reason, claim)
 
-    def farthest_size(what: str, formula: str, rule: Rule, expected: float) -> Claim:
-        return inside(about(what, formula, expected, farthest(sizes(rule), expected), 2e-3))
+    grid = [0.02, 0.05, 0.1, 0.2, 0.3, 0.4]
+    boosts = torch.tensor([0.0, eps, *grid], dtype=F64)
+    rules = each((len(boosts), direct_pred(boosts)), (len(boosts) - 1, direct_copy(boosts[1:])))
+    pred, copy = sizes(rules, count=2 * len(boosts) - 1).tensor_split([len(boosts)])
+
+    def farthest_size(what: str, formula: str, found: Tensor, expected: float) -> Claim:
+        return inside(about(what, formula, expected, farthest(found, expected), 2e-3))
 
     claims = [
-        farthest_size("DirectPred, ε = 0: eigenvalue of F farthest from", "p₊²", direct_pred(0), high**2),
-        farthest_size(f"DirectPred, ε = {eps:g}", "((√(1 + 4εp₊) − 1)/2ε)²", direct_pred(eps), fixed_size(high, eps)),
+        farthest_size("DirectPred, ε = 0: eigenvalue of F farthest from", "p₊²", pred[0], high**2),
+        farthest_size(f"DirectPred, ε = {eps:g}", "((√(1 + 4εp₊) − 1)/2ε)²", pred[1], fixed_size(high, eps)),
     ]
     if eps < high:
-        claims.append(farthest_size(f"DirectCopy, ε = {eps:g}", "p₊ − ε", direct_copy(eps), high - eps))
+        claims.append(farthest_size(f"DirectCopy, ε = {eps:g}", "p₊ − ε", copy[0], high - eps))
     trained, predictor = integrate(model, start, 0.5 * torch.eye(d, dtype=F64), max(100.0, 5 / eta), given.step)
     norm = farthest(torch.linalg.eigvalsh(trained @ trained.mT), high**2)
     claims.append(inside(about("trained predictor, the same as DirectPred with ε = 0", "p₊²", high**2, norm, 5e-3), 1))
@@ -173,7 +196,7 @@ def run(given: Parameters) -> Result:
     gap = float((closed - predictor).norm() / predictor.norm())
     claims.append(inside(Claim("trained W_p against √F: relative distance", "0", "<", 5e-3, gap), 1))
     for frequency in (5, 20):
-        seen = farthest(sizes(direct_pred(0), frequency), high**2)
+        seen = farthest(sizes(direct_pred(0), frequency)[0], high**2)
         claim = about(f"DirectPred set every {frequency} steps", "p₊²", high**2, seen, 2e-3)
         claims.append(inside(claim, frequency))
 
@@ -196,9 +219,10 @@ def run(given: Parameters) -> Result:
     spread = torch.linspace(0, given.strongest, d, dtype=F64)
     tough = Model(spread, 0.1)
     expected = int((1 + spread < 2.5).sum())
-    for name, rule in (("DirectPred", direct_pred(0)), ("DirectCopy", direct_copy(0))):
-        w, _ = follow(given, tough, rule, 1.2 * orthogonal(generator, d), 3 * settled(1), 1)
-        alive = int((torch.linalg.eigvalsh(w @ w.mT) > ALIVE).sum())
+    strong = 1.2 * torch.stack([orthogonal(generator, d) for _ in range(2)])
+    w, _ = follow(given, tough, each((1, direct_pred(0)), (1, direct_copy(0))), strong, 3 * settled(1), 1)
+    for name, left_over in zip(("DirectPred", "DirectCopy"), torch.linalg.eigvalsh(w @ w.mT), strict=True):
+        alive = int((left_over > ALIVE).sum())
         claim = exactly(f"{name}, ε = 0, η = 0.1: surviving dimensions", "#{j: 1 + σ_j² < 1/(4η)}", expected, alive)
         claims.append(inside(claim, 1))
 
@@ -208,9 +232,6 @@ def run(given: Parameters) -> Result:
     growth, seen = 2 * (eps * (1 - (1 + noise) * eps) - eta), float((w.square().sum() / tiny.square().sum()).log()) / 2
     claims.append(about("DirectCopy: growth rate of a nearly dead mode", "2(ε(1 − (1+σ²)ε) − η)", growth, seen, 1e-3))
 
-    grid = [0.02, 0.05, 0.1, 0.2, 0.3, 0.4]
-    pred = [float(sizes(direct_pred(each)).median()) for each in grid]
-    copy = [float(sizes(direct_copy(each)).median()) for each in grid]
     fine = torch.linspace(0.01, 0.4, 40).tolist()
     rates = torch.linspace(0, 0.6, 61).tolist()
     return Result(
@@ -221,10 +242,10 @@ def run(given: Parameters) -> Result:
                 "ε",
                 "eigenvalue s of F",
                 [
-                    Line("DirectPred", grid, pred, marks=True),
-                    Line("DirectCopy", grid, copy, marks=True),
-                    Line("((√(1 + 4εp₊) − 1)/2ε)²", fine, [fixed_size(high, each) for each in fine], dashed=True),
-                    Line("p₊ − ε", fine, [high - each for each in fine], dashed=True),
+                    Line("DirectPred", grid, pred[2:].median(1).values.tolist(), marks=True),
+                    Line("DirectCopy", grid, copy[1:].median(1).values.tolist(), marks=True),
+                    Line("((√(1 + 4εp₊) − 1)/2ε)²", fine, [fixed_size(high, boost) for boost in fine], dashed=True),
+                    Line("p₊ − ε", fine, [high - boost for boost in fine], dashed=True),
                 ],
             ),
             Panel(

@@ -53,6 +53,7 @@ from theory.noncontrastive_dynamics import Model, fixed_points, integrate
 from theory.toys import F64, normal, runge_kutta
 
 EXAMPLE = "--weight-decay 0.02 --predictor-rate 3"
+UNTIL = 80  # time of the symmetric flow
 LONG = 50  # epochs of a run of which alignment is asked
 
 
@@ -108,6 +109,12 @@ def read_run(path: Path) -> tuple[list[float], list[list[float]]]:
     return [float(e["epoch"]) for e in usable], [[float(v) for v in e["predictor_alignment"]] for e in usable]
 
 
+def fastest(given: Parameters, f: Tensor, p: Tensor) -> float:
+    """The rate at which the fastest mode relaxes: W_p at α_p(1 + σ²)λ_max(F), and F at 4(1 + σ²)λ_max(W_p²)."""
+    largest = [float(torch.linalg.matrix_norm(value, 2)) for value in (f, p)]
+    return (1 + given.augmentation) * max(given.predictor_rate * largest[0], 4 * largest[1] ** 2)
+
+
 def late_rate(given: Parameters, generator: torch.Generator) -> tuple[float, float]:
     """Decay rate of a small commutator near F = p₊²/α_p I, W_p = p₊ I: by the formula and as integrated."""
     d, high = given.dimension, fixed_points(given.augmentation, given.weight_decay)[1]
@@ -134,19 +141,20 @@ def run(given: Parameters) -> Result:
 
     times, sizes, bounds, margin = [0.0], [float(bracket.norm())], [float(bracket.norm())], 0.0
     state, exponent, lowest = [f, p], 0.0, float(torch.linalg.eigvalsh(k)[0])
-    # W_p relaxes at the rate α_p(1 + σ²)λ_max(F), and F at 4(1 + σ²)λ_max(W_p²): the steps resolve both.
-    fastest = (1 + given.augmentation) * max(
-        given.predictor_rate * float(torch.linalg.eigvalsh(f)[-1]), 4 * float(torch.linalg.eigvalsh(p @ p)[-1])
-    )
-    steps = 8 * math.ceil(80 / 8 / min(given.step, 0.5 / fastest))
-    step = 80 / steps
-    for index in range(1, steps + 1):
-        state = runge_kutta(lambda now: symmetric_flow(given, now[0], now[1]), state, step)
-        now = float(torch.linalg.eigvalsh(restoring(given, *[finite(s, "F or W_p", index * step) for s in state]))[0])
-        exponent, lowest = exponent + step * (lowest + now) / 2, now
-        if index % 8 == 0:
+    for part in range(UNTIL):
+        left = 1.0
+        while left > 0:
+            count = math.ceil(left / min(given.step, 0.5 / fastest(given, *state)))
+            taken, step = min(count, 8), left / count
+            for index in range(1, taken + 1):
+                state = runge_kutta(lambda now: symmetric_flow(given, now[0], now[1]), state, step)
+                time = part + 1 - left + index * step
+                field = restoring(given, *[finite(s, "F or W_p", time) for s in state])
+                now = float(torch.linalg.eigvalsh(field)[0])
+                exponent, lowest = exponent + step * (lowest + now) / 2, now
+            left = 0.0 if taken == count else left - taken * step
             size = float(commutator(state[0], state[1]).norm())
-            times.append(index * step)
+            times.append(part + 1 - left)
             sizes.append(size)
             bounds.append(bounds[0] * math.exp(-2 * exponent))
             if size > 1e-13 * sizes[0]:
@@ -161,7 +169,7 @@ def run(given: Parameters) -> Result:
         def watch(w: Tensor, p: Tensor, path: list[Tensor] = paths[name]) -> None:
             path.append(cosines(w @ w.T, p))
 
-        integrate(model, w, predictor, 200.0, min(0.1, 0.5 / fastest), watch)
+        integrate(model, w, predictor, 200.0, 0.2, watch)
 
     claims = [
         below("d/dt of the commutator is −K[F,W_p] − [F,W_p]K", "relative error", 1e-10, identity),

@@ -119,12 +119,12 @@ def test_directpred_sees_a_predictor_that_is_too_large(monkeypatch: Patch) -> No
 
 
 def test_frustration_sees_a_missing_stop_gradient(monkeypatch: Patch) -> None:
-    real = frustration.loss
+    real = frustration.slopes
 
-    def leaky(variant: Any, *state: Tensor) -> Tensor:
+    def leaky(variant: Any, *state: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         return real("head" if variant == "head + stop-gradient" else variant, *state)
 
-    monkeypatch.setattr(frustration, "loss", leaky)
+    monkeypatch.setattr(frustration, "slopes", leaky)
     given = frustration.Parameters(samples=20, classes=2, dimension=4, frustrated=0.2, step=0.2)
     failed = failing(frustration.run(given))
     assert "the loss' gradients are the flow" in failed
