@@ -98,7 +98,7 @@ def direct_copy(epsilon: float | Tensor) -> Rule:
 def each(*rules: tuple[int, Rule]) -> Rule:
     """Several rules at once: the first for so many of the problems (k, d, d), the next for so many that follow."""
     counts = [count for count, _ in rules]
-    return lambda f: torch.cat([rule(part) for (_, rule), part in zip(rules, f.split(counts), strict=True)])
+    return lambda f: torch.cat([rule(part) for (_, rule), part in zip(rules, torch.split(f, counts), strict=True)])
 
 
 def follow(
