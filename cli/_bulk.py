@@ -16,7 +16,8 @@ class How:
     """Where a source is embedded: `ray` is a cluster's address, or None for `processes` on this machine."""
 
     device: str
-    engine: str
+    engine: Literal["auto", "onnx", "torch"]
+    dtype: Literal["float32", "bfloat16"]
     processes: int | None
     ray: str | None
 
@@ -47,7 +48,9 @@ def embed_folder(
     try:
         folder = place(out)
         found = shards(source)
-        left = bulk.begin(folder, encoder, found, file_format=file_format, inputs=reference is not None)
+        _fits(encoder, how)
+        inputs = reference is not None
+        left = bulk.begin(folder, encoder, found, file_format=file_format, inputs=inputs, dtype=how.dtype)
         with _Bar(len(found), len(found) - len(left)) as bar:
             options: dict[str, Any] = {"device": how.device, "engine": how.engine}
             options |= {"done": bar.done, "failed": unread.append}
@@ -65,6 +68,20 @@ def embed_folder(
         errors.print(f"fullrank: {reason}", style="red", soft_wrap=True)
     if unread:
         fail(f"{len(unread)} of {len(found)} shards could not be read; the same command tries them again")
+
+
+def _fits(encoder: Path, how: How) -> None:
+    """Raise ArtifactError, before anything is written, if the encoder's rows in bfloat16 are not those in float32."""
+    if how.dtype == "float32":
+        return
+    import torch
+
+    from models.artifact import load
+    from models.embedder import Embedder
+    from models.gate import hold_to_float32
+
+    artifact = load(encoder)
+    hold_to_float32(Embedder(artifact, how.device, getattr(torch, how.dtype), engine=how.engine), artifact)
 
 
 def _reference(out: "Place", encoder: Path, how: How, target: Path) -> dict[str, object]:

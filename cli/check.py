@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli.common import AsJson, Device, Engine, fail, printed
+from cli.common import AsJson, Device, Dtype, Engine, fail, printed
 
 
 def check(
@@ -14,6 +14,7 @@ def check(
     junit: Annotated[Path | None, typer.Option(help="Write the judgement as JUnit XML, for CI.")] = None,
     device: Device = "cpu",
     engine: Engine = "auto",
+    dtype: Dtype = "float32",
     as_json: AsJson = False,
 ) -> None:
     """Judge an encoder before it is deployed: refuse a collapsed or damaged one, and say which directions died.
@@ -24,15 +25,19 @@ def check(
     """
     from dataclasses import asdict
 
+    import torch
+
     from models.artifact import ArtifactError, load
     from models.embedder import Embedder
-    from models.gate import Judgement, judge
+    from models.gate import Judgement, hold_to_float32, judge
     from models.junit import junit as report_of
 
     try:
         candidate = load(encoder)
         incumbent = load(against) if against else None
-        judgement = judge(Embedder(candidate, device, engine=engine), candidate, incumbent)
+        embedder = Embedder(candidate, device, getattr(torch, dtype), engine=engine)
+        hold_to_float32(embedder, candidate)
+        judgement = judge(embedder, candidate, incumbent)
     except (ArtifactError, ValueError) as error:
         judgement = Judgement(False, str(error))
     if junit:

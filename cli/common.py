@@ -38,6 +38,10 @@ Engine = Annotated[
     Literal["auto", "onnx", "torch"],
     typer.Option(envvar="FULLRANK_ENGINE", help="onnx (onnxruntime, on a CPU) or torch; auto is onnx where it can."),
 ]
+Dtype = Annotated[
+    Literal["float32", "bfloat16"],
+    typer.Option(envvar="FULLRANK_DTYPE", help="Precision of the forward pass. bfloat16 runs in the torch engine."),
+]
 Device = Annotated[str, typer.Option(callback=usable, help="cpu, cuda, cuda:1, ...")]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cli import _bulk
-from cli.common import AsJson, Device, Engine, errors, fail, printed, write
+from cli.common import AsJson, Device, Dtype, Engine, errors, fail, printed, write
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +29,7 @@ def embed(
     key: Annotated[str | None, typer.Option(envvar="FULLRANK_API_KEY", help="The service's key.")] = None,
     device: Device = "cpu",
     engine: Engine = "auto",
+    dtype: Dtype = "float32",
     out: Annotated[
         str | None,
         typer.Option(
@@ -83,14 +84,14 @@ def embed(
     if out is not None and not out.endswith(".npy"):
         if encoder is None or len(sources) != 1:
             fail(f"--out {out} is a folder: give one source and --encoder; for images of a service name a .npy file", 2)
-        how = _bulk.How(device, engine, processes, ray)
+        how = _bulk.How(device, engine, dtype, processes, ray)
         _bulk.embed_folder(sources[0], encoder, out, how, file_format, reference, as_json)
         return
     for option, value in (("--ray", ray), ("--reference", reference)):
         if value is not None:
             fail(f"{option} needs a folder of rows: name one with --out", 2)
     files = [Path(source) for source in sources]
-    results = _embed_here(files, encoder, device, engine) if encoder else _embed_there(files, url or "", key)
+    results = _embed_here(files, encoder, device, engine, dtype) if encoder else _embed_there(files, url or "", key)
     _put(files, results, None if out is None else Path(out), as_json)
 
 
@@ -144,8 +145,9 @@ def _embed_there(files: list[Path], url: str, key: str | None) -> "Results":
         fail(error)
 
 
-def _embed_here(files: list[Path], encoder: Path, device: str, engine: Engine) -> "Results":
+def _embed_here(files: list[Path], encoder: Path, device: str, engine: Engine, dtype: Dtype) -> "Results":
     import numpy as np
+    import torch
 
     from models.artifact import ArtifactError, load
     from models.decode import ImageError
@@ -153,7 +155,7 @@ def _embed_here(files: list[Path], encoder: Path, device: str, engine: Engine) -
     from models.preprocess import decode
 
     try:
-        embedder = Embedder(load(encoder), device, engine=engine)
+        embedder = Embedder(load(encoder), device, getattr(torch, dtype), engine=engine)
     except (ArtifactError, OSError) as error:
         fail(error)
     results: Results = [""] * len(files)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli.common import AsJson, Device, Engine, errors, fail, show, write
+from cli.common import AsJson, Device, Dtype, Engine, errors, fail, show, write
 
 
 def reference(
@@ -23,7 +23,7 @@ def reference(
     ] = "synthetic",
     licence: Annotated[str, typer.Option(help="Licence of the images of --canary DIR.")] = "unstated",
     limit: Annotated[int, typer.Option(min=128, help="Use at most so many images.")] = 40_000,
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16, as it will be served.")] = "float32",
+    dtype: Dtype = "float32",
     out: Annotated[Path | None, typer.Option(help="Write to this folder instead of the encoder's own.")] = None,
     replace_old: Annotated[
         bool, typer.Option("--replace", help="Even if the encoder has a reference already.")
@@ -56,8 +56,6 @@ def reference(
     from models.embedder import Embedder
     from training.data import SOURCES, DataError, chunks_of, load_data
 
-    if dtype not in ("float32", "bfloat16"):
-        fail(f"--dtype: {dtype!r} is neither float32 nor bfloat16", 2)
     if data is None and dataset is None:
         fail("--data: give a folder of image files, or --dataset one of " + ", ".join(SOURCES), 2)
     if dataset is not None and dataset not in SOURCES:

@@ -23,12 +23,14 @@ from fullrank.verdict import (
     VARIANCE_FLOOR,
     VARIANCE_SHARE,
 )
-from models.artifact import Artifact, Canary
+from models.artifact import Artifact, ArtifactError, Canary
 from models.embedder import Embedder, normalize
+from models.engines import PARITY_COSINE
 from models.preprocess import Pixels, Preprocessing
 
 FLOOR_PARTICIPATION_RATIO = 3.0
 MAX_DEAD_FRACTION = 0.5
+PRECISION_IMAGES = 32
 SAME = 0.9  # a figure of at least this share of the incumbent's counts as not lower
 
 
@@ -166,6 +168,25 @@ def synthetic(preprocessing: Preprocessing) -> Pixels:
     board = ((x // 4 + y // 4) % 2 * 255).astype(np.uint8)
     images = np.stack([flat, flat + 255, np.tile(ramp, (size, 1)), np.tile(ramp[:, None], (1, size)), board, noise])
     return np.repeat(images[:, None], channels, axis=1)
+
+
+def hold_to_float32(embedder: Embedder, artifact: Artifact) -> None:
+    """Raise ArtifactError unless rows in the embedder's precision have cosine 0.9999 with those in float32.
+
+    The images are the first of the canary. Without one the engine's own test at its start has to do.
+    """
+    if embedder.dtype == torch.float32 or artifact.canary is None:
+        return
+    images = artifact.canary.images[:PRECISION_IMAGES]
+    exact = Embedder(artifact, embedder.device)
+    reduced, wanted = (normalize(it.embed(images)).double() for it in (embedder, exact))
+    cosine = float((reduced * wanted).sum(1).nan_to_num(nan=-1.0).min())
+    if cosine < PARITY_COSINE:
+        dtype = str(embedder.dtype).removeprefix("torch.")
+        raise ArtifactError(
+            f"{artifact.card.name}: in {dtype} its canary images give embeddings of cosine {cosine:.6f} with those in "
+            f"float32; at least {PARITY_COSINE} is needed: use --dtype float32"
+        )
 
 
 def self_test(rows: NDArray[np.float32]) -> str | None:

@@ -25,7 +25,7 @@ from models.decode import ImageError
 from models.embedder import Embedder, faulty, normalize
 from models.files import SCRATCH
 from models.preprocess import Pixels, Preprocessing, decode
-from scale.output import RUN, BulkError, Format, Report, Rows, Run, report
+from scale.output import RUN, BulkError, Dtype, Format, Report, Rows, Run, report
 from scale.places import Place, place
 from scale.sources import Item, Shard, SourceError
 
@@ -54,9 +54,10 @@ class Embedding:
         """Load the encoder, and read in `out` what `begin` says is to be written. Raises ArtifactError, BulkError."""
         torch.set_num_threads(threads)
         self.artifact = load(Path(encoder))
-        self.embedder = Embedder(self.artifact, device, max_batch=BATCH, engine=engine, threads=threads)  # type: ignore[arg-type]
         self.out = place(out)
         self.run = Run.of(self.out)
+        dtype = self.run.torch_dtype
+        self.embedder = Embedder(self.artifact, device, dtype, BATCH, engine, threads)  # type: ignore[arg-type]
         self.run.warm_up()
         self._inputs = THUMBNAIL**2 * self.artifact.card.preprocessing.channels
 
@@ -136,15 +137,22 @@ def _spread(rows: np.ndarray, where: np.ndarray, missing: float) -> np.ndarray:
 
 
 def begin(
-    out: Place, encoder: Path, shards: Sequence[Shard], *, file_format: Format = "parquet", inputs: bool = False
+    out: Place,
+    encoder: Path,
+    shards: Sequence[Shard],
+    *,
+    file_format: Format = "parquet",
+    inputs: bool = False,
+    dtype: Dtype = "float32",
 ) -> list[Shard]:
     """Create the output folder, or continue in it. Returns the shards that are still to do.
 
-    inputs: keep thumbnails of the images, which a reference needs. Raises BulkError if the folder holds another
-    encoder's rows, rows in another format or rows of another source, or cannot be written.
+    inputs: keep thumbnails of the images, which a reference needs. dtype: what the encoder computes in. Raises
+    BulkError if the folder holds another encoder's rows, rows in another format, rows computed in another dtype or rows
+    of another source, or cannot be written.
     """
     card = load(encoder).card
-    mine = Run(card.name, card.revision, file_format, inputs)
+    mine = Run(card.name, card.revision, file_format, inputs, dtype)
     try:
         out.mkdir(parents=True, exist_ok=True)
         sweep(out)
@@ -157,6 +165,11 @@ def begin(
                 )
             if there.format != mine.format:
                 raise BulkError(f"{out} holds rows as {there.format}, not as {mine.format}: choose another --out")
+            if there.dtype != mine.dtype:
+                raise BulkError(
+                    f"{out} holds rows computed in {there.dtype}, not in {mine.dtype}: give --dtype {there.dtype}, or "
+                    "choose another --out"
+                )
         if strange := set(mine.shards(out)) - {shard.name for shard in shards}:
             raise BulkError(
                 f"{out} holds {len(strange)} shards that this source does not have, such as {min(strange)}: were files "

@@ -38,7 +38,7 @@ def referenced(
     numbers = random.Random(seed).sample(range(whole.count), min(limit, whole.count))
     rows, inputs = sampled(run, out, numbers)
     torch.set_num_threads(1)
-    embedder = Embedder(artifact, device, engine=engine)  # type: ignore[arg-type]
+    embedder = Embedder(artifact, device, run.torch_dtype, engine=engine)  # type: ignore[arg-type]
     canary = references.synthetic_canary(artifact.card.preprocessing)
     try:
         return references.from_corpus(artifact, rows, inputs, whole, canary, references.SYNTHETIC, embedder=embedder)

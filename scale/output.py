@@ -32,6 +32,8 @@ MOMENTS = ".moments.safetensors"
 INPUTS = ".inputs.safetensors"
 FORMATS = ("parquet", "npy")
 Format = Literal["parquet", "npy"]
+DTYPES = ("float32", "bfloat16")
+Dtype = Literal["float32", "bfloat16"]
 
 
 class BulkError(RuntimeError):
@@ -62,6 +64,7 @@ class Report:
 
     encoder: str
     revision: str
+    dtype: str
     shards: int
     rows: int
     errors: int
@@ -73,12 +76,18 @@ class Report:
 
 @dataclass(frozen=True)
 class Run:
-    """What `run.json` says: whose rows these are, how they are written, and whether thumbnails are kept."""
+    """What `run.json` says: whose rows these are, how they are written, if with thumbnails, and in what precision."""
 
     encoder: str
     revision: str
     format: Format = "parquet"
     inputs: bool = False
+    dtype: Dtype = "float32"  # what the encoder computes in; the rows are float32
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
 
     @classmethod
     def of(cls, out: Place) -> Self:
@@ -90,6 +99,8 @@ class Run:
             raise BulkError(f"{out} holds no output of fullrank embed: {error}") from error
         if run.format not in FORMATS:
             raise BulkError(f"{out}: the format {run.format!r} is none of {', '.join(FORMATS)}")
+        if run.dtype not in DTYPES:
+            raise BulkError(f"{out}: the dtype {run.dtype!r} is none of {', '.join(DTYPES)}")
         return run
 
     def save(self, out: Place) -> None:
@@ -152,7 +163,7 @@ class Run:
         embeddings = pa.Array.from_buffers(pa.list_(pa.float32(), d), n, [there], children=[values])
         schema = pa.schema(
             [("id", pa.string()), ("embedding", pa.list_(pa.float32(), d)), ("error", pa.string())],
-            metadata={"encoder": self.encoder, "revision": self.revision},
+            metadata={"encoder": self.encoder, "revision": self.revision, "dtype": self.dtype},
         )
         columns = [pa.array(rows.ids, pa.string()), embeddings, pa.array(rows.errors, pa.string())]
         sink = pa.BufferOutputStream()
@@ -205,6 +216,7 @@ def report(out: Place) -> Report:
     return Report(
         encoder=run.encoder,
         revision=run.revision,
+        dtype=run.dtype,
         shards=len(errors),
         rows=sum(map(len, errors)),
         errors=sum(error is not None for part in errors for error in part),

@@ -136,7 +136,7 @@ def _check(artifact: Artifact, engine: Engine, pixels: Tensor, expected: Tensor,
         cosines = np.nan_to_num((rows * wanted).sum(1) / lengths, nan=-1.0)[comparable]
     if len(cosines) and cosines.min() < PARITY_COSINE:
         reduced = "" if dtype == torch.float32 else f" in {str(dtype).removeprefix('torch.')}"
-        remedy = ". Serve it in float32 (FULLRANK_DTYPE)" if reduced else ""
+        remedy = ". Compute in float32 (FULLRANK_DTYPE or --dtype)" if reduced else ""
         raise ArtifactError(
             f"{artifact.card.name}: the {engine.name} engine's embeddings{reduced} have cosine {cosines.min():.6f} "
             f"with those of the plain float32 encoder; at least {PARITY_COSINE} is needed, so it would serve "

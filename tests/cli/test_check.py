@@ -13,8 +13,10 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from cli import app
+from models import gate
 from models.artifact import ArtifactError, load, save
 from models.embedder import Embedder, normalize
+from service.settings import PRETRAINED
 
 
 def run(*arguments: object) -> Result:
@@ -144,11 +146,28 @@ def test_a_data_set_gives_a_calibrated_reference_and_a_folder_the_canary(
     assert run("check", copy).exit_code == 0
 
 
+def test_a_precision_is_judged_by_the_canary_beside_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = PRETRAINED / "cifar10-directclr"
+    artifact = load(encoder)
+    assert artifact.canary is not None
+    images = artifact.canary.images[:32]
+    exact, reduced = (
+        normalize(Embedder(artifact, dtype=dtype).embed(images).double()) for dtype in (torch.float32, torch.bfloat16)
+    )
+    least = float((exact * reduced).sum(1).min())
+    assert run("check", encoder, "--dtype", "bfloat16").exit_code == 0
+    monkeypatch.setattr(gate, "PARITY_COSINE", least + 1e-6)
+    refused = run("check", encoder, "--dtype", "bfloat16")
+    assert refused.exit_code == 1
+    assert f"in bfloat16 its canary images give embeddings of cosine {least:.6f}" in " ".join(refused.stderr.split())
+    assert run("check", encoder).exit_code == 0
+
+
 MISTAKES: dict[str, tuple[tuple[object, ...], int, str]] = {
     "no data": ((), 2, "give a folder of image files"),
     "unknown data set": (("--dataset", "imagnet"), 2, "is none of"),
     "no such folder": (("--data", "nowhere"), 1, "nowhere is not a folder"),
-    "unknown dtype": (("--data", "FOLDER", "--dtype", "int8"), 2, "neither float32 nor bfloat16"),
+    "unknown dtype": (("--data", "FOLDER", "--dtype", "int8"), 2, "Invalid value for '--dtype'"),
     "no such canary": (("--data", "FOLDER", "--canary", "nowhere"), 1, "nowhere is not a folder"),
 }
 

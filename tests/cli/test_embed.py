@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from cli import app
 from models.artifact import load
 from models.embedder import Embedder, normalize
+from service.settings import PRETRAINED
 
 BOOT = Path(__file__).parents[2] / "examples" / "ankle-boot.png"
 
@@ -82,6 +84,33 @@ def test_a_folder_is_embedded_into_a_folder_and_resumed(
     assert pq.read_table(file)["id"].to_pylist() == ["[a].png", "b.png", "cut.png"]
     assert run(tmp_path, "--encoder", small_artifact, "--out", out)[0] == 0
     assert file.stat().st_mtime_ns == written
+
+
+def test_a_precision_is_computed_in_and_resumed_in(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = PRETRAINED / "cifar10-directclr"
+    expected = normalize(Embedder(load(encoder), dtype=torch.bfloat16).embed_files([BOOT])).numpy()[0]
+    line = json.loads(run(files[0], "--encoder", encoder, "--dtype", "bfloat16")[1])
+    np.testing.assert_allclose(line["embedding"], expected, atol=1e-6)
+    folder = (tmp_path, "--encoder", encoder, "--out", tmp_path / "rows", "--json")
+    code, printed, err = run(*folder, "--dtype", "bfloat16")
+    assert (code, json.loads(printed)["dtype"]) == (0, "bfloat16"), err
+    code, _, err = run(*folder)
+    assert (code, "computed in bfloat16, not in float32" in err) == (1, True)
+    monkeypatch.setenv("FULLRANK_DTYPE", "bfloat16")
+    assert run(*folder)[0] == 0
+
+
+def test_an_encoder_too_coarse_for_a_precision_is_refused_before_anything_is_written(
+    files: list[Path], small_artifact: Path, tmp_path: Path
+) -> None:
+    """This one, with random weights, keeps the cosine 0.9999 on three images of its canary and not on all."""
+    out = tmp_path / "rows"
+    code, _, err = run(tmp_path, "--encoder", small_artifact, "--out", out, "--dtype", "bfloat16")
+    assert code == 1
+    assert "small: in bfloat16 its canary images give embeddings of cosine 0.9998" in err
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

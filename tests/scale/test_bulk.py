@@ -7,6 +7,7 @@ import signal
 import subprocess
 import tarfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import fsspec
@@ -22,7 +23,7 @@ from fullrank.calibration.inputs import thumbnails
 from models.artifact import load
 from models.embedder import Embedder, normalize
 from models.preprocess import decode
-from scale import bulk, sources
+from scale import bulk, output, sources
 from scale.corpus import referenced
 from scale.output import Run, sampled
 from tests.support.bulk import RUN, command
@@ -169,6 +170,34 @@ def test_rows_of_two_encoders_are_never_mixed(images: Path, small_artifact: Path
     (tmp_path / bulk.RUN).write_text('{"encoder": "other", "revision": "0123"}')
     with pytest.raises(bulk.BulkError, match="holds rows of other@0123"):
         run(str(images), small_artifact, tmp_path)
+
+
+@pytest.mark.parametrize("file_format", ["parquet", "npy"])
+def test_rows_of_two_precisions_are_never_mixed(
+    images: Path, small_artifact: Path, tmp_path: Path, file_format: output.Format
+) -> None:
+    found = sources.shards(str(images))
+
+    def begin(dtype: output.Dtype) -> list[sources.Shard]:
+        return bulk.begin(tmp_path, small_artifact, found, file_format=file_format, dtype=dtype)
+
+    bulk.run_local(begin("bfloat16"), small_artifact, tmp_path)
+    [shard] = Run.of(tmp_path).shards(tmp_path)
+    rows = Run.of(tmp_path).read_rows(tmp_path, shard)
+    names = sorted(str(file.relative_to(images)) for file in images.rglob("[0-9]*.png"))
+    reduced = Embedder(load(small_artifact), dtype=torch.bfloat16).embed_files([images / name for name in names])
+    assert normalize(reduced).numpy() == pytest.approx(rows, abs=1e-6)
+    plain = Embedder(load(small_artifact)).embed_files([images / name for name in names])
+    assert 1e-5 < np.abs(normalize(plain).numpy() - rows).max() < 1e-2
+    assert json.loads((tmp_path / bulk.RUN).read_text())["dtype"] == bulk.report(tmp_path).dtype == "bfloat16"
+    if file_format == "parquet":
+        assert pq.read_schema(tmp_path / f"{shard}.parquet").metadata[b"dtype"] == b"bfloat16"
+    assert begin("bfloat16") == []
+    with pytest.raises(bulk.BulkError, match="computed in bfloat16, not in float32: give --dtype bfloat16, or"):
+        begin("float32")
+    (tmp_path / bulk.RUN).write_text(json.dumps(asdict(Run.of(tmp_path)) | {"dtype": "int8"}))
+    with pytest.raises(bulk.BulkError, match="'int8' is none of float32, bfloat16"):
+        Run.of(tmp_path)
 
 
 def test_a_source_that_changed_is_refused_and_no_id_comes_twice(

@@ -125,7 +125,7 @@ def test_an_encoder_too_coarse_for_it_is_refused_with_the_figures() -> None:
     card = EncoderCard(name="coarse", architecture=architecture, preprocessing=how, dimension=32)
     artifact = Artifact(card, Raised().eval())
     start(artifact, "torch")
-    message = r"coarse: the torch engine's embeddings in bfloat16 have cosine 0\.\d+ .* 0\.9999 .*Serve it in float32"
+    message = r"coarse: the torch engine's embeddings in bfloat16 have cosine 0\.\d+ .* 0\.9999 .*Compute in float32"
     with pytest.raises(ArtifactError, match=message):
         start(artifact, dtype=BF16)
 
