@@ -108,10 +108,11 @@ def _with_reference(artifact: "Artifact", data: Path, limit: int) -> "tuple[Arti
     """Add a reference of the images in `data` and a synthetic canary. Also returns the files that were unreadable."""
     from rich.progress import Progress
 
-    from models.references import SYNTHETIC, ImageFolder, from_images, synthetic_canary
+    from models.references import SYNTHETIC, ImageFolder, enough, from_images, synthetic_canary
 
     preprocessing = artifact.card.preprocessing
     images = ImageFolder.of(data, limit)
+    enough(len(images), artifact.card.dimension)
     canary = synthetic_canary(preprocessing)
     with Progress(console=errors, transient=True) as bar:
         task = bar.add_task("embedding", total=len(images))

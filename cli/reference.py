@@ -68,6 +68,7 @@ def reference(
         images = room.ImageFolder.of(data, limit) if dataset is None and data else None
         if images is not None:
             count = len(images)
+            room.enough(count, artifact.card.dimension)
             pixels = images.pixels(preprocessing)
         else:
             # Use test images: images that the encoder was trained on are embedded a little too well.

@@ -87,7 +87,7 @@ def from_images(
     rows, inputs = embedded(pixels, embedder, progress)
     order = torch.randperm(len(rows), generator=Generator().manual_seed(seed))
     first, second = order[: len(rows) // 2], order[len(rows) // 2 :]
-    _enough(len(rows), artifact.card.dimension)
+    enough(len(rows), artifact.card.dimension)
     halves = rows[first], rows[second]
     return _referenced(artifact, halves, inputs[second], canary, licence, None, embedder, progress)
 
@@ -111,7 +111,7 @@ def from_corpus(
     """
     embedder = embedder or Embedder(artifact)
     half = len(sample) // 2
-    _enough(len(sample), artifact.card.dimension)
+    enough(len(sample), artifact.card.dimension)
     basis = Moments(artifact.card.dimension, whole.shift).add(sample[:half])
     expected = normalize(embedder.embed(canary))
     dtype = str(embedder.dtype).removeprefix("torch.")
@@ -173,8 +173,11 @@ def _referenced(
     return replace(artifact, reference=reference, canary=Canary(canary, expected, licence))
 
 
-def _enough(rows: int, dimension: int) -> None:
-    """Raise ImagesError if the halves of so many rows are too few to measure so many dimensions."""
+def enough(rows: int, dimension: int) -> None:
+    """Raise ImagesError if the halves of so many rows are too few to measure so many dimensions.
+
+    Commands ask before they embed anything, too: a refusal after minutes would waste them.
+    """
     needed = max(LEAST_CANARY, dimension)
     if rows // 2 < needed:
         raise ImagesError(

@@ -186,7 +186,8 @@ def test_too_few_images_say_how_many_are_needed(imported: Path, photographs: Pat
     result = run("reference", imported, "--data", photographs / "0")
     assert result.exit_code == 1
     assert "give at least 128" in result.stderr
-    (tmp_path / "a.png").write_bytes(b"")
+    for index in range(128):
+        (tmp_path / f"{index}.png").write_bytes(b"")
     assert "none of the images could be read" in run("reference", imported, "--data", tmp_path).stderr
     few = run("reference", imported, "--data", photographs, "--canary", photographs / "0")
     assert "a canary needs at least 64" in few.stderr

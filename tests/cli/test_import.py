@@ -10,6 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from cli import app
+from models import references
 from models.artifact import load
 from models.backbones import ResNet
 from tests.support.images import encoded, photo
@@ -90,6 +91,7 @@ def test_a_refusal_writes_nothing(
     checkpoint: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(references, "embedded", None)  # too few images are found out before any is embedded
     broken = tmp_path / "broken.pth"
     broken.write_bytes(checkpoint.read_bytes()[:-5000])
     few = tmp_path / "few"
