@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fullrank.rows import ArrayLike, as_rows, unit
+from fullrank.rows import ArrayLike, as_rows, as_tensor, unit
 
 __all__ = [
     "PowerLaw",
@@ -132,6 +132,8 @@ def noise_floor(dtype: torch.dtype | str, dimension: int, mean_square: float = 1
     eps^2. Cannot see noise that an encoder amplifies, such as a last layer that cancels nearly all of its input.
     Unit-norm rows have mean_square 1. ValueError for a name that is neither.
     """
+    if dimension < 1:
+        raise ValueError(f"dimension: expected at least 1, got {dimension}")
     return _epsilon(dtype) ** 2 * mean_square / dimension
 
 
@@ -143,8 +145,10 @@ def alpha_req(eigenvalues: ArrayLike, first: int = 4, last: int = 100) -> PowerL
     in it. Agrawal et al. 2022 (alpha-ReQ), section 3, whose text gives no range; range and weights, least squares with
     weight 1/i, are those of the code released with it.
     """
+    if first < 1:
+        raise ValueError(f"first: expected a rank from 1 on, got {first}")
     values = _spectrum(eigenvalues).sort(descending=True).values
-    last = min(last, int((values > 0).sum()))
+    last = max(0, min(last, int((values > 0).sum())))
     y = values[first - 1 : last]
     if len(y) < 3 or not bool(values.isfinite().all()):
         return PowerLaw(math.nan, math.nan, first, last)
@@ -237,6 +241,7 @@ def entropy_correction(eigenvalues: ArrayLike, rows: float, kurtosis: float = 1.
     (v - 4) for Student's t. `rows` are the degrees of freedom, n - 1 where the mean was estimated. Evaluated at
     sample eigenvalues it falls short when rows < 2d: `Moments.effective_rank` says where it may be believed.
     """
+    _check_rows(rows)
     p = _shares(_spectrum(eigenvalues))
     if p is None:
         return 0.0
@@ -276,6 +281,7 @@ def wasserstein_uniformity(eigenvalues: ArrayLike, mean_square: float = 0.0, row
     taken off for n = rows, and the answer is NaN where it exceeds 15 % of the trace, where the rows do not span the
     directions, or where the eigenvalues are not finite.
     """
+    _check_rows(rows)
     values = _spectrum(eigenvalues)
     d = len(values)
     if d == 0 or not bool(values.isfinite().all()) or not math.isfinite(mean_square):
@@ -306,10 +312,18 @@ def minimum_rows(eigenvalues: ArrayLike, kurtosis: float = 1.0) -> int:
 
 
 def _spectrum(values: ArrayLike) -> Tensor:
-    spectrum = torch.as_tensor(values, dtype=torch.float64).detach().cpu()
-    if spectrum.ndim != 1:
-        raise ValueError(f"spectrum: expected one dimension, got shape {tuple(spectrum.shape)}")
+    given = as_tensor(values, "spectrum").detach()
+    if given.ndim != 1:
+        raise ValueError(f"spectrum: expected one dimension, got shape {tuple(given.shape)}")
+    if given.is_complex():
+        raise ValueError("spectrum: expected real values, got complex ones")
+    spectrum = given.to("cpu", torch.float64)
     return spectrum.clamp(min=0)  # a solver leaves zero eigenvalues slightly negative
+
+
+def _check_rows(rows: float) -> None:
+    if not rows > 0:
+        raise ValueError(f"rows: expected degrees of freedom above 0, got {rows}")
 
 
 def _shares(values: Tensor) -> Tensor | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fullrank import measures
 from fullrank.measures import LARGEST_CORRECTION, MINIMUM_ROWS_ENTROPY, effective_rank, entropy_correction
-from fullrank.rows import ArrayLike, as_rows
+from fullrank.rows import ArrayLike, as_rows, as_tensor
 
 MINIMUM_ROWS_PARTICIPATION = 32
 # Rows that carry the variance: fewer, and the estimate is theirs and not their law's.
@@ -39,7 +39,7 @@ class Moments:
         self.dimension = dimension
         self.shift: Tensor | None = None
         if shift is not None:
-            self.shift = torch.as_tensor(shift).detach().to("cpu", torch.float64).clone()
+            self.shift = as_tensor(shift, "shift").detach().to("cpu", torch.float64).clone()
             if self.shift.shape != (dimension,):
                 raise ValueError(f"shift: expected shape ({dimension},), got {tuple(self.shift.shape)}")
         self.count = 0

@@ -16,7 +16,7 @@ from fullrank.calibration.ranges import Calibration
 from fullrank.measures import noise_floor, numerical_rank
 from fullrank.moments import Moments
 from fullrank.profile import band_sums, log_bands, merged_bands
-from fullrank.rows import ArrayLike, as_rows, unit
+from fullrank.rows import ArrayLike, as_rows, as_tensor, unit
 
 __all__ = ["Reference", "band_sums", "log_bands", "merged_bands"]
 
@@ -67,7 +67,7 @@ class Reference:
         *,
         dtype: str = "float32",
         canary: ArrayLike | None = None,
-        labels: Tensor | None = None,
+        labels: ArrayLike | None = None,
         inputs: ArrayLike | None = None,
         calibrate: bool = True,
         progress: Callable[[int, int], None] = lambda done, total: None,
@@ -83,7 +83,8 @@ class Reference:
         calibrate, or to tell an intact encoder from a broken one; the verdict is then never healthy.
 
         ValueError, naming the argument, for rows of the wrong shape, type or width, fewer than 32 finite rows in either
-        set, an unknown dtype, labels or inputs of another length, or a canary that is not finite.
+        set, rows that are one point, an unknown dtype, labels or inputs of another length, or a canary that is not
+        finite.
         """
         first = as_rows(basis_rows, name="basis_rows")
         d = first.shape[1]
@@ -91,7 +92,7 @@ class Reference:
         if held_out_rows is None:
             chosen, rest = divided(len(first), d, seed)
             labels = None if labels is None else _of_each(labels, len(first), "labels")[rest]
-            inputs = None if inputs is None else _of_each(torch.as_tensor(inputs), len(first), "inputs")[rest]
+            inputs = None if inputs is None else _of_each(inputs, len(first), "inputs")[rest]
             first, held = first[chosen], first[rest]
         else:
             held = as_rows(held_out_rows, d, name="held_out_rows")
@@ -111,7 +112,7 @@ class Reference:
         from fullrank.calibration.resample import calibrated  # which knows references
 
         labels = None if labels is None else _of_each(labels, len(held), "labels")[finite]
-        inputs = None if inputs is None else _of_each(torch.as_tensor(inputs), len(held), "inputs")[finite]
+        inputs = None if inputs is None else _of_each(inputs, len(held), "inputs")[finite]
         known = calibrated(made, held[finite], labels, inputs, seed=seed, progress=progress)
         return replace(made, calibration=known.calibration, inputs=known.inputs)
 
@@ -129,8 +130,8 @@ class Reference:
     ) -> Self:
         """As `build`, not calibrated, of moments of two disjoint sets of unit rows, which need not fit in memory.
 
-        ValueError, naming the argument, for fewer than 32 rows, unlike dimensions, an unknown dtype or a canary that is
-        not finite.
+        ValueError, naming the argument, for fewer than 32 rows, rows that are one point, unlike dimensions, an unknown
+        dtype or a canary that is not finite.
         """
         _dtype(dtype)
         d = basis_moments.dimension
@@ -141,12 +142,18 @@ class Reference:
                 raise ValueError(f"{name}: expected the moments of at least 32 rows, got {moments.count}")
         basis = torch.linalg.eigh(basis_moments.covariance()).eigenvectors.flip(1)
         covariance = held_out.covariance()
+        variance = float(covariance.trace())
+        if not variance > d * noise_floor(torch.float32, d):
+            raise ValueError(
+                f"held_out_rows: all rows are one point up to rounding (total variance {variance:.2g}): the encoder "
+                "that gave them has collapsed, or all its inputs were alike, and nothing can be compared with them"
+            )
         energies = profile.energies_of_covariance(covariance, basis)
         bands = merged_bands(energies, noise_floor(_dtype(dtype), d))
         eigenvalues = measures.spectrum(covariance)
         images = None if canary is None else unit(as_rows(canary, d, name="canary")).float()
-        if images is not None and not images.isfinite().all():
-            raise ValueError("canary: expected finite rows")
+        if images is not None and (not len(images) or not images.isfinite().all()):
+            raise ValueError("canary: expected one finite row or more")
         return cls(
             mean=held_out.mean(),
             basis=basis,
@@ -155,7 +162,7 @@ class Reference:
             eigenvalues=eigenvalues,
             participation_ratio=held_out.participation_ratio(),
             effective_rank=held_out.effective_rank(eigenvalues),
-            total_variance=float(covariance.trace()),
+            total_variance=variance,
             rows=held_out.count,
             canary=images,
             canary_participation_ratio=math.nan if images is None else Moments(d).add(images).participation_ratio(),
@@ -227,6 +234,11 @@ class Reference:
             # The scalars may be NaN: too few rows to tell.
             if name not in _SCALARS and not torch.isfinite(tensor).all():
                 raise ValueError(f"reference: {name} is not finite")
+        if not (tensors["band_energy"] > 0).all() or not float(tensors["total_variance"]) > 0:
+            raise ValueError(
+                "reference: band_energy and total_variance must be above 0: nothing can be compared with rows that are "
+                "one point; build it from an encoder's healthy embeddings"
+            )
         if "canary_noise" in tensors and tensors["canary_noise"].shape != (1,):
             raise ValueError(f"reference: canary_noise has shape {tuple(tensors['canary_noise'].shape)}, expected (1,)")
         dtype = bytes(tensors["dtype"].to(torch.uint8).tolist()).decode("ascii", "replace")
@@ -253,11 +265,12 @@ class Reference:
         )
 
 
-def _of_each(values: Tensor, rows: int, name: str) -> Tensor:
+def _of_each(given: ArrayLike, rows: int, name: str) -> Tensor:
     """The values (n, ...), one a row. ValueError for another number of them."""
+    values = as_tensor(given, name)
     if not values.ndim or len(values) != rows:
         raise ValueError(f"{name}: expected {rows}, one a row, got {len(values) if values.ndim else 'a scalar'}")
-    return values
+    return values.cpu()
 
 
 def _add_units(moments: Moments, rows: Tensor, name: str) -> None:

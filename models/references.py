@@ -6,6 +6,7 @@ service would see them, in chunks, and keeps only the encoder's rows.
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -59,8 +60,8 @@ def with_reference(
 
     basis, held_out: chunks of pixels (n, channels, size, size) uint8. canary: (m, channels, size, size) uint8, under
     `licence`. labels: (n,) of the held-out images, if known, to simulate sessions and drift. The reference is
-    calibrated if there are at least 1024 held-out images. Raises ImagesError if a set is empty or an embedding is not
-    finite, and ValueError if a set has fewer than 32 images.
+    calibrated if there are at least 1024 held-out images. Raises ImagesError if a set has fewer than 32 images, if an
+    embedding is not finite, and if all of them are one point.
     """
     embedder = embedder or Embedder(artifact)
     first, _ = embedded(basis, embedder, progress)
@@ -115,7 +116,8 @@ def from_corpus(
     basis = Moments(artifact.card.dimension, whole.shift).add(sample[:half])
     expected = normalize(embedder.embed(canary))
     dtype = str(embedder.dtype).removeprefix("torch.")
-    reference = Reference.of_moments(basis, whole.without(basis), canary=expected, dtype=dtype)
+    with _as_images_error():
+        reference = Reference.of_moments(basis, whole.without(basis), canary=expected, dtype=dtype)
     if len(sample) - half >= MINIMUM_ROWS:
         reference = calibrated(reference, sample[half:], None, inputs[half:])
     return replace(artifact, reference=reference, canary=Canary(canary, expected, licence))
@@ -161,16 +163,26 @@ def _referenced(
     first, second = splits
     dtype = str(embedder.dtype).removeprefix("torch.")
     expected = normalize(embedder.embed(canary))
-    reference = Reference.build(
-        first,
-        second,
-        canary=expected,
-        dtype=dtype,
-        labels=labels,
-        inputs=inputs,
-        progress=lambda done, total: progress("calibrating", 0),
-    )
+    with _as_images_error():
+        reference = Reference.build(
+            first,
+            second,
+            canary=expected,
+            dtype=dtype,
+            labels=labels,
+            inputs=inputs,
+            progress=lambda done, total: progress("calibrating", 0),
+        )
     return replace(artifact, reference=reference, canary=Canary(canary, expected, licence))
+
+
+@contextmanager
+def _as_images_error() -> Iterator[None]:
+    """Raise the library's ValueError, for rows of which no reference can be made, as ImagesError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ImagesError(str(error)) from error
 
 
 def enough(rows: int, dimension: int) -> None:

@@ -57,11 +57,18 @@ class InputReference:
 
     @classmethod
     def build(cls, descriptors: Tensor) -> Self:
-        """From (n, k) finite descriptors, n well above k: one half chooses the directions, the other measures them."""
+        """From (n, k) finite descriptors, n well above k: one half chooses the directions, the other measures them.
+
+        ValueError for descriptors of which fewer than 4 are finite, and for those that do not vary.
+        """
         first, second = (Moments(descriptors.shape[1]).add(half) for half in (descriptors[::2], descriptors[1::2]))
+        if min(first.count, second.count) < 2:
+            raise ValueError("inputs: expected finite descriptors; leave inputs out where there are none")
         basis = torch.linalg.eigh(first.covariance()).eigenvectors.flip(1)
         energies = profile.energies_of_covariance(second.covariance(), basis)
         bands = merged_bands(energies, _FLOOR_SHARE * float(energies.mean()))
+        if not bool((band_sums(energies, bands) > 0).all()):
+            raise ValueError("inputs: the descriptors do not vary, and tell no traffic from another; leave inputs out")
         mean = (first.mean() * first.count + second.mean() * second.count) / (first.count + second.count)
         return cls(mean, basis, bands, band_sums(energies, bands))
 
@@ -113,5 +120,7 @@ class InputReference:
         for name, shape in {"mean": (k,), "basis": (k, k), "band_energy": (len(bands),)}.items():
             if name not in found or tuple(found[name].shape) != shape or not found[name].isfinite().all():
                 raise ValueError(f"reference: inputs.{name} is missing, not finite or not of shape {shape}")
+        if not bool((found["band_energy"] > 0).all()):
+            raise ValueError("reference: inputs.band_energy must be above 0; build the reference without inputs")
         mean, basis, energy = (found[name].to("cpu", torch.float64) for name in ("mean", "basis", "band_energy"))
         return cls(mean, basis, bands, energy)

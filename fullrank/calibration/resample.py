@@ -99,6 +99,8 @@ def calibrated(
         labels = (leading > leading.median(0).values).long() @ torch.tensor([1, 2, 4])[: leading.shape[1]]
     if labels.shape != (len(z),):
         raise ValueError(f"labels: expected shape ({len(z)},), got {tuple(labels.shape)}")
+    if labels.is_floating_point() and bool(labels.isnan().any()):
+        raise ValueError("labels: expected a class for each row, got NaN")
     descriptors = None if inputs is None else as_rows(inputs, name="inputs").float()
     if descriptors is not None and len(descriptors) != len(z):
         raise ValueError(f"inputs: expected {len(z)} rows, got {len(descriptors)}")

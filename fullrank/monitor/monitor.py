@@ -17,7 +17,7 @@ from fullrank.monitor.snapshot import Counters, Snapshot
 from fullrank.monitor.window import Block
 from fullrank.monitor.worker import Worker
 from fullrank.reference import Reference
-from fullrank.rows import ArrayLike, check_rows
+from fullrank.rows import ArrayLike, as_tensor, check_rows
 
 
 class SpectrumMonitor:
@@ -71,7 +71,7 @@ class SpectrumMonitor:
         inputs: (n, k) small descriptors of what was embedded, for the diversity of the traffic itself. ValueError names
         the argument that has the wrong shape, type or length.
         """
-        tensor = torch.as_tensor(rows)
+        tensor = as_tensor(rows, "rows")
         check_rows(tensor, self.dimension, "rows")
         n = len(tensor)
         if keys is not None and len(keys) != n:
@@ -81,7 +81,7 @@ class SpectrumMonitor:
         )
         descriptors = None
         if inputs is not None:
-            descriptors = torch.as_tensor(inputs)
+            descriptors = as_tensor(inputs, "inputs")
             check_rows(descriptors, self.input_width, "inputs")
             if len(descriptors) != n:
                 raise ValueError(f"inputs: expected {n} rows, got {len(descriptors)}")
@@ -99,7 +99,7 @@ class SpectrumMonitor:
         """Hand over what the reference's canary images embed to now, (m, d). ValueError for another shape."""
         if self.reference is None or self.reference.canary is None:
             raise ValueError("canary: the reference has none")
-        rows = torch.as_tensor(embeddings)
+        rows = as_tensor(embeddings, "canary")
         check_rows(rows, self.dimension, "canary")
         if len(rows) != len(self.reference.canary):
             raise ValueError(f"canary: expected {len(self.reference.canary)} rows, got {len(rows)}")

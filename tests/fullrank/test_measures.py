@@ -168,6 +168,18 @@ def test_alpha_req_is_weighted_least_squares_on_the_positive_part_of_its_range()
     assert (fit.first, fit.last) == (4, 40)
 
 
+def test_figures_that_cannot_be_meant_are_named():
+    ones = torch.ones(50)
+    with pytest.raises(ValueError, match="first: expected a rank from 1 on, got -2"):
+        measures.alpha_req(ones, -2, 50)
+    assert math.isnan(measures.alpha_req(ones, 4, -1).exponent)
+    with pytest.raises(ValueError, match="dimension: expected at least 1"):
+        measures.noise_floor("float32", 0)
+    for measure in (measures.entropy_correction, lambda values, rows: measures.wasserstein_uniformity(values, 0, rows)):
+        with pytest.raises(ValueError, match="rows: expected degrees of freedom above 0, got 0"):
+            measure(ones, 0)
+
+
 def test_alpha_req_without_a_range_to_fit_is_nan():
     for values in ([1.0] * 5, [1.0] * 5 + [0.0] * 40, [math.nan, *[1.0] * 40]):
         assert math.isnan(measures.alpha_req(values).exponent)

@@ -77,6 +77,13 @@ def test_bands_end_in_the_dimension():
         ({"bands": torch.tensor([1, 2])}, "bands must rise to the dimension 32"),
         ({"band_energy": torch.full((6,), float("nan"))}, "band_energy is not finite"),
         ({"canary": torch.zeros(4, 3)}, "canary has shape"),
+        ({"band_energy": torch.zeros(6)}, "band_energy and total_variance must be above 0"),
+        ({"total_variance": torch.zeros(1)}, "band_energy and total_variance must be above 0"),
+        (
+            {"inputs.mean": torch.zeros(1), "inputs.basis": torch.ones(1, 1), "inputs.bands": torch.tensor([1])}
+            | {"inputs.band_energy": torch.zeros(1)},
+            "inputs.band_energy must be above 0",
+        ),
         ({"dtype": torch.tensor(list(b"int8"), dtype=torch.uint8)}, "dtype 'int8'"),
     ],
 )
@@ -93,10 +100,38 @@ def test_bad_arguments_are_named():
         Reference.build(healthy(5), healthy(100), calibrate=False)
     with pytest.raises(ValueError, match="canary: expected width 32"):
         Reference.build(healthy(100), healthy(100), canary=healthy(3, d=4), calibrate=False)
-    with pytest.raises(ValueError, match="canary: expected finite"):
+    with pytest.raises(ValueError, match="canary: expected one finite row"):
         Reference.build(healthy(100), healthy(100), canary=torch.full((2, 32), float("nan")), calibrate=False)
     with pytest.raises(ValueError, match="dtype 'complex'"):
         Reference.build(healthy(100), healthy(100), dtype="complex", calibrate=False)
+    with pytest.raises(ValueError, match="canary: expected one finite row"):
+        Reference.build(healthy(100), healthy(100), canary=healthy(0), calibrate=False)
+    with pytest.raises(ValueError, match="labels: expected 2100, one a row, got 3"):
+        Reference.build(healthy(2100), labels=[0.0, 1.0, 2.0])
+    with pytest.raises(ValueError, match="labels: expected a class for each row, got NaN"):
+        Reference.build(healthy(2100), labels=np.where(np.arange(2100) % 2, np.nan, 1.0))
+
+
+@pytest.mark.parametrize("rows", [torch.ones(2100, 32), torch.zeros(2100, 32), 1 + 1e-9 * healthy(2100).double()])
+def test_rows_that_are_one_point_make_no_reference(rows):
+    """Every statistic compared with them would be divided by 0."""
+    for calibrate in (True, False):
+        with pytest.raises(ValueError, match=r"held_out_rows: all rows are one point.*has collapsed"):
+            Reference.build(rows, calibrate=calibrate)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (np.ones((2100, 3)), "inputs: the descriptors do not vary"),
+        (np.full((2100, 3), np.nan), "inputs: expected finite descriptors"),
+        (healthy(2100, 3).double().numpy() * 1e200, "inputs: expected finite descriptors"),
+        (np.ones((2100, 0)), "inputs: expected at least one column"),
+    ],
+)
+def test_inputs_that_tell_nothing_are_refused_by_name(inputs, message):
+    with pytest.raises(ValueError, match=message):
+        Reference.build(healthy(2100), inputs=inputs)
 
 
 def test_one_set_of_rows_is_divided_and_calibrated_and_says_how_far_it_is():
