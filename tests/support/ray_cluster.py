@@ -51,15 +51,17 @@ def start_node(
             node = subprocess.Popen(
                 [*command, *arguments], env=environment(folder), stdout=output, stderr=output, start_new_session=True
             )
-        while STARTED not in (said := log.read_text(errors="replace")):
-            if time.monotonic() > deadline or (node.poll() is not None and BUSY not in said):
+        while True:
+            ended = node.poll() is not None
+            said = log.read_text(errors="replace")
+            if STARTED in said:
+                return node
+            if ended and BUSY in said:
+                break
+            if ended or time.monotonic() > deadline:
                 end(folder)
                 raise AssertionError(said[-3000:])
-            if node.poll() is not None:
-                break
             time.sleep(0.2)
-        else:
-            return node
 
 
 def end(folder: Path) -> None:
