@@ -1,7 +1,6 @@
 """Bulk embedding from and to S3: a real server of the protocol, s3fs, and runs that are killed in the middle."""
 
 import io
-import logging
 import os
 import signal
 import subprocess
@@ -25,6 +24,7 @@ from scale.places import PlaceError, Remote, place
 from tests.support.bulk import command
 from tests.support.images import encoded, noise
 from tests.support.process import until
+from tests.support.s3 import contents, s3_server
 
 pytest.importorskip("moto.server")
 s3fs = pytest.importorskip("s3fs")
@@ -38,28 +38,13 @@ def png(seed: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[Any]:
-    """A server of S3 on loopback, found as botocore finds any: by the environment."""
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    with pytest.MonkeyPatch.context() as patch:
-        host, port = server.get_host_and_port()
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "a")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "b")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        s3fs.S3FileSystem.clear_instance_cache()
-        system = s3fs.S3FileSystem(use_listings_cache=False)
+    with s3_server() as system:
         system.mkdir("data")
         for index in range(COUNT):
             system.pipe_file(f"data/photos/class{index % 2}/{index:02d}.png", png(index))
         system.pipe_file("data/photos/class0/bad.png", b"no image")
         system.mkdir("rows")
         yield system
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
 
 
 @pytest.fixture(autouse=True)
@@ -73,14 +58,6 @@ def run(source: str, encoder: Path, out: str, **options: Any) -> list[str]:
     left = bulk.begin(place(out), encoder, sources.shards(source), **options)
     bulk.run_local(left, encoder, place(out), done=lambda it: done.append(it.name))
     return done
-
-
-def contents(store: Any, address: str) -> dict[str, bytes]:
-    """name -> bytes of all objects under an address, or of all files in a folder."""
-    if "://" not in address:
-        return {it.name: it.read_bytes() for it in Path(address).iterdir()}
-    names = store.find(address)
-    return {name.rpartition("/")[2]: store.cat_file(name) for name in names}
 
 
 @pytest.mark.parametrize("form", ["parquet", "npy"])

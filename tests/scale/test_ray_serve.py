@@ -1,7 +1,6 @@
-"""Bulk embedding and serving on a real Ray cluster, which takes long to start: `make soak` runs this."""
+"""Serving on a real Ray cluster, which takes long to start: `make soak` runs this. The tests follow one another."""
 
 import concurrent.futures
-import contextlib
 import os
 import re
 import signal
@@ -9,27 +8,37 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import yaml
-from PIL import Image
 
 pytest.importorskip("ray", reason="pip install 'fullrank-server[ray]'")
 
 from fullrank.fleet import BROKEN
 from models.artifact import load
 from models.embedder import Embedder, normalize
-from scale import bulk, ray_bulk, sources
 from tests.support.browser import chromium
 from tests.support.encoders import write_encoder
-from tests.support.images import as_files, encoded, pictures
+from tests.support.images import as_files, pictures
 from tests.support.ray_cluster import PATIENCE, RAY, ROOT, cluster, environment, named, wait_for
 from tests.support.ray_faulty import broken
+from tests.support.ray_fleet import (
+    admin,
+    answers,
+    answers_while,
+    get,
+    pending,
+    post,
+    sample,
+    slow_images,
+    spectrum,
+    states,
+    total,
+)
 from tools.stack import free_port
 
 pytestmark = pytest.mark.soak
@@ -48,86 +57,6 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ray_cluster() -> Iterator[tuple[str, Path]]:
     with cluster(cpus=4) as found:
         yield found
-
-
-# ---- bulk
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("images")
-    for index, picture in enumerate(pictures(120, 1)):
-        (folder / f"{index:03d}.png").write_bytes(encoded(picture))
-    (folder / "bad.png").write_bytes(b"no image")
-    return folder
-
-
-def embed(*arguments: str, folder: Path, shard: int = 8) -> subprocess.Popen[str]:
-    """`fullrank embed` in a process of its own, with small shards."""
-    program = f"from scale import sources; sources.FILES_A_SHARD = {shard}; from cli import main; main()"
-    return subprocess.Popen(
-        [sys.executable, "-c", program, "embed", *arguments],
-        cwd=ROOT,
-        env=environment(folder, COLUMNS="200"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def contents(out: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in out.iterdir()}
-
-
-def test_a_cluster_writes_the_bytes_of_a_local_run_even_if_its_workers_are_killed(
-    ray_cluster: tuple[str, Path], encoders: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    address, folder = ray_cluster
-    monkeypatch.setattr(sources, "FILES_A_SHARD", 8)
-    local = tmp_path / "local"
-    bulk.run_local(bulk.begin(local, encoders / "alpha", sources.shards(str(images))), encoders / "alpha", local)
-    out = tmp_path / "out"
-    arguments = [str(images), "--encoder", str(encoders / "alpha"), "--out", str(out), "--ray", address]
-    run = embed(*arguments, "--processes", "2", folder=folder)
-    wait_for(lambda: run.poll() is not None or len(list(out.glob("*.parquet"))) >= 3)
-    for worker in named(folder, "ray::Embedder"):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(worker, signal.SIGKILL)
-    printed, complaints = run.communicate(timeout=PATIENCE)
-    assert run.returncode == 0, complaints
-    assert "121" in printed
-    assert contents(out) == contents(local)
-    # What is complete is skipped; what is missing is done again.
-    victim = next(out.glob("*.parquet"))
-    victim.unlink()
-    again = embed(*arguments, folder=folder)
-    _, complaints = again.communicate(timeout=PATIENCE)
-    assert again.returncode == 0, complaints
-    assert complaints.count("images, shard") + complaints.count("bad, shard") == 1
-    assert contents(out) == contents(local)
-
-
-def test_an_address_that_does_not_answer_ends_with_a_remedy(encoders: Path, images: Path, tmp_path: Path) -> None:
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
-        port = silent.getsockname()[1]
-        for address in (f"127.0.0.1:{free_port()}", f"ray://127.0.0.1:{port}", f"127.0.0.1:{port}"):
-            arguments = [str(images), "--encoder", str(encoders / "alpha"), "--out", str(tmp_path / "out")]
-            run = embed(*arguments, "--ray", address, folder=tmp_path)
-            _, complaints = run.communicate(timeout=PATIENCE)
-            assert run.returncode == 1
-            assert f"no Ray cluster at {address}" in complaints
-            assert "ray start --head" in complaints
-
-
-@pytest.mark.parametrize("address", ["nowhere", "host:", "host:port", "ray://"])
-def test_what_is_no_address_is_refused(address: str) -> None:
-    with pytest.raises(bulk.BulkError, match="expected HOST:PORT"), ray_bulk.connected(address):
-        pass
-
-
-# ---- serving
 
 
 def test_a_collector_that_hears_nothing_ends_itself(ray_cluster: tuple[str, Path]) -> None:
@@ -318,6 +247,32 @@ def test_killing_a_replica_under_load_loses_no_request_and_no_count(fleet: str, 
     assert {it["model"] for it in spectrum(fleet)["replicas"]} == {"beta"}
 
 
+def test_a_collector_that_is_killed_goes_on_where_it_was(fleet: str, ray_cluster: tuple[str, Path]) -> None:
+    """With the counts of the replica that was killed before. A scrape meanwhile says in words what is missing."""
+    _, folder = ray_cluster
+    replicas = set(pending(fleet))
+    names = ("fullrank_images_total", "fullrank_fleet_lost_replicas_total")
+    before = [total(fleet, name) for name in names]
+    (collector,) = named(folder, "ray::CollectorActor")
+    os.kill(collector, signal.SIGKILL)
+
+    def replaced() -> bool:
+        answer = get(fleet, "/metrics")
+        if answer.status_code == 200:
+            assert [sample(answer.text, name) for name in names] == before
+        else:
+            assert answer.status_code == 503
+            assert "the collector of the fleet" in answer.text
+        return set(named(folder, "ray::CollectorActor")) not in (set(), {collector})
+
+    wait_for(replaced)
+    wait_for(lambda: get(fleet, "/metrics").status_code == 200)
+    assert set(pending(fleet)) == replicas
+    assert [total(fleet, name) for name in names] == before
+    post(fleet, pictures(64, 77))
+    wait_for(lambda: total(fleet, names[0]) == before[0] + 64)
+
+
 def test_pending_images_start_another_replica(fleet: str) -> None:
     slow = slow_images()
     grown = threading.Event()
@@ -373,92 +328,3 @@ def test_a_deleted_application_answers_what_it_had_taken(
     answers_while(fleet, ray_cluster, "serve.delete('fullrank')", gone)
     serving.send_signal(signal.SIGINT)
     assert serving.wait(PATIENCE) == 0
-
-
-# ---- helpers
-
-
-def answers_while(fleet: str, ray_cluster: tuple[str, Path], program: str, done: Callable[[], bool]) -> int:
-    """Keep every replica busy, run a program that stops some, and see each request answered. Returns the images."""
-    address, folder = ray_cluster
-    script = f"import ray; ray.init({address!r}); from ray import serve; serve.status(); print('ready'); input(); "
-    command = [sys.executable, "-c", script.replace("; ", "\n") + program]
-    slow = slow_images()[:16]
-    asked: list[concurrent.futures.Future[httpx.Response]] = []
-    with (
-        subprocess.Popen(
-            command, cwd=ROOT, env=environment(folder), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        ) as operator,
-        concurrent.futures.ThreadPoolExecutor(16) as pool,
-    ):
-        assert operator.stdin is not None
-        assert operator.stdout is not None
-        assert any("ready" in line for line in operator.stdout), "the operator's program ended"
-
-        def all_are_busy() -> bool:
-            if len(asked) < 16:
-                asked.append(pool.submit(httpx.post, fleet + "/embed", files=as_files(slow), timeout=PATIENCE))
-            return all(pending(fleet).values())
-
-        wait_for(all_are_busy)
-        operator.stdin.write("\n")
-        operator.stdin.flush()
-        wait_for(done)
-        assert [it.result().status_code for it in asked] == [200] * len(asked)
-        operator.communicate(timeout=PATIENCE)
-    return len(asked) * len(slow)
-
-
-def pending(url: str) -> dict[str, float]:
-    """Images that each replica has admitted and not answered."""
-    found = re.findall(r'^fullrank_pending_images{instance="(.*)"} (.*)$', get(url, "/metrics").text, re.MULTILINE)
-    return {replica: float(value) for replica, value in found}
-
-
-def states(url: str) -> dict[str, str]:
-    """Each replica's verdict."""
-    return {it["instance"]: it["verdict"]["state"] for it in spectrum(url)["replicas"]}
-
-
-def answers(url: str) -> bool:
-    with contextlib.suppress(httpx.HTTPError):
-        return httpx.get(url, timeout=30).status_code == 200
-    return False
-
-
-def get(url: str, path: str) -> httpx.Response:
-    return httpx.get(url + path, timeout=PATIENCE)
-
-
-def post(url: str, images: Any) -> httpx.Response:
-    """Embed, and send the request again as a client has to where a replica died: each is answered in the end."""
-    for _ in range(20):
-        with contextlib.suppress(httpx.HTTPError):
-            answer = httpx.post(url + "/embed", files=as_files([encoded(it) for it in images]), timeout=PATIENCE)
-            if answer.status_code == 200:
-                return answer
-        time.sleep(0.5)
-    raise AssertionError("a request was never answered")
-
-
-def admin(url: str, name: str) -> httpx.Response:
-    return httpx.post(url + "/admin/encoders", json={"name": name}, timeout=PATIENCE)
-
-
-def spectrum(url: str) -> dict[str, Any]:
-    answer = get(url, "/spectrum?fleet=1")
-    assert answer.status_code == 200, answer.text
-    found: dict[str, Any] = answer.json()
-    return found
-
-
-def total(url: str, name: str) -> float:
-    """A series without labels of the fleet's scrape."""
-    answer = get(url, "/metrics")
-    assert answer.status_code == 200, answer.text
-    return next(float(line.split()[1]) for line in answer.text.splitlines() if line.startswith(name + " "))
-
-
-def slow_images() -> list[bytes]:
-    """Files that are small and take long to decode."""
-    return [encoded(Image.new("L", (3900, 3900), shade)) for shade in range(8)] * 4
