@@ -7,7 +7,7 @@ beside its rows; merged, they give the exact spectrum of all rows.
 
 import multiprocessing
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -80,6 +80,9 @@ class Embedding:
                 if self.run.inputs:
                     inputs.append(thumbnails(pixels))
             progress(len(batch.ids))
+        if len(set(ids)) < len(ids):
+            ((twice, _),) = Counter(ids).most_common(1)
+            raise SourceError(f"{shard.paths[0]}: two images have the id {twice!r}; ids have to be unique in a shard")
         decoded = np.array([error is None for error in errors], bool)
         table = _spread(_units(torch.cat(rows)), decoded, np.nan)
         for index in np.flatnonzero(decoded & ~np.isfinite(table).all(1)):

@@ -10,8 +10,9 @@ import os
 import re
 import stat
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -22,6 +23,7 @@ ADDRESS = re.compile(r"[a-z][a-z0-9+]*://", re.IGNORECASE)
 FILES_A_SHARD = 1024
 AT_ONCE = 8  # files of a store that are asked for together, and in memory together
 LARGEST_FILE = 1 << 28  # bytes: no image file is larger, and a damaged header may claim anything
+LONGEST_STEM = 200  # bytes of a shard's name; file systems take 255, and endings are added
 IMAGE_COLUMNS = ("image", "bytes", "jpg", "png", "content")
 
 
@@ -91,12 +93,20 @@ def _listed(source: str) -> list[Shard]:
     """The shards of a text file with one path or address a line. Raises SourceError."""
     try:
         with open_name(source) as file:
-            lines = [line.strip() for line in file.read().decode().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+            text = file.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{source} is not UTF-8: {error}; save the list as UTF-8") from error
+    except OSError as error:
         raise SourceError(f"{source}: {error}") from error
-    if not lines:
+    first: dict[str, int] = {}
+    for number, line in enumerate(text.split("\n"), 1):  # names may hold what else ends a line
+        if (name := line.strip(" \t\r")) and first.setdefault(name, number) != number:
+            raise SourceError(
+                f"{source}: line {number} is line {first[name]} again, {name!r}; each image is embedded once: remove it"
+            )
+    if not first:
         raise SourceError(f"{source} is empty; it holds one path or address a line")
-    return _in_parts(lines, "")
+    return _in_parts(list(first), "")
 
 
 def _at_address(source: str) -> list[Shard]:
@@ -142,9 +152,12 @@ def _in_parts(names: list[str], root: str) -> list[Shard]:
     found = []
     for index, start in enumerate(range(0, len(names), FILES_A_SHARD)):
         part = tuple(names[start : start + FILES_A_SHARD])
-        digest = hashlib.sha256("\n".join(part).encode()).hexdigest()[:8]
-        found.append(Shard(f"files-{index:06d}-{digest}", "files", part, root))
+        found.append(Shard(f"files-{index:06d}-{_digest(*part)}", "files", part, root))
     return found
+
+
+def _digest(*names: str) -> str:
+    return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()[:8]
 
 
 def _one(name: str, root: str = "") -> Shard:
@@ -153,6 +166,8 @@ def _one(name: str, root: str = "") -> Shard:
         raise SourceError(f"{name}: expected a folder, a .tar, a .parquet or a .txt file")
     short = _under(name, root)
     stem = re.sub(r"[^\w.-]+", "_", short.rpartition(".")[0].rpartition("/")[2] or short)
+    if len(stem.encode()) > LONGEST_STEM:
+        stem = f"{stem[: LONGEST_STEM // 8]}-{_digest(short)}"
     return Shard(stem, ending, (name,), root)
 
 
@@ -168,21 +183,28 @@ def _under(name: str, root: str) -> str:
 
 
 def _named(found: list[Shard]) -> list[Shard]:
-    """Make the shards' names unique: those with the same name in several folders get a number."""
-    seen: dict[str, int] = {}
-    named = []
-    for shard in found:
-        count = seen[shard.name] = seen.get(shard.name, 0) + 1
-        name = shard.name if count == 1 else f"{shard.name}.{count}"
-        named.append(Shard(name, shard.kind, shard.paths, shard.root))
-    return named
+    """Make the shards' names unique: those with the same name in several folders get a hash of where they are.
+
+    No number: it would be another shard's once a file is added.
+    """
+    count = Counter(shard.name for shard in found)
+
+    def name(shard: Shard) -> str:
+        return shard.name if count[shard.name] == 1 else f"{shard.name}-{_digest(_under(shard.paths[0], shard.root))}"
+
+    return [replace(shard, name=name(shard)) for shard in found]
+
+
+def _id(name: str) -> str:
+    """A name as an id, which has to be Unicode: what is none in it is written out, such as \\udcff."""
+    return name if name.isascii() else name.encode(errors="backslashreplace").decode()
 
 
 def _files(shard: Shard) -> Iterator[Item]:
     large = f"the file is larger than {LARGEST_FILE} bytes"
     for start in range(0, len(shard.paths), AT_ONCE):
         for name, data in _contents(shard.paths[start : start + AT_ONCE]):
-            id_ = _under(name, shard.root)
+            id_ = _id(_under(name, shard.root))
             if isinstance(data, Exception):
                 yield Item(id_, b"", _words(data))
             else:
@@ -200,7 +222,7 @@ def _contents(names: Sequence[str]) -> Iterator[tuple[str, bytes | Exception]]:
             continue
         try:
             data = _content(name)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a name that holds NUL is a ValueError
             yield name, error
         else:
             yield name, data
@@ -240,6 +262,7 @@ def _downloaded(addresses: Sequence[str]) -> dict[str, bytes | Exception]:
 
 
 def _members(shard: Shard) -> Iterator[Item]:
+    count = 0
     with open_name(shard.paths[0]) as file, tarfile.open(fileobj=file, mode="r|") as archive:
         for member in archive:
             if not member.isfile() or not member.name.lower().endswith(SUFFIXES):
@@ -251,7 +274,10 @@ def _members(shard: Shard) -> Iterator[Item]:
             data = content.read()
             if len(data) < member.size:
                 raise tarfile.TarError(f"{member.name} is cut short")
-            yield Item(member.name, data)
+            yield Item(_id(member.name), data)
+            count += 1
+    if not count:
+        raise SourceError(f"{shard.paths[0]} holds no images ({', '.join(SUFFIXES)})")
 
 
 def _rows(shard: Shard) -> Iterator[Item]:
@@ -273,9 +299,11 @@ def _rows(shard: Shard) -> Iterator[Item]:
             number = 0
             for batch in table.iter_batches(FILES_A_SHARD, columns=names):
                 for row in batch.to_pylist():
+                    if row.get("id", number) is None:
+                        raise SourceError(f"{shard.paths[0]}: row {number} has no id; give each one, or leave `id` out")
                     yield Item(str(row.get("id", number)), *_bytes_of(row[column]))
                     number += 1
-        except pa.ArrowException as error:
+        except (pa.ArrowException, UnicodeDecodeError) as error:
             raise SourceError(f"{shard.paths[0]}: {error}") from error
 
 
