@@ -21,7 +21,8 @@ BOOT = Path(__file__).parents[2] / "examples" / "ankle-boot.png"
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
     """A good image, one that is cut off, and another good one."""
-    paths = [tmp_path / name for name in ("[a].png", "cut.png", "b.png")]
+    (tmp_path / "images").mkdir()
+    paths = [tmp_path / "images" / name for name in ("[a].png", "cut.png", "b.png")]
     for path in paths:
         path.write_bytes(BOOT.read_bytes())
     paths[1].write_bytes(BOOT.read_bytes()[:100])
@@ -74,7 +75,7 @@ def test_a_folder_is_embedded_into_a_folder_and_resumed(
     files: list[Path], small_artifact: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "rows"
-    code, printed, err = run(tmp_path, "--encoder", small_artifact, "--out", out, "--json")
+    code, printed, err = run(files[0].parent, "--encoder", small_artifact, "--out", out, "--json")
     assert code == 0, err
     report = json.loads(printed)
     assert (report["shards"], report["rows"], report["errors"], report["dimension"]) == (1, 3, 1, 32)
@@ -82,7 +83,7 @@ def test_a_folder_is_embedded_into_a_folder_and_resumed(
     [file] = out.glob("*.parquet")
     written = file.stat().st_mtime_ns
     assert pq.read_table(file)["id"].to_pylist() == ["[a].png", "b.png", "cut.png"]
-    assert run(tmp_path, "--encoder", small_artifact, "--out", out)[0] == 0
+    assert run(files[0].parent, "--encoder", small_artifact, "--out", out)[0] == 0
     assert file.stat().st_mtime_ns == written
 
 
@@ -93,7 +94,7 @@ def test_a_precision_is_computed_in_and_resumed_in(
     expected = normalize(Embedder(load(encoder), dtype=torch.bfloat16).embed_files([BOOT])).numpy()[0]
     line = json.loads(run(files[0], "--encoder", encoder, "--dtype", "bfloat16")[1])
     np.testing.assert_allclose(line["embedding"], expected, atol=1e-6)
-    folder = (tmp_path, "--encoder", encoder, "--out", tmp_path / "rows", "--json")
+    folder = (files[0].parent, "--encoder", encoder, "--out", tmp_path / "rows", "--json")
     code, printed, err = run(*folder, "--dtype", "bfloat16")
     assert (code, json.loads(printed)["dtype"]) == (0, "bfloat16"), err
     code, _, err = run(*folder)
@@ -107,7 +108,7 @@ def test_an_encoder_too_coarse_for_a_precision_is_refused_before_anything_is_wri
 ) -> None:
     """This one, with random weights, keeps the cosine 0.9999 on three images of its canary and not on all."""
     out = tmp_path / "rows"
-    code, _, err = run(tmp_path, "--encoder", small_artifact, "--out", out, "--dtype", "bfloat16")
+    code, _, err = run(files[0].parent, "--encoder", small_artifact, "--out", out, "--dtype", "bfloat16")
     assert code == 1
     assert "small: in bfloat16 its canary images give embeddings of cosine 0.9998" in err
     assert not out.exists()
@@ -119,11 +120,13 @@ def test_an_encoder_too_coarse_for_a_precision_is_refused_before_anything_is_wri
         (["x.png"], "either --encoder or --url"),
         (["x", "y", "--encoder", "e", "--out", "rows"], "give one source"),
         (["nowhere", "--encoder", "{encoder}", "--out", "{tmp}/rows"], "no file and no folder"),
-        (["{tmp}", "--encoder", "{tmp}", "--out", "{tmp}/rows"], "encoder.json"),
+        (["{tmp}/images", "--encoder", "{tmp}", "--out", "{tmp}/rows"], "encoder.json"),
+        (["{tmp}/images", "--encoder", "{encoder}", "--out", "{tmp}/images/rows"], "lies in the source"),
     ],
 )
 def test_what_cannot_be_done_is_said(arguments: list[str], says: str, small_artifact: Path, tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(BOOT.read_bytes())
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(BOOT.read_bytes())
     code, _, err = run(*(it.format(encoder=small_artifact, tmp=tmp_path) for it in arguments))
     assert code in (1, 2)
     assert says in err
