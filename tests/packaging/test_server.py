@@ -85,6 +85,21 @@ def test_the_command_works_from_the_wheels_alone(
     assert '"embedding": [' in run("embed", picture, "--encoder", str(pretrained))
 
 
+@pytest.mark.soak
+def test_the_wheels_are_used_as_by_a_first_user(
+    library: tuple[Path, Path], server: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """On the Python that runs this; the release does it on every one that the wheels name."""
+    report = [it.name for it in requirements(SERVER, "report")]
+    needs = [it.name for it in (*requirements(SERVER), *requirements(LIBRARY)) if it.name != "fullrank"]
+    python = environment(tmp_path / "venv", *needs, *report, "httpx")
+    install(python, library[1], server[1])
+    command = [python, "-I", Path(__file__).with_name("use.py"), python.with_name("fullrank")]
+    done = subprocess.run([*command, ROOT / "examples" / "ankle-boot.png"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "POST /embed: a row of 256 by fashion-directclr" in done.stdout
+
+
 def advice() -> list[tuple[Path, str, str, str]]:
     """Where the code tells a user to install an extra: file, distribution, extra, what is missing."""
     found = []

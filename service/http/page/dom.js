@@ -17,6 +17,7 @@ export function h(tag, properties = {}, ...children) {
 /** Radio buttons in a fieldset, one for each [value, label]. Rebuilt only when the choices change. */
 export function choose(fieldset, choices, chosen, changed) {
   const wanted = JSON.stringify(choices);
+  fieldset.hidden = choices.length === 0;
   if (fieldset.dataset.choices !== wanted) {
     fieldset.dataset.choices = wanted;
     fieldset.querySelectorAll("label").forEach((it) => it.remove());

@@ -25,8 +25,10 @@ function drawFleet({ fleets, replicas, problems }) {
   $("problems").replaceChildren(...problems.map((it) => h("li", {}, String(it))));
   const row = (name, it, seen) => {
     const { word, tone } = verdict(it.verdict.state);
-    const cells = [h("b", { className: tone }, word), `${it.model}@${it.revision}`, seen];
-    return h("tr", { title: it.verdict.reason }, h("th", { scope: "row" }, name), ...cells.map((cell) => h("td", {}, cell)));
+    const found = [h("b", { className: tone }, word)];
+    if (tone !== "good") found.push(h("small", { className: "soft" }, it.verdict.reason));
+    const encoder = [it.model, h("wbr"), `@${it.revision}`];
+    return h("tr", {}, h("th", { scope: "row" }, name), ...[found, encoder, [seen]].map((cell) => h("td", {}, ...cell)));
   };
   const head = h("tr", {}, ...["replica", "verdict", "encoder", "heard"].map((it) => h("th", { scope: "col" }, it)));
   const together = fleets.map((it) => row(`all ${it.replicas}`, it, ""));

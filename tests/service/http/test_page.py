@@ -288,3 +288,40 @@ def test_text_from_outside_stays_text(browser: Browser, healthy: tuple[str, Serv
         page.locator("#filter").fill("model fault")
         expect(page.locator("#list button b")).to_have_text(["m77"])
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def replica(name: str, state: str, reason: str, revision: str = "260875d9ec73") -> dict[str, Any]:
+    """One replica of the answer to /spectrum?fleet=1, as far as the page reads it."""
+    verdict = {"state": state, "reason": reason}
+    return {"instance": name, "model": "alpha", "revision": revision, "seconds_ago": 1.2, "verdict": verdict}
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_a_fleets_replicas_are_listed(browser: Browser, healthy: tuple[str, Server], width: int, scheme: str) -> None:
+    """The answers are what tests/scale/test_ray.py gets from replicas on Ray."""
+    url, _ = healthy
+    document = get(f"{url}/history").json() | {"fleet": True}
+    whole = {"model": "alpha", "revision": "260875d9ec73", "replicas": 3, "verdict": {"state": "healthy", "reason": ""}}
+    fell = "directions 3 to 32 hold 0.1 of the reference's variance over 640 rows"
+    answers = {
+        "fleets": [whole],
+        "replicas": [replica("a1", "healthy", "near"), replica("b2", "dimensional_collapse", fell)],
+        "problems": ["b2 stands out alone among 2 replicas of alpha@260875d9ec73"],
+    }
+
+    def answer(route: Route) -> None:
+        asked = route.request.url
+        if "events" in asked:
+            route.fulfill(status=429)  # so the page asks /history
+        else:
+            route.fulfill(json=answers if "fleet" in asked else document)
+
+    with opened(browser, url, width, scheme, **{r"/(events|history|spectrum\?fleet)": answer}) as page:
+        fleet = page.locator("#fleet")
+        expect(fleet.locator("li")).to_have_text(answers["problems"])
+        expect(fleet.locator("tr th:first-child")).to_have_text(["replica", "all 3", "a1", "b2"])
+        expect(fleet.locator("tr").nth(3)).to_contain_text(f"dimensional collapse{fell}")
+        expect(fleet.locator("tr").nth(3)).to_contain_text("1.2 s ago")
+        keep(page, f"fleet-{width}-{scheme}")
+        table = fleet.locator(".scroll")
+        assert table.evaluate("it => it.scrollWidth <= it.clientWidth")  # all of it is seen
