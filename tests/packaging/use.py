@@ -2,8 +2,8 @@
 
     python tests/packaging/use.py /path/to/venv/bin/fullrank examples/ankle-boot.png
 
-`fullrank doctor`, `serve` on a free port, POST /embed, `check`, `report` on the encoder and on the service, and the end of the
-service by SIGTERM. Ends with 1, and the output of what failed, at the first that does.
+`fullrank doctor`, `check` and `report` on the encoder; `serve` on a free port, POST /embed, `report` on the service,
+and its end by SIGTERM. Ends with 1, and the output of what failed, at the first step that does.
 """
 
 import json
