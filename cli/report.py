@@ -161,7 +161,7 @@ def _rows(paths: list[Path], kinds: list[str], column: str | None, data: Path | 
                 judge = reference_of(second, progress) if first.dimension == second.dimension else None
                 if judge is None:
                     notes.append(f"{second.path.name} gives no reference to judge {first.path.name} by: it has too few "
-                                 "rows, or another width.")  # fmt: skip
+                                 "rows, another width, or all rows at one point.")  # fmt: skip
                 subjects = [of_rows(first, judge, second.path.name, progress), of_rows(second, None, "", progress)]
                 comparison, names = _matched((first, second), notes, progress)
     except (RowsError, ArtifactError, OSError) as error:

@@ -64,7 +64,11 @@ def _style(matplotlib: Any, theme: Mapping[str, Any]) -> Any:
 
 
 def spectrum(curves: Mapping[str, Sequence[float]], title: str) -> str:
-    """Eigenvalues by rank, both logarithmic. A curve ends where its eigenvalues are rounding."""
+    """Eigenvalues by rank, both logarithmic. A curve ends where its eigenvalues are rounding.
+
+    Where all rows are one point there is no variance, and nothing to take a logarithm of.
+    """
+    scale = "log" if any(max(values, default=0.0) > 0 for values in curves.values()) else "linear"
 
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
@@ -72,7 +76,7 @@ def spectrum(curves: Mapping[str, Sequence[float]], title: str) -> str:
             floor = max(values, default=0.0) * 1e-9
             kept = [value if value > floor else math.nan for value in values]
             axes.plot(range(1, len(kept) + 1), kept, style, label=name, linewidth=1.8)
-        axes.set(xscale="log", yscale="log", xlabel="rank of the direction", ylabel="variance in it", title=title)
+        axes.set(xscale="log", yscale=scale, xlabel="rank of the direction", ylabel="variance in it", title=title)
         axes.legend()
 
     names = " and ".join(curves)

@@ -74,7 +74,7 @@ class Tally:
         left = [figures(it) for it in without]
         found = {}
         for name, value in figures(window).items():
-            found[name] = bounds(value, [it[name] for it in left], weights)
+            found[name] = bounds(value, [it.get(name, math.nan) for it in left], weights)
         return found
 
 

@@ -246,7 +246,7 @@ def usable(rows: Tensor) -> Tensor:
 
 
 def reference_of(opened: Rows, progress: Progress) -> Reference | None:
-    """A reference of a file's rows, from a sample of them; None if they are too few for their width."""
+    """A reference of a file's rows, from a sample of them; None if they are too few for their width, or one point."""
     wanted = min(opened.count, max(REFERENCE_ROWS, 4 * opened.dimension))
     positions = choose(opened.count, wanted, seed=1)
     picked = []
@@ -262,7 +262,10 @@ def reference_of(opened: Rows, progress: Progress) -> Reference | None:
         return None
     # Halves at random: consecutive rows of a sorted file are not alike.
     rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
-    return Reference.build(rows[::2], rows[1::2])
+    try:
+        return Reference.build(rows[::2], rows[1::2])
+    except ValueError:
+        return None
 
 
 def same_rows(opened: tuple[Rows, Rows], progress: Progress) -> tuple[Tensor, Tensor, list[str] | None]:

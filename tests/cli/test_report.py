@@ -172,6 +172,29 @@ def test_rows_against_rows_are_judged_and_matched_by_name(tmp_path: Path) -> Non
     assert said.state == found["subjects"][0]["verdict"]["state"]
 
 
+POINT = np.ones((600, 24), np.float32)
+FEW = np.eye(2, 24, dtype=np.float32)
+
+
+@pytest.mark.parametrize("rows", [POINT, FEW, np.concatenate((FEW[:1], np.zeros((2, 24), np.float32)))])
+def test_rows_of_one_point_and_hardly_any_rows_get_their_page(tmp_path: Path, rows: np.ndarray) -> None:
+    np.save(tmp_path / "rows.npy", rows)
+    found, page = report(tmp_path / "report.html", tmp_path / "rows.npy")
+    measures = found["subjects"][0]["measures"]
+    assert measures.get("effective_rank") is None or measures["effective_rank"]["estimate"] in (0, None)
+    assert "rows.npy" in page
+
+
+def test_rows_of_one_point_are_judged_and_judge_nothing(tmp_path: Path) -> None:
+    np.save(tmp_path / "point.npy", POINT)
+    np.save(tmp_path / "sound.npy", GAUSSIAN[:600])
+    found, _ = report(tmp_path / "report.html", tmp_path / "point.npy", tmp_path / "sound.npy")
+    assert found["subjects"][0]["verdict"]["state"] == "complete_collapse"
+    found, page = report(tmp_path / "report.html", tmp_path / "sound.npy", tmp_path / "point.npy")
+    assert found["subjects"][0]["verdict"]["state"] == "insufficient_data"
+    assert "all rows at one point" in page
+
+
 def test_rows_that_cannot_be_matched_are_still_measured(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", GAUSSIAN)
     np.save(tmp_path / "b.npy", GAUSSIAN[:2000])
