@@ -2,10 +2,12 @@
 
     python -m benchmarks.bulk_ray --rounds 3
 
-Both embed the same files into empty folders, in turns, each twice: a few images, then all of them. The difference is
-what the images take; the short run is mostly start-up (processes, imports, the encoder). Starting the cluster is left
-out. CPU seconds of Ray are those of this process and of all processes of the cluster, also those that only manage it.
-The ratio is the median over rounds: of wall time, which needs a quiet machine, and of CPU seconds.
+Both embed the same files into empty folders, in turns, each in two steps: a few images, which is mostly start-up
+(processes, imports, the encoder), then the others. Actors are the same in both steps. Between them the cluster is
+left alone until it is at rest, because Ray may still start workers that nobody asked for. Processes of a local run
+end with it, so that it runs twice: what a run of the few images took is taken away. Starting the cluster is left out.
+CPU seconds of Ray are those of this process and of all processes of the cluster, also those that only manage it. The
+ratio is the median over rounds: of wall time, which needs a quiet machine, and of CPU seconds.
 """
 
 import argparse
@@ -23,8 +25,9 @@ from scale import bulk, ray_bulk
 from scale.sources import FILES_A_SHARD, Shard
 from service.settings import PRETRAINED
 
-FEW = bulk.BATCH  # images of each process in the short run
-Embed = Callable[[list[Shard], Path, Path, int], float]
+FEW = bulk.BATCH  # images of each process in the first step
+REST = 0.15  # of a core: a cluster that uses less has started what it wants to start
+Embed = Callable[[list[Shard], list[Shard], Path, int], Taken]
 
 
 def raise_it(reason: str) -> None:
@@ -32,50 +35,78 @@ def raise_it(reason: str) -> None:
     raise RuntimeError(reason)
 
 
-def locally(left: list[Shard], encoder: Path, out: Path, processes: int) -> float:
-    """Embed in processes of this machine. Returns CPU seconds."""
-    before = _of_children()
-    own = time.process_time()
-    bulk.run_local(left, encoder, out, processes=processes, failed=raise_it)
-    return time.process_time() - own + _of_children() - before
+def locally(few: list[Shard], others: list[Shard], encoder: Path, processes: int) -> Taken:
+    """Embed in processes of this machine."""
+
+    def measured(shards: list[Shard]) -> tuple[float, float]:
+        with tempfile.TemporaryDirectory() as out:
+            left = bulk.begin(Path(out), encoder, shards)
+            before = time.process_time() + _of_children()
+            started = time.monotonic()
+            bulk.run_local(left, encoder, Path(out), processes=processes, failed=raise_it)
+            return time.monotonic() - started, time.process_time() + _of_children() - before
+
+    short_wall, short = measured(few)
+    wall, cpu = measured([*few, *others])
+    return Taken(wall - short_wall, cpu - short, short)
 
 
 def on_ray(ray: Any) -> Embed:
     """Embed in actors of the cluster."""
 
-    def embed(left: list[Shard], encoder: Path, out: Path, processes: int) -> float:
-        before = _of_descendants()
-        own = time.process_time()
-        actor = ray.remote(num_cpus=1)(ray_bulk.Embedder)
-        arguments = str(encoder.resolve()), str(out), "cpu", "auto", ray_bulk.identity_of(out)
-        actors = [actor.remote(*arguments) for _ in range(processes)]
-        ray_bulk.Crew(ray, actors, lambda written: None, raise_it).embed(left)
-        after = _of_descendants()
-        for it in actors:
-            ray.kill(it)
-        return time.process_time() - own + sum(cpu - before.get(pid, 0.0) for pid, cpu in after.items())
+    def embed(few: list[Shard], others: list[Shard], encoder: Path, processes: int) -> Taken:
+        with tempfile.TemporaryDirectory() as out:
+            bulk.begin(Path(out), encoder, [*few, *others])
+            used = _Used()
+            actor = ray.remote(num_cpus=1)(ray_bulk.Embedder)
+            arguments = str(encoder.resolve()), out, "cpu", "auto", ray_bulk.identity_of(Path(out))
+            actors = [actor.remote(*arguments) for _ in range(processes)]
+            ray.get([it.prepare.remote() for it in actors])
+            ray_bulk.Crew(ray, actors, lambda written: None, raise_it).embed(few)
+            rest()
+            start = used.since()
+            started = time.monotonic()
+            ray_bulk.Crew(ray, actors, lambda written: None, raise_it).embed(others)
+            wall, cpu = time.monotonic() - started, used.since()
+            for it in actors:
+                ray.kill(it)
+        rest()
+        return Taken(wall, cpu, start)
 
     return embed
 
 
-def measured(embed: Embed, shards: list[Shard], encoder: Path, processes: int) -> tuple[float, float]:
-    """Wall and CPU seconds of one run into an empty folder."""
-    with tempfile.TemporaryDirectory() as out:
-        left = bulk.begin(Path(out), encoder, shards)
-        started = time.monotonic()
-        cpu = embed(left, encoder, Path(out), processes)
-        return time.monotonic() - started, cpu
+def rest() -> None:
+    """Wait until the cluster is at rest, for a minute at most: on a busy machine it never is for long."""
+    used = _Used()
+    for _ in range(60):
+        time.sleep(1)
+        if used.since() < REST:
+            return
 
 
 def taken(embed: Embed, files: list[str], options: argparse.Namespace) -> Taken:
-    """What all images take beyond a few of them, and the CPU seconds of the run of a few."""
+    """What one way to embed takes, for a few images and then for all."""
     few = [Shard(f"few-{at}", "files", tuple(files[at : at + FEW])) for at in range(0, FEW * options.processes, FEW)]
     listed = files * options.times
     starts = range(0, len(listed), options.shard)
     shards = [Shard(f"part-{at:08d}", "files", tuple(listed[at : at + options.shard])) for at in starts]
-    short_wall, short = measured(embed, few, options.encoder, options.processes)
-    wall, cpu = measured(embed, [*few, *shards], options.encoder, options.processes)
-    return Taken(wall - short_wall, cpu - short, short)
+    return embed(few, shards, options.encoder, options.processes)
+
+
+class _Used:
+    """CPU seconds of this process and of all that were started from it and still run."""
+
+    def __init__(self) -> None:
+        self._own = time.process_time()
+        self._of = _of_descendants()
+
+    def since(self) -> float:
+        """Those since the last call."""
+        own, of = time.process_time(), _of_descendants()
+        seconds = own - self._own + sum(cpu - self._of.get(pid, 0.0) for pid, cpu in of.items())
+        self._own, self._of = own, of
+        return seconds
 
 
 def _of_children() -> float:

@@ -1,13 +1,19 @@
 """The application for Ray Serve, as far as it needs no cluster: its arguments, and when it wants more replicas."""
 
+import asyncio
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
+from prometheus_client import Metric
+from prometheus_client.core import CounterMetricFamily
 from pydantic import ValidationError
 
-from scale.ray_actors import PENDING, PendingImages
+from scale.ray_actors import PENDING, CollectorActor, PendingImages
+from service.failures import UnreadyError
 
 ROOT = Path(__file__).resolve().parents[2]
 serve = pytest.importorskip("scale.serve", reason="pip install 'fullrank-server[ray]'")
@@ -55,3 +61,71 @@ def test_the_shipped_configuration_builds_a_deployment_that_scales() -> None:
     assert fixed._deployment_config.num_replicas == 3
     assert fixed._deployment_config.autoscaling_config is None
     assert fixed.ray_actor_options == {"num_cpus": 1, "num_gpus": 0.25}
+
+
+class Handle:
+    """An actor's handle, as Ray gives one: the actor runs in this process, and can be killed."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+        self.dead = False
+
+    def __getattr__(self, method: str) -> Any:
+        async def call(*arguments: Any) -> Any:
+            if self.dead:
+                raise serve.ray.exceptions.RayActorError
+            return await getattr(self._actor, method)(*arguments)
+
+        return SimpleNamespace(remote=call)
+
+
+def images_in(families: Iterable[Metric]) -> float:
+    return next(it.samples[0].value for it in families if it.name == "images")
+
+
+def test_replicas_hand_what_was_counted_to_a_collector_that_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = {"one": 5, "two": 7, "gone": 3}
+    handles = [Handle(CollectorActor())]
+
+    def collector_of(_: Any) -> Handle:
+        if handles[-1].dead:
+            handles.append(Handle(CollectorActor()))
+        return handles[-1]
+
+    def metrics_of(service: Any) -> list[Metric]:
+        return [CounterMetricFamily("images", "Images.", value=counts[service.name])]
+
+    monkeypatch.setattr(serve, "collector_of", collector_of)
+    monkeypatch.setattr(serve, "metrics_of", metrics_of)
+    monkeypatch.setattr(serve, "serving", lambda service: [("alpha", "r1")])
+    monkeypatch.setattr(serve, "watched_by", lambda *arguments: [])
+    monkeypatch.setattr(serve.serve, "get_replica_context", lambda: None)
+
+    async def scenario() -> None:
+        settings = SimpleNamespace(windows=(300.0,), request_timeout=30.0)
+        one, two, gone = (
+            serve.Peers(SimpleNamespace(settings=settings, name=name), name, 0.5, "settings") for name in counts
+        )
+        for it in (one, two, gone, one, two):
+            await it.report()
+        await gone.report(last=True)
+        assert images_in(await one.metrics()) == 15
+        handles[-1].dead = True
+        with pytest.raises(UnreadyError, match="does not answer"):
+            await one.metrics()
+        with pytest.raises(UnreadyError, match="was started again and has not heard of two yet"):
+            await one.metrics()
+        assert "has not heard of two yet" in (await one.spectrum(None))["problems"][0]
+        counts["two"] = 8
+        await two.catch_up()  # by the old handle: it notices that the collector is gone
+        await two.catch_up()
+        assert images_in(await one.metrics()) == 16
+        assert images_in(await two.metrics()) == 16
+        # A swap begins with the orders that replicas know, also at a collector that is new.
+        handles[-1].dead = True
+        with pytest.raises(UnreadyError, match="swap again"):
+            await one.swapped("beta", "enforce", None)
+        assert len(handles) == 2
+
+    asyncio.run(scenario())
+    assert len(handles) == 2
