@@ -7,6 +7,7 @@ and its end by SIGTERM. Ends with 1, and the output of what failed, at the first
 """
 
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -75,7 +76,7 @@ def use(command: str, picture: Path, folder: Path) -> None:
         print("POST /embed: a row of {1} by {0}".format(*embedded(url, picture)))
         run(folder, command, "report", url, "--out", "service.html")
         service.terminate()
-        if code := service.wait(SECONDS):
+        if (code := service.wait(SECONDS)) not in (0, -signal.SIGTERM):  # uvicorn ends by the signal that it was sent
             raise UseError(f"fullrank serve ended with {code} after SIGTERM")
     finally:
         service.kill()
