@@ -21,8 +21,8 @@ from cli import (
     serve,
     train,
 )
-from cli.common import EXIT_CODES
-from cli.completion import mend_zsh
+from cli._completion import mend_zsh
+from cli.common import EXIT_CODES, plain_warnings
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -72,4 +72,5 @@ def options(
 
 def main() -> None:
     mend_zsh()
+    plain_warnings()
     app(prog_name="fullrank")

@@ -1,6 +1,7 @@
 """Shared parts of the commands: options, errors and printing."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -48,6 +49,18 @@ Device = Annotated[str, typer.Option(callback=usable, help="cpu, cuda, cuda:1, .
 def fail(message: object, code: int = 1) -> NoReturn:
     errors.print(f"fullrank: {message}", style="red", soft_wrap=True)
     raise typer.Exit(code)
+
+
+def plain_warnings() -> None:
+    """Print our own warnings as a sentence, without the file and the line of code that they come from."""
+    usual = warnings.formatwarning
+
+    def worded(message: Warning | str, category: type[Warning], file: str, line: int, text: str | None = None) -> str:
+        if category is UserWarning:
+            return f"fullrank: {message}\n"
+        return usual(message, category, file, line, text)
+
+    warnings.formatwarning = worded
 
 
 def printed(values: Any, text: str, as_json: bool) -> None:

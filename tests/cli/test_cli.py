@@ -47,6 +47,18 @@ def test_help_names_every_command_and_imports_no_room() -> None:
     assert done.stdout.endswith("set()\n")
 
 
+def test_our_warnings_are_sentences_and_others_keep_their_place() -> None:
+    program = (
+        "import warnings, cli, contextlib\n"
+        "with contextlib.suppress(SystemExit): cli.main()\n"
+        "warnings.warn('few rows')\nwarnings.warn('old', FutureWarning)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, "--version"], capture_output=True, text=True, cwd=ROOT)
+    first, *rest = done.stderr.splitlines()
+    assert first == "fullrank: few rows"
+    assert "FutureWarning: old" in rest[0]
+
+
 def test_train_lists_recipes() -> None:
     lines = run("train", "--list").stdout.splitlines()
     assert [line.split()[0] for line in lines[:3]] == ["fashion-simclr", "fashion-directclr", "fashion-byol"]
