@@ -55,10 +55,12 @@ def plain_warnings() -> None:
     """Print our own warnings as a sentence, without the file and the line of code that they come from."""
     usual = warnings.formatwarning
 
-    def worded(message: Warning | str, category: type[Warning], file: str, line: int, text: str | None = None) -> str:
+    def worded(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
         if category is UserWarning:
             return f"fullrank: {message}\n"
-        return usual(message, category, file, line, text)
+        return usual(message, category, filename, lineno, line)
 
     warnings.formatwarning = worded
 
