@@ -19,7 +19,7 @@ from training.evaluate import Spectrum, evaluate_pixels, knn_accuracy
 PRETRAINED = Path(models.__file__).parent / "pretrained"
 DEFAULT = "fashion-directclr"
 HEALTHY = (DEFAULT, "fashion-byol")
-COLOUR = "cifar10-directclr"
+COLOUR = ("cifar10-directclr", "cifar10-byol")
 COLLAPSED = demo.COLLAPSED.name
 FOLDERS = {name: PRETRAINED / name for name in HEALTHY} | {COLLAPSED: demo.COLLAPSED}
 
@@ -42,7 +42,7 @@ def rows(artifacts: dict[str, Artifact], sample: tuple[ImageSet, ImageSet]) -> d
 
 
 def test_nothing_else_is_shipped_and_nothing_is_heavy(artifacts: dict[str, Artifact]) -> None:
-    assert {path.name for path in PRETRAINED.iterdir()} == {*HEALTHY, COLOUR}
+    assert {path.name for path in PRETRAINED.iterdir()} == {*HEALTHY, *COLOUR}
     for name, artifact in artifacts.items():
         assert artifact.card.name == name
         assert artifact.canary is not None
@@ -82,10 +82,11 @@ def test_references_describe_images_nobody_trained_on(
     assert spectrum.total_variance == pytest.approx(reference.total_variance, rel=0.05)
 
 
-def test_the_colour_encoder_is_whole_and_ships_none_of_its_data() -> None:
+@pytest.mark.parametrize("name", COLOUR)
+def test_the_colour_encoder_is_whole_and_ships_none_of_its_data(name: str) -> None:
     """CIFAR-10 may not be given away: its canary is drawn, and told apart by the encoder as images are."""
-    artifact = load(PRETRAINED / COLOUR)
-    assert artifact.card.name == COLOUR
+    artifact = load(PRETRAINED / name)
+    assert artifact.card.name == name
     assert artifact.card.training["data"] == "cifar10"
     assert artifact.canary is not None
     assert artifact.canary.licence == SYNTHETIC
@@ -95,7 +96,7 @@ def test_the_colour_encoder_is_whole_and_ships_none_of_its_data() -> None:
     torch.testing.assert_close(rows, artifact.canary.embeddings, rtol=0, atol=1e-5)
     assert artifact.reference is not None
     assert artifact.reference.participation_ratio > 5
-    assert sum(path.stat().st_size for path in (PRETRAINED / COLOUR).iterdir()) < 15e6
+    assert sum(path.stat().st_size for path in (PRETRAINED / name).iterdir()) < 15e6
 
 
 def test_the_page_s_figures_are_of_the_encoders_that_are_shipped() -> None:
@@ -106,11 +107,11 @@ def test_the_page_s_figures_are_of_the_encoders_that_are_shipped() -> None:
     for dataset in ("fashion", "cifar10"):
         assert table([record for record in found if record["dataset"] == dataset]) in page
     measured = {record["revision"]: record["name"] for record in found if record["kind"] == "encoder"}
-    for name, folder in (FOLDERS | {COLOUR: PRETRAINED / COLOUR}).items():
+    for name, folder in (FOLDERS | {name: PRETRAINED / name for name in COLOUR}).items():
         assert measured[load(folder).card.revision] == name
     colour = [record for record in found if record["dataset"] == "cifar10"]
-    mine = next(record for record in colour if record["kind"] == "encoder")
+    mine = [record for record in colour if record["kind"] == "encoder"]
     bars = [record for record in colour if record["kind"] != "encoder"]
     assert {record["kind"] for record in bars} == {"pixels", "initial", "measured"}
-    assert mine["knn"] > max(record["knn"] for record in bars) + 0.02
-    assert mine["linear"] > max(record["linear"] for record in bars) + 0.02
+    for what in ("knn", "linear"):
+        assert min(record[what] for record in mine) > max(record[what] for record in bars) + 0.02
