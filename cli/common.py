@@ -27,6 +27,7 @@ def usable(device: str) -> str:
     return device
 
 
+LONGEST_ERROR = 4000
 EXIT_CODES = {
     0: "done",
     1: "it failed, or an encoder was refused",
@@ -47,7 +48,7 @@ Device = Annotated[str, typer.Option(callback=usable, help="cpu, cuda, cuda:1, .
 
 
 def fail(message: object, code: int = 1) -> NoReturn:
-    errors.print(f"fullrank: {message}", style="red", soft_wrap=True)
+    errors.print(f"fullrank: {shown(message)}", style="red", soft_wrap=True)
     raise typer.Exit(code)
 
 
@@ -63,6 +64,14 @@ def plain_warnings() -> None:
         return usual(message, category, filename, lineno, line)
 
     warnings.formatwarning = worded
+
+
+def shown(message: object) -> str:
+    """An error for a terminal. Names in it may be a stranger's: control characters are escaped, and it has an end."""
+    text = str(message)
+    if len(text) > LONGEST_ERROR:
+        text = f"{text[:LONGEST_ERROR]}... ({len(text)} characters)"
+    return "".join(it if it.isprintable() or it == "\n" else repr(it)[1:-1] for it in text)
 
 
 def printed(values: Any, text: str, as_json: bool) -> None:

@@ -60,6 +60,7 @@ FAMILIES: dict[str, Family] = {
         lightly_train.FAMILY,
     )
 }
+SHAPES = (RuntimeError, TypeError, ValueError, IndexError, ArithmeticError, NotImplementedError)
 PREPROCESSING = ("size", "to", "resize", "interpolation", "antialias", "centre", "mean", "std", "scale")
 
 
@@ -136,6 +137,10 @@ def import_encoder(source: Path, options: Options | None = None) -> tuple[Artifa
         module = _loaded(architecture, found)
     except ImportRefusedError as error:
         raise ImportRefusedError(f"{error}{hints(checkpoint, options.family)}") from error
+    except SHAPES as error:  # of tensors that a family's own names never have
+        raise ImportRefusedError(
+            f"{checkpoint.path} has names of {family.name}, and shapes that none of its encoders has ({error})"
+        ) from error
     card = EncoderCard(
         name=_name(options.name or (source.stem if source.is_file() else source.name)),
         architecture=architecture,
@@ -275,6 +280,9 @@ def _loaded(architecture: AnyArchitecture, found: Found) -> Any:
             f"the tensors are not those of {architecture.named()}: {'; '.join(faults)}. Nothing is left to chance: "
             "give the family it comes from (--family), or export it to ONNX and import the .onnx file"
         )
+    for name, like in expected.items():
+        if like.is_floating_point() and (kind := _no_weights(found.tensors[name])):
+            raise ImportRefusedError(f"{name} is {kind}; save the weights as plain floating-point tensors")
     module.load_state_dict({name: _own(found.tensors[name], like) for name, like in expected.items()}, assign=True)
     for name, tensor in module.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
@@ -282,6 +290,18 @@ def _loaded(architecture: AnyArchitecture, found: Found) -> Any:
                 f"{name} holds values that are not finite: the training diverged, or the file is damaged"
             )
     return module.eval().requires_grad_(False)
+
+
+def _no_weights(tensor: Tensor) -> str:
+    """Why a tensor holds no floating-point numbers that can be read; empty if it does."""
+    if tensor.is_meta:
+        return "on the meta device, without values"
+    if tensor.is_quantized:
+        return f"quantised ({tensor.dtype})"
+    if tensor.layout != torch.strided:
+        return f"sparse ({tensor.layout})"
+    # Types of one byte are floating-point numbers only beside a scale that lies elsewhere.
+    return "" if tensor.is_floating_point() and tensor.itemsize > 1 else f"of type {tensor.dtype}"
 
 
 def _own(tensor: Tensor, like: Tensor) -> Tensor:

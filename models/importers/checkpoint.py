@@ -25,6 +25,8 @@ USUAL = (
     "open_clip_pytorch_model.bin",
 )
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
+LARGE = 1 << 25  # bytes of a member of an archive that may be packed at any ratio
+PACKED = 20  # times smaller than before; weights that were trained pack to 0.9
 # The exceptions that damaged zip files and pickles cause.
 DAMAGE = (
     pickle.UnpicklingError,
@@ -49,6 +51,8 @@ def read(source: Path, strip: bool = False) -> Checkpoint:
     if not source.exists():
         raise ImportRefusedError(f"{source} does not exist; give a checkpoint file, or a folder that holds one")
     path = _weights(source) if source.is_dir() else source
+    if not path.is_file():
+        raise ImportRefusedError(f"{path} is no regular file, and might never end; copy its content to a file")
     beside = source.is_dir() or path.name in USUAL
     records = {name: record(path.parent / name) for name in RECORDS if beside and (path.parent / name).is_file()}
     parts = _parts(path)
@@ -67,6 +71,8 @@ def read(source: Path, strip: bool = False) -> Checkpoint:
 def record(path: Path) -> Any:
     """Read a JSON file. Raises ImportRefusedError."""
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("no regular file")
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise ImportRefusedError(f"{path}: no JSON file ({error})") from error
@@ -87,8 +93,9 @@ def _parts(path: Path) -> Sequence[Path]:
     """The files of a checkpoint: one, or the shards that an index names, all beside it."""
     if not path.name.endswith(".index.json"):
         return [path]
-    names = record(path).get("weight_map", {}).values()
-    shards = sorted({str(name) for name in names})
+    index = record(path)
+    places = index.get("weight_map") if isinstance(index, dict) else None
+    shards = sorted({str(name) for name in places.values()}) if isinstance(places, dict) else []
     if not shards or any(Path(name).name != name for name in shards):
         raise ImportRefusedError(f"{path}: an index names files beside it; this one names {shards[:SHOWN]}")
     for name in shards:
@@ -139,6 +146,12 @@ def _refuse_programs(path: Path) -> bool:
     """
     with zipfile.ZipFile(path) as archive:
         stored = all(it.compress_type == zipfile.ZIP_STORED for it in archive.infolist())
+        for it in archive.infolist():
+            if it.file_size > LARGE and it.file_size > PACKED * it.compress_size:
+                raise ImportRefusedError(
+                    f"{path}: its member {it.filename[-100:]} unpacks from {it.compress_size} to {it.file_size} bytes; "
+                    "weights do not pack so well, so nothing is unpacked"
+                )
         names = [name.partition("/")[2] or name for name in archive.namelist()]
     if any(name.startswith(("code/", "constants.pkl")) for name in names):
         raise ImportRefusedError(f"{path} is a TorchScript archive, which holds code; save the module's state_dict")

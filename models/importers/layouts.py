@@ -166,6 +166,7 @@ def _resnet(tensors: Tensors) -> Tensors:
             channels = tensors.get(f"{name.rpartition('.')[0]}.weight")
             if (
                 channels is not None
+                and channels.ndim == tensor.ndim == 1
                 and len(channels)
                 and len(tensor) > len(channels)
                 and len(tensor) % len(channels) == 0

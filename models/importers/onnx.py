@@ -5,6 +5,7 @@ original graph, pools, and returns rows (n, d) float32. This needs the `onnx` pa
 """
 
 import hashlib
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -64,6 +65,8 @@ def read(
         import onnx
     except ImportError:
         raise ImportRefusedError("ONNX files are read with the onnx package: pip install onnx") from None
+    if path.exists() and not path.is_file():
+        raise ImportRefusedError(f"{path} is no regular file, and might never end; copy its content to a file")
     try:
         model = onnx.load(path, load_external_data=False)
         digest = hashlib.sha256(path.read_bytes())
@@ -173,6 +176,10 @@ def _internalise(tensor: Any, path: Path, digest: Any) -> None:
         offset = int(places.get("offset", 0))
         size = file.stat().st_size
         length = int(places.get("length", size - offset))
+        if not file.is_file():
+            raise ImportRefusedError(f"{file}, which holds the weights of {tensor.name}, is no regular file")
+        if length > (declared := _declared(tensor)):
+            raise ImportRefusedError(f"{file}: {length} bytes for {tensor.name}, whose shape takes {declared}")
         if offset < 0 or length < 0 or offset + length > size:
             raise ImportRefusedError(f"{file} is {size} bytes, too short for {tensor.name}: copy it again")
         with file.open("rb") as stream:
@@ -185,6 +192,17 @@ def _internalise(tensor: Any, path: Path, digest: Any) -> None:
     digest.update(tensor.raw_data)
     tensor.ClearField("external_data")
     tensor.ClearField("data_location")
+
+
+def _declared(tensor: Any) -> int:
+    """The bytes that a tensor of this type and shape takes at most. Raises ValueError for an unknown type."""
+    from onnx import helper
+
+    try:
+        width = int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+    except KeyError:
+        raise ValueError(f"unknown type {tensor.data_type}") from None
+    return math.prod(max(0, it) for it in tensor.dims) * width
 
 
 def _input(model: Any) -> Any:
@@ -319,7 +337,10 @@ def _moved(model: Any) -> dict[str, torch.Tensor]:
 
     weights: dict[str, torch.Tensor] = {}
     for tensor in model.graph.initializer:
-        array = numpy_helper.to_array(tensor)
+        try:
+            array = numpy_helper.to_array(tensor)
+        except (ValueError, TypeError, KeyError, MemoryError) as error:
+            raise ImportRefusedError(f"{tensor.name} is damaged: {error}; copy the file again") from error
         if array.nbytes < INLINE or array.dtype.kind not in "fiub" or array.dtype.str[1:] in ("u2", "u4", "u8"):
             continue
         weights[tensor.name] = torch.from_numpy(array.copy())

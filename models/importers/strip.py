@@ -210,13 +210,23 @@ def _storage(data: bytes) -> torch.UntypedStorage:
     ).untyped_storage()
 
 
-def plain(value: Any, depth: int = 0) -> Any:
-    """Keep tensors, text, numbers and containers of those; None for everything else."""
+def plain(value: Any, depth: int = 0, seen: dict[int, Any] | None = None) -> Any:
+    """Keep tensors, text, numbers and containers of those; None for everything else.
+
+    A container is walked once, however many others hold it: a few bytes of pickle can hold one 2^40 times.
+    """
+    seen = {} if seen is None else seen
     if depth > 50:
         return None
+    if isinstance(value, dict | list | tuple) and id(value) in seen:
+        return seen[id(value)]
     if isinstance(value, dict):
-        items = ((key, plain(item, depth + 1)) for key, item in value.items() if isinstance(key, str | int))
-        return {key: item for key, item in items if item is not None}
+        kept: dict[str | int, Any] = seen.setdefault(id(value), {})
+        items = ((key, plain(item, depth + 1, seen)) for key, item in value.items() if isinstance(key, str | int))
+        kept.update((key, item) for key, item in items if item is not None)
+        return kept
     if isinstance(value, list | tuple):
-        return [plain(item, depth + 1) for item in value]
+        listed: list[Any] = seen.setdefault(id(value), [])
+        listed.extend(plain(item, depth + 1, seen) for item in value)
+        return listed
     return value if isinstance(value, torch.Tensor | str | int | float) else None

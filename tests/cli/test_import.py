@@ -116,3 +116,12 @@ def test_a_refusal_writes_nothing(
         assert result.exit_code == code, (arguments, result.output)
         assert words in " ".join(result.output.split()), (arguments, result.output)
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_a_strangers_names_reach_no_terminal_as_they_are(tmp_path: Path) -> None:
+    torch.save({"\x1b[31m" + "x" * 100_000: torch.ones(2)}, tmp_path / "c.pth")
+    result = runner.invoke(app, ["import", str(tmp_path / "c.pth"), "--out", str(tmp_path / "e")])
+    assert result.exit_code == 1
+    assert "\x1b[31mx" not in result.output
+    assert "\\x1b[31mx" in result.output
+    assert len(result.output) < 5000

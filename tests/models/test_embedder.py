@@ -107,9 +107,13 @@ def test_large_images_are_embedded_a_few_at_a_time(small_artifact: Path, monkeyp
     small = Embedder(load(small_artifact))
     assert small.max_batch == 256
     card = small.card.model_copy(update={"preprocessing": small.card.preprocessing.model_copy(update={"size": 224})})
-    large = Embedder(Artifact(card, load(small_artifact).encoder))
+    artifact = Artifact(card, load(small_artifact).encoder)
+    large = Embedder(artifact, engine="torch")
     assert large.max_batch == 20
-    assert Embedder(Artifact(card, load(small_artifact).encoder), max_batch=48).max_batch == 48
+    assert Embedder(artifact, max_batch=48, engine="torch").max_batch == 48
+    for threads, most in ((1, 5), (2, 10)):  # onnxruntime keeps a pass in the caches of its threads
+        assert Embedder(artifact, max_batch=48, engine="onnx", threads=threads).max_batch == most
+    assert Embedder(artifact, max_batch=3, engine="onnx", threads=1).max_batch == 3
     sizes = list[int]()
     engine = large.engine
 

@@ -1,5 +1,6 @@
 """ONNX files from anywhere: ours to run with the same rows as plain torch, or refused with what to do."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,10 +153,20 @@ def outside(model: Any) -> None:
         place.key, place.value = key, value
 
 
-def elsewhere(location: str) -> Callable[[Any], None]:
+def elsewhere(location: str, length: int = 10) -> Callable[[Any], None]:
     def change(model: Any) -> None:
         outside(model)
-        model.graph.initializer[0].external_data[0].value = location
+        places = model.graph.initializer[0].external_data
+        places[0].value = location
+        places[2].value = str(length)
+
+    return change
+
+
+def reshaped(*shape: int) -> Callable[[Any], None]:
+    def change(model: Any) -> None:
+        del model.graph.initializer[0].dims[:]
+        model.graph.initializer[0].dims.extend(shape)
 
     return change
 
@@ -167,6 +178,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an absolute path": ({"change": elsewhere("/etc/passwd")}, "outside the model's folder"),
     "missing weights": ({"change": elsewhere("gone.data")}, "gone.data, which holds the weights of stem"),
     "weights too short": ({"change": elsewhere("short.data")}, "too short for stem"),
+    "weights that never end": ({"change": elsewhere("zero.data")}, "outside the model's folder|no regular file"),
+    "a pipe for weights": ({"change": elsewhere("pipe.data")}, "which holds the weights of stem, is no regular file"),
+    "weights longer than their shape": (
+        {"change": elsewhere("long.data", 8000)},
+        "8000 bytes for stem, whose shape takes",
+    ),
+    "a shape without its numbers": ({"change": reshaped(1 << 25, 1 << 25)}, "stem is damaged"),
     "a fixed batch": ({"shape": (1, 3, SIZE, SIZE)}, "its batch is fixed at 1; export it again with a dynamic batch"),
     "two inputs": ({"inputs": ("x", "mask")}, r"it has 2 inputs \(x, mask\)"),
     "integers": ({"kind": TensorProto.INT64}, "takes neither floating-point numbers nor uint8"),
@@ -193,6 +211,9 @@ def test_it_is_refused_with_what_to_do(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "source"
     folder.mkdir()
     (folder / "short.data").write_bytes(b"x")
+    (folder / "long.data").write_bytes(bytes(9000))
+    (folder / "zero.data").symlink_to("/dev/zero")
+    os.mkfifo(folder / "pipe.data")
     path = written(folder / "model.onnx", **options)
     with pytest.raises(ImportRefusedError, match=message):
         import_encoder(path)

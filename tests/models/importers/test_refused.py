@@ -1,6 +1,7 @@
 """What is no encoder, or no data, is refused with its reason, and nothing that it holds is run."""
 
 import argparse
+import os
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -36,6 +37,26 @@ class Exploit:
 
     def __reduce__(self) -> Any:
         return Path.touch, (self.path,)
+
+
+def changed(name: str, change: Callable[[Tensor], Tensor]) -> Callable[[Path], None]:
+    """Write a ResNet with one tensor of another kind."""
+
+    def write(path: Path) -> None:
+        state = resnet()
+        torch.save(state | {name: change(state[name])}, path)
+
+    return write
+
+
+def packed(path: Path, bomb: str) -> None:
+    """Write a checkpoint with one member of 64 MB of zeros, packed to 64 kB."""
+    torch.save(resnet(), path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, bytes(1 << 26) if name.endswith(bomb) else content)
 
 
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -83,6 +104,34 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: torch.save({k: torch.zeros_like(v) for k, v in resnet().items()}, p),
         "gives every image the same embedding",
     ),
+    "a number for a vector": (
+        lambda p: torch.save(resnet() | {"bn1.weight": torch.tensor(1.0)}, p),
+        r"1 have another shape, such as bn1\.weight \(\), not \(4,\)",
+    ),
+    "complex": (
+        changed("conv1.weight", lambda it: it.to(torch.complex64)),
+        r"conv1\.weight is of type torch\.complex64",
+    ),
+    "integers": (changed("conv1.weight", lambda it: it.to(torch.int8)), r"conv1\.weight is of type torch\.int8"),
+    "float8": (changed("conv1.weight", lambda it: it.to(torch.float8_e4m3fn)), r"is of type torch\.float8_e4m3fn"),
+    "sparse": (
+        changed("conv1.weight", lambda it: it.to_sparse()),
+        r"conv1\.weight is sparse",
+    ),
+    "without values": (
+        changed("conv1.weight", lambda it: it.to("meta")),
+        r"conv1\.weight is on the meta device",
+    ),
+    "a strange patch embedding": (
+        lambda p: torch.save(
+            {"cls_token": torch.tensor(1.0), "pos_embed": torch.tensor(2.0), "patch_embed.proj.weight": torch.ones(3)}
+            | {"blocks.0.attn.qkv.weight": torch.tensor(1.0)},
+            p,
+        ),
+        "has names of timm, and shapes that none of its encoders has",
+    ),
+    "a packed storage": (lambda p: packed(p, "/data/0"), r"data/0 unpacks from \d+ to 67108864 bytes"),
+    "a packed pickle": (lambda p: packed(p, "data.pkl"), r"data\.pkl unpacks from \d+ to 67108864 bytes"),
     "depth unknown": (
         lambda p: torch.save({k: v for k, v in resnet().items() if "layer4.1" not in k}, p),
         r"a ResNet of \(2, 2, 2, 1\) blocks",
@@ -202,6 +251,36 @@ def test_hostile_pickles_do_nothing_and_end(tmp_path: Path) -> None:
     torch.save({"state_dict": resnet(), "deep": deep}, bare)
     assert import_encoder(bare, Options(strip=True))[1].kept == 120
     assert not trace.exists()
+
+
+def test_a_container_that_holds_itself_many_times_is_walked_once(tmp_path: Path) -> None:
+    """Forty levels of two references each: 2^40 paths. And one that holds itself."""
+    content: dict[str, Any] = {"w": torch.ones(2)}
+    for _ in range(40):
+        content = {"a": content, "b": content, "c": [content, content]}
+    content["itself"] = content
+    torch.save(content, tmp_path / "c.pth")
+    for strip in (False, True):
+        with pytest.raises(ImportRefusedError, match="holds no tensors by name"):
+            import_encoder(tmp_path / "c.pth", Options(strip=strip))
+
+
+def test_an_index_of_another_kind_is_refused(tmp_path: Path) -> None:
+    for text in ("[]", '{"weight_map": [1]}', '{"weight_map": {}}', "3"):
+        (tmp_path / "model.safetensors.index.json").write_text(text)
+        with pytest.raises(ImportRefusedError, match="an index names files beside it"):
+            import_encoder(tmp_path)
+
+
+def test_what_never_ends_is_not_read(tmp_path: Path) -> None:
+    for name, source in (("c.pth", "/dev/zero"), ("c.onnx", "/dev/zero"), ("p.pth", ""), ("p.onnx", "")):
+        path = tmp_path / name
+        path.symlink_to(source) if source else os.mkfifo(path)
+        with pytest.raises(ImportRefusedError, match="is no regular file"):
+            import_encoder(path)
+    torch.save(resnet(), tmp_path / "good.pth")
+    with pytest.raises(ImportRefusedError, match="no regular file"):
+        import_encoder(tmp_path / "good.pth", Options(preprocess=tmp_path / "p.pth"))
 
 
 def test_archives_of_programs_are_refused(tmp_path: Path) -> None:
