@@ -202,7 +202,7 @@ def _declared(tensor: Any) -> int:
         width = int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
     except KeyError:
         raise ValueError(f"unknown type {tensor.data_type}") from None
-    return math.prod(max(0, it) for it in tensor.dims) * width
+    return math.prod(max(0, int(it)) for it in tensor.dims) * width
 
 
 def _input(model: Any) -> Any:
