@@ -1,6 +1,7 @@
 """fullrank train."""
 
 import json
+import re
 import shlex
 import sys
 from dataclasses import replace
@@ -45,7 +46,8 @@ def train(
     crop: Annotated[float | None, typer.Option(help="Least share of the image's area that a view keeps.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only so many training and test images.")] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Random seed of weights, order and views.", show_default="the recipe's")
+        int | None,
+        typer.Option(max=2**63 - 1, help="Random seed of weights, order and views.", show_default="the recipe's"),
     ] = None,
     method: Annotated[str | None, typer.Option(help="Another method, or a plugin's, in the recipe's place.")] = None,
     dataset: Annotated[
@@ -85,6 +87,7 @@ def train(
 
     Example: fullrank train fashion-directclr --epochs 5 --out runs/first
     """
+    from models.card import NAME
     from training.checkpoint import StoppedError, began_with
     from training.checkpoint import describe as described
     from training.data import DataError
@@ -103,6 +106,11 @@ def train(
     for flag, value, allowed in (*choices, ("precision", precision, PRECISIONS)):
         if value is not None and value not in allowed:
             fail(f"--{flag}: {value!r} is none of {', '.join(allowed)}", 2)
+    if name and not re.fullmatch(NAME, name):
+        fail(
+            f"--name: {name!r} must be 1 to 64 letters, digits, '.', '_' and '-', and begin with one of the first two",
+            2,
+        )
     settings: dict[str, Any] = {}
     try:
         load_installed()
@@ -121,6 +129,8 @@ def train(
             settings["plugins"] = tuple(settings.get("plugins", ()))
             for each in settings["plugins"]:
                 load(each)
+        elif not recipe:
+            fail(f"--resume: {began} does not exist; name the recipe to begin with", 2)
         else:
             chosen = replace(find(recipe), name=name or recipe)
             chosen = _own(chosen, method, dataset)

@@ -12,6 +12,7 @@ from models.backbones.vit import Activation, FinalNorm, Pool, Positions, ViT
 from models.preprocess import Preprocessing, Strict
 
 WEIGHTS, GRAPH = "encoder.safetensors", "encoder.onnx"
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 
 class Architecture(Strict):
@@ -127,7 +128,7 @@ class Source(Strict):
 
 class EncoderCard(Strict):
     schema_version: Literal[1, 2] = 2
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    name: str = Field(pattern=f"^{NAME}$")
     architecture: AnyArchitecture | None = Field(default=None, description="absent: the graph is the encoder")
     graph: Literal["encoder.onnx"] | None = None
     preprocessing: Preprocessing

@@ -183,11 +183,17 @@ def claim(trainer: Trainer, run: Run) -> list[dict[str, Any]]:
 
 
 def watchers_of(trainer: Trainer, run: Run) -> list[watch.Watcher]:
-    """The run's watchers. Each opens the file or the port that it writes to."""
+    """The run's watchers. Each opens the file or the port that it writes to. TrainingError if a tracker fails."""
     settings = checkpoint.describe(trainer.recipe) | run.settings()
     watchers: list[watch.Watcher] = []
     if run.tensorboard:
         watchers.append(watch.TensorBoard(run.out / "tensorboard", settings))
     if run.metrics_port is not None:
         watchers.append(watch.prometheus(run.metrics_port, run.out.name, trainer.recipe.epochs))
-    return watchers + [watch.Tracker(start(settings)) for start in run.trackers]
+    for start in run.trackers:
+        try:
+            watchers.append(watch.Tracker(start(settings)))
+        except Exception as error:  # the user's own function
+            name = getattr(start, "__name__", start)
+            raise TrainingError(f"the tracker {name} did not start: {type(error).__name__}: {error}") from error
+    return watchers

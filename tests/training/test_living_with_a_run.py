@@ -112,6 +112,13 @@ def test_a_tracker_that_is_not_there_is_named(name: str, message: str) -> None:
     assert message in result.stderr
 
 
+def test_a_tracker_that_does_not_start_is_named(tmp_path: Path) -> None:
+    begun = ("train", "fashion-directclr", "--data", SAMPLE, "--out", tmp_path / "run", *FLAGS)
+    result = fullrank(*begun, "--tracker", "os:getcwd")
+    assert result.exit_code == 1
+    assert "the tracker getcwd did not start: TypeError" in result.stderr
+
+
 def test_resume_needs_no_other_flag(elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped in its second epoch, a run goes on with its own recipe, data and limit, and ends in the same weights."""
     monkeypatch.chdir(tmp_path)
