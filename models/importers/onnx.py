@@ -32,6 +32,8 @@ CLASSES = (10, 100, 1000, 1001, 21841, 21843)  # usual numbers of classes of cla
 SCORES = ("logit", "prob", "softmax", "class", "score")
 AGREE = 1e-3
 UINT8 = 2
+LEAST_PIXELS = 8  # height and width of the input, as a card may state them
+MOST_PIXELS = 2048
 
 
 @dataclass(frozen=True)
@@ -246,6 +248,10 @@ def _sized(given: Any, how: Preprocessing, questions: Questions) -> Preprocessin
     if len(sides) > 1:
         raise ImportRefusedError(
             f"its input is {height.dim_value} x {width.dim_value} pixels; only square ones are supported"
+        )
+    if sides and not LEAST_PIXELS <= max(sides) <= MOST_PIXELS:
+        raise ImportRefusedError(
+            f"its input is {max(sides)} pixels high and wide; {LEAST_PIXELS} to {MOST_PIXELS} are supported"
         )
     if sides and (side := sides.pop()) != how.size:
         if "size" in questions.settings:

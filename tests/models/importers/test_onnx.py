@@ -190,6 +190,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "integers": ({"kind": TensorProto.INT64}, "takes neither floating-point numbers nor uint8"),
     "channels last": ({"shape": ("n", SIZE, SIZE, 3)}, "has 32 channels in second place"),
     "not square": ({"shape": ("n", 3, 32, 48)}, "its input is 32 x 48 pixels"),
+    "an endless plane": ({"shape": ("n", 3, 1 << 30, 1 << 30)}, "1073741824 pixels high and wide; 8 to 2048 are"),
     "a vector": ({"shape": ("n", 3)}, "has 2 dimensions"),
     "a custom operator": ({"nodes": CUSTOM}, r"operators that are not ONNX's: com\.example\.Swish"),
     "a row that depends on its batch": (
