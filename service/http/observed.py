@@ -19,7 +19,8 @@ from fullrank.calibration.inputs import THUMBNAIL, thumbnails
 from service.http import arrow
 from service.http.errors import Problem
 from service.http.payload import json_object
-from service.watching.sidecar import MAX_DIMENSION, Observation
+from service.watching.observation import Observation
+from service.watching.sidecar import MAX_DIMENSION
 
 SAFETENSORS = "application/x-safetensors"
 ARRAYS: tuple[str, ...] = ("rows", "inputs", "canary")

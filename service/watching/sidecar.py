@@ -5,19 +5,17 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load
 
 from fullrank import Reference, SpectrumMonitor
-from service.engine.queue import Rows
 from service.failures import ConflictError, InvalidError, NotFoundError
 from service.settings import Settings
+from service.watching.observation import Observation
 from service.watching.persistence import WindowStore
 from service.watching.sampling import Clients
 
@@ -40,33 +38,6 @@ COLLECTED = 60.0
 def memory_of(dimension: int, inputs: int = 0) -> int:
     """Bytes of memory that a monitor of rows of this dimension, and of inputs of this width, takes at most."""
     return MATRICES * 8 * (dimension**2 + inputs**2) + BESIDES
-
-
-@dataclass(frozen=True, eq=False)
-class Observation:
-    """What one request brings: rows (n, d), a key a row, inputs (n, k), and embeddings of the canary images (m, d)."""
-
-    rows: Rows | None
-    keys: Sequence[bytes] | NDArray[np.generic] | None = None
-    inputs: Rows | None = None
-    canary: Rows | None = None
-
-    @property
-    def dimension(self) -> int:
-        """Width of the rows, or of the canary's."""
-        rows = self.canary if self.rows is None else self.rows
-        assert rows is not None
-        return int(rows.shape[1])
-
-    def some(self, count: int) -> "Observation":
-        """So many of the rows, at random, with their keys and inputs; the canary stays."""
-        assert self.rows is not None
-        chosen = np.sort(np.random.default_rng().choice(len(self.rows), count, replace=False))
-        keys = self.keys
-        if keys is not None:
-            keys = keys[chosen] if isinstance(keys, np.ndarray) else [keys[index] for index in chosen]
-        inputs = None if self.inputs is None else self.inputs[chosen]
-        return replace(self, rows=self.rows[chosen], keys=keys, inputs=inputs)
 
 
 @dataclass(eq=False)

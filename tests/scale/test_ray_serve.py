@@ -49,7 +49,7 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("encoders")
     write_encoder(root / "alpha", 2)
     write_encoder(root / "beta", 3)
-    write_encoder(root / "collapsed", 1, dead=31)
+    write_encoder(root / "collapsed", 5, dead=30)
     return root
 
 

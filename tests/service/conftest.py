@@ -21,12 +21,12 @@ from tests.support.images import DIMENSION
 
 @pytest.fixture(scope="session")
 def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of encoders: alpha and beta (healthy), collapsed (one dimension left), broken (not finite)."""
+    """A folder of encoders: alpha and beta (healthy), collapsed (two units left), broken (not finite)."""
     root = tmp_path_factory.mktemp("encoders")
     torch.set_num_threads(1)
     write_encoder(root / "alpha", 2)
     write_encoder(root / "beta", 3)
-    write_encoder(root / "collapsed", 1, dead=DIMENSION - 1)
+    write_encoder(root / "collapsed", 5, dead=DIMENSION - 2)
     write_encoder(root / "broken", 4, nan=True)
     return root
 
