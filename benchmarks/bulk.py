@@ -149,7 +149,7 @@ def compare(files: list[str], encoder: str, options: argparse.Namespace) -> None
     total = len(files) * options.times
     if total < options.processes:
         raise SystemExit(f"{total} images are too few for {options.processes} processes")
-    per_shard = min(options.shard, total // options.processes)
+    per_shard = min(options.shard, total // options.processes, len(files))  # no file twice in a shard
     listed = [name for _ in range(options.times) for name in files]
     shards = [
         Shard(f"part-{start:08d}", "files", tuple(listed[start : start + per_shard]))

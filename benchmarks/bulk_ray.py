@@ -89,8 +89,9 @@ def taken(embed: Embed, files: list[str], options: argparse.Namespace) -> Taken:
     """What one way to embed takes, for a few images and then for all."""
     few = [Shard(f"few-{at}", "files", tuple(files[at : at + FEW])) for at in range(0, FEW * options.processes, FEW)]
     listed = files * options.times
-    starts = range(0, len(listed), options.shard)
-    shards = [Shard(f"part-{at:08d}", "files", tuple(listed[at : at + options.shard])) for at in starts]
+    per_shard = min(options.shard, len(files))  # no file twice in a shard
+    starts = range(0, len(listed), per_shard)
+    shards = [Shard(f"part-{at:08d}", "files", tuple(listed[at : at + per_shard])) for at in starts]
     return embed(few, shards, options.encoder, options.processes)
 
 
