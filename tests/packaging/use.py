@@ -7,6 +7,7 @@ and its end by SIGTERM. Ends with 1, and the output of what failed, at the first
 """
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -66,10 +67,11 @@ def use(command: str, picture: Path, folder: Path) -> None:
     with socket() as it:
         it.bind(("127.0.0.1", 0))
         port = it.getsockname()[1]
+    os.environ["FULLRANK_PORT"] = str(port)  # doctor looks whether it is free, and serve takes it
     print(run(folder, command, "doctor"))
     print(run(folder, command, "check", encoder).strip())
     run(folder, command, "report", encoder, "--out", "encoder.html")
-    service = subprocess.Popen([command, "serve", "--port", str(port), "--encoder", encoder], cwd=folder)
+    service = subprocess.Popen([command, "serve", "--encoder", encoder], cwd=folder)
     try:
         url = f"http://127.0.0.1:{port}"
         ready(url, service)
@@ -82,7 +84,7 @@ def use(command: str, picture: Path, folder: Path) -> None:
         service.kill()
     for name in ("encoder.html", "service.html"):
         page = (folder / name).read_text()
-        if "<svg" not in page:
+        if "data:image/svg+xml" not in page:
             raise UseError(f"{name} has no picture")
         print(f"{name}: {len(page):,} characters")
 
