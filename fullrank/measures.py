@@ -9,6 +9,7 @@ here sees everything: ranks are blind to scale, variance is blind to rank.
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -312,7 +313,8 @@ def minimum_rows(eigenvalues: ArrayLike, kurtosis: float = 1.0) -> int:
 
 
 def _spectrum(values: ArrayLike) -> Tensor:
-    given = as_tensor(values, "spectrum").detach()
+    # By numpy, which reads a list in float64; torch would in float32.
+    given = as_tensor(np.asarray(values) if isinstance(values, list | tuple) else values, "spectrum").detach()
     if given.ndim != 1:
         raise ValueError(f"spectrum: expected one dimension, got shape {tuple(given.shape)}")
     if given.is_complex():
