@@ -42,10 +42,12 @@ import torch
 from torch import Tensor
 
 from theory.lab import Claim, Line, Panel, ParameterError, Result, Settings, about, exactly, finite, parameter, where
-from theory.noncontrastive_dynamics import ALIVE, Model, farthest, fixed_points, integrate
+from theory.noncontrastive_dynamics import ALIVE, Model, farthest, fixed_points, integrate, time_to_die
 from theory.toys import F64, orthogonal, runge_kutta
 
 EXAMPLE = "--epsilon 0.3 --frequency 20"
+FOLDS = 12.0  # e-folds that a mode is given to relax
+LONGEST = 1000.0  # time that is waited for it
 LATEST = 4.0  # the oldest predictor of which a claim is made
 Rule = Callable[[Tensor], Tensor]
 
@@ -112,15 +114,18 @@ def follow(
     w, f = start, start @ start.mT
     p = rule(f)
     gain, decay = 1 + model.noise, model.decay * torch.eye(start.shape[-1], dtype=F64)
-    # Modes with much noise relax fast: the steps resolve them.
-    steps = math.ceil(until / min(given.step, finest, 1 / (1 + float(model.noise.max()))))
+    steps = math.ceil(until / min(given.step, finest))
     step = until / steps
     for index in range(steps):
         if index % frequency == 0:
             f = given.memory * f + (1 - given.memory) * w @ w.mT
             p = rule(f)
             grows, shrinks = p.mT - decay, p.mT @ p
-        w = runge_kutta(lambda now: [grows @ now[0] - shrinks @ (now[0] * gain)], [w], step)[0]  # noqa: B023
+            # Its fastest mode relaxes at λ_max(W_pᵀW_p)(1 + max σ_j²), which the largest row sum bounds.
+            fastest = float(shrinks.abs().sum(-1).max() * gain.max())
+            finer = max(1, math.ceil(step * fastest)) if math.isfinite(fastest) else 1
+        for _ in range(finer):
+            w = runge_kutta(lambda now: [grows @ now[0] - shrinks @ (now[0] * gain)], [w], step / finer)[0]  # noqa: B023
         if index % 200 == 0:
             finite(w, "W", index * step)
     return finite(w, "W", until), p
@@ -138,6 +143,31 @@ def alignment(w: Tensor, p: Tensor) -> float:
     return float(((u * moved).sum(0).abs() / moved.norm(dim=0).clamp(min=1e-300)).min())
 
 
+def survivors(given: Parameters, start: Tensor, until: float, late: float) -> list[Claim]:
+    """ε = 0 and η = 0.1 under an augmentation that varies along the directions: which of them survive.
+
+    All start at |w| = 1.2. Where p = |w| or, with DirectCopy, |w|², is held for the delay τ, |w| shrinks by
+    exp(−((1 + σ_j²)p² − p + η)τ), and p must not fall below p₋ in a direction that is to survive. On p = √s a mode
+    dies as on the balanced curve of noncontrastive-dynamics; DirectCopy's twice as fast.
+    """
+    spread, eta, size = torch.linspace(0, given.strongest, given.dimension, dtype=F64), 0.1, 1.2
+    rules = each((1, direct_pred(0)), (1, direct_copy(0)))
+    w, _ = follow(given, Model(spread, eta), rules, (size * start).expand(2, -1, -1), until, 1)
+    expected = int((1 + spread < 2.5).sum())
+    slowest, claims = time_to_die(spread, eta), []
+    for name, power, found in zip(("DirectPred", "DirectCopy"), (1, 2), torch.linalg.eigvalsh(w @ w.mT), strict=True):
+        p = size**power
+        left = [size * math.exp(-((1 + float(noise)) * p**2 - p + eta) * late) for noise in spread[:expected]]
+        edges = [fixed_points(float(noise), eta)[0] for noise in spread[:expected]]
+        kept = all(end**power > edge for end, edge in zip(left, edges, strict=True))
+        seen = int((found > ALIVE).sum())
+        claim = exactly(f"{name}, ε = 0, η = 0.1: surviving dimensions", "#{j: 1 + σ_j² < 1/(4η)}", expected, seen)
+        claim = where(kept, f"the predictor is {late:.3g} old: the start outruns it", claim)
+        near = f"a direction next to the threshold takes a time of {slowest:.0f}"
+        claims.append(where(slowest < 0.9 * until, near, claim))
+    return claims
+
+
 def run(given: Parameters) -> Result:
     d, eta, noise, eps = given.dimension, given.weight_decay, given.augmentation, given.epsilon
     generator = given.generator()
@@ -150,9 +180,12 @@ def run(given: Parameters) -> Result:
         """How far F̂ lags behind F."""
         return given.step * frequency / (1 - given.memory)
 
+    # Near its fixed point DirectPred's mode relaxes at p₊√(1 − 4η(1 + σ²)), DirectCopy's at 2(p₊ − ε) times that root.
+    root = math.sqrt(1 - 4 * eta * (1 + noise))
+
     def settled(frequency: int) -> float:
         """Time until the fixed point. Beyond the longest delay of a claim nothing is waited for."""
-        return 100.0 + 30 * min(delay(frequency), LATEST)
+        return min(max(100.0, FOLDS / (high * root)), LONGEST) + 30 * min(delay(frequency), LATEST)
 
     def sizes(rule: Rule, frequency: int = given.frequency, count: int = 1) -> Tensor:
         """Eigenvalues of WWᵀ in the end, (count, d), of so many problems at once from the same start."""
@@ -173,7 +206,8 @@ def run(given: Parameters) -> Result:
         reason = (
             "η is within 15 % of its threshold" if near else f"the predictor is {late:.3g} old: the start outruns it"
         )
-        return where(not near and kept, reason, claim)
+        found = where(not near and kept, reason, claim)
+        return where(high * root * LONGEST >= FOLDS, f"modes relax at {high * root:.2g} only", found)
 
     grid = [0.02, 0.05, 0.1, 0.2, 0.3, 0.4]
     boosts = torch.tensor([0.0, eps, *grid], dtype=F64)
@@ -188,8 +222,15 @@ def run(given: Parameters) -> Result:
         farthest_size(f"DirectPred, ε = {eps:g}", "((√(1 + 4εp₊) − 1)/2ε)²", pred[1], fixed_size(high, eps)),
     ]
     if eps < high:
-        claims.append(farthest_size(f"DirectCopy, ε = {eps:g}", "p₊ − ε", copy[0], high - eps))
-    trained, predictor = integrate(model, start, 0.5 * torch.eye(d, dtype=F64), max(100.0, 5 / eta), given.step)
+        claim = farthest_size(f"DirectCopy, ε = {eps:g}", "p₊ − ε", copy[0], high - eps)
+        relaxes = 2 * (high - eps) * root
+        claims.append(
+            where(relaxes * settled(given.frequency) >= FOLDS, f"its modes relax at {relaxes:.2g} only", claim)
+        )
+    # From p = 1/2(1 + σ²), which lies between p₋ and p₊, and s > p₋²: p cannot fall below p₋, since ṗ > 0 there, and as
+    # long as it is between the two s grows.
+    middle = torch.eye(d, dtype=F64) / (2 * (1 + noise))
+    trained, predictor = integrate(model, start, middle, max(settled(1), 5 / eta), given.step)
     norm = farthest(torch.linalg.eigvalsh(trained @ trained.mT), high**2)
     claims.append(inside(about("trained predictor, the same as DirectPred with ε = 0", "p₊²", high**2, norm, 5e-3), 1))
     closed = direct_pred(0)(trained @ trained.mT)
@@ -216,15 +257,7 @@ def run(given: Parameters) -> Result:
         about("√(s/max s) + ε, equal modes: decay rate of s", "2(η − p(1 − (1+σ²)p)), p = 1 + ε", decay, seen, 1e-4)
     )
 
-    spread = torch.linspace(0, given.strongest, d, dtype=F64)
-    tough = Model(spread, 0.1)
-    expected = int((1 + spread < 2.5).sum())
-    strong = 1.2 * torch.stack([orthogonal(generator, d) for _ in range(2)])
-    w, _ = follow(given, tough, each((1, direct_pred(0)), (1, direct_copy(0))), strong, 3 * settled(1), 1)
-    for name, left_over in zip(("DirectPred", "DirectCopy"), torch.linalg.eigvalsh(w @ w.mT), strict=True):
-        alive = int((left_over > ALIVE).sum())
-        claim = exactly(f"{name}, ε = 0, η = 0.1: surviving dimensions", "#{j: 1 + σ_j² < 1/(4η)}", expected, alive)
-        claims.append(inside(claim, 1))
+    claims += survivors(given, left, 3 * settled(1), delay(1))
 
     # one mode nearly dead, DirectCopy: it grows at 2(ε(1 − (1+σ²)ε) − η), so it revives above a computable ε
     tiny = torch.eye(d, dtype=F64) * 1e-4

@@ -26,9 +26,10 @@ identity. The cosine between the matrices W₁W₁ᵀ and W₂ᵀW₂ has no suc
 entries of V₂ᵀU₁. Steps of a finite rate do not conserve the difference: a step (ΔW₁, ΔW₂) changes it by exactly ΔW₁ΔW₁ᵀ
 − ΔW₂ᵀΔW₂, since the terms of first order cancel. Let D be the start's difference and those of all steps, without the
 part along W₁W₁ᵀ, which only scales. The sine of the angle between the matrices is |D|/|W₂ᵀW₂|, and by Davis and Kahan a
-vector whose eigenvalue is a distance g from the next turns by an angle of sine |D|/g at most: the claims are made where
-the steps' share of |D| is below 0.03|W₁W₁ᵀ|, and where |D| is below 0.14g. A mode of size σ needs the time 1/(4σ²) at
-least to grow, since x ≤ 2; the gap is claimed to widen where the smallest has had less than half of it.
+vector whose eigenvalue is a distance g from all others of the other matrix turns by an angle of sine |D|/g at most: the
+claims are made where the steps' share of |D| is below 0.03|W₁W₁ᵀ|, and where |D| is below 0.14g. A mode of size σ needs
+the time 1/(4σ²) at least to grow, since x ≤ 2; the gap is claimed to widen where the smallest has had less than half
+of it.
 
 ## What it means for someone serving embeddings
 
@@ -45,6 +46,7 @@ form for L layers is derived here.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -55,6 +57,9 @@ from theory.toys import F64, batches, covariance, infonce, normal, orthogonal, r
 
 EXAMPLE = "--depth 3 --dimension 24"
 DEAD = 1e-2  # of the largest covariance eigenvalue
+DEEPER = 0.85  # of the rank is left, at most, by one more layer
+FEW = 8  # dimensions below which one mode more or less, a matter of chance, is more than that
+FEW_REASON = f"of fewer than {FEW} dimensions one mode more or less is a matter of chance"
 ALIGNED = 300.0  # time that two layers are given to align
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -224,20 +229,25 @@ def alignment(given: Parameters) -> tuple[list[Claim], Line]:
 
     end = descend(mean_infonce, start, trained, linear, views, given.rate, steps, look, 1)
     u, values, _ = torch.linalg.svd(end[0, 0])
-    _, _, vt = torch.linalg.svd(end[0, 1])
+    _, second, vt = torch.linalg.svd(end[0, 1])
     count = max(1, d // 8)
     leading = float((vt @ u).diagonal().abs()[:count].min())
     squares = values.square()
     gram = end[0, 0] @ end[0, 0].T
 
+    def along(part: Tensor) -> Tensor:
+        return (part * gram).sum() / gram.square().sum()
+
     def across(part: Tensor) -> Tensor:
-        return part - (part * gram).sum() / gram.square().sum() * gram
+        return part - along(part) * gram
 
     turned = float(torch.linalg.matrix_norm(across(difference(start) + grown), 2))
     whole = float(across(grown).norm() / gram.norm())
     loose = f"finite steps turn W₁W₁ᵀ − W₂ᵀW₂ by {whole:.2g} of |W₁W₁ᵀ|"
     near = "a leading singular value lies too near to the next for what the layers' imbalance turns"
-    apart = float((squares[:count] - squares[1 : count + 1]).min())
+    # Davis and Kahan's gap: between a leading eigenvalue of W₁W₁ᵀ, scaled, and every other one of W₂ᵀW₂.
+    gaps = ((1 - along(difference(start) + grown)) * squares[:, None] - second.square()).abs()
+    apart = float(gaps.fill_diagonal_(torch.inf)[:count].min())
     slowest = 1 / (4 * float(sizes[-1]) ** 2)
     claims = [
         below("alignment before training: cosine of W₁W₁ᵀ and W₂ᵀW₂", "unaligned", 0.9, cosine(start)),
@@ -278,21 +288,21 @@ def run(given: Parameters) -> Result:
     ranks = [rank_of(each) for each in covariance(z)]
     dead = (spectra < DEAD * spectra[:, :1]).sum(1).tolist()
     count = len(depths)
+    law = "no collapse: e^(−1/2), a random W's (see measurement)"
     claims = [
         below(
             "singular values of L layers in a fixed field, integrated", "the closed form, relative error", 1e-6, error
         ),
         below("drift of W₁W₁ᵀ − W₂ᵀW₂ along the loss' gradient flow", "0 (conserved)", 1e-6, conserved(given)),
         *aligned,
-        above("one layer: effective rank of the embeddings over d", "no collapse", 0.7, ranks[0] / d),
+        above("one layer: effective rank of the embeddings over d", law, math.exp(-0.5), ranks[0] / d),
         below("one layer: fraction of dead dimensions", "no collapse", 0.15, dead[0] / d),
     ]
     for kind, first in (("linear", 0), ("ReLU", count)):
         for depth in range(2, count + 1):
             ratio = ranks[first + depth - 1] / ranks[first + depth - 2]
-            claims.append(
-                below(f"{kind}: effective rank, {depth} layers over {depth - 1}", "deeper, lower", 0.85, ratio)
-            )
+            what = f"{kind}: effective rank, {depth} layers over {depth - 1}"
+            claims.append(where(d >= FEW, FEW_REASON, below(what, "deeper, lower", DEEPER, ratio)))
         if count > 1:
             more = float(dead[first + count - 1] - dead[first])
             claims.append(

@@ -74,6 +74,8 @@ from theory.toys import F64, normal, orthogonal, runge_kutta
 EXAMPLE = "--weight-decay 0.1 --augmentation 0.5"
 ALIVE = 1e-3
 COARSE = 0.5  # longest time step where only which side of an edge a mode ends on is asked
+LONGEST = 1000.0  # time that is waited for an end
+FOLDS = 8.0  # e-folds that a slow target is given
 WATCHED = 100  # stretches between two states that a `watch` sees
 
 
@@ -210,8 +212,10 @@ def gradient_errors(given: Parameters) -> tuple[float, float]:
     return errors[0], errors[1]
 
 
-def edges(given: Parameters, p: Tensor, s: Tensor, rates: Tensor, targets: Tensor | None = None) -> list[float]:
-    """For each of k problems the start p that divides survival from collapse, of one-dimensional modes.
+def edges(
+    given: Parameters, p: Tensor, s: Tensor, rates: Tensor, targets: Tensor | None = None, until: float = 200.0
+) -> list[float]:
+    """For each of k problems the start p that divides survival from collapse by `until`, of one-dimensional modes.
 
     p, s: (k, n) starts, p increasing along a row; rates: (k,) α_p; targets: (k,) β of a target that starts at zero.
     """
@@ -223,7 +227,7 @@ def edges(given: Parameters, p: Tensor, s: Tensor, rates: Tensor, targets: Tenso
     flat = torch.full((1,), given.augmentation, dtype=F64)
     model = Model(flat, given.weight_decay, column(rates), None if targets is None else column(targets))
     w, start = s.sqrt().reshape(-1, 1, 1), p.reshape(-1, 1, 1)
-    final, _ = integrate(model, w, start, 200.0, COARSE, target=torch.zeros_like(w))
+    final, _ = integrate(model, w, start, until, COARSE, target=torch.zeros_like(w))
     alive = final.square().reshape(k, n) > ALIVE / rates[:, None]
     last_dead = n - 1 - (~alive).flip(1).int().argmax(1)
     found = []
@@ -269,13 +273,20 @@ def parts(given: Parameters) -> tuple[list[Claim], Panel]:
     error = float(balance.norm() / constant.norm())
     claims = [below("balance: WWᵀ − W_pᵀW_p/α_p = e^(−2ηt)C, at t = 10", "relative error", 1e-6, error)]
 
-    until = min(max(5 / eta, 100.0), 400.0)
-    settled = 10 * math.exp(-2 * eta * until)  # what is left of the imbalance C, generously
+    # Of the imbalance C, in units of the fixed point's s = p₊²/α_p, a thousandth is to be left.
+    threshold = 1 / (4 * (1 + noise))
+    high = fixed_points(noise, min(eta, 0.9 * threshold))[1]
+    imbalance = float(torch.linalg.matrix_norm(constant, 2)) * rate / high**2
+    until = min(max(100.0, 5 / eta, math.log(1e3 * max(imbalance, 1.0)) / (2 * eta)), LONGEST)
+    settled = imbalance * math.exp(-2 * eta * until)
+    # A slow target follows at β r/(1 + r), r = √(1 − 4η(1 + σ²)): W moves by 1/(1 + r) of what W_a moves.
+    root = math.sqrt(max(0.0, 1 - eta / threshold))
+    relaxes = root / (1 + root) * given.target_rate
+    later = min(max(until, 100 + FOLDS / max(relaxes, 1e-9)), LONGEST)
     w, p = integrate(both, start, predictor, until, step, median("both"))
-    slow, _ = integrate(moving, start, predictor, until, step, median("moving target"))
-    sizes, threshold = torch.linalg.eigvalsh(w @ w.mT), 1 / (4 * (1 + noise))
+    slow, _ = integrate(moving, start, predictor, later, step, median("moving target"))
+    sizes = torch.linalg.eigvalsh(w @ w.mT)
     if eta < 0.9 * threshold:
-        high = fixed_points(noise, eta)[1]
         s, near = high**2 / rate, 2e-3 + settled
         top = float(torch.linalg.eigvalsh(predictor)[-1])
         left = 0.8 * math.exp(-(top * ((1 + noise) * top - 1) + eta) / ((1 + noise) * 0.64))
@@ -288,7 +299,9 @@ def parts(given: Parameters) -> tuple[list[Claim], Panel]:
             about("the eigenvalue of WWᵀ farthest from", "p₊²/α_p", s, farthest(sizes, s), near),
             about("the same with a moving target", "p₊²/α_p", s, farthest(slow_sizes, s), 4 * near),
         ]
-        claims += [where(in_basin, beyond, claim) for claim in found]
+        left_over = f"{settled:.2g} of the start's imbalance is left at t = {until:.0f}"
+        found[2] = where(relaxes * later >= FOLDS, f"the target settles at the rate {relaxes:.2g} only", found[2])
+        claims += [where(in_basin, beyond, where(settled < 0.01, left_over, claim)) for claim in found]
     elif eta > 1.1 * threshold:
         claims.append(below("η is above the threshold: largest eigenvalue of WWᵀ", "→ 0", 1e-6, float(sizes[-1])))
 
@@ -302,7 +315,7 @@ def parts(given: Parameters) -> tuple[list[Claim], Panel]:
     w, _ = integrate(bare, start, eye, 50.0, step, median("no predictor"), fraction=0.25)
     seen = float((start.norm() / w.norm()).log()) / 50
     claims.append(about("no predictor: decay rate of W", "η + σ²", eta + noise, seen, 1e-4))
-    ends = {"both": until, "moving target": until, "no stop-gradient": 25.0, "no predictor": 50.0}
+    ends = {"both": until, "moving target": later, "no stop-gradient": 25.0, "no predictor": 50.0}
     lines = [
         Line(name, torch.linspace(0, ends[name], len(trace)).tolist(), [max(value, 1e-14) for value in trace])
         for name, trace in traces.items()
@@ -311,22 +324,33 @@ def parts(given: Parameters) -> tuple[list[Claim], Panel]:
 
 
 def threshold_of_decay(given: Parameters) -> tuple[list[Claim], Panel]:
-    """One mode, many weight decays: where survival ends, and the edge of the basin at the given one."""
+    """One mode, many weight decays: where survival ends, and the edge of the basin at the given one.
+
+    A mode 2 % above the threshold takes the time 2π√(g/(η − η_c)) = 89 g to die, g = 1 + σ² (see `survivors`); one that
+    starts 2 % from the edge leaves it at the rate p₋√(1 − 4ηg), and 8 e-folds take it away.
+    """
     noise, rate, eta = given.augmentation, given.predictor_rate, given.weight_decay
     threshold = 1 / (4 * (1 + noise))
     ratios = torch.linspace(0.5, 1.5, 51, dtype=F64)
     top = torch.full((51, 1, 1), 1 / (1 + noise), dtype=F64)
     model = Model(torch.full((1,), noise, dtype=F64), (ratios * threshold)[:, None, None], rate)
-    w, _ = integrate(model, top / rate**0.5, top, 400.0, COARSE)
+    w, _ = integrate(model, top / rate**0.5, top, max(400.0, 110 * (1 + noise)), COARSE)
     s = w.flatten().square()
     dead = ratios[s < ALIVE / rate] * threshold
     smallest = float(dead.min()) if len(dead) else math.nan
-    claims = [about("smallest weight decay that collapses", "1/(4(1 + σ²))", threshold, smallest, 0.03)]
+    too_small = f"what survives at the threshold is too small to be called alive: σ² = {noise:g}"
+    seen = 1 / (2 * (1 + noise)) > 2 * ALIVE**0.5  # p at the threshold
+    claim = about("smallest weight decay that collapses", "1/(4(1 + σ²))", threshold, smallest, 0.03)
+    claims = [where(seen, too_small, claim)]
     if eta < 0.9 * threshold:
         low = fixed_points(noise, eta)[0]
+        leaves = low * math.sqrt(1 - eta / threshold)
         p = low * torch.linspace(0.5, 1.5, 51, dtype=F64)[None]
-        found = edges(given, p, p.square() / rate, torch.tensor([rate], dtype=F64))[0]
-        claims.append(about("edge of the collapsed basin on s = p²/α_p", "p₋", low, found, 0.03))
+        until = min(max(200.0, 8 / leaves), LONGEST)
+        found = edges(given, p, p.square() / rate, torch.tensor([rate], dtype=F64), until=until)[0]
+        claim = about("edge of the collapsed basin on s = p²/α_p", "p₋", low, found, 0.03)
+        slow = f"the edge is left at the rate {leaves:.2g} only"
+        claims.append(where(seen, too_small, where(leaves * until >= 8, slow, claim)))
     curve = [fixed_points(noise, float(each) * threshold)[1] ** 2 / rate for each in ratios]
     lines = [
         Line("integrated", ratios.tolist(), s.tolist(), marks=True),
@@ -367,11 +391,20 @@ def in_view(grid: Tensor, high: float, low: float, claim: Claim) -> Claim:
     return where(seen, f"both edges lie outside the starts that were tried, {least:g} to {most:g}", claim)
 
 
+def time_to_die(spread: Tensor, decay: float) -> float:
+    """How long the slowest mode above the threshold takes; infinite at the threshold itself, 0 if none is above.
+
+    On the balanced curve (ln p)˙ = −(η − η_c) − g(p − 1/2g)² with g = 1 + σ_j² and η_c = 1/4g: the time is
+    2π√(g/(η − η_c)).
+    """
+    over = [(float(gain), decay - 1 / (4 * float(gain))) for gain in 1 + spread if decay >= (1 - 1e-9) / (4 * gain)]
+    return max((2 * math.pi * math.sqrt(gain / by) if by > 1e-9 else math.inf for gain, by in over), default=0.0)
+
+
 def survivors(given: Parameters) -> list[Claim]:
     """Dimensional collapse by weight decay under an augmentation that varies more along some directions.
 
-    On the balanced curve (ln p)˙ = −(η − η_c) − g(p − 1/2g)² with g = 1 + σ_j² and η_c = 1/4g: above the threshold a
-    mode takes the time 2π√(g/(η − η_c)) to die, and all must have had it.
+    Above the threshold every mode must have had the time to die.
     """
     d, rate = given.dimension, given.predictor_rate
     spread = torch.linspace(0, given.strongest, d, dtype=F64)
@@ -384,8 +417,7 @@ def survivors(given: Parameters) -> list[Claim]:
     for level, row in zip(levels, torch.linalg.eigvalsh(w @ w.mT), strict=True):
         what = f"surviving dimensions, σ_j² = 0 … {given.strongest:g}, η = {level:g}"
         expected, seen = int((1 + spread < 1 / (4 * level)).sum()), int((row > ALIVE / rate).sum())
-        dying = [float(gain) for gain in 1 + spread if 4 * level * gain > 1]
-        slowest = max((2 * math.pi * math.sqrt(gain / (level - 1 / (4 * gain))) for gain in dying), default=0.0)
+        slowest = time_to_die(spread, level)
         claim = exactly(what, "#{j: 1 + σ_j² < 1/(4η)}", expected, seen)
         claims.append(
             where(slowest < 0.9 * until, f"a direction next to the threshold takes a time of {slowest:.0f}", claim)

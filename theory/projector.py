@@ -46,7 +46,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from theory.lab import Line, Panel, ParameterError, Result, Settings, above, below, exactly, finite, parameter
+from theory.lab import (
+    Claim,
+    Line,
+    Panel,
+    ParameterError,
+    Result,
+    Settings,
+    above,
+    below,
+    exactly,
+    finite,
+    parameter,
+    where,
+)
 from theory.toys import batches, covariance, infonce, normal, rank_of
 
 EXAMPLE = "--kept 4 --dimension 24"
@@ -149,11 +162,26 @@ def run(given: Parameters) -> Result:
     rest = d - kept
     at_r, at_h, at_b = backward(given, start(given))
     _, linear_h, _ = backward(given, start(given, relu=False))
+
+    def felt(gradient: Tensor, most: int, claim: Claim) -> Claim:
+        """`claim` on a rank of at most `most`: so many rows of the batch, and a quarter more, must have a gradient.
+
+        A sample that InfoNCE already tells from all others has none, and rows of less than 1e-6 of the largest singular
+        value are not counted (Weyl). A square matrix may be singular by chance.
+        """
+        norms = gradient.norm(dim=1)
+        rows = int((norms > 1e-3 * torch.linalg.matrix_norm(gradient, 2)).sum())
+        return where(rows >= 1.25 * most, f"only {rows} rows of the batch have a gradient, for a rank of {most}", claim)
+
     claims = [
         exactly("gradient at the rows B[d₀:]", "0", 0, float(at_b[kept:].abs().max())),
-        exactly("rank of the gradient at r", "d₀", kept, numerical_rank(at_r)),
-        exactly("rank of the gradient at h, through a ReLU block", "d", d, numerical_rank(at_h)),
-        exactly("rank of the gradient at h, through a linear block", "d₀", kept, numerical_rank(linear_h)),
+        felt(at_r, kept, exactly("rank of the gradient at r", "d₀", kept, numerical_rank(at_r))),
+        felt(at_h, d, exactly("rank of the gradient at h, through a ReLU block", "d", d, numerical_rank(at_h))),
+        felt(
+            linear_h,
+            kept,
+            exactly("rank of the gradient at h, through a linear block", "d₀", kept, numerical_rank(linear_h)),
+        ),
     ]
 
     # the block is frozen: the stem W is all that learns
