@@ -177,8 +177,8 @@ def run(given: Parameters) -> Result:
         # What is left of C = WWᵀ − W_pᵀW_p/α_p after the time t, exp(−2ηt)C, turns an eigenvector of F by sin = |C|/s.
         imbalance = float(torch.linalg.matrix_norm(f - predictor.mT @ predictor / given.predictor_rate, 2))
         ends[name] = min(max(200.0, math.log(max(imbalance, 1.0) / 0.02) / (2 * given.weight_decay)), LONGEST)
-        last, _ = integrate(model, w, predictor, ends[name], 0.2, watch)
-        alive = torch.linalg.eigvalsh(last @ last.mT)
+        final, _ = integrate(model, w, predictor, ends[name], 0.2, watch)
+        alive = torch.linalg.eigvalsh(final @ final.mT)
         alive = alive[alive > DEAD * alive[-1]]
         turned[name] = imbalance * math.exp(-2 * given.weight_decay * ends[name]) / float(alive[0])
 

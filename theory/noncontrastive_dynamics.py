@@ -280,8 +280,8 @@ def parts(given: Parameters) -> tuple[list[Claim], Panel]:
     until = min(max(100.0, 5 / eta, math.log(1e3 * max(imbalance, 1.0)) / (2 * eta)), LONGEST)
     settled = imbalance * math.exp(-2 * eta * until)
     # A slow target follows at β r/(1 + r), r = √(1 − 4η(1 + σ²)): W moves by 1/(1 + r) of what W_a moves.
-    root = math.sqrt(max(0.0, 1 - eta / threshold))
-    relaxes = root / (1 + root) * given.target_rate
+    distance = math.sqrt(max(0.0, 1 - eta / threshold))
+    relaxes = distance / (1 + distance) * given.target_rate
     later = min(max(until, 100 + FOLDS / max(relaxes, 1e-9)), LONGEST)
     w, p = integrate(both, start, predictor, until, step, median("both"))
     slow, _ = integrate(moving, start, predictor, later, step, median("moving target"))
