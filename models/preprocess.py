@@ -6,6 +6,7 @@ measured on exactly the pixels that it gets in service.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -69,6 +70,8 @@ class Preprocessing(Strict):
     def _consistent(self) -> Preprocessing:
         if len(self.mean) != self.channels or len(self.std) != self.channels:
             raise ValueError(f"mean and std need {self.channels} values, one per channel")
+        if not all(map(math.isfinite, (self.scale, *self.mean, *self.std))):
+            raise ValueError("scale, mean and std must be finite numbers")
         if min(self.std) <= 0:
             raise ValueError("std must be positive")
         if self.fill and (len(self.fill) != self.channels or min(self.fill) < 0 or max(self.fill) > 255):

@@ -272,6 +272,13 @@ def test_an_index_of_another_kind_is_refused(tmp_path: Path) -> None:
             import_encoder(tmp_path)
 
 
+@pytest.mark.parametrize("setting", [("mean", "nan,0,0"), ("std", "inf,1,1"), ("std", "0,1,1"), ("scale", "inf")])
+def test_a_normalisation_that_is_no_number_is_refused(setting: tuple[str, str], tmp_path: Path) -> None:
+    torch.save(resnet(), tmp_path / "c.pth")
+    with pytest.raises(ImportRefusedError, match=r"must be finite numbers|std must be positive"):
+        import_encoder(tmp_path / "c.pth", Options(settings=dict([setting])))
+
+
 def test_what_never_ends_is_not_read(tmp_path: Path) -> None:
     for name, source in (("c.pth", "/dev/zero"), ("c.onnx", "/dev/zero"), ("p.pth", ""), ("p.onnx", "")):
         path = tmp_path / name
