@@ -323,7 +323,7 @@ def run(given: Parameters) -> Result:
         end = start + min(40.0, 6 / graph[0])
         what, rate = "frustrated samples on all labels: contraction rate", go("plain", spread, end).rate(start, end)
         law = "1 − √ν₂, which is 1 − √(1 − φ) for classes of one size"
-        even = graph[-1] < 1.05 * graph[0] and 0.02 <= phi < 0.9
+        even = graph[-1] < 1.03 * graph[0] and 0.02 <= phi < 0.9
         reason = "φ is not between 0.02 and 0.9, or the classes differ in size"
         claims.append(where(even, reason, about(what, law, graph[0], rate, 0.05)))
     # W takes the labels' span to the samples' and back, with ν; elsewhere it keeps much of the 1 that it started from.
