@@ -1,6 +1,7 @@
 """The onnx engine: an encoder as an ONNX graph in onnxruntime, on a CPU in float32."""
 
 import os
+import threading
 from collections.abc import Mapping
 
 import numpy as np
@@ -46,7 +47,30 @@ class OnnxEngine:
             raise EngineError(f"onnxruntime refuses the graph: {str(error).strip()}") from error
 
     def __call__(self, pixels: Pixels) -> Rows:
-        rows: Rows = self._session.run([ROWS], {PIXELS: np.ascontiguousarray(pixels)})[0]
+        return self._run(pixels, None)
+
+    def within(self, seconds: float, pixels: Pixels) -> Rows:
+        """Do as a call does, but end it after so many seconds: a stranger's graph may hold a loop without end.
+
+        Raises EngineError then.
+        """
+        options = onnxruntime.RunOptions()
+        alarm = threading.Timer(seconds, setattr, (options, "terminate", True))
+        alarm.daemon = True
+        alarm.start()
+        try:
+            return self._run(pixels, options)
+        except Exception as error:  # onnxruntime's exceptions have no base class of their own
+            if options.terminate:
+                raise EngineError(
+                    f"the graph did not answer for {len(pixels)} images in {seconds:g} seconds"
+                ) from error
+            raise
+        finally:
+            alarm.cancel()
+
+    def _run(self, pixels: Pixels, options: onnxruntime.RunOptions | None) -> Rows:
+        rows: Rows = self._session.run([ROWS], {PIXELS: np.ascontiguousarray(pixels)}, options)[0]
         return rows
 
     def record(self) -> None:

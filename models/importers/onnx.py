@@ -26,6 +26,7 @@ from models.importers.base import SHOWN, ImportRefusedError, Questions, imagenet
 from models.preprocess import Preprocessing
 
 USUAL = imagenet()
+PATIENCE = 120.0  # seconds for two images; a graph may hold a loop without end
 INLINE = 1024  # bytes; smaller weights stay in the graph, among them shapes that the runtime must know
 DOMAINS = ("", "ai.onnx", "com.microsoft")  # operator domains that onnxruntime has itself
 CLASSES = (10, 100, 1000, 1001, 21841, 21843)  # usual numbers of classes of classifiers
@@ -392,7 +393,8 @@ def _answers(model: Any, weights: dict[str, torch.Tensor], how: Preprocessing, o
     pixels = np.random.default_rng(0).integers(0, 256, (2, how.channels, how.size, how.size), dtype=np.uint8)
     try:
         engine = OnnxEngine(model.SerializeToString(), weights, torch.get_num_threads())
-        both, alone = engine(pixels), engine(pixels[:1])
+        both = engine.within(PATIENCE, pixels)
+        alone = engine.within(PATIENCE, pixels[:1])
     except EngineError as error:
         raise ImportRefusedError(str(error)) from error
     except Exception as error:  # onnxruntime's exceptions have no base class of their own

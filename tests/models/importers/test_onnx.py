@@ -104,6 +104,23 @@ def test_its_rows_are_those_of_the_same_arithmetic_in_torch(external: bool, tmp_
     assert again.card.revision == artifact.card.revision
 
 
+def test_a_graph_that_never_ends_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.importers.onnx.PATIENCE", 0.5)
+    scalar, flag = (helper.make_tensor_value_info(name, kind, []) for name, kind in (("i", 7), ("go", 9)))
+    rows = helper.make_tensor_value_info("r", TensorProto.FLOAT, None)
+    again = [helper.make_node("Identity", [a], [b]) for a, b in (("go", "go_on"), ("r", "next"))]
+    ends = [
+        helper.make_tensor_value_info("go_on", 9, []),
+        helper.make_tensor_value_info("next", TensorProto.FLOAT, None),
+    ]
+    body = helper.make_graph(again, "body", [scalar, flag, rows], ends)
+    loop = ("Loop", ["", "true", "once"], ["rows"], {"body": body})
+    nodes = (*NODES[:-1], ("Gemm", ["flat", "last", "bias"], ["once"], {"transB": 1}), loop)
+    path = written(tmp_path / "model.onnx", nodes=nodes, weights={"true": np.array(True)})
+    with pytest.raises(ImportRefusedError, match=r"did not answer for 2 images in 0\.5 seconds"):
+        imported(path, tmp_path / "encoder")
+
+
 def test_a_graph_is_served_and_neither_trained_nor_run_by_torch(tmp_path: Path) -> None:
     artifact, _ = imported(written(tmp_path / "model.onnx"), tmp_path / "encoder")
     with pytest.raises(ArtifactError, match="can be served, but not trained"):
