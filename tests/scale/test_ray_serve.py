@@ -38,6 +38,7 @@ from tests.support.ray_fleet import (
     spectrum,
     states,
     total,
+    wait_for_reports,
 )
 from tools.stack import free_port
 
@@ -296,6 +297,7 @@ def test_an_update_to_fewer_replicas_answers_what_the_others_had_taken(
     fleet: str, serving: subprocess.Popen[bytes], ray_cluster: tuple[str, Path], configuration: dict[str, Any]
 ) -> None:
     """Counters go on, and so does the swap: the settings are the same."""
+    wait_for_reports(fleet)
     before = set(pending(fleet))
     assert len(before) == 3
     counts = [total(fleet, "fullrank_images_total")]

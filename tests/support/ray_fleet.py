@@ -54,6 +54,13 @@ def pending(url: str) -> dict[str, float]:
     return {replica: float(value) for replica, value in found}
 
 
+def wait_for_reports(url: str) -> None:
+    """Until every replica has told the collector what it has answered so far."""
+    asked = time.monotonic()
+    # A second, because a report is made before it is sent.
+    wait_for(lambda: all(it["seconds_ago"] < time.monotonic() - asked - 1 for it in spectrum(url)["replicas"]))
+
+
 def states(url: str) -> dict[str, str]:
     """Each replica's verdict."""
     return {it["instance"]: it["verdict"]["state"] for it in spectrum(url)["replicas"]}
