@@ -94,7 +94,7 @@ def test_the_wheels_are_used_as_by_a_first_user(
     needs = [it.name for it in (*requirements(SERVER), *requirements(LIBRARY)) if it.name != "fullrank"]
     python = environment(tmp_path / "venv", *needs, *report, "httpx")
     install(python, library[1], server[1])
-    command = [python, "-I", Path(__file__).with_name("use.py"), python.with_name("fullrank")]
+    command = [python, "-I", Path(__file__).parents[1] / "support" / "first_user.py", python.with_name("fullrank")]
     done = subprocess.run([*command, ROOT / "examples" / "ankle-boot.png"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "POST /embed: a row of 256 by fashion-directclr" in done.stdout

@@ -1,6 +1,6 @@
 """Uses an installation of the two wheels as its first user would. Needs nothing but Python's own library.
 
-    python tests/packaging/use.py /path/to/venv/bin/fullrank examples/ankle-boot.png
+    python tests/support/first_user.py /path/to/venv/bin/fullrank examples/ankle-boot.png
 
 `fullrank doctor`, `check` and `report` on the encoder; `serve` on a free port, POST /embed, `report` on the service,
 and its end by SIGTERM. Ends with 1, and the output of what failed, at the first step that does.
