@@ -54,7 +54,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from theory.implicit_regularization import DEEPER, FEW, FEW_REASON, descend, forward, mean_infonce, stack
+from theory.implicit_regularization import DEEPER, descend, forward, mean_infonce, of_many, stack
 from theory.lab import Claim, Line, Panel, ParameterError, Result, Settings, about, above, below, parameter, where
 from theory.strong_augmentation import largest_rate
 from theory.toys import F64, batches, normal, rank_of
@@ -233,10 +233,9 @@ def run(given: Parameters) -> Result:
         infonce[-1].end / d,
     )
     claims = [
-        where(d >= FEW, FEW_REASON, lost),
-        where(
-            d >= FEW,
-            FEW_REASON,
+        of_many(d, lost),
+        of_many(
+            d,
             ended(
                 below(
                     f"{deepest} layers: rank that Barlow Twins, λ = 0.0051, loses, over what InfoNCE loses",

@@ -42,7 +42,7 @@ import torch
 from torch import Tensor
 
 from theory.lab import Claim, Line, Panel, ParameterError, Result, Settings, about, exactly, finite, parameter, where
-from theory.noncontrastive_dynamics import ALIVE, Model, farthest, fixed_points, integrate, time_to_die
+from theory.noncontrastive_dynamics import ALIVE, Model, after_death, farthest, fixed_points, integrate
 from theory.toys import F64, orthogonal, runge_kutta
 
 EXAMPLE = "--epsilon 0.3 --frequency 20"
@@ -154,7 +154,7 @@ def survivors(given: Parameters, start: Tensor, until: float, late: float) -> li
     rules = each((1, direct_pred(0)), (1, direct_copy(0)))
     w, _ = follow(given, Model(spread, eta), rules, (size * start).expand(2, -1, -1), until, 1)
     expected = int((1 + spread < 2.5).sum())
-    slowest, claims = time_to_die(spread, eta), []
+    claims = []
     for name, power, found in zip(("DirectPred", "DirectCopy"), (1, 2), torch.linalg.eigvalsh(w @ w.mT), strict=True):
         p = size**power
         left = [size * math.exp(-((1 + float(noise)) * p**2 - p + eta) * late) for noise in spread[:expected]]
@@ -163,8 +163,7 @@ def survivors(given: Parameters, start: Tensor, until: float, late: float) -> li
         seen = int((found > ALIVE).sum())
         claim = exactly(f"{name}, ε = 0, η = 0.1: surviving dimensions", "#{j: 1 + σ_j² < 1/(4η)}", expected, seen)
         claim = where(kept, f"the predictor is {late:.3g} old: the start outruns it", claim)
-        near = f"a direction next to the threshold takes a time of {slowest:.0f}"
-        claims.append(where(slowest < 0.9 * until, near, claim))
+        claims.append(after_death(spread, eta, until, claim))
     return claims
 
 

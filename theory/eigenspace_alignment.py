@@ -50,7 +50,7 @@ from torch import Tensor
 
 from theory.lab import Line, Panel, ParameterError, Result, Settings, about, above, below, finite, parameter, where
 from theory.noncontrastive_dynamics import Model, fixed_points, integrate
-from theory.toys import F64, normal, runge_kutta
+from theory.toys import F64, normal, runge_kutta, stride
 
 EXAMPLE = "--weight-decay 0.02 --predictor-rate 3"
 DEAD = 1e-3  # of the largest eigenvalue of F
@@ -147,15 +147,14 @@ def run(given: Parameters) -> Result:
     for part in range(UNTIL):
         left = 1.0
         while left > 0:
-            count = math.ceil(left / min(given.step, 0.5 / fastest(given, *state)))
-            taken, step = min(count, 8), left / count
+            begun = part + 1 - left
+            taken, step, left = stride(left, min(given.step, 0.5 / fastest(given, *state)), 8)
             for index in range(1, taken + 1):
                 state = runge_kutta(lambda now: symmetric_flow(given, now[0], now[1]), state, step)
-                time = part + 1 - left + index * step
+                time = begun + index * step
                 field = restoring(given, *[finite(s, "F or W_p", time) for s in state])
                 now = float(torch.linalg.eigvalsh(field)[0])
                 exponent, lowest = exponent + step * (lowest + now) / 2, now
-            left = 0.0 if taken == count else left - taken * step
             size = float(commutator(state[0], state[1]).norm())
             times.append(part + 1 - left)
             sizes.append(size)

@@ -59,7 +59,6 @@ EXAMPLE = "--depth 3 --dimension 24"
 DEAD = 1e-2  # of the largest covariance eigenvalue
 DEEPER = 0.85  # of the rank is left, at most, by one more layer
 FEW = 8  # dimensions below which one mode more or less, a matter of chance, is more than that
-FEW_REASON = f"of fewer than {FEW} dimensions one mode more or less is a matter of chance"
 ALIGNED = 300.0  # time that two layers are given to align
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -275,6 +274,11 @@ def alignment(given: Parameters) -> tuple[list[Claim], Line]:
     return claims, Line("cosine", [i * max(1, steps // 60) for i in range(len(cosines))], cosines)
 
 
+def of_many(dimension: int, claim: Claim) -> Claim:
+    """`claim`, where there are enough dimensions for one mode more or less not to decide it."""
+    return where(dimension >= FEW, f"of fewer than {FEW} dimensions one mode more or less is a matter of chance", claim)
+
+
 def run(given: Parameters) -> Result:
     d, generator = given.dimension, given.generator()
     error, growth = closed_form(given)
@@ -302,7 +306,7 @@ def run(given: Parameters) -> Result:
         for depth in range(2, count + 1):
             ratio = ranks[first + depth - 1] / ranks[first + depth - 2]
             what = f"{kind}: effective rank, {depth} layers over {depth - 1}"
-            claims.append(where(d >= FEW, FEW_REASON, below(what, "deeper, lower", DEEPER, ratio)))
+            claims.append(of_many(d, below(what, "deeper, lower", DEEPER, ratio)))
         if count > 1:
             more = float(dead[first + count - 1] - dead[first])
             claims.append(

@@ -69,7 +69,7 @@ from theory.lab import (
     parameter,
     where,
 )
-from theory.toys import F64, normal, orthogonal, runge_kutta
+from theory.toys import F64, normal, orthogonal, runge_kutta, stride
 
 EXAMPLE = "--weight-decay 0.1 --augmentation 0.5"
 ALIVE = 1e-3
@@ -168,13 +168,12 @@ def integrate(
         left = until / WATCHED
         while left > 0:
             finite(state[0], "W", (part + 1) * until / WATCHED - left)
-            count = math.ceil(left / min(step, fraction * longest_step(model, state[0], state[1])))
-            taken, length = min(count, 16), left / count
+            longest = min(step, fraction * longest_step(model, state[0], state[1]))
+            taken, length, left = stride(left, longest, 16)
             for _ in range(taken):
                 state = whole(
                     runge_kutta(field, [value for value, moves in zip(state, moving, strict=True) if moves], length)
                 )
-            left = 0.0 if taken == count else left - taken * length
     if watch is not None:
         watch(state[0], state[1])
     return finite(state[0], "W", until), finite(state[1], "W_p", until)
@@ -401,6 +400,12 @@ def time_to_die(spread: Tensor, decay: float) -> float:
     return max((2 * math.pi * math.sqrt(gain / by) if by > 1e-9 else math.inf for gain, by in over), default=0.0)
 
 
+def after_death(spread: Tensor, decay: float, until: float, claim: Claim) -> Claim:
+    """`claim`, where every mode above the threshold has had the time to die."""
+    slowest = time_to_die(spread, decay)
+    return where(slowest < 0.9 * until, f"a direction next to the threshold takes a time of {slowest:.0f}", claim)
+
+
 def survivors(given: Parameters) -> list[Claim]:
     """Dimensional collapse by weight decay under an augmentation that varies more along some directions.
 
@@ -417,11 +422,8 @@ def survivors(given: Parameters) -> list[Claim]:
     for level, row in zip(levels, torch.linalg.eigvalsh(w @ w.mT), strict=True):
         what = f"surviving dimensions, σ_j² = 0 … {given.strongest:g}, η = {level:g}"
         expected, seen = int((1 + spread < 1 / (4 * level)).sum()), int((row > ALIVE / rate).sum())
-        slowest = time_to_die(spread, level)
         claim = exactly(what, "#{j: 1 + σ_j² < 1/(4η)}", expected, seen)
-        claims.append(
-            where(slowest < 0.9 * until, f"a direction next to the threshold takes a time of {slowest:.0f}", claim)
-        )
+        claims.append(after_death(spread, level, until, claim))
     return claims
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -71,6 +72,16 @@ def rank_of(matrix: Tensor) -> float:
 
 
 Field = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+
+
+def stride(left: float, longest: float, most: int) -> tuple[int, float, float]:
+    """The next steps of equal length through the time `left`: (how many, their length, the time left after them).
+
+    longest: what a step may take in the state of the moment. It is to be asked again after `most` steps.
+    """
+    count = math.ceil(left / longest)
+    taken, length = min(count, most), left / count
+    return taken, length, 0.0 if taken == count else left - taken * length
 
 
 def runge_kutta(field: Field, state: Sequence[Tensor], step: float) -> list[Tensor]:
