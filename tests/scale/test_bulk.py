@@ -26,12 +26,7 @@ from models.preprocess import decode
 from scale import bulk, output, sources
 from scale.corpus import referenced
 from scale.output import Run, sampled
-from tests.support.bulk import RUN, command
-from tests.support.images import encoded, noise
-
-
-def png(seed: int) -> bytes:
-    return encoded(noise((40, 30), "L", seed))
+from tests.support.bulk import RUN, command, png
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,7 @@ from scale import bulk, sources
 from scale.corpus import referenced
 from scale.output import Run, sampled
 from scale.places import PlaceError, Remote, place
-from tests.support.bulk import command
-from tests.support.images import encoded, noise
+from tests.support.bulk import command, png
 from tests.support.process import until
 from tests.support.s3 import contents, s3_server
 
@@ -30,10 +29,6 @@ pytest.importorskip("moto.server")
 s3fs = pytest.importorskip("s3fs")
 COUNT = 30
 A_SHARD = 3
-
-
-def png(seed: int) -> bytes:
-    return encoded(noise((40, 30), "L", seed))
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+from tests.support.images import encoded, noise
+
 # Arguments: files a shard, source, encoder, output, and the format if it is not Parquet.
 RUN = """
 import sys
@@ -20,3 +22,8 @@ bulk.run_local(left, encoder, out, done=lambda it: print(it.name, flush=True))
 def command(each: int, source: Path | str, encoder: Path, out: Path | str, *form: str, script: str = RUN) -> list[str]:
     """The command of a run with so many files a shard."""
     return [sys.executable, "-c", script, str(each), str(source), str(encoder), str(out), *form]
+
+
+def png(seed: int) -> bytes:
+    """A small grey image of noise."""
+    return encoded(noise((40, 30), "L", seed))
