@@ -9,7 +9,7 @@ from fullrank.canary import Canary
 from fullrank.exposition import duration
 from fullrank.fleet import Replica, Survey
 from fullrank.moments import Moments, merge
-from fullrank.monitor.window import Block
+from fullrank.monitor.window import inputs_of
 from fullrank.rules import STATES
 from fullrank.statistics import WindowStatistics, measure
 from fullrank.verdict import Verdict, diagnose
@@ -45,15 +45,10 @@ def judge(members: Sequence[Watched], reference: Reference | None) -> Judged:
         blocks = [block for it in members for block in it.blocks if block.start <= seconds]
         windows[seconds] = measure(seconds, blocks, reference, first.dimension)
         if reference is not None and reference.inputs is not None:
-            inputs[seconds] = reference.inputs.read(_inputs(blocks))
+            inputs[seconds] = reference.inputs.read(inputs_of(blocks))
     canary = _best([it.canary for it in members if it.canary is not None])
     verdict = diagnose(windows, reference, canary, inputs, canary_is_recent=canary is not None)
     return Judged(first.model, first.revision, len(members), windows, verdict)
-
-
-def _inputs(blocks: Sequence[Block]) -> Moments | None:
-    described = [block.inputs for block in blocks if block.inputs is not None]
-    return merge(described) if described else None
 
 
 def _best(canaries: Sequence[Canary]) -> Canary | None:

@@ -12,8 +12,8 @@ from fullrank.calibration.inputs import InputReading
 from fullrank.calibration.sequential import Evidence
 from fullrank.canary import Canary, CanaryReader
 from fullrank.measures import wasserstein_uniformity
-from fullrank.moments import Moments, merge
-from fullrank.monitor.window import Block, Ring
+from fullrank.moments import Moments
+from fullrank.monitor.window import Block, Ring, inputs_of
 from fullrank.reference import Reference
 from fullrank.sample import SampleMeasures, measure_sample, together
 from fullrank.statistics import WindowStatistics, measure
@@ -200,7 +200,7 @@ class SnapshotMaker:
             length = seconds or now - self._change
             self._measured[seconds] = replace(self._measure(wanted[seconds], ring.changes), seconds=length)
             self._due[seconds] = now + (seconds or self._windows[0]) / _TIMES_A_WINDOW
-        described = {seconds: _inputs(blocks) for seconds, blocks in wanted.items()}
+        described = {seconds: inputs_of(blocks) for seconds, blocks in wanted.items()}
         inputs = {seconds: self._read(moments) for seconds, moments in described.items()}
         change = Change(evidence.signal, self._measured[_SINCE], inputs[_SINCE]) if _SINCE in wanted else None
         shortest = self._windows[0]
@@ -283,11 +283,6 @@ def _uniformity(window: WindowStatistics) -> float:
         return math.nan
     # What mean_cosine holds is |mean|^2 without what sampling adds.
     return wasserstein_uniformity(window.eigenvalues, max(0.0, window.mean_cosine), window.rows - 1)
-
-
-def _inputs(blocks: Sequence[Block]) -> Moments | None:
-    described = [block.inputs for block in blocks if block.inputs is not None]
-    return merge(described) if described else None
 
 
 def to_json(value: Any) -> Any:

@@ -48,6 +48,12 @@ class Block:
             self.inputs = later.inputs if self.inputs is None else self.inputs.merge(later.inputs)
 
 
+def inputs_of(blocks: Sequence[Block]) -> Moments | None:
+    """The moments of all inputs of these blocks; None if none has any."""
+    described = [block.inputs for block in blocks if block.inputs is not None]
+    return merge(described) if described else None
+
+
 class Ring:
     """The blocks of the longest window, in order of time.
 
