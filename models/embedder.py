@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from models.artifact import Artifact
@@ -27,6 +28,12 @@ def normalize(rows: Tensor) -> Tensor:
     lengths = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
     unit: Tensor = wide / lengths.clamp_min(torch.finfo(torch.float64).tiny)
     return unit.to(rows.dtype)
+
+
+def least_cosine(rows: Tensor | NDArray[np.floating], expected: Tensor | NDArray[np.floating]) -> float:
+    """The least cosine between rows (n, d) and the expected rows; -1 if any row is not finite or is all zero."""
+    unit, wanted = (normalize(torch.from_numpy(np.asarray(it, np.float64))) for it in (rows, expected))
+    return float((unit * wanted).sum(1).nan_to_num(nan=-1.0).min())
 
 
 def faulty(rows: Tensor) -> Tensor:

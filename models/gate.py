@@ -24,13 +24,13 @@ from fullrank.verdict import (
     VARIANCE_SHARE,
 )
 from models.artifact import Artifact, ArtifactError, Canary
-from models.embedder import Embedder, normalize
+from models.embedder import Embedder, least_cosine, normalize
 from models.engines import PARITY_COSINE
 from models.preprocess import Pixels, Preprocessing
 
 FLOOR_PARTICIPATION_RATIO = 3.0
 MAX_DEAD_FRACTION = 0.5
-PRECISION_IMAGES = 32
+PRECISION_IMAGES = 32  # of the canary, on which a precision's rows are compared with those in float32
 SAME = 0.9  # a figure of at least this share of the incumbent's counts as not lower
 
 
@@ -179,9 +179,7 @@ def hold_to_float32(embedder: Embedder, artifact: Artifact) -> None:
         return
     images = artifact.canary.images[:PRECISION_IMAGES]
     exact = Embedder(artifact, embedder.device)
-    reduced, wanted = (normalize(it.embed(images)).double() for it in (embedder, exact))
-    cosine = float((reduced * wanted).sum(1).nan_to_num(nan=-1.0).min())
-    if cosine < PARITY_COSINE:
+    if (cosine := least_cosine(embedder.embed(images), exact.embed(images))) < PARITY_COSINE:
         dtype = str(embedder.dtype).removeprefix("torch.")
         raise ArtifactError(
             f"{artifact.card.name}: in {dtype} its canary images give embeddings of cosine {cosine:.6f} with those in "

@@ -12,7 +12,7 @@ from torch import Tensor
 from models import artifact as artifacts
 from models import gate as gates
 from models.artifact import Artifact, ArtifactError, Canary
-from models.embedder import Embedder
+from models.embedder import Embedder, least_cosine
 from models.engines import PARITY_COSINE
 from models.preprocess import prepare_arrays
 from service.encoders.served import Candidate
@@ -20,7 +20,7 @@ from service.engine.engine import Engine
 from service.engine.queue import Rows
 from service.failures import InvalidError
 from service.settings import Settings
-from service.watching.canary import embed_in_turns, least_cosine, noise_of
+from service.watching.canary import embed_in_turns, noise_of
 
 log = logging.getLogger("fullrank.service")
 

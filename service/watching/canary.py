@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from fullrank.canary import CanaryReader
 from models.artifact import Canary
-from models.embedder import normalize
+from models.embedder import least_cosine, normalize
+from models.gate import PRECISION_IMAGES
 from service.engine.batch import Encoder
 from service.engine.engine import Engine
 from service.engine.queue import Pixels, Rows
@@ -28,7 +28,6 @@ SHARE = 0.005
 IMAGES_TOGETHER = 8
 SECONDS_TOGETHER = 0.005
 TURN = 0.05  # seconds of one pass of embed_in_turns, for which a request may have to wait
-NOISE_IMAGES = 32  # canary images whose embeddings show the serving precision's own noise
 PATIENCE = 0.1  # seconds for which images of embed_in_turns give way to requests
 
 
@@ -60,7 +59,7 @@ async def noise_of(
     about `TURN` seconds are embedded again in one batch, and where `exact` is given, the same encoder in float32, some
     by that. An encoder that takes longer for one image sees no other batch than the first.
     """
-    some = min(len(pixels), NOISE_IMAGES)
+    some = min(len(pixels), PRECISION_IMAGES)
     few = min(some, engine.queue.max_batch, max(1, int(TURN * len(pixels) / max(seconds, 1e-6))))
     job = await engine.embed(encoder, pixels[:few], observed=False, yields_for=PATIENCE)
     again = [job.rows.copy()]
@@ -142,9 +141,3 @@ class CanaryWatch:
     def least_cosine(self, part: slice = slice(None)) -> float:
         """The least cosine between a canary image's embedding and its stored one; -1 if any is not finite."""
         return least_cosine(self.rows[part], self._expected[part].numpy())
-
-
-def least_cosine(rows: Rows, expected: NDArray[np.float64] | Rows) -> float:
-    """The least cosine between rows (n, d) and the expected rows; -1 if any row is not finite or is all zero."""
-    unit, wanted = (normalize(torch.from_numpy(np.asarray(it, np.float64))) for it in (rows, expected))
-    return float((unit * wanted).sum(1).nan_to_num(nan=-1.0).min())
