@@ -60,7 +60,7 @@ FAMILIES: dict[str, Family] = {
         lightly_train.FAMILY,
     )
 }
-SHAPES = (RuntimeError, TypeError, ValueError, IndexError, ArithmeticError, NotImplementedError)
+SHAPES = (RuntimeError, TypeError, ValueError, IndexError, ArithmeticError)
 PREPROCESSING = ("size", "to", "resize", "interpolation", "antialias", "centre", "mean", "std", "scale")
 
 

@@ -126,6 +126,12 @@ class Family:
     translate: Callable[[Checkpoint, Questions], Found]
 
 
+def refuse_endless(path: Path) -> None:
+    """Raise ImportRefusedError for a pipe or a device: what is there, and is no file, might never end."""
+    if path.exists() and not path.is_file():
+        raise ImportRefusedError(f"{path} is no regular file, and might never end; copy its content to a file")
+
+
 def cleaned(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 

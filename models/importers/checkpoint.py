@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from models.importers.base import SHOWN, Checkpoint, ImportRefusedError
+from models.importers.base import SHOWN, Checkpoint, ImportRefusedError, refuse_endless
 from models.importers.strip import stripped
 
 RECORDS = ("config.json", "preprocessor_config.json", "open_clip_config.json")
@@ -51,8 +51,7 @@ def read(source: Path, strip: bool = False) -> Checkpoint:
     if not source.exists():
         raise ImportRefusedError(f"{source} does not exist; give a checkpoint file, or a folder that holds one")
     path = _weights(source) if source.is_dir() else source
-    if not path.is_file():
-        raise ImportRefusedError(f"{path} is no regular file, and might never end; copy its content to a file")
+    refuse_endless(path)
     beside = source.is_dir() or path.name in USUAL
     records = {name: record(path.parent / name) for name in RECORDS if beside and (path.parent / name).is_file()}
     parts = _parts(path)

@@ -22,7 +22,7 @@ from models.artifact import WEIGHTS, Graph
 from models.engines.engine import affine
 from models.engines.trace import PIXELS, RECORD, ROWS
 from models.exporting import offsets
-from models.importers.base import SHOWN, ImportRefusedError, Questions, imagenet
+from models.importers.base import SHOWN, ImportRefusedError, Questions, imagenet, refuse_endless
 from models.preprocess import Preprocessing
 
 USUAL = imagenet()
@@ -68,8 +68,7 @@ def read(
         import onnx
     except ImportError:
         raise ImportRefusedError("ONNX files are read with the onnx package: pip install onnx") from None
-    if path.exists() and not path.is_file():
-        raise ImportRefusedError(f"{path} is no regular file, and might never end; copy its content to a file")
+    refuse_endless(path)
     try:
         model = onnx.load(path, load_external_data=False)
         digest = hashlib.sha256(path.read_bytes())
