@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cli.common import errors, fail, show
+from cli.common import Dtype, Engine, errors, fail, show
 
 if TYPE_CHECKING:
     from scale.bulk import Written
@@ -16,8 +16,8 @@ class How:
     """Where a source is embedded: `ray` is a cluster's address, or None for `processes` on this machine."""
 
     device: str
-    engine: Literal["auto", "onnx", "torch"]
-    dtype: Literal["float32", "bfloat16"]
+    engine: Engine
+    dtype: Dtype
     processes: int | None
     ray: str | None
 

@@ -15,7 +15,7 @@ from fullrank import Reference
 from fullrank.fleet import Survey, survey
 from fullrank.monitor.snapshot import to_json
 from scale.judging import Measured, figures, judge, replica_of
-from scale.reports import Encoder, Order, Report, Wanted, Watched
+from scale.reports import Encoder, Order, Report, Wanted, Watched, not_heard_of
 from scale.totals import ADDITIVE, Ledger, Series, Totals, samples_of
 
 GROUPS = 3  # groups of rows that bounds need; two replicas with rows send more than one each
@@ -233,7 +233,7 @@ class Collector:
             fleets, replicas = ([it for it in some if it["model"] == model] for some in (fleets, replicas))
         problems = [*found.survey.problems]
         if awaited := self.awaited():
-            problems.append(f"the collector was started again and has not heard of {', '.join(awaited)} yet")
+            problems.append(not_heard_of(awaited))
         value = {"fleets": fleets, "replicas": replicas, "problems": problems}
         json_able: dict[str, Any] = to_json(value)
         return json_able

@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -30,10 +30,10 @@ from scale.places import Place, write_all
 RUN = "run.json"
 MOMENTS = ".moments.safetensors"
 INPUTS = ".inputs.safetensors"
-FORMATS = ("parquet", "npy")
 Format = Literal["parquet", "npy"]
-DTYPES = ("float32", "bfloat16")
 Dtype = Literal["float32", "bfloat16"]
+FORMATS = get_args(Format)
+DTYPES = get_args(Dtype)
 
 
 class BulkError(RuntimeError):

@@ -104,6 +104,11 @@ class Wanted:
     ledger: Ledger | None = None
 
 
+def not_heard_of(replicas: Collection[str]) -> str:
+    """What a collector that was started again says until the replicas of the one before have reported to it."""
+    return f"the collector of the fleet was started again and has not heard of {', '.join(replicas)} yet"
+
+
 def watched_by(service: Service, groups: int, references: Collection[Encoder]) -> list[Watched]:
     """Every monitor of a service. Blocks while moments are copied, so it is for a worker thread."""
     baselines = {(it.name, it.revision): it.baseline.card for it in service.in_service()}

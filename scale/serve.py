@@ -26,7 +26,7 @@ except ImportError as error:
 
 from fullrank import __version__ as VERSION
 from scale.ray_actors import PENDING, CollectorActor, PendingImages
-from scale.reports import SILENT, Report, Wanted, metrics_of, serving, watched_by
+from scale.reports import SILENT, Report, Wanted, metrics_of, not_heard_of, serving, watched_by
 from scale.totals import Ledger, Series, samples_of
 from service.encoders.registry import Service
 from service.failures import ConflictError, ServiceError, UnreadyError
@@ -134,8 +134,7 @@ class Peers:
         """
         awaited, families = await self._ask("metrics")
         if awaited:
-            message = f"the collector of the fleet was started again and has not heard of {', '.join(awaited)} yet"
-            raise UnreadyError("no_collector", message, retry_after=5)
+            raise UnreadyError("no_collector", not_heard_of(awaited), retry_after=5)
         self._shown = samples_of(families)
         return families  # type: ignore[no-any-return]
 

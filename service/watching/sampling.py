@@ -89,14 +89,15 @@ class Sample:
         first = {content: index for index, content in reversed(list(enumerate(contents)))}
         fresh = sorted(index for content, index in first.items() if not self._chosen.holds(content, now))
         chosen = np.array(fresh, dtype=np.intp)
-        left = None if clients is None else self._clients.left(clients, now)
-        if clients is not None and left is not None:
+        clients = () if clients is None else clients
+        left = self._clients.left(clients, now)
+        if left is not None:
             chosen = self._capped(chosen, clients, left)
         room = min(len(chosen), int(self._allowance))
         self._allowance -= room
         if room < len(chosen):
             chosen = self._random.permutation(chosen)[:room]
-        if clients is not None and left is not None:
+        if left is not None:
             for index in chosen:
                 self._clients.spend(clients[index])
         for index in chosen:

@@ -22,7 +22,6 @@ from service.watching.sampling import Clients
 log = logging.getLogger("fullrank.service")
 Stamp = tuple[int, int, int]
 REVISION = "observed"
-NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 MAX_DIMENSION = 8192
 
 

@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from models.card import NAME
 from service.http.access import Administering
 from service.http.context import service_of
 from service.http.routes import operations
 from service.http.routes.schemas import KEY, REFERENCE_BODY, REFERENCE_RESPONSES, SWAP_RESPONSES
-from service.watching.sidecar import NAME
 
 router = APIRouter(tags=["administration"], route_class=Administering)
 
@@ -21,7 +21,7 @@ class SwapBody(BaseModel):
     )
 
     name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        pattern=f"^{NAME}$",
         description="Name of an encoder's folder in FULLRANK_ENCODERS_DIR; never a path.",
     )
     gate: Literal["enforce", "warn", "off"] | None = Field(

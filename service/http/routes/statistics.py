@@ -10,6 +10,7 @@ from fastapi.responses import Response
 from safetensors.torch import save
 
 from fullrank import SpectrumMonitor
+from models.card import NAME
 from service.encoders.registry import Service
 from service.http import observed
 from service.http.access import Observing, Revealing, client_of
@@ -19,7 +20,7 @@ from service.http.errors import Problem
 from service.http.payload import JSON, NPY, apart
 from service.http.routes import schemas
 from service.settings import NONE
-from service.watching.sidecar import NAME, REVISION
+from service.watching.sidecar import REVISION
 
 router = APIRouter(tags=["statistics"])
 revealing = APIRouter(route_class=Revealing)
