@@ -152,10 +152,13 @@ def _embed_here(files: list[Path], encoder: Path, device: str, engine: Engine, d
     from models.artifact import ArtifactError, load
     from models.decode import ImageError
     from models.embedder import Embedder, faulty, normalize
+    from models.gate import hold_to_float32
     from models.preprocess import decode
 
     try:
-        embedder = Embedder(load(encoder), device, getattr(torch, dtype), engine=engine)
+        artifact = load(encoder)
+        embedder = Embedder(artifact, device, getattr(torch, dtype), engine=engine)
+        hold_to_float32(embedder, artifact)
     except (ArtifactError, OSError) as error:
         fail(error)
     results: Results = [""] * len(files)
