@@ -29,6 +29,13 @@ const against = (x, reference) => {
   return `${known(x) ? `${percent(x / reference)} of ` : ""}the reference's ${number(reference)}`;
 };
 
+/** A threshold is said only beside a figure: for a window without rows it would be that of two rows. */
+function shiftNote(reference, shift, limit) {
+  if (!reference) return "no reference to compare with";
+  const rest = !known(shift) ? "too few rows" : known(limit) ? `shifted above ${number(limit, 2)}` : "not calibrated";
+  return `of the reference's variance; ${rest}`;
+}
+
 function embeddings(s, w) {
   const reference = s.reference ?? {};
   const limit = s.thresholds;
@@ -65,7 +72,7 @@ function embeddings(s, w) {
     {
       name: "Shift of the mean",
       value: known(w.mean_shift_ratio) ? (Math.abs(w.mean_shift_ratio) < 0.005 ? "0.00" : number(w.mean_shift_ratio, 2)) : "not measured",
-      note: s.reference ? `of the reference's variance; ${known(limit.mean_shift_ratio) ? `shifted above ${number(limit.mean_shift_ratio, 2)}` : "not calibrated"}` : "no reference to compare with",
+      note: shiftNote(s.reference, w.mean_shift_ratio, limit.mean_shift_ratio),
       tone: above(w.mean_shift_ratio, limit.mean_shift_ratio, "watch"),
       runbook: "EmbeddingTrafficShifted",
       metric: "fullrank_mean_shift_ratio",
@@ -127,7 +134,7 @@ function traffic(s, w, store) {
     {
       name: "Inputs",
       value: known(distance) ? number(distance, 2) : "not measured",
-      note: known(distance) ? `distance from the reference's images; unusual above ${number(limit, 2)}` : "rows came without their images, or the reference has none",
+      note: known(distance) ? `distance from the reference's images; unusual above ${number(limit, 2)}` : w.rows ? "rows came without their images, or the reference has none" : "no rows yet",
       tone: above(distance, limit, "watch"),
       runbook: "EmbeddingTrafficShifted",
       metric: "fullrank_input_distance",

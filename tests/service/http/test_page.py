@@ -108,6 +108,9 @@ def test_healthy(browser: Browser, healthy: tuple[str, Server]) -> None:
         expect(page.locator("#identity")).to_contain_text("beta")
         expect(heading(page)).to_have_text("not enough data yet")
         expect(tile(page, "Effective rank").locator(".value")).to_have_text("not measured")
+        # Of a window without rows no threshold is said, nor how they came.
+        expect(tile(page, "Shift of the mean")).to_contain_text("of the reference's variance; too few rows")
+        expect(tile(page, "Inputs")).to_contain_text("no rows yet")
         assert page.url.endswith("#model=beta&window=300")
         keep(page, "empty")
         until(lambda: server.service.listeners.count == 1)  # one stream, also after the change
