@@ -45,8 +45,6 @@ def embed_folder(
     from scale.sources import SourceError, shards
 
     unread: list[str] = []
-    if _inside(out, source):
-        fail(f"--out {out} lies in the source {source}: the next run would take rows for images; choose another folder")
     try:
         folder = place(out)
         found = shards(source)
@@ -84,13 +82,6 @@ def _fits(encoder: Path, how: How) -> None:
 
     artifact = load(encoder)
     hold_to_float32(Embedder(artifact, how.device, getattr(torch, how.dtype), engine=how.engine), artifact)
-
-
-def _inside(out: str, source: str) -> bool:
-    """Whether a folder of rows lies in the folder of images, or is it."""
-    if "://" in out or "://" in source:
-        return f"{out.rstrip('/')}/".startswith(f"{source.rstrip('/')}/")
-    return Path(out).resolve().is_relative_to(Path(source).resolve())
 
 
 def _reference(out: "Place", encoder: Path, how: How, target: Path) -> dict[str, object]:

@@ -27,7 +27,7 @@ from models.files import SCRATCH
 from models.preprocess import Pixels, Preprocessing, decode
 from scale.output import RUN, BulkError, Dtype, Format, Report, Rows, Run, report
 from scale.places import Place, place
-from scale.sources import Item, Shard, SourceError
+from scale.sources import ADDRESS, Item, Shard, SourceError
 
 __all__ = ["RUN", "BulkError", "Embedding", "Report", "Written", "begin", "report", "run_local"]
 
@@ -151,9 +151,14 @@ def begin(
     """Create the output folder, or continue in it. Returns the shards that are still to do.
 
     inputs: keep thumbnails of the images, which a reference needs. dtype: what the encoder computes in. Raises
-    BulkError if the folder holds another encoder's rows, rows in another format, rows computed in another dtype or rows
-    of another source, or cannot be written.
+    BulkError if the folder lies in the source, holds another encoder's rows, rows in another format, rows computed in
+    another dtype or rows of another source, or cannot be written.
     """
+    for root in {shard.root for shard in shards if shard.root}:
+        if _inside(out, root):
+            raise BulkError(
+                f"{out} lies in the source {root}: the next run would take rows for images; choose another --out"
+            )
     card = load(encoder).card
     mine = Run(card.name, card.revision, file_format, inputs, dtype)
     try:
@@ -183,6 +188,12 @@ def begin(
     except OSError as error:
         raise BulkError(f"{out}: {error}") from error
     return [shard for shard in shards if shard.name not in complete]
+
+
+def _inside(out: Place, root: str) -> bool:
+    if isinstance(out, Path):
+        return not ADDRESS.match(root) and out.resolve().is_relative_to(Path(root).resolve())
+    return f"{out}/".startswith(root)
 
 
 def sweep(out: Place) -> None:

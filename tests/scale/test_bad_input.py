@@ -12,7 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import app
-from scale import sources
+from scale import bulk, sources
+from scale.places import place
+from scale.sources import Shard
 from tests.support.images import encoded, noise
 
 PNG = encoded(noise((40, 30), "L", 1))
@@ -168,8 +170,26 @@ def test_rows_among_the_images_are_refused(embed: Embed, tmp_path: Path) -> None
     for out in (tmp_path, tmp_path / "rows"):
         code, said = embed(tmp_path, out)
         assert code == 1
-        assert f"--out {out} lies in the source {tmp_path}" in said
+        assert f"{out} lies in the source {tmp_path}: the next run would take rows for images" in said
     assert not (tmp_path / "rows").exists()
+
+
+def test_the_library_refuses_rows_among_the_images_as_the_command_does(small_artifact: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "a.png").write_bytes(PNG)
+    (tmp_path / "link").symlink_to(images)
+    found = sources.shards(str(images))
+    for out in (images, tmp_path / "link" / "rows", tmp_path / "images" / ".." / "images" / "rows"):
+        with pytest.raises(bulk.BulkError, match=r"lies in the source .*images: .*choose another --out"):
+            bulk.begin(out, small_artifact, found)
+    assert [it.name for it in images.iterdir()] == ["a.png"]
+    beside = tmp_path / "images-rows"
+    assert bulk.begin(beside, small_artifact, found) == found
+    stored = [Shard("a", "tar", ("memory:///corpus/a.tar",), "memory:///corpus/")]
+    with pytest.raises(bulk.BulkError, match="lies in the source memory"):
+        bulk.begin(place("memory:///corpus/rows"), small_artifact, stored)
+    assert bulk.begin(place("memory:///corpus-rows"), small_artifact, stored) == stored
 
 
 def test_a_file_in_the_place_of_the_folder_is_named(embed: Embed, tmp_path: Path) -> None:
