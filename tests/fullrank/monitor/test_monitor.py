@@ -1,3 +1,5 @@
+"""A monitor's life: its threads, its snapshots, what it saves, and how it ends."""
+
 import gc
 import json
 import math
@@ -5,234 +7,14 @@ import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load, save
 
-from fullrank import Moments, Reference, SpectrumMonitor, measures
-
-D = 32
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
-def rows_of(n, seed=0, d=D):
-    torch.manual_seed(seed)
-    return torch.randn(n, d) * torch.arange(1, d + 1).float() ** -0.5 + 0.2
-
-
-@pytest.fixture(scope="module")
-def reference():
-    return Reference.build(rows_of(4000, 100), rows_of(4000, 101), canary=rows_of(40, 102), calibrate=False)
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
-@pytest.fixture
-def monitor(reference, clock):
-    with SpectrumMonitor(D, reference, clock=clock) as monitor:
-        yield monitor
-
-
-def unit(rows):
-    return torch.nn.functional.normalize(rows.double())
-
-
-def test_a_window_is_the_statistics_of_its_rows(monitor, reference):
-    rows = rows_of(2000) * 7.0
-    for part in rows.split(300):
-        monitor.observe(part)
-    assert monitor.flush(120)
-    snapshot = monitor.snapshot()
-    window = snapshot.windows[300.0]
-    z = unit(rows)
-    moments = Moments(D).add(z)
-    assert window.rows == 2000
-    assert window.participation_ratio.estimate == pytest.approx(moments.participation_ratio(), rel=1e-5)
-    assert window.participation_ratio.lower < window.participation_ratio.estimate < window.participation_ratio.upper
-    assert window.effective_rank == pytest.approx(moments.effective_rank(), rel=1e-5)
-    assert window.total_variance == pytest.approx(float(z.T.cov().trace()), rel=1e-5)
-    assert window.mean_cosine == pytest.approx(measures.mean_cosine(rows), rel=1e-5)
-    assert window.rankme == pytest.approx(measures.rankme(torch.linalg.eigvalsh(z.T.cov()).sqrt()), rel=1e-4)
-    norms = torch.linalg.vector_norm(rows, dim=1)
-    for q, norm in window.norms.items():
-        assert norm == pytest.approx(float(norms.quantile(q)), rel=0.03)
-    assert all(band.ratio.estimate == pytest.approx(1, abs=0.12) for band in window.bands)
-    assert abs(window.mean_shift_ratio) < 0.01
-    assert snapshot.verdict.state == "healthy"
-    assert snapshot.windows[3600.0].rows == 2000
-
-
-def test_band_energies_are_centred_on_each_block(reference, clock):
-    z = unit(rows_of(64 * 40))
-    with SpectrumMonitor(D, reference, clock=clock, block_rows=64) as monitor:
-        monitor.observe(z)
-        monitor.flush(120)
-        expected = sum((part.T.cov() @ reference.basis * reference.basis).sum(0) * 64 for part in z.split(64))
-        firsts = (0, *reference.bands[:-1])
-        for (rank, energy), first in zip(monitor.counters.band_energy.items(), firsts, strict=True):
-            assert energy == pytest.approx(float(expected[first:rank].sum()), rel=1e-4)
-
-
-def test_a_mean_that_jumps_between_blocks_does_not_fill_the_tail(reference, clock):
-    z = unit(rows_of(64 * 40))
-    with SpectrumMonitor(D, reference, clock=clock, block_rows=64) as monitor:
-        for i, part in enumerate(z.split(64)):
-            # Along the last direction only, then to unit length like any row.
-            monitor.observe(part + 5.0 * (i % 2) * reference.basis[:, -1])
-        monitor.flush(120)
-        assert monitor.snapshot().windows[300.0].bands[-1].ratio.estimate < 1.1
-        assert monitor.snapshot().windows[300.0].mean_shift_ratio > 0.1
-
-
-def test_products_of_consecutive_blocks_are_the_counters(reference, clock):
-    z = unit(rows_of(256 * 5))
-    with SpectrumMonitor(D, reference, clock=clock) as monitor:
-        monitor.observe(z)
-        monitor.flush(120)
-        covariances = [part.T.cov() for part in z.split(256)]
-        pairs = list(pairwise(covariances))
-        assert monitor.counters.trace_product == pytest.approx(
-            float(sum(a.trace() * b.trace() for a, b in pairs)), rel=1e-4
-        )
-        assert monitor.counters.frobenius_product == pytest.approx(
-            float(sum((a * b).sum() for a, b in pairs)), rel=1e-4
-        )
-
-
-def test_windows_forget_by_their_own_length(monitor, clock):
-    monitor.observe(rows_of(300))
-    monitor.flush(120)
-    clock.now = 301.0
-    monitor.observe(rows_of(200, 1))
-    monitor.flush(120)
-    assert [w.rows for w in monitor.snapshot().windows.values()] == [200, 500]
-    clock.now = 4000.0
-    monitor.flush(120)
-    assert [w.rows for w in monitor.snapshot().windows.values()] == [0, 0]
-    assert math.isnan(monitor.snapshot().windows[300.0].effective_rank)
-    assert monitor.snapshot().verdict.state == "insufficient_data"
-
-
-@pytest.mark.parametrize("as_bytes", [True, False])
-def test_duplicates_enter_once_a_horizon(monitor, clock, as_bytes):
-    keys = np.arange(100, dtype=np.uint64) % 10
-    given = [key.tobytes() for key in keys] if as_bytes else keys
-    monitor.observe(rows_of(100), keys=given)
-    monitor.flush(120)
-    assert monitor.counters.rows == {"sampled": 10, "duplicate": 90, "dropped": 0, "nonfinite": 0, "zero": 0}
-    clock.now = 300.0
-    monitor.observe(rows_of(100), keys=given)
-    monitor.flush(120)
-    assert monitor.counters.rows["sampled"] == 20
-
-
-def test_rows_that_are_not_finite_are_counted_and_their_key_stays_free(monitor):
-    rows = rows_of(64)
-    rows[0, 0], rows[1, 1] = math.nan, math.inf
-    monitor.observe(rows, keys=[b"a", b"b"] + [b"%d" % i for i in range(62)])
-    monitor.observe(rows_of(2, 1), keys=[b"a", b"b"])
-    monitor.flush(120)
-    assert monitor.counters.rows == {"sampled": 64, "duplicate": 0, "dropped": 0, "nonfinite": 2, "zero": 0}
-    assert math.isfinite(monitor.snapshot().windows[300.0].total_variance)
-
-
-def test_extreme_scales_are_defined(monitor):
-    rows = rows_of(600).double()
-    rows[100:200] *= 1e30
-    rows[200:300] *= 1e-30
-    monitor.observe(rows)
-    monitor.flush(120)
-    window = monitor.snapshot().windows[300.0]
-    assert window.rows == 600
-    assert math.isfinite(window.effective_rank)
-
-
-def test_rows_of_zeros_are_counted_apart_and_change_no_statistic(reference, clock):
-    rows = rows_of(2000)
-    zeros = torch.zeros(100, D)
-    with SpectrumMonitor(D, reference, clock=clock) as plain, SpectrumMonitor(D, reference, clock=clock) as mixed:
-        for part, none in zip(rows.split(256), (*zeros.split(12),), strict=False):
-            plain.observe(part)
-            mixed.observe(torch.cat((none, part)))
-        assert plain.flush(120)
-        assert mixed.flush(120)
-        mine, theirs = plain.snapshot(), mixed.snapshot()
-        assert theirs.counters.rows["zero"] == 96
-        window = theirs.windows[300.0]
-        assert (window.rows, window.zeros, window.zero_share) == (2000, 96, 96 / 2096)
-        assert window.effective_rank == pytest.approx(mine.windows[300.0].effective_rank, rel=1e-6)
-        assert window.total_variance == pytest.approx(mine.windows[300.0].total_variance, rel=1e-6)
-        assert theirs.verdict.state == mine.verdict.state == "healthy"
-        restored = load(save(mixed.state()))
-        with SpectrumMonitor(D, reference, clock=clock) as again:
-            again.restore(restored)
-            assert again.snapshot().windows[300.0].zeros == 96
-
-
-def test_an_encoder_that_gives_zeros_has_collapsed(monitor):
-    monitor.observe(torch.zeros(600, D))
-    monitor.flush(120)
-    snapshot = monitor.snapshot()
-    assert snapshot.verdict.state == "complete_collapse"
-    assert "100% of the rows are zeros" in snapshot.verdict.reason
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_any_float_dtype_and_numpy(monitor, dtype):
-    monitor.observe(rows_of(300).to(dtype))
-    monitor.observe(rows_of(300, 1).numpy())
-    monitor.flush(120)
-    assert monitor.snapshot().windows[300.0].rows == 600
-
-
-def test_the_caller_may_reuse_its_buffer(monitor):
-    rows = rows_of(64)
-    monitor.observe(rows)
-    rows.fill_(math.nan)
-    monitor.flush(120)
-    assert monitor.counters.rows["sampled"] == 64
-
-
-def test_a_full_buffer_drops_and_counts_and_never_waits(reference):
-    with SpectrumMonitor(D, reference, buffer_rows=1000) as monitor:
-        rows = rows_of(1000)
-        caller = threading.Thread(target=lambda: [monitor.observe(rows) for _ in range(10)], daemon=True)
-        with monitor._worker.state:  # the worker cannot proceed
-            caller.start()
-            caller.join(120)
-            assert not caller.is_alive()
-        monitor.flush(120)
-        rows = monitor.counters.rows
-        assert rows["sampled"] + rows["dropped"] == 10000
-        assert rows["sampled"] <= 2000
-
-
-def test_observing_from_many_threads_loses_nothing(monitor):
-    def send(seed):
-        for i in range(50):
-            monitor.observe(rows_of(3, seed * 100 + i))
-
-    threads = [threading.Thread(target=send, args=(i,)) for i in range(6)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    monitor.flush(120)
-    assert monitor.counters.rows["sampled"] == 900
-    assert monitor.snapshot().windows[300.0].rows == 900
+from fullrank import Reference, SpectrumMonitor
+from tests.support.monitors import Clock, D, rows_of
 
 
 def test_the_snapshot_is_cached_and_refreshes_without_being_asked(monitor, clock):
@@ -287,24 +69,6 @@ def test_canary(monitor):
     monitor.record_canary(torch.full((40, D), math.nan))
     monitor.flush(120)
     assert monitor.snapshot().verdict.state == "model_fault"
-
-
-def test_inputs_have_a_twin(monitor):
-    torch.manual_seed(0)
-    assert math.isnan(monitor.snapshot().input_participation_ratio)
-    for part in torch.randn(2000, 12).split(100):
-        monitor.observe(rows_of(100), inputs=part)
-    monitor.flush(120)
-    assert monitor.snapshot().input_participation_ratio == pytest.approx(12, rel=0.05)
-
-
-def test_moments_of_a_window_are_those_of_its_rows(monitor):
-    assert monitor.moments().count == 0
-    monitor.observe(rows_of(700))
-    monitor.flush(120)
-    np.testing.assert_allclose(monitor.moments(300.0).covariance(), unit(rows_of(700)).T.cov(), rtol=1e-4, atol=1e-7)
-    with pytest.raises(KeyError, match="window 7"):
-        monitor.moments(7)
 
 
 def test_a_restart_resumes_its_window(monitor, reference, clock):
@@ -423,23 +187,6 @@ def test_a_monitor_that_nobody_keeps_ends_its_thread(reference):
     gc.collect()
     thread.join(120)
     assert not thread.is_alive()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"rows": torch.zeros(2, 5)}, "rows: expected width 32, got 5"),
-        ({"rows": torch.zeros(32)}, "rows: expected two dimensions"),
-        ({"rows": torch.zeros(2, 32, dtype=torch.int32)}, "rows: expected a floating dtype, got int32"),
-        ({"rows": torch.zeros(2, 32), "keys": [b"a"]}, "keys: expected 2"),
-        ({"rows": torch.zeros(2, 32), "inputs": torch.zeros(3, 4)}, "inputs: expected 2 rows, got 3"),
-        ({"rows": torch.zeros(2, 32), "inputs": torch.zeros(2)}, "inputs: expected two dimensions"),
-        ({"rows": torch.zeros(2, 32), "inputs": torch.zeros(2, 0)}, "inputs: expected at least one column"),
-    ],
-)
-def test_bad_observations_are_named(monitor, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        monitor.observe(**arguments)
 
 
 @pytest.mark.parametrize(

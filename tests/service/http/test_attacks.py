@@ -4,10 +4,7 @@ import contextlib
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
 import orjson
@@ -17,54 +14,12 @@ from service.http import limits
 from service.http.app import Server
 from service.settings import Settings
 from tests.support.images import encoded, pictures
-from tests.support.process import replica, running, until
+from tests.support.process import running, until
+from tests.support.sockets import KEY, answer, connect, head, to_the_end, value
 
 PNG = encoded(pictures(1)[0])
-KEY = "correct horse"
 SECONDS = 2.0  # of request_timeout where it must pass
 ROUTES = ["/embed", "/v1/embeddings", "/v2/models/alpha/infer", "/observe", "/admin/encoders"]
-
-
-def connect(url: str) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), timeout=120)
-
-
-def head(method: str, path: str, length: int, *headers: str) -> bytes:
-    lines = [f"{method} {path} HTTP/1.1", "Host: localhost", f"Content-Length: {length}", *headers]
-    return "\r\n".join([*lines, "", ""]).encode()
-
-
-def answer(it: socket.socket) -> tuple[int, bytes]:
-    """Status and body of one answer."""
-    data = b""
-    while b"\r\n\r\n" not in data:
-        part = it.recv(65536)
-        assert part, data
-        data += part
-    start, _, body = data.partition(b"\r\n\r\n")
-    fields = start.lower().split(b"\r\n")
-    length = next(int(line[15:]) for line in fields if line.startswith(b"content-length:"))
-    while len(body) < length:
-        body += it.recv(65536)
-    return int(start.split(b" ", 2)[1]), body[:length]
-
-
-def to_the_end(it: socket.socket) -> bytes:
-    data = b""
-    with contextlib.suppress(ConnectionError):
-        while part := it.recv(65536):
-            data += part
-    return data
-
-
-def value(server: Server, name: str, **labels: str) -> float:
-    return server.service.metrics.registry.get_sample_value(name, labels) or 0.0
-
-
-@pytest.fixture(scope="module")
-def locked(settings: Callable[..., Settings]) -> Iterator[tuple[str, Server]]:
-    with running(settings(api_key=KEY)) as both:
-        yield both
 
 
 @pytest.fixture(scope="module")
@@ -288,120 +243,3 @@ def test_a_client_that_resets_while_it_waits_is_let_go(locked: tuple[str, Server
         it.sendall(head("POST", "/embed", 1000, "Content-Type: image/png", f"Authorization: Bearer {KEY}") + b"x")
         it.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     until(lambda: value(server, "fullrank_requests_total", route="/embed", code="499") == before + 1)
-
-
-# ---- what is no request
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"hello\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\nbad header\r\n\r\n",
-        b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"GET http://[::1 HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"POST /embed HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-    ],
-)
-def test_what_is_no_request_gets_the_json_of_every_failure_and_is_counted(
-    locked: tuple[str, Server], data: bytes
-) -> None:
-    url, server = locked
-    before = value(server, "fullrank_requests_total", route="other", code="400")
-    with connect(url) as it:
-        it.sendall(data)
-        received = to_the_end(it)
-    start, _, body = received.partition(b"\r\n\r\n")
-    if b" 401 " in start.split(b"\r\n")[0]:  # the key was decided before the body went wrong
-        return
-    assert start.startswith(b"HTTP/1.1 400 Bad Request")
-    assert b"content-type: application/json" in start.lower()
-    assert orjson.loads(body)["error"]["code"] == "malformed_request"
-    assert value(server, "fullrank_requests_total", route="other", code="400") == before + 1
-
-
-def test_what_follows_a_whole_request_does_it_no_harm(locked: tuple[str, Server]) -> None:
-    url, _ = locked
-    with connect(url) as it:
-        it.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nrubbish\r\n\r\n")
-        received = to_the_end(it)
-        assert received.startswith(b"HTTP/1.1 200 OK")
-        assert b"alive" in received
-
-
-def test_an_upgrade_is_answered_as_any_request(locked: tuple[str, Server]) -> None:
-    url, _ = locked
-    with connect(url) as it:
-        upgrade = "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13"
-        it.sendall(head("GET", "/healthz", 0, *upgrade, "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="))
-        assert b"alive" in to_the_end(it)
-
-
-# ---- the same at full size, against a process of its own
-
-
-@pytest.mark.soak
-def test_bodies_before_keys_at_full_size(encoders: Path) -> None:
-    """30 MB for /admin/encoders, four at once: they cost no CPU and no memory, and health answers meanwhile."""
-    with replica(encoder=encoders / "alpha", api_key=KEY) as it:
-        before, cpu = it.metric("process_resident_memory_bytes"), it.metric("process_cpu_seconds_total")
-        body = b"[" + b"[]," * 9_999_999 + b"[]]"
-
-        def send() -> None:
-            with connect(it.url) as client:
-                with contextlib.suppress(OSError):
-                    client.sendall(head("POST", "/admin/encoders", len(body), "Content-Type: application/json") + body)
-                assert answer(client)[0] == 401
-
-        with ThreadPoolExecutor(4) as pool:
-            for done in [pool.submit(send) for _ in range(4)]:
-                done.result()
-        print(f"{it.metric('process_cpu_seconds_total') - cpu:.1f} s of CPU for {4 * len(body) / 1e6:.0f} MB")
-        assert it.metric("process_resident_memory_bytes") - before < 20e6
-
-
-@pytest.mark.soak
-def test_forty_connections_of_31_megabytes_at_full_size(encoders: Path) -> None:
-    limit = 256 * 2**20
-    with replica(encoder=encoders / "alpha") as it, contextlib.ExitStack() as stack:
-        before = it.metric("process_resident_memory_bytes")
-        clients = [stack.enter_context(connect(it.url)) for _ in range(40)]
-        for client in clients:
-            with contextlib.suppress(OSError):
-                client.sendall(head("POST", "/embed", 32_000_000, "Content-Type: image/png") + b"x" * 31_000_000)
-        assert 0 < it.metric("fullrank_pending_bytes") <= limit
-        growth = it.metric("process_resident_memory_bytes") - before
-        print(f"{growth / 1e6:.0f} MB more for {40 * 31} MB sent")
-        assert growth < 1.5 * limit
-        assert httpx.post(it.url + "/embed", content=PNG).status_code == 200
-        stack.close()
-        until(lambda: it.metric("fullrank_pending_bytes") == 0)
-
-
-@pytest.mark.soak
-def test_three_hundred_trickles_and_readers_of_nothing_at_full_size(encoders: Path) -> None:
-    """All of them end, none keeps the honest waiting, and no connection stays."""
-    with replica(encoder=encoders / "alpha", request_timeout=5) as it, contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(connect(it.url)) for _ in range(300)]
-        for number, client in enumerate(clients):
-            path = ("/embed", "/observe", "/admin/encoders", "/nowhere", "/v1/embeddings")[number % 5]
-            client.sendall(head("POST", path, 5000, "Content-Type: application/json") + b"{")
-            client.setblocking(False)
-        left = set(clients)
-        until_all = time.monotonic() + 120
-        while left:
-            assert time.monotonic() < until_all
-            for client in left.copy():
-                try:
-                    client.send(b" ")
-                    while client.recv(65536):
-                        pass
-                    left.discard(client)
-                except BlockingIOError:
-                    pass
-                except OSError:
-                    left.discard(client)
-            assert httpx.post(it.url + "/embed", content=PNG).status_code == 200
-        until(lambda: it.metric("fullrank_connections") <= 2)
