@@ -126,7 +126,7 @@ def train(
             ):
                 fail(f"{began} is a run of {chosen.name}, not of {recipe}")
             settings["data"] = Path(settings["data"]) if settings.get("data") else None
-            settings["plugins"] = tuple(settings.get("plugins", ()))
+            settings |= {key: tuple(settings.get(key, ())) for key in ("plugins", "trackers")}
             for each in settings["plugins"]:
                 load(each)
         elif not recipe:
@@ -134,7 +134,8 @@ def train(
         else:
             chosen = replace(find(recipe), name=name or recipe)
             chosen = _own(chosen, method, dataset)
-        trackers = tuple(found(it) for it in tracker or [])
+        for each in tracker or settings.get("trackers", ()):
+            found(each)
     except (ValueError, PluginError) as error:
         fail(error, 2)
     except TrainingError as error:
@@ -165,7 +166,7 @@ def train(
         guard_share=guard_share,
         tensorboard=tensorboard,
         metrics_port=metrics_port,
-        trackers=trackers,
+        trackers=tuple(tracker or ()),
         plugins=tuple(plugin or ()),
     )
     run = replace(run, **{key: value for key, value in settings.items() if not _was_given(context, key)})
@@ -194,7 +195,7 @@ def _own(recipe: Any, method: str | None, dataset: str | None) -> Any:
 
 def _was_given(context: typer.Context, setting: str) -> bool:
     """Whether a run's setting was given on the command line."""
-    source = context.get_parameter_source({"compile": "compiled"}.get(setting, setting))
+    source = context.get_parameter_source({"compile": "compiled", "trackers": "tracker"}.get(setting, setting))
     return source is not None and source.name == "COMMANDLINE"
 
 

@@ -6,8 +6,7 @@ its share of each batch; DistributedDataParallel averages the gradients, and the
 
 import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,13 @@ from training.checkpoint import StoppedError, TrainingError
 from training.data import DataError, Split, load_split, load_test
 from training.data.split import LEAST_HELD_OUT
 from training.guard import Guard, GuardMode
+from training.plugins import found
 from training.precision import Precision
 from training.progress import shown, stages
 from training.recipes import Recipe
 from training.trainer import Trainer
 
 __all__ = ["Run", "Split", "Trainer", "TrainingError", "train"]
-
-Tracker = Callable[[dict[str, Any]], watch.Log]
-"""Given the run's settings, returns what is to be called with a step and its numbers."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +51,15 @@ class Run:
     guard_share: float = VARIANCE_SHARE
     tensorboard: bool = False
     metrics_port: int | None = None
-    trackers: tuple[Tracker, ...] = field(default=(), compare=False)
+    trackers: tuple[str, ...] = ()
+    """MODULE:FUNCTION each. Given the run's settings, it returns what is to be called with a step and its numbers."""
     plugins: tuple[str, ...] = ()
     """Names of the plugins that the run was begun with."""
 
     def settings(self) -> dict[str, Any]:
         """The settings that a resumed run uses unless others are given, as JSON-ready values."""
         kept = "limit device threads workers compile checkpoint_minutes keep"
-        kept += " guard guard_share tensorboard metrics_port plugins"
+        kept += " guard guard_share tensorboard metrics_port trackers plugins"
         data = None if self.data is None else str(self.data.absolute())
         return {"data": data} | {name: getattr(self, name) for name in kept.split()}
 
@@ -88,7 +86,10 @@ def train(recipe: Recipe, run: Run, console: Console | None = None) -> Artifact:
     judge = Guard([twin.geometry for twin in twins], trainer.trivial_loss(), run.guard_share)
     records = claim(trainer, run)
     path = run.out / "checkpoint.pt"
-    watchers = watchers_of(trainer, run) if first else []
+    watchers = watch.Watchers(
+        watchers_of(trainer, run) if first else (),
+        lambda fault: console.print(fault, style="bold yellow", soft_wrap=True, markup=False),
+    )
     steps = float(distributed.all_reduce(torch.tensor(float(trainer.step), device=device)))
     if steps != trainer.step * distributed.world_size():
         raise TrainingError(f"not every machine sees {path}; --resume needs an --out that all of them share")
@@ -103,8 +104,7 @@ def train(recipe: Recipe, run: Run, console: Console | None = None) -> Artifact:
             bar.advance(extra=f"loss {trainer.last_loss:.4f}  {each * bar.rate():,.0f} views/s")
             if not first:  # the other processes go on, so that the first one can end its step
                 return
-            for watcher in watchers:
-                watcher.step(trainer.step, trainer.numbers())
+            watchers.step(trainer.step, trainer.numbers())
             if stop.is_set() or time.monotonic() - saved > 60 * run.checkpoint_minutes:
                 checkpoint.save(trainer.state(records), path)
                 saved = time.monotonic()
@@ -130,9 +130,8 @@ def train(recipe: Recipe, run: Run, console: Console | None = None) -> Artifact:
             checkpoint.append(run.out / "log.jsonl", record)
             export.keep(trainer, rows, record, run.out / "encoders", run.keep)
             console.print(watch.line(record), soft_wrap=True, markup=False)
-            for watcher in watchers:
-                watcher.step(trainer.step, trainer.numbers())
-                watcher(record)
+            watchers.step(trainer.step, trainer.numbers())
+            watchers(record)
             if warning:
                 console.print(warning, style="bold red", soft_wrap=True, markup=False)
                 if run.guard == "stop":
@@ -183,17 +182,20 @@ def claim(trainer: Trainer, run: Run) -> list[dict[str, Any]]:
 
 
 def watchers_of(trainer: Trainer, run: Run) -> list[watch.Watcher]:
-    """The run's watchers. Each opens the file or the port that it writes to. TrainingError if a tracker fails."""
+    """The run's watchers. Each opens the file or the port that it writes to.
+
+    Raises PluginError for a tracker that cannot be found, TrainingError for one that does not start.
+    """
     settings = checkpoint.describe(trainer.recipe) | run.settings()
     watchers: list[watch.Watcher] = []
     if run.tensorboard:
         watchers.append(watch.TensorBoard(run.out / "tensorboard", settings))
     if run.metrics_port is not None:
         watchers.append(watch.prometheus(run.metrics_port, run.out.name, trainer.recipe.epochs))
-    for start in run.trackers:
+    for name in run.trackers:
+        start = found(name)
         try:
-            watchers.append(watch.Tracker(start(settings)))
+            watchers.append(watch.Tracker(start(settings), name))
         except Exception as error:  # the user's own function
-            name = getattr(start, "__name__", start)
             raise TrainingError(f"the tracker {name} did not start: {type(error).__name__}: {error}") from error
     return watchers

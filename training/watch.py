@@ -5,7 +5,7 @@ A record is a line of log.jsonl: epoch, step, loss, learning_rate, seconds, view
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,9 @@ PARTS = ("representation", "projection")
 
 class Watcher:
     """The base class of watchers. A subclass overrides the calls that it needs."""
+
+    name: str
+    """What a message calls it."""
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
         """Called after a step, with its loss and learning rate."""
@@ -44,8 +47,45 @@ def line(record: Record) -> str:
     )
 
 
+class Watchers(Watcher):
+    """All watchers of a run. A failing one does not end the run: it is named once, and rests until the epoch's end."""
+
+    name = "the watchers"
+
+    def __init__(self, watchers: Sequence[Watcher], say: Callable[[str], None]) -> None:
+        """`say` is given one sentence for each watcher that fails."""
+        self.watchers = watchers
+        self.say = say
+        self.resting: set[Watcher] = set()
+        self.named: set[Watcher] = set()
+
+    def step(self, step: int, values: Mapping[str, float]) -> None:
+        for watcher in self.watchers:
+            if watcher not in self.resting:
+                self._attempt(watcher, watcher.step, step, values)
+
+    def __call__(self, record: Record) -> None:
+        self.resting.clear()
+        for watcher in self.watchers:
+            self._attempt(watcher, watcher, record)
+
+    def _attempt(self, watcher: Watcher, call: Callable[..., None], *values: Any) -> None:
+        try:
+            call(*values)
+        except Exception as error:  # a tracker is the user's own code, and the others write to disks that fill up
+            self.resting.add(watcher)
+            if watcher not in self.named:
+                self.named.add(watcher)
+                self.say(
+                    f"{watcher.name} failed: {type(error).__name__}: {error}. The run goes on without it, and tries it"
+                    " again after each epoch"
+                )
+
+
 class TensorBoard(Watcher):
     """Writes to TensorBoard: the loss and rate of each step, the numbers of each epoch, and the run's settings."""
+
+    name = "TensorBoard"
 
     def __init__(self, folder: Path, settings: Mapping[str, Any] | None = None) -> None:
         """Open `folder`. Raises ValueError if TensorBoard is not installed."""
@@ -77,8 +117,12 @@ class TensorBoard(Watcher):
 class Tracker(Watcher):
     """Calls the user's own tracker, such as wandb, MLflow or trackio: a function of (step, numbers by name)."""
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, name: str) -> None:
+        """Raises TypeError if `log` cannot be called."""
+        if not callable(log):
+            raise TypeError(f"it returned {type(log).__name__}, not a function of a step and its numbers")
         self.log = log
+        self.name = f"the tracker {name}"
 
     def step(self, step: int, values: Mapping[str, float]) -> None:
         self.log(step, {f"step/{name}": value for name, value in values.items()})
@@ -135,6 +179,8 @@ def registered(run: str, epochs: int) -> "tuple[CollectorRegistry, Gauges]":
 
 class Gauges(Watcher):
     """Prometheus metrics of the last record."""
+
+    name = "the Prometheus metrics"
 
     def __init__(self, run: str, plain: dict[str, Any], parts: dict[str, Any], stamp: Any) -> None:
         self.run = run

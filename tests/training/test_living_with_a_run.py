@@ -37,6 +37,17 @@ def start(settings):
             file.write(json.dumps({"step": step} | dict(values)) + "\\n")
     return log
 """
+FAILING_TRACKER = """
+from pathlib import Path
+
+def start(settings):
+    def log(step, values):
+        if step == 3:
+            raise ConnectionError("the server is gone")
+        with Path("steps").open("a") as file:
+            file.write(f"{step} {len(values)}\\n")
+    return log
+"""
 FLAGS = ["--width", "4", "--batch-size", "64", "--epochs", "2", "--limit", "700", "--option", "d0=8", "--threads", "1"]
 
 
@@ -116,12 +127,16 @@ def test_a_tracker_that_does_not_start_is_named(tmp_path: Path) -> None:
     begun = ("train", "fashion-directclr", "--data", SAMPLE, "--out", tmp_path / "run", *FLAGS)
     result = fullrank(*begun, "--tracker", "os:getcwd")
     assert result.exit_code == 1
-    assert "the tracker getcwd did not start: TypeError" in result.stderr
+    assert "the tracker os:getcwd did not start: TypeError" in result.stderr
 
 
 def test_resume_needs_no_other_flag(elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped in its second epoch, a run goes on with its own recipe, data and limit, and ends in the same weights."""
+    """Stopped in its second epoch, a run goes on with its own recipe, data and limit, and ends in the same weights.
+
+    Its tracker fails in the third step: the run says so once, and goes on. The resumed run has the tracker too.
+    """
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "failing_tracker_for_a_test.py").write_text(FAILING_TRACKER)
     step = Trainer.train_step
 
     def stopped(trainer: Trainer, views: Tensor) -> Tensor:
@@ -131,7 +146,13 @@ def test_resume_needs_no_other_flag(elsewhere: Path, tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(Trainer, "train_step", stopped)
     begun = ("train", "fashion-directclr", "--data", SAMPLE, "--out", "run", "--checkpoint-minutes", 0, *FLAGS)
-    assert fullrank(*begun).exit_code == 130
+    stop = fullrank(*begun, "--tracker", "failing_tracker_for_a_test:start")
+    assert stop.exit_code == 130
+    said = "the tracker failing_tracker_for_a_test:start failed: ConnectionError: the server is gone"
+    assert stop.stderr.count(said) == 1
+    logged = [line.split() for line in Path("steps").read_text().splitlines()]
+    assert [step for step, _ in logged] == ["1", "2", "8", "9", "10"], "it rests until the epoch is over, at step 8"
+    assert int(logged[2][1]) > 10, "and is told of the epoch"
     monkeypatch.setattr(Trainer, "train_step", step)
     other = fullrank("train", "--resume", "--out", "run", "--epochs", 3)
     assert other.exit_code == 1
@@ -143,6 +164,7 @@ def test_resume_needs_no_other_flag(elsewhere: Path, tmp_path: Path, monkeypatch
     done = fullrank("train", "--resume", "--out", "run")
     assert done.exit_code == 0, done.output
     assert "resumed at step 10" in done.stderr
+    assert Path("steps").read_text().splitlines()[5].startswith("11 ")
     assert load(Path("run/encoder")).card.revision == load(elsewhere / "run" / "encoder").card.revision
 
 

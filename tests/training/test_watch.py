@@ -96,10 +96,48 @@ def test_tensorboard_gets_every_number(tmp_path: Path) -> None:
 
 def test_a_tracker_is_given_every_number_at_its_step() -> None:
     seen: list[tuple[int, dict[str, float]]] = []
-    tracker = watch.Tracker(lambda step, values: seen.append((step, dict(values))))
+    tracker = watch.Tracker(lambda step, values: seen.append((step, dict(values))), "mine")
     tracker.step(3, {"loss": 0.5})
     tracker(record(1, 10.0))
     assert seen[0] == (3, {"step/loss": 0.5})
     assert seen[1][0] == 10
     assert seen[1][1]["representation/effective_rank"] == 10.0
     assert "predictor_alignment" not in seen[1][1]
+
+
+class Failing(watch.Watcher):
+    """A watcher that fails at the calls whose numbers are given, counted from 1."""
+
+    name = "the tracker mine:start"
+
+    def __init__(self, *failing: int) -> None:
+        self.failing = failing
+        self.calls = 0
+
+    def step(self, step: int, values: Any) -> None:
+        self.calls += 1
+        if self.calls in self.failing:
+            raise ConnectionError("the server is gone")
+
+    def __call__(self, record: watch.Record) -> None:
+        self.step(0, {})
+
+
+def test_a_watcher_that_fails_is_named_once_and_tried_again_after_the_epoch() -> None:
+    said: list[str] = []
+    failing, sound = Failing(2, 4), Failing()
+    watchers = watch.Watchers([failing, sound], said.append)
+    for step in range(1, 5):
+        watchers.step(step, {"loss": 1.0})
+    assert (failing.calls, sound.calls) == (2, 4), "it rests, and the other does not"
+    watchers(record(1, 10.0))
+    assert failing.calls == 3
+    watchers.step(5, {"loss": 1.0})
+    assert (failing.calls, sound.calls) == (4, 6)
+    assert len(said) == 1
+    assert said[0].startswith("the tracker mine:start failed: ConnectionError: the server is gone. The run goes on")
+
+
+def test_a_tracker_without_a_function_is_refused() -> None:
+    with pytest.raises(TypeError, match="it returned NoneType, not a function of a step and its numbers"):
+        watch.Tracker(None, "mine:start")  # type: ignore[arg-type]
