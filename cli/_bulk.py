@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cli.common import Dtype, Engine, errors, fail, show
+from cli.common import Dtype, Engine, errors, fail, show, worded
 
 if TYPE_CHECKING:
     from scale.bulk import Written
@@ -100,7 +100,7 @@ def _reference(out: "Place", encoder: Path, how: How, target: Path) -> dict[str,
         else:
             save(made, target)
     except OSError as error:
-        fail(f"--reference: {error}")
+        fail(f"--reference: {worded(error)}")
     return {
         "reference": str(target),
         "reference_rows": made.reference.rows,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli.common import AsJson, Device, Dtype, Engine, fail, printed
+from cli.common import AsJson, Device, Dtype, Engine, fail, printed, usable_output, worded
 
 
 def check(
@@ -23,6 +23,8 @@ def check(
 
     Example: fullrank check models/pretrained/fashion-byol --against models/pretrained/fashion-directclr
     """
+    if junit:
+        usable_output(junit, "--junit")
     from dataclasses import asdict
 
     import torch
@@ -44,7 +46,7 @@ def check(
         try:
             junit.write_bytes(report_of(encoder.name, judgement))
         except OSError as error:
-            fail(f"--junit: {error}", 2)
+            fail(f"--junit: {worded(error)}", 2)
     if as_json:
         printed(asdict(judgement), "", as_json)
     elif not judgement.checks:

@@ -56,22 +56,36 @@ def plain_warnings() -> None:
     """Print our own warnings as a sentence, without the file and the line of code that they come from."""
     usual = warnings.formatwarning
 
-    def worded(
+    def sentence(
         message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
     ) -> str:
         if category is UserWarning:
             return f"fullrank: {message}\n"
         return usual(message, category, filename, lineno, line)
 
-    warnings.formatwarning = worded
+    warnings.formatwarning = sentence
 
 
 def shown(message: object) -> str:
     """An error for a terminal. Names in it may be a stranger's: control characters are escaped, and it has an end."""
-    text = str(message)
+    text = worded(message)
     if len(text) > LONGEST_ERROR:
         text = f"{text[:LONGEST_ERROR]}... ({len(text)} characters)"
     return "".join(it if it.isprintable() or it == "\n" else repr(it)[1:-1] for it in text)
+
+
+def worded(message: object) -> str:
+    """What an error says. For one of the operating system that is the file and the reason, without its number."""
+    if isinstance(message, OSError) and message.strerror:
+        return f"{message.filename}: {message.strerror}" if message.filename else message.strerror
+    return str(message)
+
+
+def usable_folder(path: Path, option: str) -> None:
+    """End the command, before any work, if `path` or what it lies in is a file."""
+    for folder in (path, *path.absolute().parents):
+        if folder.exists() and not folder.is_dir():
+            fail(f"{option}: {folder} is a file; name a folder", 2)
 
 
 def printed(values: Any, text: str, as_json: bool) -> None:
@@ -107,4 +121,4 @@ def write(path: Path, content: bytes, option: str) -> None:
     try:
         write_file(path, content)
     except OSError as error:
-        fail(f"{option}: {error}")
+        fail(f"{option}: {worded(error)}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cli import _bulk
-from cli.common import AsJson, Device, Dtype, Engine, errors, fail, printed, write
+from cli.common import AsJson, Device, Dtype, Engine, errors, fail, printed, worded, write
 
 if TYPE_CHECKING:
     import numpy as np
@@ -132,14 +132,14 @@ def _embed_there(files: list[Path], url: str, key: str | None) -> "Results":
                 return list(client.embed(files))
             except (EmbeddingError, OSError) as error:
                 if len(files) == 1:
-                    return [str(error)]
+                    return [worded(error)]
             # One image is bad: send each alone, so that the others are embedded.
             results: Results = []
             for file in files:
                 try:
                     results.extend(client.embed([file]))
                 except (EmbeddingError, OSError) as error:
-                    results.append(str(error))
+                    results.append(worded(error))
             return results
     except (EmbeddingError, OSError) as error:
         fail(error)
@@ -166,8 +166,10 @@ def _embed_here(files: list[Path], encoder: Path, device: str, engine: Engine, d
     for index, file in enumerate(files):
         try:
             prepared.append((index, decode(file.read_bytes(), embedder.card.preprocessing)))
+        except IsADirectoryError:
+            results[index] = f"{file} is a folder; embed it with --out DIR, which writes one file a shard"
         except (ImageError, OSError) as error:
-            results[index] = str(error)
+            results[index] = worded(error)
     if prepared:
         rows = embedder.embed(np.stack([pixels for _, pixels in prepared]))
         units = normalize(rows).numpy()

@@ -69,7 +69,7 @@ def evaluate(
         )
         if artifact and protocol:
             quality |= sgd_table(artifact, train_set, test_set, device, epochs, precision or "auto")  # type: ignore[arg-type]
-    except (ArtifactError, DataError, PluginError, ValueError) as error:
+    except (ArtifactError, DataError, PluginError, ValueError, OSError) as error:
         fail(error)
     show(quality, f"{encoder} on {source}", as_json)
 

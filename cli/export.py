@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli.common import AsJson, fail, printed
+from cli.common import AsJson, fail, printed, usable_folder
 
 
 def export(
@@ -20,6 +20,9 @@ def export(
         bool, typer.Option("--safetensors", help="encoder.json and encoder.safetensors: an encoder without reference.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Folder to write to; the encoder's own if absent.")] = None,
+    plugin: Annotated[
+        list[str] | None, typer.Option(help="MODULE[:FUNCTION] that registers a checkpoint's own backbone. Repeatable.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write an encoder in a form that other tools read: from (n, channels, size, size) uint8 pixels to rows.
@@ -31,6 +34,9 @@ def export(
     from models.artifact import ArtifactError, load
     from models.exporting import FORMS, ExportError
     from training.checkpoint import TrainingError
+    from training.export import servable
+    from training.plugins import PluginError, load_installed
+    from training.plugins import load as load_plugin
     from training.saved import artifact_of
 
     chosen = [name for name, flag in zip(FORMS, (onnx, torch_export, safetensors), strict=True) if flag]
@@ -38,11 +44,17 @@ def export(
         fail("choose what to write: " + ", ".join(f"--{name}" for name in FORMS), 2)
     if out is None and (safetensors or encoder.is_file()):
         fail("--out: name the folder to write to", 2)
+    if out is not None:
+        usable_folder(out, "--out")
     try:
+        load_installed()
+        for each in plugin or []:
+            load_plugin(each)
         artifact = artifact_of(encoder) if encoder.is_file() else load(encoder)
         # This form first: it writes the whole folder at once, and replaces an older one.
         forms = sorted(chosen, key="safetensors".__ne__)
-        paths = [str(path) for name in forms for path in FORMS[name](artifact, out or encoder)]
-    except (ArtifactError, ExportError, TrainingError, OSError) as error:
+        written = [(name, servable(artifact) if name == "safetensors" else artifact) for name in forms]
+        paths = [str(path) for name, form in written for path in FORMS[name](form, out or encoder)]
+    except (ArtifactError, ExportError, PluginError, TrainingError, OSError) as error:
         fail(error)
     printed({"files": paths}, "\n".join(paths), as_json)

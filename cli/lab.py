@@ -12,7 +12,7 @@ import typer.main
 from rich.console import Console
 from rich.markup import escape
 
-from cli.common import AsJson, fail, printed
+from cli.common import AsJson, fail, printed, usable_folder, worded
 from theory import NAMES
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ def _command(name: str) -> Any:
 
 def _run(labs: "list[Lab]", given: dict[str, Any], as_json: bool, out: Path) -> None:
     """Run labs, print their claims and write their files; ends with the exit code."""
+    usable_folder(out, "--out")
     import torch
 
     from theory.lab import Diverged, ParameterError
@@ -144,4 +145,4 @@ def _write(lab: "Lab", settings: "Settings", result: "Result", seconds: float, o
     except PictureError as error:
         console.print(f"no picture: {error}", highlight=False, markup=False)
     except OSError as error:
-        fail(f"--out: {error}")
+        fail(f"--out: {worded(error)}")

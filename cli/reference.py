@@ -5,16 +5,16 @@ from typing import Annotated
 
 import typer
 
-from cli.common import AsJson, Device, Dtype, Engine, errors, fail, show, write
+from cli.common import AsJson, Device, Dtype, Engine, errors, fail, show, usable_folder, usable_output, write
+
+URLS = ("http://", "https://")
+ROWS = "embeddings alone: a .npy or .parquet file, a folder of .parquet files, or a URL of a .npy file"
 
 
 def reference(
     source: Annotated[
         str,
-        typer.Argument(
-            help="The encoder's folder; or embeddings alone: a .npy or .parquet file, a folder of .parquet files, or a "
-            "URL of a .npy file."
-        ),
+        typer.Argument(help=f"The encoder's folder; or {ROWS}."),
     ],
     data: Annotated[Path | None, typer.Option(help="Folder of image files like those it will be sent.")] = None,
     dataset: Annotated[str | None, typer.Option(help="A data set by name, in --data or its usual place.")] = None,
@@ -43,11 +43,14 @@ def reference(
 
     Example: fullrank reference rows.npy --out references/theirs.safetensors
     """
+    if not source.startswith(URLS) and not Path(source).exists():
+        fail(f"{source} does not exist: give an encoder's folder, or {ROWS}")
     if _holds_rows(source):
         values = _of_rows(source, column, dtype, limit, out, replace_old)
         show(values, "reference", as_json)
         return
     encoder = Path(source)
+    usable_folder(out or encoder, "--out")
     import torch
     from rich.progress import Progress
 
@@ -104,7 +107,7 @@ def reference(
 def _holds_rows(source: str) -> bool:
     """Whether a source is embeddings and no encoder."""
     path = Path(source)
-    if source.startswith(("http://", "https://")) or path.suffix in (".npy", ".parquet"):
+    if source.startswith(URLS) or path.suffix in (".npy", ".parquet"):
         return True
     return path.is_dir() and not (path / "encoder.json").is_file() and any(path.glob("*.parquet"))
 
@@ -127,9 +130,10 @@ def _of_rows(
         fail("--out: give a file that ends in .safetensors, named after the model that POST /observe will name", 2)
     if out.exists() and not replace_old:
         fail(f"--out: {out} exists; --replace it, or name another file", 2)
+    usable_output(out, "--out")
     with tempfile.TemporaryDirectory() as folder:
         try:
-            path = _fetched(source, Path(folder)) if source.startswith(("http://", "https://")) else Path(source)
+            path = _fetched(source, Path(folder)) if source.startswith(URLS) else Path(source)
             rows = torch.cat([torch.as_tensor(chunk.rows) for chunk in open_rows(path, column).chunks()])
         except (RowsError, OSError) as error:
             fail(error)
@@ -149,8 +153,6 @@ def _of_rows(
             fail(f"{source}: {error}")
     for warning in warned:
         errors.print(f"fullrank: {warning.message}", style="yellow", soft_wrap=True)
-    if not out.parent.is_dir():
-        fail(f"--out: {out.parent} is not a folder")
     write(out, save(made.tensors()), "--out")
     values: dict[str, object] = {"reference": str(out), "rows": len(rows), "skipped": skipped}
     values |= {"dimension": made.dimension, "participation_ratio": made.participation_ratio}

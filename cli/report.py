@@ -58,6 +58,8 @@ def report(
         sources = [*sources, against]
     kinds = [_kind(it) for it in sources]
     usable_output(out, "--out")
+    if data is not None and not data.is_dir():
+        fail(f"--data: {data} is not a folder; give a folder of image files", 2)
     made: tuple[str, dict[str, Any]]
     if set(kinds) == {"run"}:
         made = _runs([Path(it) for it in sources])

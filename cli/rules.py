@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli.common import AsJson, fail, printed
+from cli.common import AsJson, fail, printed, usable_folder, worded
 
 SHIPPED = Path(__file__).resolve().parents[1] / "deploy"
 PARTS = ("alertmanager", "grafana", "prometheus/rules")
@@ -20,10 +20,11 @@ def rules(
 
     Example: fullrank rules monitoring/
     """
+    usable_folder(out, "OUT")
     try:
         for part in PARTS:
             shutil.copytree(SHIPPED / part, out / part)
     except OSError as error:
-        fail(f"{out}: {error}" if not isinstance(error, FileExistsError) else f"{out}: give a new folder; {error}")
+        fail(f"{worded(error)}; give a new folder" if isinstance(error, FileExistsError) else error)
     paths = [str(path) for path in sorted(out.rglob("*")) if path.is_file()]
     printed({"files": paths}, "\n".join(paths), as_json)

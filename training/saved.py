@@ -4,36 +4,39 @@ import json
 from pathlib import Path
 
 import torch
-from pydantic import TypeAdapter
 
-from models.artifact import AnyArchitecture, Artifact, EncoderCard
-from training.checkpoint import TrainingError
+from models.artifact import Artifact, EncoderCard
+from training.checkpoint import TrainingError, describe, recipe_of
 from training.data import SOURCES
+from training.plugins import OwnArchitecture, PluginError
 
 PREFIX = "encoder."
 
 
 def artifact_of(path: Path) -> Artifact:
-    """The encoder at the checkpoint's step, without a reference. Raises TrainingError if it is no such file."""
+    """The encoder at the checkpoint's step, without a reference. Raises TrainingError if it is no such file,
+    PluginError if no plugin in this process brings the backbone or the data set that it was trained with."""
     try:
         state = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-        recipe = json.loads(state["recipe"])
-        architecture: AnyArchitecture = TypeAdapter(AnyArchitecture).validate_python(recipe["architecture"])
-        encoder = architecture.build()
+        recipe = recipe_of(json.loads(state["recipe"]))
+        if recipe.data not in SOURCES:
+            raise PluginError(f"no plugin brings the data set {recipe.data!r}; name it with --plugin")
+        encoder = recipe.architecture.build()
         own = {name.removeprefix(PREFIX): it for name, it in state["method"].items() if name.startswith(PREFIX)}
         encoder.load_state_dict(own)
-        preprocessing = SOURCES[recipe["data"]].sized(recipe.get("image_size"))
         step = int(state["step"])
-    except OSError:
+    except (OSError, PluginError):
         raise
     except Exception as error:  # on damaged bytes torch may raise any exception
         reason = f"{path} is damaged, or no checkpoint of this version ({error}); a run writes checkpoint.pt"
         raise TrainingError(reason) from error
+    architecture = None if isinstance(recipe.architecture, OwnArchitecture) else recipe.architecture
     card = EncoderCard(
-        name=recipe["name"],
+        name=recipe.name,
         architecture=architecture,
-        preprocessing=preprocessing,
+        graph="encoder.onnx" if architecture is None else None,
+        preprocessing=SOURCES[recipe.data].sized(recipe.image_size),
         dimension=encoder.dimension,
-        training=recipe | {"checkpoint_step": step},
+        training=describe(recipe) | {"checkpoint_step": step},
     )
     return Artifact(card, encoder.eval().requires_grad_(False))

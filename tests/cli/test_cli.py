@@ -23,6 +23,7 @@ from models.embedder import Embedder, normalize
 from training.recipes import RECIPES
 
 ROOT = Path(__file__).parents[2]
+DEFAULT = "models/pretrained/fashion-directclr"
 EXAMPLE = ROOT / "examples" / "ankle-boot.png"
 
 
@@ -78,6 +79,16 @@ def test_train_lists_recipes() -> None:
         (("check", "nowhere"), 1, "is not a folder"),
         (("embed", "x.png", "--encoder", "nowhere"), 1, "is not a folder"),
         (("check", "nowhere", "--junit", "nowhere/report.xml"), 2, "--junit"),
+        (("reference", "nope.npy", "--out", "r.safetensors"), 1, "nope.npy does not exist: give an encoder's"),
+        (("reference", "nope.parquet", "--out", "r.safetensors"), 1, "nope.parquet does not exist"),
+        (("reference", "nope", "--data", "photographs"), 1, "nope does not exist"),
+        (("report", "nope.npy"), 1, "nope.npy does not exist: give"),
+        (("report", DEFAULT, "--data", "nowhere"), 2, "--data: nowhere is not a folder"),
+        (("export", "nowhere", "--onnx", "--out", "README.md"), 2, "--out: README.md is a file; name a folder"),
+        (("rules", "README.md"), 2, "OUT: README.md is a file; name a folder"),
+        (("lab", "measurement", "--out", "README.md/x"), 2, "README.md is a file; name a folder"),
+        (("embed", "nope.png", "--encoder", DEFAULT), 1, "nope.png: No such file or directory"),
+        (("embed", "docs", "--encoder", DEFAULT), 1, "docs is a folder; embed it with --out DIR"),
         (("check", "nowhere", "--device", "cudaa"), 2, "cannot be used here"),
     ],
 )
@@ -86,6 +97,7 @@ def test_mistakes_are_named(arguments: tuple[str, ...], code: int, message: str)
     assert result.exit_code == code
     assert message in result.stderr
     assert "Traceback" not in result.output
+    assert "Errno" not in result.output
 
 
 def test_embed_refuses_rows_that_are_no_embedding(small_artifact: Path, tmp_path: Path) -> None:

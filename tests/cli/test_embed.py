@@ -66,7 +66,7 @@ def test_a_full_disk_leaves_the_old_file(
     monkeypatch.setattr(os, "fsync", full)
     code, _, err = run(files[0], "--encoder", small_artifact, "--out", out)
     assert code == 1
-    assert "--out: [Errno 28] No space left on device" in err
+    assert "rows.txt: No space left on device" in err
     assert out.read_bytes() == before
     assert not list(tmp_path.glob(".*"))
 

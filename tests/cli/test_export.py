@@ -66,7 +66,7 @@ def test_a_checkpoint_becomes_an_artifact_and_a_graph(checkpoint: Path, tmp_path
         (["{damaged}", "--onnx"], 2, "--out: name the folder"),
         (["{damaged}", "--onnx", "--out", "{new}"], 1, "is damaged, or no checkpoint of this version"),
         (["{nowhere}", "--onnx"], 1, "is not a folder"),
-        (["{encoder}", "--onnx", "--out", "{damaged}"], 1, "damaged.pt"),
+        (["{encoder}", "--onnx", "--out", "{damaged}"], 2, "damaged.pt"),
     ],
 )
 def test_what_cannot_be_exported_is_explained(

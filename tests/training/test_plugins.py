@@ -107,7 +107,14 @@ def test_own_method_backbone_and_data_train_into_an_encoder_that_needs_no_plugin
     evaluated = fullrank("evaluate", "run", "--plugin", "their_plugin:register", "--json")
     assert evaluated.exit_code == 0, evaluated.output
     assert json.loads(evaluated.stdout)["knn"] == card["quality"]["knn"]
+    exported = fullrank(
+        "export", "run/checkpoint.pt", "--safetensors", "--out", "last", "--plugin", "their_plugin:register"
+    )
+    assert exported.exit_code == 0, exported.output
+    assert load_artifact(Path("last")).card.revision == load_artifact(Path("run/encoder")).card.revision
     BACKBONES.clear()
+    refused = fullrank("export", "run/checkpoint.pt", "--safetensors", "--out", "none")
+    assert "no plugin brings the backbone 'tiny'; name it with --plugin" in refused.stderr
     for folder in (Path("run/encoder"), Path("run/encoders/epoch-0002")):
         artifact = load_artifact(folder)
         assert artifact.module is None
