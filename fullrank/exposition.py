@@ -56,6 +56,7 @@ _GAUGES: dict[str, tuple[str, list[str]]] = {
     "local_dimension": ("Intrinsic dimension of the sampled rows (TwoNN), with 95 % bounds", ["bound"]),
     "gaussianity": ("Epps and Pulley's statistic over random slices of the sampled rows: about 0.3 if Gaussian", []),
     "copies_share": ("Share of the sampled rows that have a copy among them", []),
+    "shared_answers": ("Share of the sampled rows that equal the row of another input", []),
     "sample_rows": ("Rows sampled for measures of neighbourhoods and units (shortest window)", []),
     "input_participation_ratio": ("Participation ratio of the inputs' descriptors (shortest window)", []),
     "input_distance": ("How far the inputs are from the reference's, 0 where alike (shortest window)", []),
@@ -195,6 +196,7 @@ def _sample(sample: SampleMeasures) -> Iterator[tuple[str, list[str], float]]:
         yield "local_dimension", [bound], value
     yield "gaussianity", [], sample.gaussianity
     yield "copies_share", [], sample.copies_share
+    yield "shared_answers", [], sample.shared_answers
     yield "sample_rows", [], sample.rows
 
 

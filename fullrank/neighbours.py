@@ -122,6 +122,23 @@ def copies(squares: Tensor) -> Copies:
     return Copies(share, n - int(repeated.sum()))
 
 
+def shared_answers(squares: Tensor, inputs: Tensor, reach: float) -> float:
+    """Share of the rows that equal, up to rounding, the row of another input: one answer given to different images.
+
+    squares: (n, n) as above; inputs: (n, k) descriptors, NaN where unknown; reach: squared distance up to which two
+    inputs count as the same picture. NaN where fewer than two inputs are known. 0 in health, whatever images repeat.
+    """
+    known = inputs.isfinite().all(1)
+    if int(known.sum()) < 2:
+        return math.nan
+    x = inputs[known].double()
+    x = x - x.mean(0)
+    lengths = x.square().sum(1)
+    apart = lengths[:, None] + lengths - 2 * (x @ x.T) > reach
+    equal = squares[known][:, known] <= _ROUNDING**2
+    return float((equal & apart).any(1).double().mean())
+
+
 def _copy(squares: Tensor) -> float:
     """The squared distance up to which two rows are copies."""
     n = len(squares)

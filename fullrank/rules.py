@@ -170,6 +170,17 @@ RULES: tuple[Rule, ...] = (
         (_ONE_PICTURE, _SHRUNK, _FOREIGN),
     ),
     Rule(
+        "answers shared by inputs that differ",
+        "rows, twice",
+        "above",
+        "shared_answers",
+        "estimate",
+        "model_fault",
+        "{seen.estimate:.0%} of the sampled rows equal the row of another image {n}: a fallback, a cache or a buffer "
+        "gives one answer to many",
+        (_FOREIGN,),
+    ),
+    Rule(
         "numerical rank",
         "rows, twice",
         "below",

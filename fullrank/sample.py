@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from fullrank.gaussianity import random_slices, slice_statistic
-from fullrank.neighbours import LocalDimension, copies, hubness, local_dimension, squared_distances
+from fullrank.neighbours import (
+    LocalDimension,
+    copies,
+    hubness,
+    local_dimension,
+    shared_answers,
+    squared_distances,
+)
 from fullrank.rows import unit
 
 SAMPLE_ROWS = 512
@@ -36,7 +43,8 @@ class SampleMeasures:
     dead_units: coordinates that hardly vary; saturated_units: those stuck at one end of their range, dead ones apart;
     hubness: see `neighbours.hubness`; local_dimension: see `neighbours.local_dimension`; gaussianity: Epps and Pulley's
     statistic over 64 random slices, see `gaussianity.slice_statistic`; copies_share: share of rows that have a copy in
-    the sample; distinct_rows: how many different rows it holds.
+    the sample; distinct_rows: how many different rows it holds; shared_answers: share of rows that equal the row of
+    another input, see `neighbours.shared_answers`, NaN without inputs.
     """
 
     rows: int = 0
@@ -47,6 +55,7 @@ class SampleMeasures:
     gaussianity: float = math.nan
     copies_share: float = math.nan
     distinct_rows: int = 0
+    shared_answers: float = math.nan
 
     def to_dict(self) -> dict[str, Any]:
         """By name; the local dimension with its bounds."""
@@ -66,6 +75,16 @@ def joined(first: Tensor, rows: int, second: Tensor, others: int) -> Tensor:
         return torch.cat((first, second))
     count = round(GROUP_ROWS * rows / max(1, rows + others))
     return torch.cat((thinned(first, count), thinned(second, GROUP_ROWS - count)))
+
+
+def alike(inputs: Sequence[Tensor | None], counts: Sequence[int]) -> list[Tensor] | None:
+    """Descriptors (n, k) of several samples of so many rows, NaN where one has none; None where no sample has any,
+    or their widths differ."""
+    widths = {part.shape[1] for part in inputs if part is not None}
+    if len(widths) != 1:
+        return None
+    width = widths.pop()
+    return [torch.full((n, width), math.nan) if part is None else part for part, n in zip(inputs, counts, strict=True)]
 
 
 def together(samples: Sequence[Tensor], counts: Sequence[int]) -> Tensor | None:
@@ -98,8 +117,11 @@ def stuck_units(rows: Tensor) -> tuple[int, int]:
     return int(dead.sum()), int(saturated.sum())
 
 
-def measure_sample(rows: Tensor | None) -> SampleMeasures:
-    """The measures of sampled rows (n, d), finite and not zero, as the encoder gave them. Cost: n^2 d."""
+def measure_sample(rows: Tensor | None, inputs: Tensor | None = None, reach: float = math.nan) -> SampleMeasures:
+    """The measures of sampled rows (n, d), finite and not zero, as the encoder gave them. Cost: n^2 d.
+
+    inputs (n, k): their descriptors, NaN where there are none; reach: see `neighbours.shared_answers`.
+    """
     if rows is None or len(rows) == 0:
         return SampleMeasures()
     squares = squared_distances(rows)
@@ -117,4 +139,5 @@ def measure_sample(rows: Tensor | None) -> SampleMeasures:
         slice_statistic(unit(rows.double()), slices),
         repeats.share,
         repeats.distinct,
+        math.nan if inputs is None else shared_answers(squares, inputs, reach),
     )

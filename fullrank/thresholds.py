@@ -32,6 +32,8 @@ CANARY_ANGLE_MOST = math.degrees(math.acos(CANARY_COSINE))
 VARIANCE_FLOOR = 0.01
 # Rows of zeros: so many of all rows are no exception any more.
 ZERO_SHARE = 0.5
+# Rows that equal the row of another input: none in health, and one in fifty is the least that counts.
+SHARED_ANSWERS = 0.02
 
 SIGNALS = (
     "participation_ratio",
@@ -51,6 +53,7 @@ SIGNALS = (
     "canary_angle",
     "canary_participation_ratio",
     "zero_share",
+    "shared_answers",
 )
 
 
@@ -58,8 +61,8 @@ def thresholds(reference: Reference | None, rows: int = 6144) -> dict[str, float
     """signal -> its threshold in a window of that many rows.
 
     A signal counts as abnormal below it; `*_high`, `canary_angle`, `mean_shift_ratio`, `tail_shift`, `input_distance`,
-    `evidence` and `zero_share` above it. A calibrated reference gives its own; others the shares above. NaN where the
-    reference does not determine one: comparisons with it are false, in PromQL as here.
+    `evidence`, `zero_share` and `shared_answers` above it. A calibrated reference gives its own; others the shares
+    above. NaN where the reference does not determine one: comparisons with it are false, in PromQL as here.
     """
     signals = dict.fromkeys(SIGNALS, math.nan) | {
         "tail_energy_ratio_low": TAIL_LOW,
@@ -72,6 +75,7 @@ def thresholds(reference: Reference | None, rows: int = 6144) -> dict[str, float
         "total_variance": VARIANCE_FLOOR,
         "tail_shift": math.nan if reference is None else LEAST_TAIL_SHIFT,
         "zero_share": ZERO_SHARE,
+        "shared_answers": SHARED_ANSWERS,
     }
     if reference is not None:
         signals |= {

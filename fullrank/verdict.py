@@ -64,6 +64,8 @@ COPIES_REACH = 6.0
 SPANNED_SHARE = 0.5
 # Inputs of which a band is below this have shrunk.
 INPUTS_SHRUNK = 0.5
+# In fewer directions rows of a short dtype agree by chance.
+LEAST_DIRECTIONS = 3
 # Variance of 8-bit pixels' means that is rounding and nothing else, as a share of the reference's.
 INPUT_ROUNDING = 1e-9
 
@@ -244,6 +246,12 @@ def _canary_cosine(it: Reading) -> tuple[Seen, ...]:
     return _plain(-1.0 if math.isnan(cosine) else cosine)
 
 
+def _shared_answers(it: Reading) -> tuple[Seen, ...]:
+    """Unknown where healthy rows have so few directions that two may agree in all digits by chance."""
+    enough = it.reference.participation_ratio >= LEAST_DIRECTIONS
+    return _plain(it.window.sample.shared_answers) if enough else ()
+
+
 def _numerical_rank(it: Reading) -> tuple[Seen, ...]:
     """As if the rows sufficed to span the reference's directions: n rows span n - 1, however healthy."""
     share = (it.window.rows - 1) / max(1, it.reference.numerical_rank)
@@ -256,6 +264,7 @@ READERS: dict[str, Callable[[Reading], tuple[Seen, ...]]] = {
     "canary's participation ratio": lambda it: () if it.canary is None else _plain(it.canary.participation_ratio),
     "share of rows that are zero": lambda it: _plain(it.window.zero_share),
     "total variance": lambda it: _plain(it.window.total_variance),
+    "answers shared by inputs that differ": _shared_answers,
     "numerical rank": _numerical_rank,
     "any tail band": lambda it: _bands(it.window.tail),
     "last tail band": lambda it: _bands(it.window.tail[-1:]),

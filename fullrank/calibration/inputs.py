@@ -20,6 +20,8 @@ from fullrank.profile import band_sums, merged_bands
 THUMBNAIL = 8
 # A direction of descriptors that holds less than this share of the mean variance says nothing.
 _FLOOR_SHARE = 1e-4
+# Two inputs whose squared distance is below this share of the usual one count as the same picture.
+SAME_PICTURE = 0.01
 _PREFIX = "inputs."
 
 
@@ -71,6 +73,11 @@ class InputReference:
             raise ValueError("inputs: the descriptors do not vary, and tell no traffic from another; leave inputs out")
         mean = (first.mean() * first.count + second.mean() * second.count) / (first.count + second.count)
         return cls(mean, basis, bands, band_sums(energies, bands))
+
+    @property
+    def reach(self) -> float:
+        """Squared distance up to which two inputs count as one picture: a hundredth of the usual one, 2 variances."""
+        return SAME_PICTURE * 2 * float(self.band_energy.sum())
 
     @property
     def width(self) -> int:

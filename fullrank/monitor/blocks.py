@@ -14,7 +14,7 @@ from fullrank.monitor.window import Block, RecentKeys, Ring
 from fullrank.profile import band_sums
 from fullrank.reference import Reference
 from fullrank.rows import unit
-from fullrank.sample import GROUP_ROWS, thinned
+from fullrank.sample import GROUP_ROWS, alike, thinned
 from fullrank.statistics import norm_histogram
 
 
@@ -152,13 +152,16 @@ class BlockMaker:
             self._previous = (centred, mean)
         described = [part.inputs for part in parts if part.inputs is not None and len(part.inputs)]
         inputs = Moments(described[0].shape[1]).add(torch.cat(described)) if described else None
+        shown = alike([part.inputs for part in parts], [len(part.rows) for part in parts])
+        few_shown = None if shown is None else thinned(torch.cat(shown), GROUP_ROWS).clone()
         if self.detector is not None and n > 1:
             self.detector.add(parts[0].time, n, energies, n * moments.mean(), trace, frobenius)
         norms = norm_histogram(torch.linalg.vector_norm(raw.double(), dim=1))
         zeros = sum(part.zeros for part in parts)
         few = thinned(raw, GROUP_ROWS).clone()
         copies = torch.cat((within, across))
-        self.ring.add(Block(parts[0].time, parts[-1].time, moments, energies, norms, inputs, zeros, few, copies))
+        start, end = parts[0].time, parts[-1].time
+        self.ring.add(Block(start, end, moments, energies, norms, inputs, zeros, few, copies, few_shown))
         bands = () if self._reference is None else self._reference.bands
         sums = band_sums(energies, bands).tolist() if bands else []
         self._count(Counters({"sampled": n}, trace, frobenius, dict(zip(bands, sums, strict=True))))

@@ -15,7 +15,7 @@ from fullrank.measures import wasserstein_uniformity
 from fullrank.moments import Moments
 from fullrank.monitor.window import Block, Ring, inputs_of
 from fullrank.reference import Reference
-from fullrank.sample import SampleMeasures, measure_sample, together
+from fullrank.sample import SampleMeasures, alike, measure_sample, together
 from fullrank.statistics import WindowStatistics, measure
 from fullrank.verdict import Change, Verdict, canary_fault, diagnose, judge_window, thresholds
 
@@ -264,18 +264,26 @@ class SnapshotMaker:
         if len(blocks) not in self._known:
             window = measure(math.nan, blocks, self._reference, self._dimension)
             self._known[len(blocks)] = replace(
-                window, sample=_sampled(blocks), wasserstein_uniformity=_uniformity(window)
+                window, sample=self._sampled(blocks), wasserstein_uniformity=_uniformity(window)
             )
         return self._known[len(blocks)]
+
+    def _sampled(self, blocks: Sequence[Block]) -> SampleMeasures:
+        """The measures of a sample of the blocks' rows, with their inputs where these are the reference's kind."""
+        parts = [(block.sample, block.sample_inputs) for block in blocks if block.sample is not None]
+        counts = [block.moments.count for block in blocks if block.sample is not None]
+        rows = together([rows for rows, _ in parts], counts)
+        known = None if self._reference is None else self._reference.inputs
+        if known is None:
+            return measure_sample(rows)
+        shown = alike([it for _, it in parts], [len(rows) for rows, _ in parts])
+        if shown is None or shown[0].shape[1] != known.width:
+            return measure_sample(rows)
+        return measure_sample(rows, together(shown, counts), known.reach)
 
     def _read(self, inputs: Moments | None) -> InputReading:
         known = self._reference is not None and self._reference.inputs is not None
         return self._reference.inputs.read(inputs) if known else InputReading()  # type: ignore[union-attr]
-
-
-def _sampled(blocks: Sequence[Block]) -> SampleMeasures:
-    parts = [(block.sample, block.moments.count) for block in blocks if block.sample is not None]
-    return measure_sample(together([sample for sample, _ in parts], [count for _, count in parts]))
 
 
 def _uniformity(window: WindowStatistics) -> float:

@@ -19,7 +19,8 @@ class Block:
 
     energies (d,): variance along the reference's directions times rows, about the block's own mean; norms: their
     histogram; inputs: moments of their descriptors; zeros: rows of zeros that came beside them; sample: some of the
-    rows, as they came; copies (4,): `fullrank.profile.copies` among them, and with the block before.
+    rows, as they came; sample_inputs: their descriptors, NaN where there are none; copies (4,):
+    `fullrank.profile.copies` among the rows, and with the block before.
     """
 
     start: float
@@ -31,14 +32,18 @@ class Block:
     zeros: int = 0
     sample: Tensor | None = None
     copies: Tensor = field(default_factory=lambda: torch.zeros(4, dtype=torch.float64))
+    sample_inputs: Tensor | None = None
 
     def absorb(self, later: "Block") -> None:
         """Take in the block that follows."""
         self.end = later.end
+        rows, others = self.moments.count, later.moments.count
         if self.sample is not None and later.sample is not None:
-            self.sample = sample.joined(self.sample, self.moments.count, later.sample, later.moments.count)
-        elif self.sample is None and not self.moments.count:
-            self.sample = later.sample
+            described = sample.alike((self.sample_inputs, later.sample_inputs), (len(self.sample), len(later.sample)))
+            self.sample = sample.joined(self.sample, rows, later.sample, others)
+            self.sample_inputs = None if described is None else sample.joined(described[0], rows, described[1], others)
+        elif self.sample is None and not rows:
+            self.sample, self.sample_inputs = later.sample, later.sample_inputs
         self.moments.merge(later.moments)
         self.energies = self.energies + later.energies
         self.norms = self.norms + later.norms
@@ -101,6 +106,8 @@ class Ring:
             parts |= {"zeros": torch.tensor([block.zeros]), "copies": block.copies}
             if block.sample is not None:
                 parts["sample"] = block.sample
+            if block.sample_inputs is not None:
+                parts["sample_inputs"] = block.sample_inputs
             if block.inputs is not None:
                 parts |= {f"inputs.{name}": tensor for name, tensor in block.inputs.tensors().items()}
             tensors |= {
@@ -123,11 +130,14 @@ class Ring:
             few = parts.get("sample")
             if few is not None and (few.ndim != 2 or few.shape[1] != moments.dimension):
                 raise ValueError(f"state: the sample of block {i} has shape {tuple(few.shape)}")
+            shown = parts.get("sample_inputs")
+            if shown is not None and (few is None or shown.ndim != 2 or len(shown) != len(few)):
+                raise ValueError(f"state: the sample's inputs of block {i} have shape {tuple(shown.shape)}")
             copies = parts.get("copies", torch.zeros(4)).to("cpu", torch.float64)
             if tuple(copies.shape) != (4,) or not copies.isfinite().all():
                 raise ValueError(f"state: block {i}: copies are not four finite numbers")
             energies, norms = parts["energies"], parts["norms"]
-            blocks.append(Block(start, end, moments, energies, norms, descriptors, zeros, few, copies))
+            blocks.append(Block(start, end, moments, energies, norms, descriptors, zeros, few, copies, shown))
         self.blocks = blocks
         self.changes += 1
 

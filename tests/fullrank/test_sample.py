@@ -128,6 +128,26 @@ def test_dead_and_saturated_units_are_counted():
     assert stuck_units(torch.ones(400, 5)) == (5, 0)
 
 
+def test_answers_shared_by_different_inputs_are_counted():
+    """Beside a plain double loop: rows that repeat with their input, near inputs, and rows without one."""
+    rows, inputs = cloud(120, 8).float(), cloud(120, 5, 1).float()
+    rows[10:20], inputs[10:20] = rows[:10].clone(), inputs[:10].clone()  # the same image again
+    rows[20:30] = rows[:10].clone()  # one answer to another image
+    rows[40], inputs[40] = rows[41].clone(), inputs[41] + 0.01
+    rows[60] = rows[61].clone()
+    inputs[60] = math.nan
+    found = neighbours.shared_answers(neighbours.squared_distances(rows), inputs, 0.1)
+    known = [i for i in range(120) if i != 60]
+    shared = [
+        any(torch.equal(rows[i], rows[j]) and float((inputs[i] - inputs[j]).square().sum()) > 0.1 for j in known)
+        for i in known
+    ]
+    assert sum(shared) == 30
+    assert found == pytest.approx(sum(shared) / len(known))
+    nothing = torch.full((120, 5), math.nan)
+    assert math.isnan(neighbours.shared_answers(neighbours.squared_distances(rows), nothing, 0.1))
+
+
 @pytest.mark.parametrize("n", [0, 1, 3, 255])
 def test_few_rows_say_nothing(n):
     sample = measure_sample(cloud(n, 4))

@@ -231,6 +231,23 @@ def test_one_image_that_comes_often_moves_the_mean_and_is_no_fault_of_the_model(
     assert "come often" in snapshot.verdict.reason
 
 
+def test_one_answer_to_different_images_is_the_models_fault_and_one_to_the_same_image_is_not(world, known):
+    """Every tenth row is the mean: a fallback. Without inputs nothing tells it from other images."""
+    images = world.rows(3000, 62)
+    answers = images.clone()
+    answers[::10] = known.mean.float() * images.norm(dim=1).mean()
+    for inputs, state in ((inputs_of(images), "model_fault"), (None, "traffic_shifted")):
+        (snapshot,) = watched(known, [(answers, inputs, 250.0)])
+        assert snapshot.verdict.state == state, snapshot.verdict
+    (found,) = watched(known, [(answers, inputs_of(images), 250.0)])
+    assert found.windows[300.0].sample.shared_answers == pytest.approx(0.1, abs=0.04)
+    assert "another image" in found.verdict.reason
+    again = images[torch.randint(400, (3000,), generator=torch.Generator().manual_seed(4))]
+    (snapshot,) = watched(known, [(again, inputs_of(again), 250.0)])
+    assert snapshot.windows[300.0].sample.copies_share > 0.5
+    assert snapshot.windows[300.0].sample.shared_answers == 0
+
+
 def test_one_picture_alone_is_narrow_traffic_and_a_dead_encoder_is_not(world, known):
     one = world.rows(1, 41) + 1e-4 * world.rows(1000, 42)
     (snapshot,) = watched(known, [(one, inputs_of(one), 100.0)])

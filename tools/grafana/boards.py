@@ -218,7 +218,15 @@ def fleet() -> Dashboard:
             "Share of sampled rows that have a copy: traffic that repeats itself, without keys to say so.",
             query(f"max {PER} (fullrank_copies_share{{{OF}}})", EACH),
             unit="percentunit",
-            width=12,
+            width=6,
+        ),
+        lines(
+            "Answers shared by different images",
+            "Share of sampled rows that equal the row of another image: a fallback, a cache or a buffer that gives "
+            "one answer to many. 0 in health; a fault from 0.02 on.",
+            query(f"max {PER} (fullrank_shared_answers{{{OF}}})", EACH),
+            unit="percentunit",
+            width=6,
         ),
         "Can it be trusted?",
         lines(

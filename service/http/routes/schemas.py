@@ -377,6 +377,7 @@ SPECTRUM_RESPONSES: Responses = {
                 "gaussianity": 0.9,
                 "copies_share": 0.0,
                 "distinct_rows": 512,
+                "shared_answers": 0.0,
             },
         }
     ),

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -77,3 +78,27 @@ def test_keys_are_bounded_oldest_first():
     assert len(keys) == 3
     assert keys.enter(0, 1.0)
     assert not keys.enter(4, 1.0)
+
+
+def test_sampled_rows_stay_beside_their_inputs_through_joining_and_saving():
+    """The descriptor of row x is (x, 2 x): so it is after groups were joined, thinned, saved and loaded."""
+    ring, rows = Ring((300.0,), groups=3), 0.0
+    for i in range(12):
+        part = torch.arange(rows, rows + 90)[:, None] + 1
+        rows += 90
+        shown = None if i in (0, 7) else torch.cat((part, 2 * part), 1)
+        one = block(float(i), float(i))
+        one.moments.add(part[:-2])
+        one.sample, one.sample_inputs = part, shown
+        ring.add(one)
+    again = Ring((300.0,), groups=3)
+    again.load(ring.tensors(12.0), 12.0)
+    for held in (*ring.blocks, *again.blocks, *ring.joined(2, 12.0)):
+        assert held.sample is not None
+        assert held.sample_inputs is not None
+        known = held.sample_inputs.isfinite().all(1)
+        assert torch.equal(held.sample_inputs[known], held.sample[known] * torch.tensor([1.0, 2.0]))
+        assert int(known.sum()) > 0
+    wrong = ring.tensors(12.0) | {"0.sample_inputs": torch.zeros(3, 2)}
+    with pytest.raises(ValueError, match="sample's inputs of block 0"):
+        again.load(wrong, 12.0)
