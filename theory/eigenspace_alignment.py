@@ -48,15 +48,28 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from theory.lab import Line, Panel, ParameterError, Result, Settings, about, above, below, finite, parameter, where
-from theory.noncontrastive_dynamics import Model, fixed_points, integrate
+from theory.lab import (
+    Claim,
+    Line,
+    Panel,
+    ParameterError,
+    Result,
+    Settings,
+    about,
+    above,
+    below,
+    finite,
+    parameter,
+    where,
+)
+from theory.linear_byol import Model, fixed_points, integrate
 from theory.toys import F64, normal, runge_kutta, stride
 
 EXAMPLE = "--weight-decay 0.02 --predictor-rate 3"
 DEAD = 1e-3  # of the largest eigenvalue of F
-LONGEST = 600.0  # time of the full flow, at most
-MANY = 12  # directions whose mean |cos| stays away from 1 by chance
-UNTIL = 80  # time of the symmetric flow
+LONGEST = 600.0  # time of either flow, at most
+FOLDS = 12.0  # e-folds that the commutator is given: 9.2 are asked, the rest is for a start with K not yet positive
+DRAWS = 200  # random predictors of which the mean |cos| is taken
 LONG = 50  # epochs of a run of which alignment is asked
 
 
@@ -90,11 +103,143 @@ def restoring(given: Parameters, f: Tensor, p: Tensor) -> Tensor:
 
 
 def cosines(f: Tensor, p: Tensor) -> Tensor:
-    """|cos(u_j, W_p u_j)| for the eigenvectors of F, largest eigenvalue first; dead directions read NaN."""
+    """|cos(u_j, W_p u_j)| (..., d) for the eigenvectors of F, largest eigenvalue first; dead directions read NaN."""
     s, u = torch.linalg.eigh(f)
     moved = p @ u
-    found = (u * moved).sum(0).abs() / moved.norm(dim=0)
-    return torch.where(s > DEAD * s[-1], found, torch.nan).flip(0)
+    found = (u * moved).sum(-2).abs() / moved.norm(dim=-2)
+    return torch.where(s > DEAD * s[..., -1:], found, torch.nan).flip(-1)
+
+
+def untrained(dimension: int, centre: float, along: float, across: float) -> float:
+    """The mean |cos| of a vector z e + y to the unit vector e, for z ~ N(centre, along) and y ~ N(0, across) beside e.
+
+    With 1/√q = (2/√π) ∫ exp(−qu²)du the mean over y is (1 + 2 across u²)^(−(d − 1)/2), and the mean of |z|exp(−z²u²)
+    is that of a folded normal with the variance along·k and the mean centre·k, times √k exp(−centre²u²k), where
+    k = 1/(1 + 2 along u²). u = e^x makes the trapezoidal rule exact to 1e-8.
+    """
+    x = torch.linspace(-20, 20, 4001, dtype=F64)
+    u2 = (2 * x).exp()
+    k = 1 / (1 + 2 * along * u2)
+    mean, spread = centre * k, (along * k).sqrt()
+    z = mean / spread
+    folded = spread * math.sqrt(2 / math.pi) * (-z.square() / 2).exp() + mean * torch.erf(z / math.sqrt(2))
+    beside = (1 + 2 * across * u2) ** (-(dimension - 1) / 2)
+    integrand = k.sqrt() * (-(centre**2) * u2 * k).exp() * folded * beside * x.exp()
+    return float(2 / math.sqrt(math.pi) * torch.trapezoid(integrand, x))
+
+
+def predictors(generator: torch.Generator, dimension: int, count: int) -> tuple[Tensor, Tensor]:
+    """Random predictors, symmetric and not, (count, d, d) each."""
+    a = normal(generator, count, dimension, dimension) / dimension**0.5
+    eye = torch.eye(dimension, dtype=F64)
+    return 0.3 * (a + a.mT) + 0.7 * eye, 0.5 * a + 0.7 * eye
+
+
+def before(given: Parameters, f: Tensor) -> list[Claim]:
+    """No predictor that was drawn without a look at F is aligned with it: the mean |cos| of many is that of the law."""
+    d = given.dimension
+    laws = {"symmetric": (0.36 / d, 0.18 / d), "any": (0.25 / d, 0.25 / d)}  # variances along u_j and beside it
+    claims = []
+    for (name, (along, across)), drawn in zip(laws.items(), predictors(given.generator(), d, DRAWS), strict=True):
+        means = cosines(f, drawn).nanmean(-1)
+        expected, error = untrained(d, 0.7, along, across), float(means.std()) / DRAWS**0.5
+        what = f"{name} predictors before training: mean |cos|"
+        claims.append(Claim(what, "E|z|/√(z² + |y|²)", "≈", expected, float(means.mean()), 4.5 * error))
+    return claims
+
+
+def theorem(given: Parameters, f: Tensor, p: Tensor) -> tuple[list[Claim], Panel]:
+    """The symmetric flow: the commutator, its equation, its bound and its end.
+
+    Where both of two directions live the commutator falls at p₊, where one dies at p₊/2 + 3η/2, and above the threshold
+    2K = 3(1 + σ²)p² − 2p + 3η is at least 0.4/(1 + σ²). It is followed to the rounding of float64.
+    """
+    eta, gain = given.weight_decay, 1 + given.augmentation
+    f_dot, p_dot = symmetric_flow(given, f, p)
+    bracket, k = commutator(f, p), restoring(given, f, p)
+    found = commutator(f_dot, p) + commutator(f, p_dot)
+    identity = float((found + k @ bracket + bracket @ k).norm() / found.norm())
+    lives = eta < 1 / (4 * gain)
+    rate = fixed_points(given.augmentation, eta)[1] / 2 + 1.5 * eta if lives else 0.4 / gain
+    needed = max(80.0, FOLDS / rate)
+
+    times, sizes, bounds, margin = [0.0], [float(bracket.norm())], [float(bracket.norm())], 0.0
+    state, exponent, lowest = [f, p], 0.0, float(torch.linalg.eigvalsh(k)[0])
+    while times[-1] < min(needed, LONGEST) and sizes[-1] > 1e-13 * sizes[0]:
+        left = 1.0
+        while left > 0:
+            begun = times[-1] + 1 - left
+            taken, step, left = stride(left, min(given.step, 0.5 / fastest(given, *state)), 8)
+            for index in range(1, taken + 1):
+                state = runge_kutta(lambda now: symmetric_flow(given, now[0], now[1]), state, step)
+                field = restoring(given, *[finite(s, "F or W_p", begun + index * step) for s in state])
+                now = float(torch.linalg.eigvalsh(field)[0])
+                exponent, lowest = exponent + step * (lowest + now) / 2, now
+        times.append(times[-1] + 1)
+        sizes.append(float(commutator(state[0], state[1]).norm()))
+        bounds.append(bounds[0] * math.exp(-2 * exponent))
+        if sizes[-1] > 1e-13 * sizes[0]:
+            margin = max(margin, sizes[-1] / bounds[-1])
+    end = below("commutator at the end over its start", "→ 0", 1e-4, sizes[-1] / sizes[0])
+    claims = [
+        below("d/dt of the commutator is −K[F,W_p] − [F,W_p]K", "relative error", 1e-10, identity),
+        below("commutator over its bound, the worst along the path", "exp(−2∫λ_min(K)dt)", 1 + 1e-3, margin),
+        where(needed <= LONGEST, f"the commutator falls at the rate {rate:.2g} only", end),
+    ]
+    lines = [Line("integrated", times, sizes), Line("bound of theorem 3", times, bounds, dashed=True)]
+    return claims, Panel("Commutator of F and W_p", "time", "‖[F, W_p]‖", lines, log_y=True)
+
+
+def full(given: Parameters, w: Tensor, starts: dict[str, Tensor]) -> tuple[list[Claim], Panel]:
+    """The full flow, beyond the theorem: anisotropic augmentation, any predictor.
+
+    What is left of C = WWᵀ − W_pᵀW_p/α_p after the time t, exp(−2ηt)C, turns an eigenvector of F by sin = |C|/s.
+    """
+    eta, rate = given.weight_decay, given.predictor_rate
+    spread = torch.linspace(0, given.strongest, given.dimension, dtype=F64)
+    predictor, f = torch.stack(list(starts.values())), w @ w.mT
+    path: list[Tensor] = []
+    imbalance = torch.linalg.matrix_norm(f - predictor.mT @ predictor / rate, 2)
+    sizes = [fixed_points(float(noise), eta)[1] ** 2 / rate for noise in spread if eta < 1 / (4 * (1 + noise))]
+    weakest = min((size for size in sizes if size > DEAD * sizes[0]), default=math.inf)
+    needed = max(200.0, math.log(max(float(imbalance.max()) / (0.05 * weakest), 1.0)) / (2 * eta))
+    until = needed if needed <= LONGEST else 200.0
+    final, _ = integrate(
+        Model(spread, eta, rate),
+        w.expand_as(predictor),
+        predictor,
+        until,
+        1.0,
+        lambda now, p: path.append(cosines(now @ now.mT, p)),
+    )
+    seen = torch.stack(path)  # (states, starts, d)
+    clock = torch.linspace(0, until, len(seen)).tolist()
+    claims, mean, worst = [], [], []
+    for index, name in enumerate(starts):
+        s = torch.linalg.eigvalsh(final[index] @ final[index].mT)
+        turned = float(imbalance[index]) * math.exp(-2 * eta * until) / float(s[s > DEAD * s[-1]][0])
+        smallest = seen[:, index].nan_to_num(math.inf).amin(-1).tolist()
+        claim = above(f"{name}: smallest |cos(u, W_p u)| of surviving directions", "→ 1", 0.99, smallest[-1])
+        # Below sin 0.1 the cos is above 0.995. A direction survives if η < 1/(4(1 + σ_j²)), and the least σ_j² is 0.
+        claim = where(turned < 0.1, f"what is left of the start's imbalance turns it by sin {turned:.2g}", claim)
+        claims.append(where(eta < 0.25, "every direction dies: η is 1/4 or more", claim))
+        mean.append(Line(name, clock, seen[:, index].nanmean(-1).tolist()))
+        worst.append(Line(f"{name}, smallest", clock, smallest, dashed=True))
+    return claims, Panel("Alignment, anisotropic augmentation", "time", "|cos(u, W_p u)|", [*mean, *worst])
+
+
+def your_run(path: Path) -> tuple[Claim, Panel]:
+    """The alignment that a training run has logged. Raises `ParameterError` as `read_run` does."""
+    epochs, values = read_run(path)
+    last = sum(values[-1]) / len(values[-1])
+    claim = above("your run: mean |cos(u, W_p u)| at its last epoch", "→ 1", 0.9, last)
+    claim = where(epochs[-1] >= LONG, f"the run has {epochs[-1]:g} epochs, fewer than {LONG}", claim)
+    lines = [
+        Line("mean over directions", epochs, [sum(row) / len(row) for row in values]),
+        Line("smallest", epochs, [min(row) for row in values], dashed=True),
+        Line("leading direction", epochs, [row[0] for row in values], dashed=True),
+    ]
+    return claim, Panel("Your run", "epoch", "|cos(u, W_p u)|", lines)
 
 
 def read_run(path: Path) -> tuple[list[float], list[list[float]]]:
@@ -121,7 +266,7 @@ def fastest(given: Parameters, f: Tensor, p: Tensor) -> float:
 def late_rate(given: Parameters, generator: torch.Generator) -> tuple[float, float]:
     """Decay rate of a small commutator near F = p₊²/α_p I, W_p = p₊ I: by the formula and as integrated."""
     d, high = given.dimension, fixed_points(given.augmentation, given.weight_decay)[1]
-    f, p = (1e-3 * normal(generator, d, d) for _ in range(2))
+    f, p = (1e-3 * normal(generator, d, d) / d**0.5 for _ in range(2))
     eye = torch.eye(d, dtype=F64)
     state = [high**2 / given.predictor_rate * (eye + f + f.T), high * (eye + p + p.T)]
     first = float(commutator(*state).norm())
@@ -131,97 +276,16 @@ def late_rate(given: Parameters, generator: torch.Generator) -> tuple[float, flo
 
 
 def run(given: Parameters) -> Result:
-    logged = read_run(Path(given.run)) if given.run else None
+    logged = [your_run(Path(given.run))] if given.run else []
     d, generator = given.dimension, given.generator()
     w = normal(generator, d, d) / d**0.5 + 0.5 * torch.eye(d, dtype=F64)
-    a = normal(generator, d, d) / d**0.5
-    f, p = w @ w.T, 0.3 * (a + a.T) + 0.7 * torch.eye(d, dtype=F64)
-
-    f_dot, p_dot = symmetric_flow(given, f, p)
-    bracket, k = commutator(f, p), restoring(given, f, p)
-    found = commutator(f_dot, p) + commutator(f, p_dot)
-    identity = float((found + k @ bracket + bracket @ k).norm() / found.norm())
-
-    times, sizes, bounds, margin = [0.0], [float(bracket.norm())], [float(bracket.norm())], 0.0
-    state, exponent, lowest = [f, p], 0.0, float(torch.linalg.eigvalsh(k)[0])
-    for part in range(UNTIL):
-        left = 1.0
-        while left > 0:
-            begun = part + 1 - left
-            taken, step, left = stride(left, min(given.step, 0.5 / fastest(given, *state)), 8)
-            for index in range(1, taken + 1):
-                state = runge_kutta(lambda now: symmetric_flow(given, now[0], now[1]), state, step)
-                time = begun + index * step
-                field = restoring(given, *[finite(s, "F or W_p", time) for s in state])
-                now = float(torch.linalg.eigvalsh(field)[0])
-                exponent, lowest = exponent + step * (lowest + now) / 2, now
-            size = float(commutator(state[0], state[1]).norm())
-            times.append(part + 1 - left)
-            sizes.append(size)
-            bounds.append(bounds[0] * math.exp(-2 * exponent))
-            if size > 1e-13 * sizes[0]:
-                margin = max(margin, size / bounds[-1])
-
-    # the full flow, beyond the theorem: anisotropic augmentation, any predictor
-    spread = torch.linspace(0, given.strongest, d, dtype=F64)
-    model = Model(spread, given.weight_decay, given.predictor_rate)
-    ends: dict[str, float] = {}
-    turned: dict[str, float] = {}
-    paths: dict[str, list[Tensor]] = {"symmetric start": [], "any start": []}
-    for name, predictor in (("symmetric start", p), ("any start", 0.5 * a + 0.7 * torch.eye(d, dtype=F64))):
-
-        def watch(w: Tensor, p: Tensor, path: list[Tensor] = paths[name]) -> None:
-            path.append(cosines(w @ w.T, p))
-
-        # What is left of C = WWᵀ − W_pᵀW_p/α_p after the time t, exp(−2ηt)C, turns an eigenvector of F by sin = |C|/s.
-        imbalance = float(torch.linalg.matrix_norm(f - predictor.mT @ predictor / given.predictor_rate, 2))
-        ends[name] = min(max(200.0, math.log(max(imbalance, 1.0) / 0.02) / (2 * given.weight_decay)), LONGEST)
-        final, _ = integrate(model, w, predictor, ends[name], 0.2, watch)
-        alive = torch.linalg.eigvalsh(final @ final.mT)
-        alive = alive[alive > DEAD * alive[-1]]
-        turned[name] = imbalance * math.exp(-2 * given.weight_decay * ends[name]) / float(alive[0])
-
-    claims = [
-        below("d/dt of the commutator is −K[F,W_p] − [F,W_p]K", "relative error", 1e-10, identity),
-        below("commutator over its bound, the worst along the path", "exp(−2∫λ_min(K)dt)", 1 + 1e-3, margin),
-        below("commutator at the end over its start", "→ 0", 1e-4, sizes[-1] / sizes[0]),
-    ]
+    symmetric, plain = (drawn[0] for drawn in predictors(generator, d, 1))
+    f = w @ w.T
+    sections = [theorem(given, f, symmetric), full(given, w, {"symmetric start": symmetric, "any start": plain})]
+    claims = before(given, f) + sections[0][0]
     if given.weight_decay < 0.9 / (4 * (1 + given.augmentation)):
         expected, seen = late_rate(given, generator)
         formula = "2K = 3(1+σ²)p₊² − 2p₊ + 3η = p₊ there"
         claims.append(about("decay rate of a small commutator near the fixed point", formula, expected, seen, 0.02))
-    for name, path in paths.items():
-        start, end = float(path[0].nanmean()), float(path[-1][~path[-1].isnan()].min())
-        # A direction survives if η < 1/(4(1 + σ_j²)), and the least σ_j² is 0.
-        claim = above(f"{name}: smallest |cos(u, W_p u)| of surviving directions", "→ 1", 0.99, end)
-        balanced = f"what is left of the start's imbalance turns a direction by sin {turned[name]:.2g}"
-        claim = where(turned[name] < 0.1, balanced, claim)  # cos is then above 0.995
-        claims.append(where(given.weight_decay < 0.25, "every direction dies: η is 1/4 or more", claim))
-        claim = below(f"{name}: mean |cos| before training", "not aligned yet", 0.95, start)
-        claims.append(where(d >= MANY, f"of fewer than {MANY} directions a random start may be aligned", claim))
-    clocks = {name: torch.linspace(0, ends[name], len(path)).tolist() for name, path in paths.items()}
-    mean = [Line(name, clocks[name], [float(each.nanmean()) for each in path]) for name, path in paths.items()]
-    worst = [
-        Line(f"{name}, smallest", clocks[name], [float(each[~each.isnan()].min()) for each in path], dashed=True)
-        for name, path in paths.items()
-    ]
-    panels = [
-        Panel(
-            "Commutator of F and W_p",
-            "time",
-            "‖[F, W_p]‖",
-            [Line("integrated", times, sizes), Line("bound of theorem 3", times, bounds, dashed=True)],
-            log_y=True,
-        ),
-        Panel("Alignment, anisotropic augmentation", "time", "|cos(u, W_p u)|", [*mean, *worst]),
-    ]
-    if logged is not None:
-        epochs, values = logged
-        last = sum(values[-1]) / len(values[-1])
-        claim = above("your run: mean |cos(u, W_p u)| at its last epoch", "→ 1", 0.9, last)
-        claims.append(where(epochs[-1] >= LONG, f"the run has {epochs[-1]:g} epochs, fewer than {LONG}", claim))
-        mean_of = Line("mean over directions", epochs, [sum(row) / len(row) for row in values])
-        lines = [Line("smallest", epochs, [min(row) for row in values], dashed=True)]
-        lines.append(Line("leading direction", epochs, [row[0] for row in values], dashed=True))
-        panels.append(Panel("Your run", "epoch", "|cos(u, W_p u)|", [mean_of, *lines]))
-    return Result(claims, panels)
+    claims += [*sections[1][0], *[claim for claim, _ in logged]]
+    return Result(claims, [panel for _, panel in [*sections, *logged]])

@@ -49,34 +49,23 @@ arXiv:2102.06810, theorems 1 and 2, section 3. The rates of the two ablations ar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from theory.lab import (
-    Claim,
-    Line,
-    Panel,
-    Result,
-    Settings,
-    about,
-    above,
-    below,
-    exactly,
-    finite,
-    parameter,
-    where,
-)
-from theory.toys import F64, normal, orthogonal, runge_kutta, stride
+from theory.lab import Claim, Line, Panel, Result, Settings, about, above, below, exactly, parameter, where
+from theory.linear_byol import Model, after_death, farthest, fixed_points, integrate, passage, time_to_die, velocity
+from theory.toys import F64, normal, orthogonal
 
 EXAMPLE = "--weight-decay 0.1 --augmentation 0.5"
-ALIVE = 1e-3
-COARSE = 0.5  # longest time step where only which side of an edge a mode ends on is asked
+# Longest time step, over 1 + σ², where only the side of an edge is asked on which a mode ends: a mode grows at the rate
+# p − η − (1 + σ²)p² at most, which is below 1/4(1 + σ²).
+COARSE = 0.5
 LONGEST = 1000.0  # time that is waited for an end
-FOLDS = 8.0  # e-folds that a slow target is given
-WATCHED = 100  # stretches between two states that a `watch` sees
+FOLDS = 8.0  # e-folds that a slow target is given: 3e-4 is left
+# The rate of a decay that Runge-Kutta gives in steps h is off by (rate h)^4/120 of it: 3e-5 at a quarter.
+QUARTER, RATE_ERROR = 0.25, 1e-4
 
 
 class Parameters(Settings):
@@ -86,103 +75,7 @@ class Parameters(Settings):
     predictor_rate: float = parameter(1.0, "learning rate α_p of the predictor over the encoder's", low=0.05, high=20)
     target_rate: float = parameter(0.5, "rate β of the moving target", low=0, open_low=True)
     strongest: float = parameter(3.0, "largest σ_j² of the anisotropic augmentation", low=0)
-    step: float = parameter(0.1, "time step of the integration", low=0, open_low=True)
-
-
-@dataclass(frozen=True)
-class Model:
-    """The constants of the flow. `noise` is the diagonal of X', (d,) or (k, d); X is the identity.
-
-    Scalars may be (k, 1, 1) tensors: k independent problems at once. `target` None means W_a = W.
-    """
-
-    noise: Tensor
-    decay: Tensor | float
-    rate: Tensor | float = 1.0
-    target: Tensor | float | None = None
-    stop_gradient: bool = True
-    predictor: bool = True
-
-
-def velocity(model: Model, w: Tensor, p: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(Ẇ, Ẇ_p, Ẇ_a) of equations 4 to 6, for X = I."""
-    target = w if model.target is None else a
-    residual = target - (p @ w) * (1 + model.noise.unsqueeze(-2))
-    w_dot = p.mT @ residual - model.decay * w
-    if not model.stop_gradient:  # the target branch's own gradient: W_a = W moves towards the prediction
-        w_dot = w_dot - (w * (1 + model.noise.unsqueeze(-2)) - p @ w)
-    p_dot = model.rate * residual @ w.mT - model.decay * p if model.predictor else torch.zeros_like(p)
-    a_dot = torch.zeros_like(a) if model.target is None else model.target * (w - a)
-    return w_dot, p_dot, a_dot
-
-
-def longest_step(model: Model, w: Tensor, p: Tensor) -> float:
-    """One over the rate at which the fastest mode relaxes in this state; Runge-Kutta is stable up to 2.78 times that.
-
-    W_p relaxes at α_p(1 + σ²)λ_max(WWᵀ), W at (1 + σ²)λ_max(W_pᵀW_p), without stop-gradient at (1 + σ²) more, and a
-    moving target at β.
-    """
-
-    def largest(value: Tensor | float) -> float:
-        return float(torch.as_tensor(value).max())
-
-    def norm(value: Tensor) -> float:
-        return float((value.abs() if value.shape[-1] == 1 else torch.linalg.svdvals(value)).max()) ** 2
-
-    gain = 1 + largest(model.noise)
-    encoder = norm(p) + (not model.stop_gradient)
-    predictor = largest(model.rate) * norm(w) if model.predictor else 0.0
-    target = 0.0 if model.target is None else largest(model.target)
-    return 1 / (max(gain * max(encoder, predictor), target) + largest(model.decay))
-
-
-def integrate(
-    model: Model,
-    w: Tensor,
-    p: Tensor,
-    until: float,
-    step: float,
-    watch: Callable[[Tensor, Tensor], None] | None = None,
-    target: Tensor | None = None,
-    fraction: float = 1.0,
-) -> tuple[Tensor, Tensor]:
-    """The state (W, W_p) at time `until`; W_a starts at `target` or at W.
-
-    No step is longer than `step`, nor than `fraction` of the longest that the state of the moment allows. `watch` sees
-    101 states at equal distances.
-    """
-    # What does not move is not integrated.
-    state = [w, p, w if target is None else target]
-    moving = [True, model.predictor, model.target is not None]
-
-    def whole(parts: Sequence[Tensor]) -> list[Tensor]:
-        rest = iter(parts)
-        return [next(rest) if moves else value for moves, value in zip(moving, state, strict=True)]
-
-    def field(now: Sequence[Tensor]) -> list[Tensor]:
-        return [slope for slope, moves in zip(velocity(model, *whole(now)), moving, strict=True) if moves]
-
-    for part in range(WATCHED):
-        if watch is not None:
-            watch(state[0], state[1])
-        left = until / WATCHED
-        while left > 0:
-            finite(state[0], "W", (part + 1) * until / WATCHED - left)
-            longest = min(step, fraction * longest_step(model, state[0], state[1]))
-            taken, length, left = stride(left, longest, 16)
-            for _ in range(taken):
-                state = whole(
-                    runge_kutta(field, [value for value, moves in zip(state, moving, strict=True) if moves], length)
-                )
-    if watch is not None:
-        watch(state[0], state[1])
-    return finite(state[0], "W", until), finite(state[1], "W_p", until)
-
-
-def fixed_points(noise: float, decay: float) -> tuple[float, float]:
-    """(p₋, p₊) for τ = 1; NaN above the threshold."""
-    root = torch.tensor(1 - 4 * decay * (1 + noise), dtype=F64).sqrt()
-    return float((1 - root) / (2 * (1 + noise))), float((1 + root) / (2 * (1 + noise)))
+    step: float = parameter(0.4, "time step of the integration", low=0, open_low=True)
 
 
 def gradient_errors(given: Parameters) -> tuple[float, float]:
@@ -212,13 +105,15 @@ def gradient_errors(given: Parameters) -> tuple[float, float]:
 
 
 def edges(
-    given: Parameters, p: Tensor, s: Tensor, rates: Tensor, targets: Tensor | None = None, until: float = 200.0
+    given: Parameters, p: Tensor, s: Tensor, rates: Tensor, until: float, targets: Tensor | None = None
 ) -> list[float]:
     """For each of k problems the start p that divides survival from collapse by `until`, of one-dimensional modes.
 
-    p, s: (k, n) starts, p increasing along a row; rates: (k,) α_p; targets: (k,) β of a target that starts at zero.
+    A mode is alive above the middle of p₋ and p₊. p, s: (k, n) starts, p increasing along a row; rates: (k,) α_p;
+    targets: (k,) β of a target that starts at zero.
     """
     k, n = p.shape
+    gain = 1 + given.augmentation
 
     def column(values: Tensor) -> Tensor:
         return values[:, None].expand(k, n).reshape(-1, 1, 1)
@@ -226,8 +121,8 @@ def edges(
     flat = torch.full((1,), given.augmentation, dtype=F64)
     model = Model(flat, given.weight_decay, column(rates), None if targets is None else column(targets))
     w, start = s.sqrt().reshape(-1, 1, 1), p.reshape(-1, 1, 1)
-    final, _ = integrate(model, w, start, until, COARSE, target=torch.zeros_like(w))
-    alive = final.square().reshape(k, n) > ALIVE / rates[:, None]
+    final, _ = integrate(model, w, start, until, COARSE * gain, target=torch.zeros_like(w))
+    alive = final.square().reshape(k, n) * rates[:, None] > 1 / (2 * gain) ** 2
     last_dead = n - 1 - (~alive).flip(1).int().argmax(1)
     found = []
     for row, last, some in zip(p, last_dead.tolist(), (~alive).any(1).tolist(), strict=True):
@@ -235,25 +130,20 @@ def edges(
     return found
 
 
-def farthest(values: Tensor, centre: float) -> float:
-    """The entry of `values` farthest from `centre`: if it is close, all are."""
-    return float(values[(values - centre).abs().argmax()])
-
-
 def parts(given: Parameters) -> tuple[list[Claim], Panel]:
     """Both parts present, a moving target, then predictor and stop-gradient taken away one at a time.
 
-    The start is in no common basis with W_p. Until W_p has relaxed to 1/(1 + σ²), at the rate (1 + σ²)s of the smallest
-    s = 0.8², its largest eigenvalue λ shrinks W by about exp(−(λ((1 + σ²)λ − 1) + η)/((1 + σ²)0.8²)): the fixed point
-    is claimed where 0.8 times that is above the basin's edge p₋.
+    The start is in no common basis with W_p, and α_p WWᵀ ⪰ 0.8² ⪰ W_pᵀW_p, which by the law of balance stays so. A
+    mode then has α_p s ≥ p² for ever, hence ṗ ≥ p(p − η − (1 + σ²)p²): from p ≥ 0.4, which is above p₋ below nine
+    tenths of the threshold, it cannot fall below p₋.
     """
     d, eta, noise, rate = given.dimension, given.weight_decay, given.augmentation, given.predictor_rate
     generator, eye = given.generator(), torch.eye(given.dimension, dtype=F64)
     flat = torch.full((d,), noise, dtype=F64)
-    sizes = torch.linspace(0.8, 1.6, d, dtype=F64) / rate**0.5  # inside the basin, in no common basis with W_p
+    sizes = torch.linspace(0.8, 1.6, d, dtype=F64) / rate**0.5
     start = orthogonal(generator, d) * sizes @ orthogonal(generator, d)
-    half = normal(generator, d, d) / d**0.5
-    predictor = 0.5 * (eye + half @ half.T / 2)
+    basis = orthogonal(generator, d)
+    predictor = basis * torch.linspace(0.4, 0.8, d, dtype=F64) @ basis.T
     step = given.step
     traces: dict[str, list[float]] = {}
 
@@ -272,49 +162,54 @@ def parts(given: Parameters) -> tuple[list[Claim], Panel]:
     error = float(balance.norm() / constant.norm())
     claims = [below("balance: WWᵀ − W_pᵀW_p/α_p = e^(−2ηt)C, at t = 10", "relative error", 1e-6, error)]
 
-    # Of the imbalance C, in units of the fixed point's s = p₊²/α_p, a thousandth is to be left.
-    threshold = 1 / (4 * (1 + noise))
-    high = fixed_points(noise, min(eta, 0.9 * threshold))[1]
-    imbalance = float(torch.linalg.matrix_norm(constant, 2)) * rate / high**2
-    until = min(max(100.0, 5 / eta, math.log(1e3 * max(imbalance, 1.0)) / (2 * eta)), LONGEST)
-    settled = imbalance * math.exp(-2 * eta * until)
-    # A slow target follows at β r/(1 + r), r = √(1 − 4η(1 + σ²)): W moves by 1/(1 + r) of what W_a moves.
-    distance = math.sqrt(max(0.0, 1 - eta / threshold))
-    relaxes = distance / (1 + distance) * given.target_rate
-    later = min(max(until, 100 + FOLDS / max(relaxes, 1e-9)), LONGEST)
-    w, p = integrate(both, start, predictor, until, step, median("both"))
-    slow, _ = integrate(moving, start, predictor, later, step, median("moving target"))
-    sizes = torch.linalg.eigvalsh(w @ w.mT)
-    if eta < 0.9 * threshold:
-        s, near = high**2 / rate, 2e-3 + settled
-        top = float(torch.linalg.eigvalsh(predictor)[-1])
-        left = 0.8 * math.exp(-(top * ((1 + noise) * top - 1) + eta) / ((1 + noise) * 0.64))
-        in_basin = left > fixed_points(noise, eta)[0]
-        beyond = "the start may fall below the edge of the collapsed basin before W_p has relaxed"
-        values, slow_sizes = torch.linalg.eigvals(p).real, torch.linalg.eigvalsh(slow @ slow.mT)
-        root = "p₊ = (1 + √(1 − 4η(1+σ²))) / 2(1+σ²)"
-        found = [
-            about("the eigenvalue of W_p farthest from", root, high, farthest(values, high), near),
-            about("the eigenvalue of WWᵀ farthest from", "p₊²/α_p", s, farthest(sizes, s), near),
-            about("the same with a moving target", "p₊²/α_p", s, farthest(slow_sizes, s), 4 * near),
-        ]
-        left_over = f"{settled:.2g} of the start's imbalance is left at t = {until:.0f}"
-        found[2] = where(relaxes * later >= FOLDS, f"the target settles at the rate {relaxes:.2g} only", found[2])
-        claims += [where(in_basin, beyond, where(settled < 0.01, left_over, claim)) for claim in found]
-    elif eta > 1.1 * threshold:
-        claims.append(below("η is above the threshold: largest eigenvalue of WWᵀ", "→ 0", 1e-6, float(sizes[-1])))
+    first, threshold = float(sizes[-1]) ** 2, 1 / (4 * (1 + noise))
+    if eta > threshold:
+        # W_p + W_pᵀ − 2(1 + σ²)W_pᵀW_p ⪯ 1/2(1 + σ²), whatever W_p is: W shrinks at η − 1/4(1 + σ²) or faster.
+        dies = 2 * (eta - threshold)
+        until = later = min(math.log(1e6) / dies, LONGEST)
+        w, _ = integrate(both, start, predictor, until, step, median("both"), fraction=QUARTER)
+        integrate(moving, start, predictor, later, step, median("moving target"))
+        bound, law = first * math.exp(-(1 - RATE_ERROR) * dies * until), "s₀ exp(−2(η − 1/(4(1 + σ²)))t)"
+        what = f"η is above the threshold: largest eigenvalue of WWᵀ at t = {until:.3g}"
+        claims.append(below(what, law, bound, float(torch.linalg.matrix_norm(w, 2)) ** 2))
+    else:
+        # Of the imbalance C, in units of the fixed point's s = p₊²/α_p, a thousandth is to be left.
+        high, distance = fixed_points(noise, eta)[1], max(math.sqrt(1 - eta / threshold), 1e-9)
+        imbalance = float(torch.linalg.matrix_norm(constant, 2)) * rate / high**2
+        balances = max(100.0, FOLDS / (high * distance), math.log(1e3 * max(imbalance, 1.0)) / (2 * eta))
+        # A slow target follows at β r/(1 + r), r = √(1 − 4η(1 + σ²)): W moves by 1/(1 + r) of what W_a moves.
+        follows = max(balances, 100 + FOLDS * (1 + distance) / (distance * given.target_rate))
+        until, later = (time if time <= LONGEST else 100.0 for time in (balances, follows))
+        w, p = integrate(both, start, predictor, until, step, median("both"))
+        slow, _ = integrate(moving, start, predictor, later, step, median("moving target"))
+        if eta < 0.9 * threshold:
+            s, near, root = high**2 / rate, 3e-3, "p₊ = (1 + √(1 − 4η(1+σ²))) / 2(1+σ²)"
+            values = (
+                torch.linalg.eigvals(p).real,
+                torch.linalg.eigvalsh(w @ w.mT),
+                torch.linalg.eigvalsh(slow @ slow.mT),
+            )
+            settled = [
+                about("the eigenvalue of W_p farthest from", root, high, farthest(values[0], high), near),
+                about("the eigenvalue of WWᵀ farthest from", "p₊²/α_p", s, farthest(values[1], s), near),
+                about("the same with a moving target", "p₊²/α_p", s, farthest(values[2], s), 4 * near),
+            ]
+            for claim, time in zip(settled, (balances, balances, follows), strict=True):
+                slowly = f"encoder, predictor and target take a time of {time:.0f} to balance and settle"
+                claims.append(where(time <= LONGEST, slowly, claim))
 
-    first = float(torch.linalg.svdvals(start)[0] ** 2)
-    bound = first * math.exp(-50 * (eta + noise + noise / (1 + noise)))
-    w, _ = integrate(open_, start, predictor, 25.0, step, median("no stop-gradient"), fraction=0.25)
+    # Neither of the two that follow is given more than 100 e-folds: W stays far above the smallest float.
+    slowest = eta + noise + noise / (1 + noise)
+    short = min(25.0, 50 / slowest)
+    w, _ = integrate(open_, start, predictor, short, step, median("no stop-gradient"), fraction=QUARTER)
     left = float(torch.linalg.svdvals(w)[0] ** 2)
-    law = "s₀ exp(−2(η + σ² + σ²/(1+σ²))t)"
-    claims.append(below("no stop-gradient: largest eigenvalue of WWᵀ at t = 25", law, bound, left))
-    # Runge-Kutta of step h has a rate that is off by (rate h)^4/120 of it: 3e-5 at a quarter.
-    w, _ = integrate(bare, start, eye, 50.0, step, median("no predictor"), fraction=0.25)
-    seen = float((start.norm() / w.norm()).log()) / 50
-    claims.append(about("no predictor: decay rate of W", "η + σ²", eta + noise, seen, 1e-4))
-    ends = {"both": until, "moving target": later, "no stop-gradient": 25.0, "no predictor": 50.0}
+    what, law = f"no stop-gradient: largest eigenvalue of WWᵀ at t = {short:.3g}", "s₀ exp(−2(η + σ² + σ²/(1+σ²))t)"
+    claims.append(below(what, law, first * math.exp(-2 * slowest * short), left))
+    long = min(50.0, 100 / (eta + noise))
+    w, _ = integrate(bare, start, eye, long, step, median("no predictor"), fraction=QUARTER)
+    seen = float((start.norm() / w.norm()).log()) / long
+    claims.append(about("no predictor: decay rate of W", "η + σ²", eta + noise, seen, RATE_ERROR))
+    ends = {"both": until, "moving target": later, "no stop-gradient": short, "no predictor": long}
     lines = [
         Line(name, torch.linspace(0, ends[name], len(trace)).tolist(), [max(value, 1e-14) for value in trace])
         for name, trace in traces.items()
@@ -325,31 +220,29 @@ def parts(given: Parameters) -> tuple[list[Claim], Panel]:
 def threshold_of_decay(given: Parameters) -> tuple[list[Claim], Panel]:
     """One mode, many weight decays: where survival ends, and the edge of the basin at the given one.
 
-    A mode 2 % above the threshold takes the time 2π√(g/(η − η_c)) = 89 g to die, g = 1 + σ² (see `survivors`); one that
-    starts 2 % from the edge leaves it at the rate p₋√(1 − 4ηg), and 8 e-folds take it away.
+    What lives at the threshold has p above the middle 1/2g of p₋ and p₊, g = 1 + σ², and what dies falls below it, 2 %
+    above the threshold in a time of π√(g/(η − η_c)) = 44g (see `time_to_die`). At the given weight decay a mode that
+    starts 2 % above the edge rises to the middle in a time known in closed form.
     """
     noise, rate, eta = given.augmentation, given.predictor_rate, given.weight_decay
-    threshold = 1 / (4 * (1 + noise))
+    gain = 1 + noise
+    threshold, middle = 1 / (4 * gain), 1 / (2 * gain)
     ratios = torch.linspace(0.5, 1.5, 51, dtype=F64)
-    top = torch.full((51, 1, 1), 1 / (1 + noise), dtype=F64)
+    top = torch.full((51, 1, 1), 1 / gain, dtype=F64)
     model = Model(torch.full((1,), noise, dtype=F64), (ratios * threshold)[:, None, None], rate)
-    w, _ = integrate(model, top / rate**0.5, top, max(400.0, 110 * (1 + noise)), COARSE)
+    w, _ = integrate(model, top / rate**0.5, top, math.pi * gain / math.sqrt(0.02 / 4), COARSE * gain)
     s = w.flatten().square()
-    dead = ratios[s < ALIVE / rate] * threshold
+    dead = ratios[s * rate < middle**2] * threshold
     smallest = float(dead.min()) if len(dead) else math.nan
-    too_small = f"what survives at the threshold is too small to be called alive: σ² = {noise:g}"
-    seen = 1 / (2 * (1 + noise)) > 2 * ALIVE**0.5  # p at the threshold
-    claim = about("smallest weight decay that collapses", "1/(4(1 + σ²))", threshold, smallest, 0.03)
-    claims = [where(seen, too_small, claim)]
+    claims = [about("smallest weight decay that collapses", "1/(4(1 + σ²))", threshold, smallest, 0.03)]
     if eta < 0.9 * threshold:
         low = fixed_points(noise, eta)[0]
-        leaves = low * math.sqrt(1 - eta / threshold)
         p = low * torch.linspace(0.5, 1.5, 51, dtype=F64)[None]
-        until = min(max(200.0, 8 / leaves), LONGEST)
-        found = edges(given, p, p.square() / rate, torch.tensor([rate], dtype=F64), until=until)[0]
+        rises = passage(1.02 * low, middle, noise, eta)
+        until = min(1.05 * rises, LONGEST * gain)
+        found = edges(given, p, p.square() / rate, torch.tensor([rate], dtype=F64), until)[0]
         claim = about("edge of the collapsed basin on s = p²/α_p", "p₋", low, found, 0.03)
-        slow = f"the edge is left at the rate {leaves:.2g} only"
-        claims.append(where(seen, too_small, where(leaves * until >= 8, slow, claim)))
+        claims.append(where(rises <= until, f"a mode next to it rises in a time of {rises:.0f}", claim))
     curve = [fixed_points(noise, float(each) * threshold)[1] ** 2 / rate for each in ratios]
     lines = [
         Line("integrated", ratios.tolist(), s.tolist(), marks=True),
@@ -364,10 +257,10 @@ def knobs(given: Parameters) -> tuple[list[Claim], Panel]:
     rates = torch.tensor([0.25, 0.5, 1.0, 2.0, 4.0], dtype=F64)
     speeds = torch.tensor([2.0, 0.5, 0.2, 0.1], dtype=F64)
     grid = torch.logspace(-4, 0, 81, dtype=F64)
-    low = fixed_points(noise, min(eta, 0.2 / (1 + noise)))[0]
-    by_rate = edges(given, grid.expand(5, -1), torch.full((5, 81), low**2, dtype=F64), rates)
+    low, until = fixed_points(noise, min(eta, 0.2 / (1 + noise)))[0], 100 * (1 + noise)
+    by_rate = edges(given, grid.expand(5, -1), torch.full((5, 81), low**2, dtype=F64), rates, until)
     p = grid.expand(4, -1)
-    by_speed = edges(given, p, p.square(), torch.ones(4, dtype=F64), speeds)
+    by_speed = edges(given, p, p.square(), torch.ones(4, dtype=F64), until, speeds)
     claims = []
     if eta < 0.8 / (4 * (1 + noise)):
         what = "smallest surviving start p: α_p = 1/4 over α_p = 4, from s = p₋²"
@@ -390,38 +283,25 @@ def in_view(grid: Tensor, high: float, low: float, claim: Claim) -> Claim:
     return where(seen, f"both edges lie outside the starts that were tried, {least:g} to {most:g}", claim)
 
 
-def time_to_die(spread: Tensor, decay: float) -> float:
-    """How long the slowest mode above the threshold takes; infinite at the threshold itself, 0 if none is above.
-
-    On the balanced curve (ln p)˙ = −(η − η_c) − g(p − 1/2g)² with g = 1 + σ_j² and η_c = 1/4g: the time is
-    2π√(g/(η − η_c)).
-    """
-    over = [(float(gain), decay - 1 / (4 * float(gain))) for gain in 1 + spread if decay >= (1 - 1e-9) / (4 * gain)]
-    return max((2 * math.pi * math.sqrt(gain / by) if by > 1e-9 else math.inf for gain, by in over), default=0.0)
-
-
-def after_death(spread: Tensor, decay: float, until: float, claim: Claim) -> Claim:
-    """`claim`, where every mode above the threshold has had the time to die."""
-    slowest = time_to_die(spread, decay)
-    return where(slowest < 0.9 * until, f"a direction next to the threshold takes a time of {slowest:.0f}", claim)
-
-
 def survivors(given: Parameters) -> list[Claim]:
     """Dimensional collapse by weight decay under an augmentation that varies more along some directions.
 
-    Above the threshold every mode must have had the time to die.
+    Above the threshold every mode must have had the time to die. The start is balanced, s = p²/α_p with p = 1. With
+    p₋ + p₊ = 1/(1 + σ_j²) a survivor has p₊ > 2η, and what dies falls below that.
     """
     d, rate = given.dimension, given.predictor_rate
     spread = torch.linspace(0, given.strongest, d, dtype=F64)
-    levels, until = sorted({0.08, 0.1, given.weight_decay}), 300.0
+    levels = sorted({0.08, 0.1, given.weight_decay})
+    times = [1.05 * time_to_die(spread, level) for level in levels]
+    until = max(10.0, *(time for time in times if time <= LONGEST))
     start = orthogonal(given.generator(), d).expand(len(levels), -1, -1) / rate**0.5
     predictor = torch.eye(d, dtype=F64).expand(len(levels), -1, -1)
     model = Model(spread, torch.tensor(levels, dtype=F64)[:, None, None], rate)
-    w, _ = integrate(model, start * 2, predictor, until, COARSE)
+    w, _ = integrate(model, start, predictor, until, COARSE)
     claims = []
     for level, row in zip(levels, torch.linalg.eigvalsh(w @ w.mT), strict=True):
         what = f"surviving dimensions, σ_j² = 0 … {given.strongest:g}, η = {level:g}"
-        expected, seen = int((1 + spread < 1 / (4 * level)).sum()), int((row > ALIVE / rate).sum())
+        expected, seen = int((1 + spread < 1 / (4 * level)).sum()), int((row * rate > (2 * level) ** 2).sum())
         claim = exactly(what, "#{j: 1 + σ_j² < 1/(4η)}", expected, seen)
         claims.append(after_death(spread, level, until, claim))
     return claims

@@ -88,11 +88,13 @@ def runge_kutta(field: Field, state: Sequence[Tensor], step: float) -> list[Tens
     """One classical fourth-order step of the flow `field`."""
 
     def moved(slope: Sequence[Tensor], by: float) -> list[Tensor]:
-        return [value + by * change for value, change in zip(state, slope, strict=True)]
+        return [torch.add(value, change, alpha=by) for value, change in zip(state, slope, strict=True)]
 
     a = field(state)
     b = field(moved(a, step / 2))
     c = field(moved(b, step / 2))
     d = field(moved(c, step))
-    slopes = zip(a, b, c, d, strict=True)
-    return moved([(k1 + 2 * k2 + 2 * k3 + k4) / 6 for k1, k2, k3, k4 in slopes], step)
+    outer = [k1 + k4 for k1, k4 in zip(a, d, strict=True)]
+    inner = [k2 + k3 for k2, k3 in zip(b, c, strict=True)]
+    state = moved(outer, step / 6)
+    return moved(inner, step / 3)

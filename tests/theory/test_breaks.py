@@ -13,13 +13,14 @@ from theory import (
     eigenspace_alignment,
     frustration,
     implicit_regularization,
+    linear_byol,
     measurement,
     noncontrastive_dynamics,
     projector,
     strong_augmentation,
 )
 from theory.lab import Claim, Diverged, Line, Panel, Result, about, above, below, exactly
-from theory.toys import infonce
+from theory.toys import F64, infonce, normal
 
 Patch = pytest.MonkeyPatch
 
@@ -71,25 +72,26 @@ def test_projector_sees_a_loss_on_every_coordinate(monkeypatch: Patch) -> None:
     assert "no block: rank" in failed
 
 
-@pytest.mark.soak
 def test_noncontrastive_sees_wrong_weight_decay(monkeypatch: Patch) -> None:
-    real = noncontrastive_dynamics.velocity
+    real = linear_byol.velocity
 
     def broken(model: Any, w: Tensor, p: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         w_dot, p_dot, a_dot = real(model, w, p, a)
-        return w_dot + 0.5 * model.decay * w, p_dot, a_dot
+        return w_dot + 0.9 * model.decay * w, p_dot, a_dot
 
-    monkeypatch.setattr(noncontrastive_dynamics, "velocity", broken)
+    monkeypatch.setattr(linear_byol, "velocity", broken)
+    strong = noncontrastive_dynamics.Parameters(dimension=3, weight_decay=0.5)
+    assert "η is above the threshold" in failing(noncontrastive_dynamics.parts(strong)[0])
     given = noncontrastive_dynamics.Parameters()
     assert "smallest weight decay" in failing(noncontrastive_dynamics.threshold_of_decay(given)[0])
     assert noncontrastive_dynamics.gradient_errors(given)[0] < 1e-10  # the loss itself is intact
 
 
 def test_noncontrastive_sees_a_stop_gradient_that_is_still_there(monkeypatch: Patch) -> None:
-    real = noncontrastive_dynamics.velocity
+    real = linear_byol.velocity
 
     def always(model: Any, w: Tensor, p: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        kept = noncontrastive_dynamics.Model(model.noise, model.decay, model.rate, model.target)
+        kept = linear_byol.Model(model.noise, model.decay, model.rate, model.target)
         return real(kept, w, p, a)
 
     monkeypatch.setattr(noncontrastive_dynamics, "velocity", always)
@@ -112,10 +114,28 @@ def test_eigenspace_sees_a_flow_at_half_speed(encoder: float, predictor: float, 
 
 
 def test_directpred_sees_a_predictor_that_is_too_large(monkeypatch: Patch) -> None:
-    monkeypatch.setattr(directpred, "direct_pred", lambda eps: directpred.spectral(lambda s: 1.1 * s.sqrt()))
+    monkeypatch.setattr(directpred, "direct_pred", lambda eps: lambda s: 1.1 * s.sqrt())
     failed = failing(directpred.run(directpred.Parameters(dimension=4, step=0.3)))
     assert "DirectPred, ε = 0: eigenvalue" in failed
     assert "DirectCopy, ε = 0.1" not in failed
+
+
+def test_directpred_sees_an_encoder_that_outgrows_the_gradients(monkeypatch: Patch) -> None:
+    real = directpred.follow
+    monkeypatch.setattr(directpred, "follow", lambda *given: (1 + 1e-6) * real(*given))
+    failed = failing(directpred.run(directpred.Parameters(dimension=4)))
+    assert "W under a held W_p" in failed
+
+
+def test_eigenspace_sees_predictors_that_know_the_eigenvectors(monkeypatch: Patch) -> None:
+    def informed(generator: torch.Generator, dimension: int, count: int) -> tuple[Tensor, Tensor]:
+        eye = torch.eye(dimension, dtype=F64).expand(count, -1, -1)
+        return eye, eye + 0.01 * normal(generator, count, dimension, dimension)
+
+    monkeypatch.setattr(eigenspace_alignment, "predictors", informed)
+    given = eigenspace_alignment.Parameters(dimension=6)
+    failed = failing(eigenspace_alignment.before(given, torch.diag(torch.arange(1, 7, dtype=F64))))
+    assert failed.count("predictors before training") == 2
 
 
 def test_frustration_sees_a_missing_stop_gradient(monkeypatch: Patch) -> None:

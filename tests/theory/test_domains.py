@@ -1,12 +1,14 @@
 """Where a claim ends: the rates and times that bound its domain, and parameters at which one once failed falsely."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from theory import frustration, noncontrastive_dynamics
+from theory import directpred, frustration, linear_byol
 from theory.lab import find
 from theory.toys import F64
 
@@ -18,20 +20,53 @@ def one_thread() -> None:
 
 def test_a_mode_at_the_threshold_never_dies_and_above_it_takes_its_time() -> None:
     at = torch.tensor([0.0, 1.5], dtype=F64)  # 1 + σ² = 2.5 = 1/(4η)
-    assert noncontrastive_dynamics.time_to_die(at, 0.1) == math.inf
-    assert noncontrastive_dynamics.time_to_die(torch.tensor([0.0, 1.0], dtype=F64), 0.1) == 0
-    above = torch.tensor([0.0, 3.0], dtype=F64)
-    assert noncontrastive_dynamics.time_to_die(above, 0.1) == pytest.approx(2 * math.pi * math.sqrt(4 / 0.0375))
+    assert linear_byol.time_to_die(at, 0.1) == math.inf
+    assert linear_byol.time_to_die(torch.tensor([0.0, 1.0], dtype=F64), 0.1) == 0
+    for noise in (1.6, 3.0):
+        spread = torch.tensor([0.0, noise], dtype=F64)
+        gain, bound = 1 + noise, linear_byol.time_to_die(spread, 0.1)
+        taken = clock(lambda p, g=gain: p * (p - 0.1 - g * p * p), 1.0, 1 / (2 * gain))
+        assert bound / 4 < taken < bound
+
+
+def clock(slope: Callable[[float], float], start: float, end: float) -> float:
+    """The time from `start` to `end` under ṗ = slope(p): the trapezoidal rule over ln p."""
+    log_p = torch.linspace(math.log(start), math.log(end), 20_001, dtype=F64)
+    return float(torch.trapezoid(torch.tensor([p / slope(p) for p in log_p.exp().tolist()], dtype=F64), log_p))
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.05, 0.4), (0.9, 0.8), (0.03, 0.001)])
+def test_a_balanced_mode_passes_in_the_time_of_its_law(start: float, end: float) -> None:
+    taken = clock(lambda p: p * (p - 0.04 - 1.25 * p * p), start, end)
+    assert linear_byol.passage(start, end, 0.25, 0.04) == pytest.approx(taken, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("held", "memory", "settles"), [(0.1, 0.3, True), (2.5, 0.0, True), (3.5, 0.0, False), (6.0, 0.5, True)]
+)
+def test_a_held_predictor_settles_where_its_map_contracts(held: float, memory: float, settles: bool) -> None:
+    """The radius against the eigenvalues, and against DirectPred's own map of one mode at p₊ = 0.758."""
+    rate = 0.6775
+    kept = np.array([[memory, 1 - memory], [-held * rate * memory, 1 - held * rate * (1 - memory)]])
+    radius = directpred.radius(held, memory, rate)
+    assert radius == pytest.approx(abs(np.linalg.eigvals(kept)).max(), rel=1e-12)
+    high = linear_byol.fixed_points(0.25, 0.04)[1]
+    log_s = log_f = 2 * math.log(high) + 1e-3
+    for _ in range(400):
+        log_f = math.log(memory * math.exp(log_f) + (1 - memory) * math.exp(log_s))
+        p = math.exp(log_f / 2)
+        log_s += 2 * held * (p - 0.04 - 1.25 * p * p)
+    assert (abs(log_s - 2 * math.log(high)) < 1e-4) is settles is (radius < 1)
 
 
 def test_a_time_step_follows_the_fastest_mode() -> None:
     eye = torch.eye(3, dtype=F64)
     flat = torch.full((3,), 0.25, dtype=F64)
-    model = noncontrastive_dynamics.Model(flat, 0.04, 3.0)
-    assert noncontrastive_dynamics.longest_step(model, 2 * eye, eye) == pytest.approx(1 / (1.25 * 12 + 0.04))
-    assert noncontrastive_dynamics.longest_step(model, 0 * eye, 2 * eye) == pytest.approx(1 / (1.25 * 4 + 0.04))
-    slow = noncontrastive_dynamics.Model(flat, 0.04, 3.0, target=50.0)
-    assert noncontrastive_dynamics.longest_step(slow, 0 * eye, 2 * eye) == pytest.approx(1 / 50.04)
+    model = linear_byol.Model(flat, 0.04, 3.0)
+    assert linear_byol.longest_step(model, 2 * eye, eye) == pytest.approx(1 / (1.25 * 12 + 0.04))
+    assert linear_byol.longest_step(model, 0 * eye, 2 * eye) == pytest.approx(1 / (1.25 * 4 + 0.04))
+    slow = linear_byol.Model(flat, 0.04, 3.0, target=50.0)
+    assert linear_byol.longest_step(slow, 0 * eye, 2 * eye) == pytest.approx(1 / 50.04)
 
 
 def test_the_students_rate_is_that_of_its_flow() -> None:
@@ -50,6 +85,14 @@ def test_the_students_rate_is_that_of_its_flow() -> None:
     [
         ("frustration", {"seed": 895, "samples": 100, "classes": 2, "frustrated": 0.5621221056996786}),
         ("frustration", {"seed": 855, "samples": 100, "classes": 2, "dimension": 9, "frustrated": 0.8732}),
+        ("directpred", {"seed": 569, "weight_decay": 0.00136, "epsilon": 0.006, "memory": 0.138, "step": 0.2165}),
+        ("directpred", {"seed": 42, "augmentation": 0.0, "weight_decay": 0.128, "epsilon": 0.02, "memory": 0.0}),
+        ("noncontrastive-dynamics", {"seed": 857, "dimension": 13, "augmentation": 2.0936, "weight_decay": 0.0989}),
+        (
+            "noncontrastive-dynamics",
+            {"seed": 544, "dimension": 19, "augmentation": 1.4566, "predictor_rate": 0.13955, "target_rate": 1.1453},
+        ),
+        ("eigenspace-alignment", {"seed": 193, "dimension": 2, "augmentation": 0.0, "strongest": 0.21}),
         (
             "projector",
             {"seed": 747, "dimension": 20, "kept": 10, "noise": 0.065176, "batch": 22, "rate": 0.14, "steps": 100},

@@ -13,6 +13,7 @@ from theory import (
     eigenspace_alignment,
     frustration,
     implicit_regularization,
+    linear_byol,
     measurement,
     noncontrastive_dynamics,
     projector,
@@ -127,9 +128,9 @@ def test_noncontrastive_flow_is_autograds(augmentation: float) -> None:
 
 
 def test_fixed_points_are_where_the_mode_stands_still() -> None:
-    for p in noncontrastive_dynamics.fixed_points(0.4, 0.07):
+    for p in linear_byol.fixed_points(0.4, 0.07):
         assert p * (1 - 1.4 * p) == pytest.approx(0.07, rel=1e-12)
-    assert math.isnan(noncontrastive_dynamics.fixed_points(0.25, 0.21)[0])
+    assert math.isnan(linear_byol.fixed_points(0.25, 0.21)[0])
     size = directpred.fixed_size(0.7, 0.3)
     assert math.sqrt(size) + 0.3 * size == pytest.approx(0.7, rel=1e-12)
 
@@ -143,8 +144,11 @@ def test_direct_rules(generator: torch.Generator) -> None:
         directpred.direct_copy(0.1): [0.14, 0.35, 1.1],
     }
     for rule, values in expected.items():
-        assert torch.allclose(u.T @ rule(f) @ u, torch.diag(torch.tensor(values, dtype=F64)), atol=1e-10)
-    doubled = directpred.direct_pred(0.1)(4 * f), directpred.normalised(0.1)(4 * f)
+        found = u.T @ directpred.predictor_of(rule, f) @ u
+        assert torch.allclose(found, torch.diag(torch.tensor(values, dtype=F64)), atol=1e-10)
+    doubled = [
+        directpred.predictor_of(rule, 4 * f) for rule in (directpred.direct_pred(0.1), directpred.normalised(0.1))
+    ]
     assert torch.linalg.eigvalsh(doubled[0])[-1] == pytest.approx(2.4)  # the two rules differ by more than scale
     assert torch.linalg.eigvalsh(doubled[1])[-1] == pytest.approx(1.1)
 
