@@ -22,13 +22,20 @@ Full rank is the better of the two if
 
 The published λ = 0.0051 belongs to 8192 outputs. Redundancy has d(d − 1) terms and invariance d, so the balance of the
 two goes with λd: the same balance at d outputs is λ = 0.0051·8192/d ≈ 42/d. In a small toy λ = 0.0051 is far below
-λ_c and Barlow Twins collapses like InfoNCE; with 42/d it does not. Between the two the rank rises smoothly, since
-encoders in between mix both choices; λ_c is the middle of a slope, not a cliff. The slope is shallow: at a fortieth of
-λ_c some 7 % of the noisy directions' rank is still there. Far above λ_c a little rank is lost again, to the noise of
-the batch.
+λ_c and Barlow Twins collapses like InfoNCE; with 42/d it does not.
 
-All of this is about where descent ends. A claim about an end is asserted if the run has one: between a half of its
-steps and all of them the rank, or the loss, moves by less than 2 %.
+Between the extremes the rank rises smoothly, and for λ ≤ 1 the best encoder is known in closed form. Let
+q = σ²/(σ² + k), and let the outputs' d units of variance be shared out, a for a clean and b for a noisy direction. The
+best share is
+
+    b = λ(m/(d−m) + q) / ((1−λ)m(1−q)²/d + λ(m/(d−m) + q²)),    a = (d − mb)/(d − m),
+
+and the effective rank that of a spectrum with d − m eigenvalues a and m eigenvalues b. λ_c is the middle of this slope,
+not a cliff. An encoder whose loss exceeds the least by E, for whatever reason, has a share within √(E/mA) of b, A the
+denominator above; for λ > 1 the same holds with λ = 1. The effective rank has bounds of the same kind. So the claims
+about rank and share need no end of the descent: they are as sharp as its loss is near to the least. A claim about the
+loss itself needs an end: between a half of the steps and all of them it moves by less than 2 %. The loss on a batch is
+known too, entry by entry, from the law of the correlation of two normal variables over so many rows.
 
 The rescaled λ has a price. From a batch of B rows even independent outputs show Σ C_ij² ≈ d(d − 1)/B, so redundancy
 adds a noise of λd(d − 1)/B that does not carry information. With several layers this noise costs rank again (the
@@ -42,12 +49,14 @@ projector of a redundancy-reduction method, scale λ with 1/d, and check the eff
 ## Source
 
 Zbontar, Jing, Misra, LeCun, Deny, *Barlow Twins*, ICML 2021, arXiv:2103.03230. The toys are those of Jing et al.,
-arXiv:2110.09348. λ_c and the scaling are derived here.
+arXiv:2110.09348. λ_c, the closed form and the scaling are derived here; Hotelling, *New light on the correlation
+coefficient*, 1953, has the moments of a correlation.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -56,6 +65,7 @@ from torch import Tensor
 
 from theory.implicit_regularization import DEEPER, descend, forward, mean_infonce, of_many, stack
 from theory.lab import Claim, Line, Panel, ParameterError, Result, Settings, about, above, below, parameter, where
+from theory.redundancy import Best, batch_loss, best, endless_loss, outputs, reachable
 from theory.strong_augmentation import largest_rate
 from theory.toys import F64, batches, normal, rank_of
 
@@ -63,7 +73,10 @@ EXAMPLE = "--penalty 0.5 --amplitude 2"
 PUBLISHED, PUBLISHED_OUTPUTS = 0.0051, 8192
 THRESHOLD = 2.0  # InfoNCE gives a direction up from k = 2 sigma^2 on; see strong-augmentation
 STILL = 0.02  # the most that an end moves in the second half of the steps
-FAR = 40.0  # the slope is shallow below lambda_c: at a tenth of it 15 % of the lost directions are still there
+# Times before which a figure that stands still has not ended but not begun, in units of d: what a sweep of random
+# parameters showed, not a law. W must grow to its size first.
+BEGUN, GROWN = 3, 8
+FRESH = 200  # batches over which the loss is averaged
 
 
 class Parameters(Settings):
@@ -160,21 +173,52 @@ def ended_ranks(half: Tensor, final: Tensor, rectified: Tensor, x: Tensor) -> li
     return [Ended(*pair) for pair in zip(*(ranks_of(w, rectified, x) for w in (half, final)), strict=True)]
 
 
-def under_strong_augmentation(given: Parameters, penalties: list[float]) -> tuple[list[Ended], list[Ended], Ended]:
-    """One linear layer: effective rank and mean loss for each λ, and InfoNCE's effective rank."""
-    d, generator = given.dimension, given.generator()
+@dataclass(frozen=True)
+class Strong:
+    """One linear layer under strong augmentation, trained for each λ of `penalties`."""
+
+    penalties: list[float]
+    ranks: list[float]
+    endless: list[float]  # loss on endless data
+    on_batches: list[Ended]  # expected loss on a batch
+    shares: list[float]  # of a noisy direction
+    errors: float  # largest deviation of a sampled batch loss from its expectation, in standard errors
+    contrasted: Ended  # InfoNCE's effective rank
+    best: list[Best]
+
+    @property
+    def within(self) -> list[float]:
+        """How far from the best one the share can be, at each λ's loss."""
+        return [it.share_within(loss) for it, loss in zip(self.best, self.endless, strict=True)]
+
+    def at(self, penalty: float) -> int:
+        return self.penalties.index(penalty)
+
+
+def sampled(given: Parameters, weights: Tensor, lam: Tensor, scale: Tensor, generator: torch.Generator) -> float:
+    """The mean loss of encoders (k, d, d) on new batches against its expectation: the worst in standard errors."""
+    losses = []
+    for _ in range(FRESH):
+        x = normal(generator, given.batch, given.dimension)
+        first, second = (x + scale * normal(generator, *x.shape) for _ in range(2))
+        losses.append(barlow(first @ weights.mT, second @ weights.mT, lam))
+    seen = torch.stack(losses)
+    expected = batch_loss(outputs(weights, given.noisy, given.amplitude)[0], lam, given.batch)
+    return float(((seen.mean(0) - expected) / seen.std(0)).abs().max()) * FRESH**0.5
+
+
+def under_strong_augmentation(given: Parameters, penalties: list[float]) -> Strong:
+    """Train one linear layer for each λ, and one with InfoNCE."""
+    d, m, k, generator = given.dimension, given.noisy, given.amplitude, given.generator()
     scale, test = torch.zeros(d, dtype=F64), normal(generator, 4000, d)
-    scale[-given.noisy :] = given.amplitude**0.5
+    scale[-m:] = k**0.5
     lam, views = torch.tensor(penalties, dtype=F64), noised_views(given, scale, generator)
     test = test + scale * normal(generator, 4000, d)
     start, trained, rectified = stack([1] * len(penalties), [False] * len(penalties), d, generator)
     half, watch = halfway(given.steps)
     final = descend(lambda a, b: barlow(a, b, lam), start, trained, rectified, views, given.rate, given.steps, watch)
-    sums = torch.zeros(2, len(lam), dtype=F64)
-    for _ in range(50):
-        first, second = views()
-        for total, weights in zip(sums, (half[0], final), strict=True):
-            total += barlow(forward(weights, first, rectified), forward(weights, second, rectified), lam) / 50
+    cross, spread = outputs(final[:, 0], m, k)
+    losses = [batch_loss(c, lam, given.batch) for c in (outputs(half[0][:, 0], m, k)[0], cross)]
     kept, watch = halfway(given.steps)
     plain = start[:1], trained[:1], rectified[:1]
     # As in strong-augmentation only the second view is noised; with both, 2σ² + 2k − 2k > 0 and nothing dies.
@@ -184,23 +228,47 @@ def under_strong_augmentation(given: Parameters, penalties: list[float]) -> tupl
         x = next(stream)
         return x, x + scale * normal(generator, *x.shape)
 
-    rate = min(given.rate, largest_rate(given.amplitude, given.noisy, given.batch))
+    rate = min(given.rate, largest_rate(k, m, given.batch))
     contrasted = descend(mean_infonce, *plain, one_noised, rate, given.steps, watch)
-    losses = [Ended(*pair) for pair in zip(*sums.tolist(), strict=True)]
-    return (
-        ended_ranks(half[0], final, rectified, test),
-        losses,
+    return Strong(
+        penalties,
+        [rank_of(each) for each in spread],
+        endless_loss(cross, lam).tolist(),
+        [Ended(*pair) for pair in zip(*(it.tolist() for it in losses), strict=True)],
+        spread.diagonal(dim1=-2, dim2=-1)[:, -m:].mean(1).tolist(),
+        sampled(given, final[:, 0], lam, scale, generator),
         ended_ranks(kept[0], contrasted, rectified[:1], test)[0],
+        [best(d, m, k, each) for each in penalties],
     )
 
 
-def rises(penalties: list[float], ranks: list[Ended], edge: float, ended: Callable[..., Claim]) -> Claim:
-    """The rank grows with λ up to λ_c. Steps of less than a half in λ are skipped: the starts differ by chance."""
-    path = [pair for pair in zip(penalties, ranks, strict=True) if pair[0] <= edge]
-    pairs = [(low, high) for low, high in itertools.combinations(path, 2) if high[0] >= 1.5 * low[0]]
-    step = min(high[1].end - low[1].end for low, high in pairs)
-    claim = above("effective rank as λ grows to λ_c: smallest step", "rises", 0, step)
-    return ended(claim, *(rank for _, rank in path))
+def nearest(seen: Strong) -> list[Claim]:
+    """What holds of any encoder: its loss is above the least, and its share near to the best one's."""
+    excess = min(loss / it.loss for loss, it in zip(seen.endless, seen.best, strict=True))
+    pairs = zip(seen.shares, seen.best, seen.within, strict=True)
+    off = max(abs(share - it.share) / within for share, it, within in pairs)
+    order = itertools.combinations(zip(seen.best, seen.within, seen.shares, strict=True), 2)
+    steps = [high[2] - low[2] for low, high in order if high[0].share - high[1] > low[0].share + low[1]]
+    law = "closed form for λ ≤ 1, and its value at 1 above"
+    told_apart = "the losses leave no two shares apart: descent has not come near enough to the least"
+    return [
+        below("batch loss of the trained encoders: deviation in standard errors", "the law of r", 5, seen.errors),
+        above("loss on endless data over the least there is, smallest of the sweep", law, 1 - 1e-12, excess),
+        below("share of a noisy direction: |b − b*| over what the loss allows", "√(E/mA)", 1 + 1e-9, off),
+        where(bool(steps), told_apart, above("share b as λ grows: smallest step", "rises", 0, min(steps, default=0.0))),
+    ]
+
+
+def rank_left(name: str, penalty: float, seen: Strong) -> Claim:
+    """The effective rank at λ, between its bounds at the loss; they must leave less open than the noisy directions."""
+    index = seen.at(penalty)
+    it, loss = seen.best[index], seen.endless[index]
+    low, high = it.ranks(loss)
+    law = "of a, b at the loss' distance from the least"
+    what = f"strong augmentation, {name}: effective rank"
+    claim = Claim(what, law, "≈", (low + high) / 2, seen.ranks[index], (high - low) / 2 + 1e-9)
+    wide = f"the loss, {loss:.3g} against {it.loss:.3g} at least, leaves {high - low:.2g} dimensions open"
+    return where(high - low < it.noisy, wide, claim)
 
 
 def run(given: Parameters) -> Result:
@@ -209,80 +277,43 @@ def run(given: Parameters) -> Result:
     infonce, (published, rescaled) = by_depth(given, [PUBLISHED, scaled])
     edge = (d - m) / d * (k / (1 + k)) ** 2
     penalties = sorted({PUBLISHED, edge / 4, edge, 3 * edge, scaled, given.penalty})
-    ranks, losses, contrasted = under_strong_augmentation(given, penalties)
-    at = dict(zip(penalties, zip(ranks, losses, strict=True), strict=True))
+    seen = under_strong_augmentation(given, penalties)
     sampling = d * (d - 1) / (given.batch - 1)  # what independent outputs still show in a batch, times λ
-    clean, whole = d * m / (d - m), m * (k / (1 + k)) ** 2
     excess = max(
-        loss.end / (min(lam * clean, whole) + lam * sampling)
-        for lam, loss in zip(penalties, losses, strict=True)
-        if lam > 0
+        loss.end / (reachable(d, m, k, lam) + lam * sampling)
+        for lam, loss in zip(penalties, seen.on_batches, strict=True)
     )
 
     def ended(claim: Claim, *figures: Ended) -> Claim:
-        # A slow descent hardly moves between its half and its end either: W needs the time to grow to its size.
-        there = all(it.still for it in figures) and given.rate * given.steps >= 3 * d
+        there = all(it.still for it in figures) and given.rate * given.steps >= BEGUN * d
         return where(there, f"descent has not ended after {given.steps} steps", claim)
 
     more = (d - published[-1].end) / (d - infonce[-1].end)
-    # As implicit-regularization claims, every layer costs 15 % of the rank, and one layer alone some 10 %.
-    lost = below(
-        f"InfoNCE: effective rank at {deepest} layers over d",
-        "deeper, lower",
-        0.65 if deepest > 2 else 0.9 * DEEPER,
-        infonce[-1].end / d,
-    )
+    deeper, kept = "deeper, lower", "redundancy reduction keeps rank"
+    what = f"{deepest} layers: rank that Barlow Twins, λ = 0.0051, loses, over what InfoNCE loses"
+    lost = f"InfoNCE: effective rank at {deepest} layers over that at one"
     claims = [
-        of_many(d, lost),
-        of_many(
-            d,
-            ended(
-                below(
-                    f"{deepest} layers: rank that Barlow Twins, λ = 0.0051, loses, over what InfoNCE loses",
-                    "redundancy reduction keeps rank",
-                    2 / 3,
-                    more,
-                ),
-                published[-1],
-            ),
-        ),
-        ended(
-            about(
-                "λ = 42/d: the loss it ends with",
-                "m(k/(1+k))² min(1, m/d + λ(d−m)/d) + λd(d−1)/(batch−1)",
-                whole * min(1, m / d + scaled * (d - m) / d) + scaled * sampling,
-                at[scaled][1].end,
-                0.1,
-            ),
-            at[scaled][1],
-        ),
+        of_many(d, below(lost, deeper, DEEPER ** (deepest - 1), infonce[-1].end / infonce[0].end)),
+        of_many(d, ended(below(what, kept, 2 / 3, more), published[-1])),
+        *nearest(seen),
         ended(
             below(
-                "loss over that of the better extreme, worst λ of the sweep",
-                "min(λdm/(d−m), m(k/(1+k))²) + λd(d−1)/(batch−1)",
+                "expected batch loss over that of the best encoder, worst λ of the sweep",
+                "least loss, or m(k/(1+k))² for λ > 1, + λd(d−1)/(batch−1)",
                 1.15,
                 excess,
             ),
-            *losses,
+            *seen.on_batches,
         ),
-        rises(penalties, ranks, edge, ended),
     ]
     if k >= 1.5 * THRESHOLD:
         law = "d − m, if k > 2σ²"
-        claim = about("strong augmentation, InfoNCE: effective rank", law, d - m, contrasted.end, 0.1)
-        enough = given.rate * given.steps >= 8 * d
-        moves = f"W still changes: rate times steps is below 8 d = {8 * d}"
-        claims.append(where(enough, moves, ended(claim, contrasted)))
-    for name, lam in (("λ = 0.0051", PUBLISHED), ("λ = 42/d", scaled), (f"your λ = {given.penalty:g}", given.penalty)):
-        if lam < edge / FAR:
-            law, rank = "d − m, if λ ≪ λ_c", d - m
-        elif lam > 6 * edge:
-            law, rank = "d, if λ ≫ λ_c", d
-        else:
-            continue
-        claim = about(f"strong augmentation, {name}: effective rank", law, rank, at[lam][0].end, 0.1)
-        noisy_batch = f"the batch's own noise costs rank: fewer than 8 rows a dimension, {given.batch} for {d}"
-        claims.append(where(rank < d or given.batch >= 8 * d, noisy_batch, ended(claim, at[lam][0])))
+        claim = about("strong augmentation, InfoNCE: effective rank", law, d - m, seen.contrasted.end, 0.1)
+        enough = given.rate * given.steps >= GROWN * d
+        moves = f"W still changes: rate times steps is below {GROWN} d = {GROWN * d}"
+        claims.append(where(enough, moves, ended(claim, seen.contrasted)))
+    named = (("λ = 0.0051", PUBLISHED), ("λ = 42/d", scaled), (f"your λ = {given.penalty:g}", given.penalty))
+    claims += [rank_left(name, lam, seen) for name, lam in named]
     depths = list(range(1, deepest + 1))
     return Result(
         claims,
@@ -302,11 +333,18 @@ def run(given: Parameters) -> Result:
                 "λ",
                 "effective rank",
                 [
-                    Line("Barlow Twins", penalties, [it.end for it in ranks]),
+                    Line("Barlow Twins", penalties, seen.ranks, marks=True),
+                    Line("the best encoder, λ ≤ 1", *closed_form(given, penalties[0]), dashed=True),
                     Line("λ_c", [edge, edge], [d - m, d], dashed=True),
-                    Line("InfoNCE", [penalties[0], penalties[-1]], [contrasted.end] * 2),
+                    Line("InfoNCE", [penalties[0], penalties[-1]], [seen.contrasted.end] * 2),
                 ],
                 log_x=True,
             ),
         ],
     )
+
+
+def closed_form(given: Parameters, least: float) -> tuple[list[float], list[float]]:
+    """λ from the least one to 1, and the best encoder's effective rank."""
+    grid = torch.logspace(math.log10(least), 0, 60, dtype=F64).tolist()
+    return grid, [best(given.dimension, given.noisy, given.amplitude, lam).rank() for lam in grid]

@@ -19,7 +19,7 @@ from theory import (
     projector,
     strong_augmentation,
 )
-from theory.lab import Claim, Diverged, Line, Panel, Result, about, above, below, exactly
+from theory.lab import Claim, Diverged, Line, Panel, Result, about, above, below, exactly, finite
 from theory.toys import F64, infonce, normal
 
 Patch = pytest.MonkeyPatch
@@ -155,7 +155,9 @@ def test_barlow_twins_sees_a_loss_without_redundancy_reduction(monkeypatch: Patc
     real = barlow_twins.barlow
     monkeypatch.setattr(barlow_twins, "barlow", lambda first, second, penalty: real(first, second, 0 * penalty))
     given = barlow_twins.Parameters(dimension=8, noisy=4, depth=2, batch=64, steps=300)
-    assert "λ = 42/d: effective rank" in failing(barlow_twins.run(given))
+    failed = failing(barlow_twins.run(given))
+    assert "expected batch loss over that of the best encoder" in failed
+    assert "batch loss of the trained encoders" in failed
 
 
 @pytest.mark.parametrize(
@@ -183,5 +185,5 @@ def test_nan_never_holds(make: Callable[[float], Claim]) -> None:
 
 
 def test_divergence_is_named() -> None:
-    with pytest.raises(Diverged, match=r"W is no longer finite at t = \d+.*smaller rate"):
-        projector.run(projector.Parameters(dimension=8, kept=2, batch=16, steps=200, rate=1e9))
+    with pytest.raises(Diverged, match=r"W is no longer finite at t = 3: .*smaller rate"):
+        finite(torch.tensor([1.0, float("inf")]), "W", 3.0)

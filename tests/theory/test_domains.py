@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from theory import directpred, frustration, linear_byol
+from theory import directpred, label_graph, linear_byol, projector
 from theory.lab import find
-from theory.toys import F64
+from theory.toys import F64, normal, runge_kutta
 
 
 @pytest.fixture(autouse=True)
@@ -70,20 +70,57 @@ def test_a_time_step_follows_the_fastest_mode() -> None:
 
 
 def test_the_students_rate_is_that_of_its_flow() -> None:
-    given = frustration.Parameters(samples=40, classes=3, frustrated=0.3, seed=1)
-    a = frustration.assignment(given, 0.3, "pair")
-    inputs = frustration.teacher_inputs(given, a, given.generator())[:, :10]
+    a = label_graph.assignment(40, 3, 0.3, "pair")
+    inputs = label_graph.teacher_inputs(a, torch.Generator().manual_seed(1))[:, :10]
     n = len(inputs)
     u = torch.cat([inputs.T @ inputs / n, -inputs.T @ a / n], 1)
     y = torch.cat([-(a.T @ inputs) / a.sum(0)[:, None], torch.eye(3, dtype=F64)], 1)
     rates = torch.linalg.eigvals(torch.cat([u, y])).real.sort().values
-    assert frustration.student_rate(a, inputs) == pytest.approx(float(rates[rates > 1e-9][0]), rel=1e-8)
+    assert label_graph.student_rate(a, inputs) == pytest.approx(float(rates[rates > 1e-9][0]), rel=1e-8)
+
+
+@pytest.mark.parametrize("rate", [3.0, 1e9, 1e300])
+def test_no_rate_of_the_projector_leads_beyond_the_edge_of_stability(rate: float) -> None:
+    given = projector.Parameters(dimension=8, kept=3, batch=24, noise=0.5, steps=150, rate=rate)
+    assert [claim.statement for claim in projector.run(given).claims if claim.verdict == "fails"] == []
+
+
+def test_a_step_is_at_most_one_over_the_curvature() -> None:
+    given = projector.Parameters(dimension=8, kept=3, batch=24, noise=0.5)
+    x, pair = normal(given.generator(), 2, 24, 8)
+    network = projector.start(given)
+    w = network.w.requires_grad_()
+    value = projector.loss(given, network(x), network(pair))
+    (slope,) = torch.autograd.grad(value, w, create_graph=True)
+    (bent,) = torch.autograd.grad(0.5 * slope.square().sum(), w)
+    curvature = float((bent * slope).sum() / slope.square().sum())  # gᵀHg/|g|²
+    plain = projector.Network(w.detach(), network.a, network.b)
+    moved, length = projector.stepped(given, plain, [slope.detach()], (x, pair, float(value)), 8 / curvature)
+    assert length in [2.0**-n * 8 / curvature for n in range(2, 6)]
+    assert float(projector.loss(given, moved(x), moved(pair))) < float(value)
+    assert torch.equal(moved.a, plain.a)
+
+
+@pytest.mark.parametrize("balance", [-1.0, -0.1, 0.0, 0.1, 0.8])
+def test_a_twin_head_lets_no_output_fall_slower_than_its_law(balance: float) -> None:
+    rate, time, start = 0.04, 192.0, 1 - balance
+    state = [torch.tensor(1.0, dtype=F64), torch.tensor(start, dtype=F64)]
+    for _ in range(2000):
+        state = runge_kutta(lambda now: [-2 * rate * now[0] * now[1]] * 2, state, time / 2000)
+    left = float((state[0] * state[1] / start).sqrt())
+    assert left < label_graph.twin_head(rate, time)
+    if balance == 0:
+        assert left == pytest.approx(1 / (1 + 2 * rate * time), rel=1e-6)
 
 
 @pytest.mark.parametrize(
     ("name", "values"),
     [
         ("frustration", {"seed": 895, "samples": 100, "classes": 2, "frustrated": 0.5621221056996786}),
+        (
+            "frustration",
+            {"seed": 181, "samples": 53, "classes": 3, "frustrated": 0.07, "head_rate": 4.8785, "step": 0.10938819},
+        ),
         ("frustration", {"seed": 855, "samples": 100, "classes": 2, "dimension": 9, "frustrated": 0.8732}),
         ("directpred", {"seed": 569, "weight_decay": 0.00136, "epsilon": 0.006, "memory": 0.138, "step": 0.2165}),
         ("directpred", {"seed": 42, "augmentation": 0.0, "weight_decay": 0.128, "epsilon": 0.02, "memory": 0.0}),

@@ -13,11 +13,13 @@ from theory import (
     eigenspace_alignment,
     frustration,
     implicit_regularization,
+    label_graph,
     linear_byol,
     measurement,
     noncontrastive_dynamics,
     projector,
     readout,
+    redundancy,
     strong_augmentation,
 )
 from theory.toys import F64, attention, batches, infonce, normal, orthogonal, runge_kutta
@@ -165,13 +167,12 @@ def test_commutator_obeys_its_equation(generator: torch.Generator) -> None:
 
 
 def test_frustration_spectrum_is_that_of_the_label_graph() -> None:
-    given = frustration.Parameters(samples=30, classes=3, dimension=8)
-    a = frustration.assignment(given, 0.2, "pair")
+    a = label_graph.assignment(30, 3, 0.2, "pair")
     assert torch.allclose(a.sum(1), torch.ones(30, dtype=F64))
     b = a.T / a.sum(0)[:, None]
     direct = torch.linalg.eigvals(b @ a).real.sort(descending=True).values
-    assert torch.allclose(frustration.spectrum(a), direct, atol=1e-10)
-    everyone = frustration.spectrum(frustration.assignment(given, 0.2, "all"))
+    assert torch.allclose(label_graph.spectrum(a), direct, atol=1e-10)
+    everyone = label_graph.spectrum(label_graph.assignment(30, 3, 0.2, "all"))
     assert everyone.tolist() == pytest.approx([1.0, 0.8, 0.8], abs=1e-10)
 
 
@@ -205,6 +206,57 @@ def test_cross_correlation_against_numpy(generator: torch.Generator) -> None:
     assert np.allclose(barlow_twins.correlation(a, b).numpy(), expected, atol=1e-12)
     on, off = ((1 - np.diag(expected)) ** 2).sum(), (expected**2).sum() - (np.diag(expected) ** 2).sum()
     assert float(barlow_twins.barlow(a, b, 0.3)) == pytest.approx(on + 0.3 * off, rel=1e-12)
+
+
+def spread_out(dimension: int, noisy: int) -> torch.Tensor:
+    """Orthogonal (d, d) whose rows all have the share m/d in the last m columns: waves, in pairs of one frequency."""
+    n = torch.arange(dimension, dtype=F64)
+    waves = [
+        turn(2 * math.pi * f * n / dimension) for f in range(1, (dimension + 1) // 2) for turn in (torch.cos, torch.sin)
+    ]
+    alone = [torch.ones(dimension, dtype=F64), (-1) ** n][: 2 - dimension % 2]
+    columns = waves[noisy - noisy % 2 :] + alone[noisy % 2 :] + waves[: noisy - noisy % 2] + alone[: noisy % 2]
+    return torch.stack([column / column.norm() for column in columns], 1)
+
+
+@pytest.mark.parametrize(
+    ("d", "m", "k", "lam"), [(16, 8, 4.0, 0.3), (9, 3, 1.0, 0.05), (12, 4, 0.2, 1.0), (7, 1, 9.0, 0.7)]
+)
+def test_the_least_barlow_twins_loss_is_reached_and_not_passed(
+    d: int, m: int, k: float, lam: float, generator: torch.Generator
+) -> None:
+    best = redundancy.best(d, m, k, lam)
+    penalty = torch.tensor(lam, dtype=F64)
+    kept = torch.cat([torch.full((d - m,), best.clean, dtype=F64), torch.full((m,), best.share / (1 + k), dtype=F64)])
+    reached = spread_out(d, m) * kept.sqrt()
+    c, s = redundancy.outputs(reached, m, k)
+    assert float(redundancy.endless_loss(c, penalty)) == pytest.approx(best.loss, rel=1e-10)
+    p = torch.linalg.eigvalsh(s) / d
+    assert float(torch.exp(-(p * p.log()).sum())) == pytest.approx(best.rank(), rel=1e-10)
+    for size in (1e-3, 0.1, 10.0):
+        c, s = redundancy.outputs(reached + size * normal(generator, 50, d, d), m, k)
+        losses, shares = redundancy.endless_loss(c, penalty), s.diagonal(dim1=-2, dim2=-1)[:, -m:].mean(1)
+        p = torch.linalg.eigvalsh(s).clamp(min=1e-300) / d
+        for loss, share, rank in zip(losses, shares, torch.exp(-(p * p.log()).sum(1)), strict=True):
+            assert loss >= best.loss
+            assert abs(share - best.share) <= best.share_within(float(loss))
+            least, most = best.ranks(float(loss))
+            assert least - 1e-9 <= rank <= most + 1e-9
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.5, 0.95, 1.0])
+def test_the_expected_batch_loss_against_integrals_of_the_correlations_density(rho: float) -> None:
+    n, r = 32, np.linspace(-1, 1, 200_001)[1:-1]
+    c = torch.tensor([[rho, rho], [rho, rho]], dtype=F64)
+    found = float(redundancy.batch_loss(c, torch.tensor(1.0, dtype=F64), n))
+    if rho == 1:
+        assert found == pytest.approx(2.0)
+        return
+    # Fisher's density of r without its constant: an integral over the hyperbolic angle, by the midpoint rule.
+    angles = np.arange(0.025, 12, 0.05)
+    density = sum((np.cosh(angle) - rho * r) ** (1 - n) for angle in angles) * (1 - r**2) ** ((n - 4) / 2)
+    mean, square = (density * r).sum() / density.sum(), (density * r**2).sum() / density.sum()
+    assert found == pytest.approx(2 * (1 - 2 * mean + square) + 2 * square, rel=1e-6)
 
 
 def test_projector_gradient_at_h_is_the_masked_one() -> None:
