@@ -204,7 +204,8 @@ def sampled(given: Parameters, weights: Tensor, lam: Tensor, scale: Tensor, gene
         losses.append(barlow(first @ weights.mT, second @ weights.mT, lam))
     seen = torch.stack(losses)
     expected = batch_loss(outputs(weights, given.noisy, given.amplitude)[0], lam, given.batch)
-    return float(((seen.mean(0) - expected) / seen.std(0)).abs().max()) * FRESH**0.5
+    worst = float(((seen.mean(0) - expected) / seen.std(0)).abs().max())
+    return worst * math.sqrt(FRESH)
 
 
 def under_strong_augmentation(given: Parameters, penalties: list[float]) -> Strong:
