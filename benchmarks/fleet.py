@@ -1,4 +1,4 @@
-"""What watching a fleet costs: series and scrape of a replica, merging a thousand replicas' moments, bulk output.
+"""What watching a fleet costs: series and scrape of a replica, merging a thousand replicas' moments, Ray's collector.
 
     python -m benchmarks.fleet --replicas 1000 --dimension 768 2048
 
@@ -10,11 +10,12 @@ service, which serves one encoder, then five, then also watches one at /observe.
 import argparse
 import asyncio
 import io
+import json
 import math
 import resource
 import tempfile
 import time
-from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,19 @@ import httpx
 import numpy as np
 import torch
 from PIL import Image
+from prometheus_client import Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from safetensors.torch import load, save
 
-from fullrank import Moments, measures, merge
+from fullrank import Moments, Reference, SpectrumMonitor, measures, merge
 from fullrank.merging import Merging
 from models import artifact
+from scale.collector import Collector
+from scale.reports import Report, Watched
+from scale.totals import encoders_of, samples_of, to_json
 from service.http.app import create_app
 from service.settings import PRETRAINED, Settings
+from service.watching.peers import Families
 
 ENCODERS = 5
 IMAGES = 96  # of each encoder, so that the series that need rows are there
@@ -53,8 +59,8 @@ def renamed(folder: Path, number: int) -> str:
     return str(folder / copy.card.name)
 
 
-async def scrape(settings: Settings, observed: bool, repeats: int = 20) -> tuple[Counter[str], int, float]:
-    """Series by family, bytes, and CPU seconds of GET /metrics of a real service with those settings."""
+async def scrape(settings: Settings, observed: bool, repeats: int = 20) -> tuple[str, float]:
+    """The answer to GET /metrics of a real service with those settings, and CPU seconds."""
     app = create_app(settings)
     transport = httpx.ASGITransport(app, client=("127.0.0.1", 1))
     key = {"Authorization": f"Bearer {KEY}"}
@@ -78,12 +84,11 @@ async def scrape(settings: Settings, observed: bool, repeats: int = 20) -> tuple
         for _ in range(repeats):
             await client.get("/metrics")
         seconds = (time.process_time() - started) / repeats
-    families = text_string_to_metric_families(text)
-    return Counter({it.name: len(it.samples) for it in families}), len(text), seconds
+    return text, seconds
 
 
-def series() -> None:
-    """Print the series of a replica with one encoder and with several."""
+def series() -> list[Metric]:
+    """Print the series of a replica with one encoder and with several; the metrics of the one with one."""
     print(
         "| encoders | series | of the service | of each encoder | bytes | CPU of a scrape, ms |"
         "\n|---|---|---|---|---|---|"
@@ -91,16 +96,68 @@ def series() -> None:
     with tempfile.TemporaryDirectory() as folder:
         more = tuple(renamed(Path(folder), number) for number in range(1, ENCODERS))
         base = 0
+        plain: list[Metric] = []
         for label, encoders, observed in (("1", (), False), (str(ENCODERS), more, False), ("1, 1 observed", (), True)):
             options: dict[str, Any] = {"encoders": encoders, "threads": 1, "gate": "off"}
             options |= {"api_key": KEY, "monitor_rate": math.inf, "canary_period": 3600}
             settings = Settings(**options)
-            found, size, seconds = asyncio.run(scrape(settings, observed))
-            total = found.total()
+            text, seconds = asyncio.run(scrape(settings, observed))
+            families = list(text_string_to_metric_families(text))
+            total = sum(len(it.samples) for it in families)
+            plain = plain or families
             base = base or total
             each = (total - base) / (len(encoders) + observed) if encoders or observed else float("nan")
             rest = base - each if encoders else float("nan")
-            print(f"| {label} | {total} | {rest:.0f} | {each:.0f} | {size} | {1000 * seconds:.1f} |", flush=True)
+            print(f"| {label} | {total} | {rest:.0f} | {each:.0f} | {len(text)} | {1000 * seconds:.1f} |", flush=True)
+    return plain
+
+
+def report(name: str, monitor: SpectrumMonitor, metrics: list[Metric], groups: int) -> Report:
+    """What a replica sends to the collector of scale/, with its moments."""
+    snapshot = monitor.snapshot()
+    verdict = snapshot.verdict
+    watched = Watched(
+        "it", "r1", "it@r1", monitor.dimension, monitor.windows, monitor.blocks(groups), verdict.state, verdict.reason,
+        monitor.counters.seen, True, None, monitor.reference,
+    )  # fmt: skip
+    return Report(name, metrics, sorted(encoders_of(samples_of(metrics))), [watched])
+
+
+def collecting(replicas: int, dimension: int, metrics: list[Metric]) -> None:
+    """Print what the collector of a Ray fleet costs, with the metrics of a real replica and moments of a few."""
+    rng = np.random.default_rng(0)
+    scale = np.arange(1, dimension + 1) ** -0.5
+
+    def rows(count: int) -> torch.Tensor:
+        drawn = torch.from_numpy(rng.normal(size=(count, dimension)) * scale).float()
+        return torch.nn.functional.normalize(drawn, dim=1)
+
+    reference = Reference.build(rows(2 * dimension), rows(1100))
+    reports = []
+    for number in range(PARTS):
+        with SpectrumMonitor(dimension, reference, (300.0, 3600.0)) as monitor:
+            monitor.observe(rows(2 * dimension))
+            monitor.flush()
+            reports.append(report(str(number), monitor, metrics, 1))
+    collector = Collector()
+    steps: list[Callable[[], object]] = [
+        lambda: [collector.push(replace(reports[k % PARTS], replica=str(k))) for k in range(replicas)],
+        collector.measure,
+        lambda: generate_latest(Families(collector.metrics())),  # type: ignore[arg-type]
+    ]
+    seconds = []
+    for step in steps:
+        started = time.process_time()
+        step()
+        seconds.append(time.process_time() - started)
+    blocks = [block for it in reports[0].watched or () for block in it.blocks]
+    held = 8 * sum(tensor.numel() for it in blocks for tensor in it.moments.tensors().values())
+    kept = len(json.dumps(to_json(collector.shown())))
+    print(
+        f"| {dimension} | {replicas} | {held / 1e6:.1f} | {1000 * seconds[0] / replicas:.1f} | {seconds[1]:.1f} "
+        f"| {seconds[2]:.2f} | {kept / 1e3:.0f} |",
+        flush=True,
+    )
 
 
 def parts(dimension: int) -> list[Moments]:
@@ -163,7 +220,13 @@ def main() -> None:
     for dimension in options.dimension:
         merging(options.replicas, dimension, options.plain)
     print()
-    series()
+    metrics = series()
+    print(
+        "\n| dimension | replicas | moments of a report, MB | a report, ms | measuring, s | a scrape, s | kept, kB |"
+        "\n|---|---|---|---|---|---|---|"
+    )
+    for dimension in options.dimension:
+        collecting(options.replicas, dimension, metrics)
 
 
 if __name__ == "__main__":

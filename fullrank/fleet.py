@@ -60,11 +60,14 @@ class Figures:
     minimum_rows: int
 
     @classmethod
-    def of(cls, moments: Moments) -> Self:
-        """Measure, by one eigendecomposition."""
+    def of(cls, moments: Moments, *, ranked: bool = True) -> Self:
+        """Measure, by one eigendecomposition; without it, which costs d times as much as the rest, unless `ranked`."""
         if moments.count < 2:
-            nan = float("nan")
-            return cls(moments.count, nan, nan, nan, minimum_rows([]))
+            return cls(moments.count, math.nan, math.nan, math.nan, minimum_rows([]))
+        if not ranked:
+            traces = moments.traces()
+            variance = float(moments.covariance().trace())
+            return cls(moments.count, math.nan, traces.participation_ratio, variance, minimum_rows([]))
         eigenvalues = measures.spectrum(moments.covariance())
         traces = moments.traces(eigenvalues)
         return cls(
@@ -189,17 +192,17 @@ def try_all(urls: Sequence[str], **options: Any) -> tuple[list[Replica], dict[st
     return [it.result() for url, it in futures.items() if url not in unread], unread
 
 
-def survey(replicas: Sequence[Replica], unread: Mapping[str, str] | None = None) -> Survey:
+def survey(replicas: Sequence[Replica], unread: Mapping[str, str] | None = None, *, ranked: bool = True) -> Survey:
     """Group replicas by encoder, revision, window and dimension, merge each group, and name who stands out.
 
     Nothing is merged across groups. A replica stands out if its own verdict says that its embeddings are broken, or if
     its variance or participation ratio is far below the median of two or more others: by the shares that the verdict
-    itself uses.
+    itself uses. Unless `ranked`, effective ranks are NaN, and nothing is decomposed.
     """
     together: dict[tuple[str, str, str, int], list[Replica]] = {}
     for it in replicas:
         together.setdefault((it.model, it.revision, it.window, it.moments.dimension), []).append(it)
-    groups = [_group(key, together[key]) for key in sorted(together)]
+    groups = [_group(key, together[key], ranked) for key in sorted(together)]
     problems = [f"{url} gives no figures: {reason.removeprefix(f'{url}: ')}" for url, reason in (unread or {}).items()]
     for model in dict.fromkeys(it.model for it in groups):
         held = {it.revision: [member.url for member in it.members] for it in groups if it.model == model}
@@ -222,8 +225,8 @@ def to_dict(found: Survey) -> dict[str, Any]:
     return json_able
 
 
-def _group(key: tuple[str, str, str, int], replicas: list[Replica]) -> Group:
-    whole = combine(replicas)
+def _group(key: tuple[str, str, str, int], replicas: list[Replica], ranked: bool) -> Group:
+    whole = combine(replicas, ranked=ranked)
     members = [
         Member(it.url, it.verdict, it.reason, it.seen, figures, _stands_out(it, whole.replicas))
         for it, figures in zip(replicas, whole.replicas.values(), strict=True)
@@ -251,8 +254,11 @@ def _who_stands_out(group: Group) -> list[str]:
     return [f"{it.url} stands out{alone} among {len(group.members)} replicas of {of}: {it.stands_out}" for it in odd]
 
 
-def combine(replicas: Sequence[Replica]) -> Fleet:
-    """Merge replicas of one encoder. FleetError for none and where model, revision, window or dimension differ."""
+def combine(replicas: Sequence[Replica], *, ranked: bool = True) -> Fleet:
+    """Merge replicas of one encoder. FleetError for none and where model, revision, window or dimension differ.
+
+    Unless `ranked`, effective ranks are NaN, and nothing is decomposed.
+    """
     if not replicas:
         raise FleetError("name at least one replica")
     for name, values in {
@@ -272,8 +278,8 @@ def combine(replicas: Sequence[Replica]) -> Fleet:
         first.model,
         first.revision,
         first.window,
-        Figures.of(merge(it.moments for it in replicas)),
-        {it.url: Figures.of(it.moments) for it in replicas},
+        Figures.of(merge(it.moments for it in replicas), ranked=ranked),
+        {it.url: Figures.of(it.moments, ranked=ranked) for it in replicas},
         squared / product if product > 0 else float("nan"),
     )
 

@@ -2,9 +2,8 @@
 
 import math
 import time
-import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -16,7 +15,7 @@ from fullrank.fleet import Survey, survey
 from fullrank.monitor.snapshot import to_json
 from scale.judging import Measured, figures, judge, replica_of
 from scale.reports import Encoder, Order, Report, Wanted, Watched, not_heard_of
-from scale.totals import ADDITIVE, Ledger, Series, Totals, samples_of
+from scale.totals import ADDITIVE, Ledger, Series, Totals, encoders_of, samples_of
 
 GROUPS = 3  # groups of rows that bounds need; two replicas with rows send more than one each
 REST = 20.0  # measuring takes at most one part in so many of a core
@@ -25,21 +24,31 @@ REST = 20.0  # measuring takes at most one part in so many of a core
 class Collector:
     """Keeps the latest report of each replica. For one thread, except `measure`, which may run on another.
 
-    clock: seconds. Orders hold among replicas that started with the same settings: an update to others serves what
-    these say.
+    clock: seconds. ledger, shown: what the collector before this one knew, and showed in its last scrape. Orders hold
+    among replicas that started with the same settings: an update to others serves what these say.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        ledger: Ledger | None = None,
+        shown: Mapping[Series, float] | None = None,
+    ) -> None:
         self._clock = clock
         self._reports: dict[str, tuple[Report, float]] = {}
         self._references: dict[Encoder, Reference] = {}
+        self._named: set[Encoder] = set()  # in the labels of totals
         self._totals = Totals()
         self._orders: dict[str, tuple[Order, ...]] = {}
         self._lost = 0
-        self._name = uuid.uuid4().hex
-        self._version = 1
-        self._inherited: Ledger | None = None
-        self._awaited: dict[str, float] = {}
+        self._awaited: dict[str, tuple[float, float]] = {}  # seconds of silence, and until when
+        self.version = 0  # rises with each change of the ledger
+        if ledger is not None:
+            self._totals.inherit(ledger.gone, ledger.past)
+            self._named = encoders_of([series for it in (*ledger.gone.values(), ledger.past) for series in it])
+            self._lost = ledger.lost
+            self._awaited = {name: (silent, clock() + silent) for name, silent in ledger.alive.items()}
+        self._totals.was_shown(shown or {})
         self._measured = Measured([], Survey([], {}, []), set())
         self._changed = False
         self._rested = -math.inf
@@ -48,13 +57,10 @@ class Collector:
 
     def push(self, report: Report) -> Wanted:
         """Take a replica's report. The answer says what it has to do, and what to send next."""
-        if report.ledger is not None:
-            self._inherit(report.ledger)
-        self._totals.was_shown(report.shown)
         self._expire()
         before = self._reports.get(report.replica)
         if before is None:
-            self._version += 1
+            self.version += 1
             self._awaited.pop(report.replica, None)
         if report.watched is None and before is not None:
             report = replace(report, watched=before[0].watched)
@@ -64,7 +70,9 @@ class Collector:
             if it.reference is not None:
                 self._references[it.encoder] = it.reference
         self._reports[report.replica] = report, self._clock()
-        self._totals.update(report.replica, samples_of(report.metrics))
+        samples = samples_of(report.metrics)
+        self._totals.update(report.replica, samples)
+        self._named |= encoders_of(samples)
         self._forget()
         settings = report.started_with
         live = {it.started_with for it in self.reports()}
@@ -72,36 +80,24 @@ class Collector:
         self._orders[settings] = max(self._orders.get(settings, ()), report.orders, key=len)
         if report.last:
             self._retire(report.replica)
-        ledger = None if report.knows == (self._name, self._version) else self.ledger()
-        return replace(self.wanted(settings), ledger=ledger)
+        return self.wanted(settings)
 
-    # ---- the collector before this one
+    # ---- the collector before and after this one
 
     def ledger(self) -> Ledger:
-        """What replicas keep for the collector that takes the place of this one."""
-        generation = 1 if self._inherited is None else self._inherited.generation + 1
+        """What the collector that takes the place of this one has to know."""
         gone, past = self._totals.gone()
-        alive = {report.replica: report.silent for report in self.reports()}
-        return Ledger(self._name, generation, self._version, gone, past, self._all_lost(), alive)
+        awaited = {name: silent for name, (silent, _) in self._awaited.items()}
+        return Ledger(gone, past, self._lost, awaited | {it.replica: it.silent for it in self.reports()})
+
+    def shown(self) -> Mapping[Series, float]:
+        """Counters of the last scrape."""
+        return self._totals.shown
 
     def awaited(self) -> list[str]:
         """Replicas that reported to the collector before this one, and to this one not yet: sums lack theirs."""
         self._expire()
         return sorted(self._awaited)
-
-    def _inherit(self, ledger: Ledger) -> None:
-        """Go on where another collector ended. Each replica sends what it was told last; the newest holds."""
-        if ledger.collector == self._name or (self._inherited is not None and ledger.age <= self._inherited.age):
-            return
-        until = {name: self._clock() + silent for name, silent in ledger.alive.items() if name not in self._reports}
-        self._awaited = {name: self._awaited.get(name, at) for name, at in until.items()}
-        self._inherited = ledger
-        self._totals.inherit(ledger.gone, ledger.past)
-        self._version += 1
-
-    def _all_lost(self) -> int:
-        """Replicas that ended without a last report, also before this collector started."""
-        return self._lost + (0 if self._inherited is None else self._inherited.lost)
 
     # ---- what replicas are told
 
@@ -129,13 +125,13 @@ class Collector:
         for name in [name for name, (it, at) in self._reports.items() if self._clock() - at > it.silent]:
             self._lost += 1
             self._retire(name)
-        for name in [name for name, until in self._awaited.items() if self._clock() > until]:
+        for name in [name for name, (_, until) in self._awaited.items() if self._clock() > until]:
             self._lost += 1
-            self._version += 1
+            self.version += 1
             del self._awaited[name]
 
     def _retire(self, replica: str) -> None:
-        self._version += 1
+        self.version += 1
         del self._reports[replica]
         self._totals.retire(replica)
         self._changed = True
@@ -146,12 +142,9 @@ class Collector:
         watched = {it.encoder for report in self.reports() for it in report.watched or ()}
         self._references = {encoder: it for encoder, it in self._references.items() if encoder in served | watched}
 
-        def left(series: Series) -> bool:
-            labels = dict(series[2])
-            return "revision" in labels and (labels.get("model", ""), labels["revision"]) not in served
-
-        if served:
-            self._totals.forget(left)
+        if served and not self._awaited and self._named - served:  # who knows what awaited ones serve
+            self._totals.forget(lambda series: bool(encoders_of([series]) - served))
+            self._named &= served
 
     # ---- orders
 
@@ -190,7 +183,7 @@ class Collector:
                 else:
                     like.append((report.replica, it))
         fleets = [judge([it for _, it in found], self._references.get(encoder)) for encoder, found in members.items()]
-        found = survey([replica_of(name, it) for each in members.values() for name, it in each])
+        found = survey([replica_of(name, it) for each in members.values() for name, it in each], ranked=False)
         found.problems.extend(apart)
         outliers = {
             (it.url, (group.model, group.revision)) for group in found.groups for it in group.members if it.stands_out
@@ -289,4 +282,4 @@ class Collector:
                 gauges[name].add_metric([fleet.model, fleet.revision, *labels], value)
         yield from gauges.values()
         lost = "Replicas that ended without a last report"
-        yield CounterMetricFamily("fullrank_fleet_lost_replicas", lost, value=self._all_lost())
+        yield CounterMetricFamily("fullrank_fleet_lost_replicas", lost, value=self._lost)

@@ -1,6 +1,6 @@
 """Reports of replicas: what one replica tells the collector of its fleet, and what it is told in return."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from prometheus_client import Metric
@@ -8,7 +8,6 @@ from prometheus_client import Metric
 from fullrank import Reference, SpectrumMonitor
 from fullrank.canary import Canary
 from fullrank.monitor.window import Block
-from scale.totals import Ledger, Series
 from service.encoders.registry import Service
 
 Encoder = tuple[str, str]  # model and revision
@@ -71,9 +70,6 @@ class Report:
     orders: all that it knows, so that a collector which was restarted knows them again. done: number of the last order
     that it carried out or failed at; failed: number -> reason. silent: seconds without another report after which the
     replica counts as gone. started_with: names the settings that it started with.
-
-    knows: collector and version of the ledger that it keeps. To a collector that it had to look for it sends the ledger
-    itself, and the counters `shown` in the last scrape that it answered.
     """
 
     replica: str
@@ -86,22 +82,15 @@ class Report:
     last: bool = False
     silent: float = SILENT
     started_with: str = ""
-    knows: tuple[str, int] = ("", 0)
-    ledger: Ledger | None = None
-    shown: Mapping[Series, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the collector tells a replica: all orders, in how many blocks it wants a window, and missing references.
-
-    ledger: what the replica has to keep, if that is news to it.
-    """
+    """What the collector tells a replica: all orders, in how many blocks it wants a window, and missing references."""
 
     orders: tuple[Order, ...] = ()
     groups: int = 3
     references: frozenset[Encoder] = frozenset()
-    ledger: Ledger | None = None
 
 
 def not_heard_of(replicas: Collection[str]) -> str:

@@ -25,9 +25,8 @@ except ImportError as error:
     raise ImportError("Ray Serve is missing: pip install 'fullrank-server[ray]'") from error
 
 from fullrank import __version__ as VERSION
-from scale.ray_actors import PENDING, CollectorActor, PendingImages
+from scale.ray_actors import NAMESPACE, PENDING, CollectorActor, PendingImages
 from scale.reports import SILENT, Report, Wanted, metrics_of, not_heard_of, serving, watched_by
-from scale.totals import Ledger, Series, samples_of
 from service.encoders.registry import Service
 from service.failures import ConflictError, ServiceError, UnreadyError
 from service.http.app import create_app
@@ -72,9 +71,6 @@ class Peers:
         self._reported = -math.inf
         self._reporting = asyncio.Lock()
         self._collector: Any = None
-        self._told: Any = None  # the collector that has got all that this replica keeps
-        self._ledger: Ledger | None = None
-        self._shown: dict[Series, float] = {}
 
     async def run(self) -> None:
         """Run for ever: report, and carry out orders."""
@@ -93,7 +89,7 @@ class Peers:
     async def report(self, *, whole: bool = False, last: bool = False) -> None:
         """Send a report; moments go with it thirty times a window, or if `whole`. Raises an error of AWAY.
 
-        A collector that this replica had to look for may have been started again. It gets everything.
+        A collector that this replica had to look for may have been started again, and gets moments too.
         """
         async with self._reporting:
             now = asyncio.get_running_loop().time()
@@ -104,7 +100,6 @@ class Peers:
             wanted = self._wanted
             watched = await asyncio.to_thread(watched_by, service, wanted.groups, wanted.references) if whole else None
             metrics = await asyncio.to_thread(metrics_of, service)
-            new = self._collector is None or self._collector is not self._told
             report = Report(
                 self._replica,
                 metrics,
@@ -116,13 +111,8 @@ class Peers:
                 last,
                 max(SILENT, 5 * self._period),
                 self._started_with,
-                ("", 0) if self._ledger is None else (self._ledger.collector, self._ledger.version),
-                self._ledger if new else None,
-                self._shown if new else {},
             )
             self._wanted = await self._call("push", report)
-            self._told = self._collector
-            self._ledger = self._wanted.ledger or self._ledger
             self._reported = now if whole else self._reported
         if whole and self._wanted.references and not wanted.references and not last:
             await self.report(whole=True)
@@ -135,7 +125,6 @@ class Peers:
         awaited, families = await self._ask("metrics")
         if awaited:
             raise UnreadyError("no_collector", not_heard_of(awaited), retry_after=5)
-        self._shown = samples_of(families)
         return families  # type: ignore[no-any-return]
 
     async def spectrum(self, model: str | None) -> dict[str, Any]:
@@ -278,7 +267,7 @@ def collector_of(context: Any) -> Any:
         ray.remote(CollectorActor)
         .options(
             name=f"fullrank::{context.app_name}::{context.deployment}::collector::{VERSION}",
-            namespace="fullrank",
+            namespace=NAMESPACE,
             lifetime="detached",
             get_if_exists=True,
             num_cpus=0,

@@ -1,14 +1,16 @@
 """Totals of counters over replicas that come and go: they never fall, also if another collector goes on with them."""
 
+import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 from prometheus_client import Metric
 
 Series = tuple[str, str, tuple[tuple[str, str], ...]]  # family, sample, labels
 REMEMBERED = 256  # replicas that are gone and might come back
-NAMED = 4  # of them, those whose counts replicas keep apart for another collector
+NAMED = 4  # of them, those whose counts a ledger keeps apart
 ADDITIVE = ("counter", "histogram")
 
 
@@ -23,27 +25,46 @@ def samples_of(families: Iterable[Metric]) -> dict[Series, float]:
     }
 
 
+def encoders_of(samples: Iterable[Series]) -> set[tuple[str, str]]:
+    """Model and revision of each series that has a revision."""
+    labelled = (dict(labels) for _, _, labels in samples)
+    return {(labels.get("model", ""), labels["revision"]) for labels in labelled if "revision" in labels}
+
+
+def to_json(values: Mapping[Series, float]) -> list[Any]:
+    """Series as JSON holds them; floats keep every digit."""
+    return [[*series, value] for series, value in values.items()]
+
+
+def from_json(held: list[Any]) -> dict[Series, float]:
+    """What `to_json` was given."""
+    return {(family, name, tuple((k, v) for k, v in labels)): value for family, name, labels, value in held}
+
+
 @dataclass(frozen=True)
 class Ledger:
-    """What a collector knows of replicas that will not report again. Replicas keep it for the one that takes its place.
+    """What a collector knows of replicas that will not report again, for the one that takes its place.
 
-    collector: its name. generation: how many collectors there were, with it. version: rises with each change. gone:
-    counts of the last replicas that are gone. past: sums over those before. lost: replicas that are gone without a last
-    report. alive: replicas that report, and the seconds of silence after which each counts as gone.
+    gone: counts of the last replicas that are gone. past: sums over those before. lost: replicas that are gone without
+    a last report. alive: replicas that report, and the seconds of silence after which each counts as gone.
     """
 
-    collector: str
-    generation: int
-    version: int
     gone: Mapping[str, Mapping[Series, float]]
     past: Mapping[Series, float]
     lost: int
     alive: Mapping[str, float]
 
-    @property
-    def age(self) -> tuple[int, int]:
-        """The larger, the newer."""
-        return self.generation, self.version
+    def dump(self) -> bytes:
+        """Itself as JSON."""
+        gone = {name: to_json(counts) for name, counts in self.gone.items()}
+        return json.dumps(asdict(self) | {"gone": gone, "past": to_json(self.past)}).encode()
+
+    @classmethod
+    def load(cls, content: bytes) -> Self:
+        """What `dump` gave."""
+        held = json.loads(content)
+        gone = {name: from_json(counts) for name, counts in held["gone"].items()}
+        return cls(gone, from_json(held["past"]), held["lost"], held["alive"])
 
 
 class Rising:
@@ -79,7 +100,7 @@ class Totals:
         self._live: dict[str, Rising] = {}
         self._gone: OrderedDict[str, Rising] = OrderedDict()
         self._folded: dict[Series, float] = {}
-        self._shown: dict[Series, float] = {}
+        self.shown: dict[Series, float] = {}  # by the last call of `values`
         self._inherited: dict[str, Mapping[Series, float]] = {}
         self._past: Mapping[Series, float] = {}
 
@@ -108,8 +129,8 @@ class Totals:
             _add(sums, inherited)
         for rising in [*self._gone.values(), *self._live.values()]:
             _add(sums, rising.values())
-        self._shown = {series: max(value, self._shown.get(series, value)) for series, value in sums.items()}
-        return dict(self._shown)
+        self.was_shown(sums)
+        return self.shown
 
     def gone(self) -> tuple[dict[str, Mapping[Series, float]], dict[Series, float]]:
         """Counts of replicas that are gone: of the last NAMED by name, and the sums over all before."""
@@ -121,14 +142,14 @@ class Totals:
         return found, past
 
     def inherit(self, gone: Mapping[str, Mapping[Series, float]], past: Mapping[Series, float]) -> None:
-        """Go on with what another collector's `gone` said, in place of what was inherited before."""
+        """Go on with what another collector's `gone` said."""
         self._inherited = dict(gone)
         self._past = dict(past)
 
     def was_shown(self, values: Mapping[Series, float]) -> None:
-        """Let no series that is still there fall below what another collector showed."""
+        """Let no series fall below these values."""
         for series, value in values.items():
-            self._shown[series] = max(value, self._shown.get(series, 0.0))
+            self.shown[series] = max(value, self.shown.get(series, 0.0))
 
     def _still_inherited(self) -> dict[str, Mapping[Series, float]]:
         """Without those that have come back since."""
@@ -142,6 +163,7 @@ class Totals:
         def left(values: Mapping[Series, float]) -> dict[Series, float]:
             return {series: value for series, value in values.items() if not unwanted(series)}
 
+        self.shown = left(self.shown)
         self._folded = left(self._folded)
         self._past = left(self._past)
         self._inherited = {name: left(it) for name, it in self._inherited.items()}

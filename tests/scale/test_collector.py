@@ -1,8 +1,8 @@
 """The collector of a fleet: exact sums and spectra, counters that never fall, and replicas that are named."""
 
+import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.core import CounterMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 
 from fullrank import Reference, SpectrumMonitor
@@ -18,7 +19,7 @@ from fullrank.monitor.window import Block
 from fullrank.statistics import measure
 from scale.collector import Collector
 from scale.reports import Report, Watched
-from scale.totals import Totals, samples_of
+from scale.totals import Ledger, Series, Totals, from_json, samples_of, to_json
 from service.watching.peers import Families
 
 D = 16
@@ -75,11 +76,16 @@ def metrics(images: float, *, revision: str = "r1", pending: int = 0, seconds: I
 
 
 def report(
-    replica: str, images: float = 0, it: Watched | None = None, *, revision: str = "r1", last: bool = False
+    replica: str,
+    images: float = 0,
+    it: Watched | None = None,
+    *,
+    revision: str = "r1",
+    last: bool = False,
+    seconds: Iterable[float] = (),
 ) -> Report:
-    return Report(
-        replica, metrics(images, revision=revision), [("alpha", revision)], None if it is None else [it], last=last
-    )
+    held = metrics(images, revision=revision, seconds=seconds)
+    return Report(replica, held, [("alpha", revision)], None if it is None else [it], last=last)
 
 
 def value(collector: Collector, name: str, **labels: str) -> float | None:
@@ -149,119 +155,121 @@ def test_totals_never_fall(events: list[tuple[str, str]]) -> None:
         before = after
 
 
-def reports_to(
-    collector: Collector, kept: dict[str, Report], replica: str, images: float, *, last: bool = False
-) -> None:
-    """A replica reports, and keeps the ledger that it is told, as Peers does."""
-    before = kept.get(replica)
-    ledger = before.ledger if before else None
-    given = Report(
-        replica,
-        metrics(images),
-        [("alpha", "r1")],
-        last=last,
-        knows=(ledger.collector, ledger.version) if ledger else ("", 0),
-        ledger=ledger,
-        shown=before.shown if before else {},
-    )
-    wanted = collector.push(given)
-    kept[replica] = replace(given, ledger=wanted.ledger or ledger)
+def next_after(collector: Collector, clock: Clock, shown: dict[Series, float] | None = None) -> Collector:
+    """The collector that takes its place, and knows what was kept of it."""
+    kept = Ledger.load(collector.ledger().dump())
+    return Collector(clock, kept, from_json(json.loads(json.dumps(to_json(shown or {})))))
 
 
 def test_a_collector_that_is_started_again_goes_on_with_the_counts_of_replicas_that_are_gone() -> None:
     clock = Clock()
     first = Collector(clock)
-    kept = dict[str, Report]()
     for replica, images in (("one", 100), ("two", 50), ("lost", 7), ("ended", 3)):
-        reports_to(first, kept, replica, images)
-    reports_to(first, kept, "ended", 4, last=True)
+        first.push(report(replica, images))
+    first.push(report("ended", 4, last=True))
     clock.now += 10
-    reports_to(first, kept, "one", 101)
+    first.push(report("one", 101))
     clock.now += 10  # lost has been silent for too long, and two as well: it only stalled
-    reports_to(first, kept, "one", 102)
+    first.push(report("one", 102))
     assert value(first, "images_total") == 102 + 50 + 7 + 4
-    second = Collector(clock)
-    del kept["lost"], kept["ended"]
-    reports_to(second, kept, "one", 103)
+    second = next_after(first, clock)
+    second.push(report("one", 103))
     assert second.awaited() == []
     assert value(second, "images_total") == 103 + 50 + 7 + 4
     assert value(second, "fullrank_fleet_lost_replicas_total") == 2
-    reports_to(second, kept, "two", 60)  # what it keeps is older, and it was not gone
+    second.push(report("two", 60))  # it was not gone
     assert value(second, "images_total") == 103 + 60 + 7 + 4
-    third = Collector(clock)
-    reports_to(third, kept, "two", 61)
+    third = next_after(second, clock)
+    third.push(report("two", 61))
     assert third.awaited() == ["one"]
     assert any("has not heard of one yet" in it for it in third.spectrum(None)["problems"])
-    reports_to(third, kept, "one", 104)
-    assert third.awaited() == []
-    assert not third.spectrum(None)["problems"]
-    assert value(third, "images_total") == 104 + 61 + 7 + 4
+    fourth = next_after(third, clock)
+    fourth.push(report("two", 61))
+    assert fourth.awaited() == ["one"]
+    fourth.push(report("one", 104))
+    assert fourth.awaited() == []
+    assert not fourth.spectrum(None)["problems"]
+    assert value(fourth, "images_total") == 104 + 61 + 7 + 4
 
 
-def test_the_newest_ledger_holds_whoever_sends_it_first() -> None:
-    first = Collector()
-    kept = dict[str, Report]()
-    for replica in ("one", "two", "three"):
-        reports_to(first, kept, replica, 10)
-    reports_to(first, kept, "one", 10)
-    reports_to(first, kept, "three", 30, last=True)
-    reports_to(first, kept, "two", 10)  # two knows that three ended; one does not
-    second = Collector()
-    reports_to(second, kept, "one", 10)
-    assert second.awaited() == ["three", "two"]
-    reports_to(second, kept, "two", 10)
-    assert second.awaited() == []
-    assert value(second, "images_total") == 50
-
-
-def test_a_replica_that_ends_with_the_collector_is_lost_and_no_counter_falls() -> None:
+@pytest.mark.parametrize("survivors", [("one",), ("two",), ()])
+def test_replicas_that_end_with_the_collector_are_lost_and_no_counter_falls(survivors: tuple[str, ...]) -> None:
     clock = Clock()
     first = Collector(clock)
-    kept = dict[str, Report]()
-    for replica in ("one", "two", "one"):
-        reports_to(first, kept, replica, 40)
-    shown = samples_of(first.metrics())
-    kept = {"one": replace(kept["one"], shown=shown)}
-    second = Collector(clock)
-    reports_to(second, kept, "one", 50)
-    assert second.awaited() == ["two"]
+    for replica in ("one", "two"):
+        first.push(report(replica, 40, seconds=(0.5,)))
+    first.metrics()
+    shown = dict(first.shown())
+    assert shown["images", "images_total", ()] == 80
+    second = next_after(first, clock, shown)
+    for replica in survivors:
+        second.push(report(replica, 50, seconds=(0.5,)))
+    assert second.awaited() == sorted({"one", "two"} - {*survivors})
     clock.now += 14
-    reports_to(second, kept, "one", 50)
-    assert second.awaited() == ["two"]
+    for replica in survivors:
+        second.push(report(replica, 50, seconds=(0.5,)))
+    assert len(second.awaited()) == 2 - len(survivors)
     clock.now += 2
+    second.push(report("new", 1, seconds=(0.5,)))
     assert second.awaited() == []
-    assert value(second, "images_total") == 80  # two's 40 are gone with it; the sum waits until it has caught up
-    assert value(second, "fullrank_fleet_lost_replicas_total") == 1
-    reports_to(second, kept, "one", 90)
-    assert value(second, "images_total") == 90
+    assert value(second, "images_total") == 80  # theirs are gone with them; the sum waits until it has caught up
+    assert value(second, "took_count") == 2
+    assert value(second, "fullrank_fleet_lost_replicas_total") == 2 - len(survivors)
+    second.push(report("new", 101))
+    assert value(second, "images_total") == 101 + 50 * len(survivors)
 
 
 @given(
     st.lists(st.tuples(st.sampled_from("abcdefgh"), st.sampled_from(["count", "end", "collector"])), max_size=60),
 )
 def test_totals_stay_exact_over_many_collectors(events: list[tuple[str, str]]) -> None:
-    collector = Collector()
-    kept = dict[str, Report]()
+    clock = Clock()
+    collector = Collector(clock)
     counts = dict[str, float]()
     ended = set[str]()
     for replica, event in events:
         if event == "collector":
-            collector = Collector()
-            for name in sorted(kept, reverse=replica > "d"):
-                reports_to(collector, kept, name, counts[name])
-            if not kept:
-                return  # nobody is left to remember
+            collector = next_after(collector, clock, dict(collector.shown()))
+            for name in sorted(counts.keys() - ended, reverse=replica > "d"):
+                collector.push(report(name, counts[name]))
         elif replica not in ended:
             counts[replica] = counts.get(replica, 0) + 1
-            reports_to(collector, kept, replica, counts[replica], last=event == "end")
+            collector.push(report(replica, counts[replica], last=event == "end"))
             if event == "end":
                 ended.add(replica)
-                del kept[replica]
-                for name in kept:
-                    reports_to(collector, kept, name, counts[name])
         assert collector.awaited() == []
-        if kept:  # otherwise there is nobody who could be asked
+        if counts.keys() - ended:  # otherwise nobody says which families there are
             assert samples_of(collector.metrics())["images", "images_total", ()] == sum(counts.values())
+
+
+def test_what_only_a_replica_that_is_awaited_serves_is_not_forgotten() -> None:
+    clock = Clock()
+    first = Collector(clock)
+    first.push(report("one", 10))
+    first.push(report("gone", 5, last=True))
+    first.push(report("two", 7, revision="r2"))
+    second = next_after(first, clock)
+    second.push(report("two", 7, revision="r2"))
+    second.push(report("one", 11))
+    assert value(second, "encoder_images_total", model="alpha", revision="r1") == 16
+    assert value(second, "encoder_images_total", model="alpha", revision="r2") == 7
+
+
+def test_a_series_of_a_replica_that_ended_with_the_collector_stays() -> None:
+    clock = Clock()
+    first = Collector(clock)
+    first.push(Report("one", metrics(1), [("alpha", "r1")]))
+    only = CounterMetricFamily("answers", "Answers.", labels=["route"])
+    only.add_metric(["/other"], 5)
+    first.push(Report("two", [*metrics(1), only], [("alpha", "r1")]))
+    first.metrics()
+    second = next_after(first, clock, dict(first.shown()))
+    clock.now += 16
+    mine = CounterMetricFamily("answers", "Answers.", labels=["route"])
+    mine.add_metric(["/embed"], 1)
+    second.push(Report("one", [*metrics(1), mine], [("alpha", "r1")]))
+    assert value(second, "answers_total", route="/other") == 5
+    assert value(second, "answers_total", route="/embed") == 1
 
 
 def test_a_revision_that_nobody_serves_any_more_ends_for_all_at_once() -> None:

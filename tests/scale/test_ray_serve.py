@@ -56,7 +56,7 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[tuple[str, Path]]:
-    with cluster(cpus=4) as found:
+    with cluster(cpus=4, gpus=1) as found:
         yield found
 
 
@@ -84,6 +84,7 @@ ARGUMENTS = {
     "upscale_delay": 1,
     "downscale_delay": 3600,
     "cpus": 0.5,
+    "gpus": 0.25,  # three replicas share the one
     "period": 0.5,
 }
 
@@ -272,6 +273,31 @@ def test_a_collector_that_is_killed_goes_on_where_it_was(fleet: str, ray_cluster
     assert [total(fleet, name) for name in names] == before
     post(fleet, pictures(64, 77))
     wait_for(lambda: total(fleet, names[0]) == before[0] + 64)
+
+
+def test_no_counter_falls_when_a_replica_is_killed_together_with_the_collector(
+    fleet: str, ray_cluster: tuple[str, Path]
+) -> None:
+    """As both are if their node is lost, and whichever replica answered the last scrape."""
+    _, folder = ray_cluster
+    before = {it["instance"] for it in spectrum(fleet)["replicas"]}
+    names = ("fullrank_images_total", "fullrank_fleet_lost_replicas_total")
+    shown = [[total(fleet, name) for name in names]]
+    for process in [*named(folder, "ray::CollectorActor"), named(folder, "ServeReplica:fullrank")[0]]:
+        os.kill(process, signal.SIGKILL)
+
+    def replaced() -> bool:
+        answer = get(fleet, "/metrics")
+        if answer.status_code != 200:
+            return False
+        shown.append([sample(answer.text, name) for name in names])
+        now = {it["instance"] for it in spectrum(fleet)["replicas"]}
+        return len(now) == 2 and now != before
+
+    wait_for(replaced)
+    for counts in zip(*shown, strict=True):
+        assert list(counts) == sorted(counts)
+    assert shown[-1][1] == shown[0][1] + 1
 
 
 def test_pending_images_start_another_replica(fleet: str) -> None:

@@ -1,6 +1,7 @@
 """The application for Ray Serve, as far as it needs no cluster: its arguments, and when it wants more replicas."""
 
 import asyncio
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -63,6 +64,14 @@ def test_the_shipped_configuration_builds_a_deployment_that_scales() -> None:
     assert fixed.ray_actor_options == {"num_cpus": 1, "num_gpus": 0.25}
 
 
+class Kept:
+    """What Ray's store keeps, in this process."""
+
+    def __init__(self) -> None:
+        self._values = dict[str, bytes]()
+        self.get, self.put, self.clear = self._values.get, self._values.__setitem__, self._values.clear
+
+
 class Handle:
     """An actor's handle, as Ray gives one: the actor runs in this process, and can be killed."""
 
@@ -83,13 +92,14 @@ def images_in(families: Iterable[Metric]) -> float:
     return next(it.samples[0].value for it in families if it.name == "images")
 
 
-def test_replicas_hand_what_was_counted_to_a_collector_that_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_collector_that_is_started_again_goes_on_with_what_was_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = {"one": 5, "two": 7, "gone": 3}
-    handles = [Handle(CollectorActor())]
+    kept: Any = Kept()
+    handles = [Handle(CollectorActor(kept=kept))]
 
     def collector_of(_: Any) -> Handle:
         if handles[-1].dead:
-            handles.append(Handle(CollectorActor()))
+            handles.append(Handle(CollectorActor(kept=kept)))
         return handles[-1]
 
     def metrics_of(service: Any) -> list[Metric]:
@@ -121,11 +131,18 @@ def test_replicas_hand_what_was_counted_to_a_collector_that_is_started_again(mon
         await two.catch_up()
         assert images_in(await one.metrics()) == 16
         assert images_in(await two.metrics()) == 16
+        # The replica that answered the last scrape ends with the collector, and the sum does not fall.
+        handles[-1].dead = True
+        await one.catch_up()
+        await one.catch_up()
+        collector = handles[-1]._actor._collector
+        monkeypatch.setattr(collector, "_awaited", {"two": (15.0, -math.inf)})  # as if fifteen seconds had passed
+        assert images_in(await one.metrics()) == 16
         # A swap begins with the orders that replicas know, also at a collector that is new.
         handles[-1].dead = True
         with pytest.raises(UnreadyError, match="swap again"):
             await one.swapped("beta", "enforce", None)
-        assert len(handles) == 2
+        assert len(handles) == 3
 
     asyncio.run(scenario())
-    assert len(handles) == 2
+    assert len(handles) == 3

@@ -116,14 +116,16 @@ def new_folder() -> Path:
 
 
 @contextmanager
-def cluster(cpus: int = 2) -> Iterator[tuple[str, Path]]:
-    """The address of a new cluster of one node, and the folder that `environment` takes."""
+def cluster(cpus: int = 2, gpus: int = 0) -> Iterator[tuple[str, Path]]:
+    """The address of a new cluster of one node, and the folder that `environment` takes.
+
+    gpus: as many as Ray is told that there are.
+    """
     folder = new_folder()
     port = free_port()
     try:
-        start_node(
-            folder, ["--head", "--node-ip-address=127.0.0.1", f"--port={port}", f"--temp-dir={folder}/t"], cpus=cpus
-        )
+        arguments = ["--head", "--node-ip-address=127.0.0.1", f"--port={port}", f"--temp-dir={folder}/t"]
+        start_node(folder, [*arguments, f"--num-gpus={gpus}"], cpus=cpus)
         yield f"127.0.0.1:{port}", folder
     finally:
         end(folder)
