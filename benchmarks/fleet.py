@@ -143,7 +143,7 @@ def collecting(replicas: int, dimension: int, metrics: list[Metric]) -> None:
     steps: list[Callable[[], object]] = [
         lambda: [collector.push(replace(reports[k % PARTS], replica=str(k))) for k in range(replicas)],
         collector.measure,
-        lambda: generate_latest(Families(collector.metrics())),  # type: ignore[arg-type]
+        lambda: generate_latest(Families(collector.metrics())),
     ]
     seconds = []
     for step in steps:

@@ -38,7 +38,7 @@ class Collector:
         self._reports: dict[str, tuple[Report, float]] = {}
         self._references: dict[Encoder, Reference] = {}
         self._named: set[Encoder] = set()  # in the labels of totals
-        self._totals = Totals()
+        self._totals = Totals(shown)
         self._orders: dict[str, tuple[Order, ...]] = {}
         self._lost = 0
         self._awaited: dict[str, tuple[float, float]] = {}  # seconds of silence, and until when
@@ -48,7 +48,6 @@ class Collector:
             self._named = encoders_of([series for it in (*ledger.gone.values(), ledger.past) for series in it])
             self._lost = ledger.lost
             self._awaited = {name: (silent, clock() + silent) for name, silent in ledger.alive.items()}
-        self._totals.was_shown(shown or {})
         self._measured = Measured([], Survey([], {}, []), set())
         self._changed = False
         self._rested = -math.inf

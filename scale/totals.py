@@ -96,11 +96,12 @@ class Rising:
 class Totals:
     """Sums of counters over the replicas that report, and over those that did."""
 
-    def __init__(self) -> None:
+    def __init__(self, shown: Mapping[Series, float] | None = None) -> None:
+        """shown: what `values` said last in another collector."""
         self._live: dict[str, Rising] = {}
         self._gone: OrderedDict[str, Rising] = OrderedDict()
         self._folded: dict[Series, float] = {}
-        self.shown: dict[Series, float] = {}  # by the last call of `values`
+        self.shown = dict(shown or {})  # by the last call of `values`
         self._inherited: dict[str, Mapping[Series, float]] = {}
         self._past: Mapping[Series, float] = {}
 
@@ -121,7 +122,8 @@ class Totals:
     def values(self) -> dict[Series, float]:
         """Each series' sum, which is never below what it was at the last call.
 
-        Floats added in another order may give a little less, and Prometheus would take that for a restart from zero.
+        What is missing was counted by a replica that ended together with the collector, and counts as gone. It may also
+        be the rounding of floats that are added in another order: Prometheus would take it for a restart from zero.
         """
         sums = dict(self._past)
         _add(sums, self._folded)
@@ -129,7 +131,11 @@ class Totals:
             _add(sums, inherited)
         for rising in [*self._gone.values(), *self._live.values()]:
             _add(sums, rising.values())
-        self.was_shown(sums)
+        lacking = {series: shown - sums.get(series, 0.0) for series, shown in self.shown.items()}
+        missing = {series: value for series, value in lacking.items() if value > 0}
+        _add(self._folded, missing)
+        _add(sums, missing)
+        self.shown = {series: max(value, self.shown.get(series, value)) for series, value in sums.items()}
         return self.shown
 
     def gone(self) -> tuple[dict[str, Mapping[Series, float]], dict[Series, float]]:
@@ -145,11 +151,6 @@ class Totals:
         """Go on with what another collector's `gone` said."""
         self._inherited = dict(gone)
         self._past = dict(past)
-
-    def was_shown(self, values: Mapping[Series, float]) -> None:
-        """Let no series fall below these values."""
-        for series, value in values.items():
-            self.shown[series] = max(value, self.shown.get(series, 0.0))
 
     def _still_inherited(self) -> dict[str, Mapping[Series, float]]:
         """Without those that have come back since."""
