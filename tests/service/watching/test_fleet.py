@@ -161,6 +161,21 @@ def test_a_replica_that_collapses_alone_is_named() -> None:
     assert survey([healthy[0], collapsed("dead")]).problems == []
 
 
+def test_without_ranks_the_same_replica_stands_out_by_the_same_figures() -> None:
+    replicas = [*(replica(url) for url in ("a", "bb", "ccc")), collapsed("dead"), replica("new", revision="s")]
+    full, quick = survey(replicas), survey(replicas, ranked=False)
+    assert quick.problems == full.problems != []
+    for group, other in zip(full.groups, quick.groups, strict=True):
+        for figures, less in [
+            (group.whole, other.whole),
+            *((it.figures, also.figures) for it, also in zip(group.members, other.members, strict=True)),
+        ]:
+            assert less.rows == figures.rows
+            assert less.participation_ratio == pytest.approx(figures.participation_ratio, rel=1e-9)
+            assert less.total_variance == pytest.approx(figures.total_variance, rel=1e-9)
+            assert np.isnan(less.effective_rank)
+
+
 def test_two_revisions_are_said_and_not_averaged() -> None:
     found = survey([replica("a"), replica("b"), replica("c", revision="s")], {"http://d": "http://d: unreachable: no"})
     assert [(it.revision, [m.url for m in it.members], it.whole.rows) for it in found.groups] == [
