@@ -57,6 +57,7 @@ def reference(
     from models import references as room
     from models.artifact import ArtifactError, load, save
     from models.embedder import Embedder
+    from models.gate import hold_to_float32
     from training.data import SOURCES, DataError, chunks_of, load_data
 
     if data is None and dataset is None:
@@ -79,6 +80,8 @@ def reference(
             count = min(limit, len(test))
             pixels = chunks_of(test, preprocessing, limit)
         fixed = room.canary_images(None if canary == "synthetic" else Path(canary), preprocessing)
+        embedder = Embedder(artifact, device, getattr(torch, dtype), engine=engine)
+        hold_to_float32(embedder, artifact, fixed)
         with Progress(console=errors, transient=True) as bar:
             task = bar.add_task("embedding", total=count)
             done = room.from_images(
@@ -86,7 +89,7 @@ def reference(
                 pixels,
                 fixed,
                 room.SYNTHETIC if canary == "synthetic" else licence,
-                embedder=Embedder(artifact, device, getattr(torch, dtype), engine=engine),
+                embedder=embedder,
                 progress=lambda stage, n: bar.update(task, description=stage, advance=n),
             )
         save(done, out or encoder)

@@ -170,14 +170,17 @@ def synthetic(preprocessing: Preprocessing) -> Pixels:
     return np.repeat(images[:, None], channels, axis=1)
 
 
-def hold_to_float32(embedder: Embedder, artifact: Artifact) -> None:
+def hold_to_float32(embedder: Embedder, artifact: Artifact, images: Tensor | None = None) -> None:
     """Raise ArtifactError unless rows in the embedder's precision have cosine 0.9999 with those in float32.
 
-    The images are the first of the canary. Without one the engine's own test at its start has to do.
+    images (m, channels, size, size) uint8 are the canary's if none are given; the first PRECISION_IMAGES count. Without
+    any the engine's own test at its start has to do.
     """
-    if embedder.dtype == torch.float32 or artifact.canary is None:
+    if images is None and artifact.canary is not None:
+        images = artifact.canary.images
+    if embedder.dtype == torch.float32 or images is None:
         return
-    images = artifact.canary.images[:PRECISION_IMAGES]
+    images = images[:PRECISION_IMAGES]
     exact = Embedder(artifact, embedder.device)
     if (cosine := least_cosine(embedder.embed(images), exact.embed(images))) < PARITY_COSINE:
         dtype = str(embedder.dtype).removeprefix("torch.")

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from models.artifact import Artifact, ArtifactError
 from models.engines.engine import NAMES, Engine, EngineError, Name, Pixels, Rows, affine
 from models.engines.onnx_engine import ELSEWHERE, OnnxEngine
+from models.engines.small_maps import with_products
 from models.engines.torch_engine import TorchEngine
 from models.engines.trace import UnsupportedError, trace
 from models.preprocess import Preprocessing
@@ -60,8 +61,8 @@ def start(
     if name == "onnx" or (name == "auto" and fits):
         try:
             graph, expected = trace(plain, pixels, *affine(artifact.card.preprocessing))
-            model = graph.serialized(ELSEWHERE)
-            engine = OnnxEngine(model, graph.weights, threads or torch.get_num_threads())
+            graph = with_products(graph)
+            engine = OnnxEngine(graph.serialized(ELSEWHERE), graph.weights, threads or torch.get_num_threads())
         except (UnsupportedError, EngineError) as error:
             if name == "onnx":
                 raise EngineError(
@@ -127,9 +128,13 @@ def sample(artifact: Artifact) -> Tensor:
 
 
 def _check(artifact: Artifact, engine: Engine, pixels: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
-    """Raise ArtifactError if the engine's rows differ from the plain encoder's. Skips rows that are not finite."""
-    rows = engine(pixels.numpy()).astype(np.float64)
-    wanted = expected.double().numpy()
+    """Raise ArtifactError if the engine's rows differ from the plain encoder's. Skips rows that are not finite.
+
+    One image is embedded alone too: an engine may do otherwise with it than with a batch.
+    """
+    images = pixels.numpy()
+    rows = np.concatenate([engine(images), engine(images[:1])]).astype(np.float64)
+    wanted = torch.cat([expected, expected[:1]]).double().numpy()
     comparable = np.isfinite(wanted).all(1) & (np.linalg.norm(wanted, axis=1) > 0)
     lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(wanted, axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):

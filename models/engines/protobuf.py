@@ -16,7 +16,7 @@ DTYPES = {np.dtype(np.float32): FLOAT, np.dtype(np.uint8): UINT8, np.dtype(np.in
 VARINT = 0
 BYTES = 2
 FIXED32 = 5
-Attribute = int | float | str | Sequence[int]
+Attribute = int | float | str | Sequence[int] | bytes  # bytes are a graph
 
 
 def _varint(value: int) -> bytes:
@@ -43,10 +43,13 @@ def _fields(number: int, values: Iterable[int | str | bytes]) -> bytes:
 
 
 def _attribute(name: str, value: Attribute) -> bytes:
-    """AttributeProto: name 1, f 2, i 3, s 4, ints 8, type 20."""
+    """AttributeProto: name 1, f 2, i 3, s 4, g 6, ints 8, type 20."""
     if isinstance(value, int):
         content = _field(3, value)
         kind = 2
+    elif isinstance(value, bytes):
+        content = _field(6, value)
+        kind = 5
     elif isinstance(value, float):
         content = _field(2, value)
         kind = 1
@@ -85,6 +88,11 @@ def _value(name: str, kind: int, shape: Sequence[int | str]) -> bytes:
     """ValueInfoProto of a tensor; a dimension is a number or the name of one that may vary."""
     dimensions = [_field(1 if isinstance(it, int) else 2, it) for it in shape]
     return _field(1, name) + _field(2, _field(1, _field(1, kind) + _field(2, _fields(1, dimensions))))
+
+
+def branch(nodes: Sequence[bytes], result: str, shape: Sequence[int | str]) -> bytes:
+    """GraphProto of a branch of an If: it takes nothing, uses names of the graph around it, and gives one tensor."""
+    return _fields(1, nodes) + _field(2, result) + _field(12, _value(result, FLOAT, shape))
 
 
 def model(

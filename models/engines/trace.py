@@ -34,22 +34,30 @@ class Node:
     outputs: Sequence[str]
     attributes: dict[str, Attribute]
 
+    def serialized(self) -> bytes:
+        """The node as it stands in an ONNX file."""
+        return protobuf.node(self.operator, self.inputs, self.outputs, self.attributes)
+
 
 @dataclass(frozen=True)
 class Graph:
-    """A graph from `pixels` (n, c, h, w) uint8 to `rows` (n, d) float32. Weights have their names in the state dict."""
+    """A graph from `pixels` (n, c, h, w) uint8 to `rows` (n, d) float32. Weights have their names in the state dict.
+
+    maps: (c, h, w) of each result of shape (n, c, h, w), by its name.
+    """
 
     nodes: list[Node]
     constants: dict[str, NDArray[Any]]
     weights: dict[str, Tensor]
     shape: tuple[int, int, int]
     dimension: int
+    maps: dict[str, tuple[int, int, int]]
 
     def serialized(
         self, location: str, offsets: dict[str, int] | None = None, metadata: dict[str, str] | None = None
     ) -> bytes:
         """The ONNX file's bytes. `offsets` says where each weight begins in the file `location`; None puts all at 0."""
-        nodes = [protobuf.node(it.operator, it.inputs, it.outputs, it.attributes) for it in self.nodes]
+        nodes = [node.serialized() for node in self.nodes]
         tensors = [protobuf.constant(name, values) for name, values in self.constants.items()]
         for name, tensor in self.weights.items():
             tensors.append(protobuf.external(name, tensor.shape, location, offsets[name] if offsets else 0))
@@ -68,6 +76,7 @@ class Writer:
         self._stores = {tensor.untyped_storage().data_ptr() for tensor in weights.values()}
         self._moving: set[int] = set()  # id() of tensors that depend on the input or on the size of the batch
         self._alive: list[Tensor] = []  # keeps the tensors alive, so that no id() is used twice
+        self.maps: dict[str, tuple[int, int, int]] = {}  # (c, h, w) of results (n, c, h, w), by name
         self.shape: list[int] = []  # shape of the result being written; -1 for the dimension of the batch
 
     def node(self, operator: str, *inputs: str, outputs: int = 1, **attributes: Attribute) -> Any:
@@ -114,6 +123,8 @@ class Writer:
         """Give a tensor a name. moves: whether it depends on the input or on the size of the batch."""
         self._names[id(tensor)] = name
         self._alive.append(tensor)
+        if tensor.ndim == 4:
+            self.maps[name] = (tensor.shape[1], tensor.shape[2], tensor.shape[3])
         if moves:
             self._moving.add(id(tensor))
 
@@ -223,7 +234,7 @@ def trace(encoder: nn.Module, pixels: Tensor, scale: Tensor, offset: Tensor) -> 
     used = {name for node in nodes for name in node.inputs}
     constants = {name: values for name, values in writer.constants.items() if name in used}
     own = {name: tensor for name, tensor in weights.items() if name in used}
-    graph = Graph(nodes, constants, own, (x.shape[1], x.shape[2], x.shape[3]), rows.shape[1])
+    graph = Graph(nodes, constants, own, (x.shape[1], x.shape[2], x.shape[3]), rows.shape[1], writer.maps)
     return graph, torch.cat([fewer, rows])
 
 

@@ -14,6 +14,8 @@ from service import failures
 from service.failures import ServiceError
 
 CLIENT_CLOSED_REQUEST = 499
+LONGEST_MESSAGE = 1000  # characters, beyond which the middle is left out; a message may quote what a client sent
+LONGEST_FIELD = 200
 STATUS: dict[type[ServiceError], int] = {
     failures.NotFoundError: 404,
     failures.ConflictError: 409,
@@ -64,6 +66,14 @@ def internal_error() -> Problem:
     return Problem(500, "internal", "an unexpected error on the server; its log has the details")
 
 
+def _cut(text: str, longest: int) -> str:
+    """The text without its middle if it is longer. A message begins with what is wrong and ends with the remedy."""
+    if len(text) <= longest:
+        return text
+    half = (longest - 5) // 2
+    return f"{text[:half]} ... {text[-half:]}"
+
+
 def _ours(problem: Problem) -> dict[str, Any]:
     return {"error": {"code": problem.code, "message": problem.message, "field": problem.field}}
 
@@ -86,6 +96,8 @@ def _inference_protocol(problem: Problem) -> dict[str, Any]:
 def respond(path: str, failure: Problem | ServiceError) -> Response:
     """The answer to a failed request for `path`."""
     problem = problem_of(failure) if isinstance(failure, ServiceError) else failure
+    problem.message = _cut(problem.message, LONGEST_MESSAGE)
+    problem.field = None if problem.field is None else _cut(problem.field, LONGEST_FIELD)
     protocol = path.removeprefix("/").partition("/")[0]
     shape = {"v1": _openai, "v2": _inference_protocol}.get(protocol, _ours)
     return Response(orjson.dumps(shape(problem)), problem.status_code, problem.headers, "application/json")

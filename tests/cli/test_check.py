@@ -163,6 +163,17 @@ def test_a_precision_is_judged_by_the_canary_beside_float32(monkeypatch: pytest.
     assert run("check", encoder).exit_code == 0
 
 
+def test_a_reference_in_a_precision_too_coarse_for_the_encoder_is_refused(
+    imported: Path, photographs: Path, tmp_path: Path
+) -> None:
+    """This one, with random weights, keeps the cosine 0.9999 on three synthetic images and not on all."""
+    out = tmp_path / "with"
+    refused = run("reference", imported, "--data", photographs, "--out", out, "--dtype", "bfloat16")
+    assert refused.exit_code == 1
+    assert "small: in bfloat16 its canary images give embeddings of cosine 0.9998" in " ".join(refused.stderr.split())
+    assert not out.exists()
+
+
 MISTAKES: dict[str, tuple[tuple[object, ...], int, str]] = {
     "no data": ((), 2, "give a folder of image files"),
     "unknown data set": (("--dataset", "imagnet"), 2, "is none of"),

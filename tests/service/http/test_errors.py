@@ -4,7 +4,7 @@ import orjson
 import pytest
 
 from service import failures
-from service.http.errors import STATUS, respond
+from service.http.errors import LONGEST_FIELD, LONGEST_MESSAGE, STATUS, respond
 
 
 def test_every_kind_of_failure_has_a_status() -> None:
@@ -36,3 +36,14 @@ def test_a_failure_becomes_an_answer_in_the_shape_of_its_route(path: str, body: 
     assert response.status_code == 404
     assert response.headers["retry-after"] == "7"
     assert orjson.loads(response.body) == body
+
+
+@pytest.mark.parametrize("path", ["/embed", "/v1/embeddings", "/v2/models/x/infer"])
+def test_what_a_client_sent_is_quoted_in_part_only(path: str) -> None:
+    failure = failures.NotFoundError("no_such_thing", f"no encoder {'a' * 10_000!r}; there are: b", field="f" * 10_000)
+    content = bytes(respond(path, failure).body)
+    assert b"no encoder 'aaa" in content
+    assert b"; there are: b" in content
+    assert len(content) < 1500
+    short = failures.NotFoundError("no_such_thing", "m" * LONGEST_MESSAGE, field="f" * LONGEST_FIELD)
+    assert b"..." not in bytes(respond(path, short).body)

@@ -106,9 +106,10 @@ async def test_other_names_lead_to_the_encoders_in_service(start: Start, caplog:
             assert metadata.json()["name"] == name
         one = (await client.get("/v1/models/clip")).json()
         assert (one["id"], one["root"], one["object"]) == ("clip", "beta", "model")
-        for missing in ("gone", "nobody", f"clip@{alpha}"):
+        for missing in ("gone", "nobody", f"clip@{alpha}", "long" * 20_000):
             answer = await client.post("/v1/embeddings", json={"model": missing, "input": TEXTS[0]})
             assert answer.status_code == 404
+            assert len(answer.content) < 1500
             assert answer.json()["error"]["code"] == "model_not_found"
 
 
