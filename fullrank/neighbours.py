@@ -47,6 +47,14 @@ def nearest(squares: Tensor, k: int = NEIGHBOURS) -> Tensor:
     return squares.topk(k, largest=False).indices
 
 
+def nearest_angle(rows: Tensor) -> float:
+    """Median angle in degrees from a row (n, d) to the nearest other one; NaN for fewer than 2 rows."""
+    if len(rows) < 2:
+        return math.nan
+    chords = squared_distances(rows).amin(1).sqrt()
+    return float(torch.rad2deg(2 * torch.asin((chords / 2).clamp(max=1))).median())
+
+
 def overlap(before: Tensor, now: Tensor) -> float:
     """Mean share of each row's k nearest neighbours before that are among its k nearest now, in [0, 1].
 

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -15,6 +16,7 @@ from fullrank.calibration.inputs import InputReference
 from fullrank.calibration.ranges import Calibration
 from fullrank.measures import noise_floor, numerical_rank
 from fullrank.moments import Moments
+from fullrank.neighbours import nearest_angle
 from fullrank.profile import band_sums, log_bands, merged_bands
 from fullrank.rows import ArrayLike, as_rows, as_tensor, unit
 
@@ -189,6 +191,11 @@ class Reference:
     def numerical_rank(self) -> int:
         """Directions above the noise floor."""
         return numerical_rank(self.eigenvalues, self.noise_floor)
+
+    @cached_property
+    def canary_nearest(self) -> float:
+        """Median angle in degrees from a canary image to the nearest other one; NaN without a canary."""
+        return math.nan if self.canary is None else nearest_angle(self.canary)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything as contiguous tensors, for `safetensors.torch.save_file`; the dtype's name as its ASCII bytes."""

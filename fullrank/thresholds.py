@@ -23,10 +23,14 @@ HEAD_LOW = 0.6
 # A band this empty is gone though others behind it are not.
 BAND_GONE = 0.15
 CANARY_COSINE = 0.99
-# Degrees by which a canary image may turn: so many times what the serving precision turns it by itself, at least the
-# angle to which engines agree (a cosine of 0.9999, and some more), at most that of the cosine above.
+# Degrees by which a canary image may turn: so many times what the serving precision turns it by itself, at most the
+# angle of the cosine above, and at least a share of the way to the nearest other image: less than that costs a search
+# nothing that 2,000 queries show (`benchmarks.small_changes`). That share is taken within 1 degree, to which engines
+# agree (a cosine of 0.9999, and some more), and 3.
 CANARY_NOISE_TIMES = 3.0
+CANARY_NEAREST_SHARE = 0.1
 CANARY_ANGLE_LEAST = 1.0
+CANARY_ANGLE_LEAST_MOST = 3.0
 CANARY_ANGLE_MOST = math.degrees(math.acos(CANARY_COSINE))
 # Without a reference nothing is healthy, but this is collapse for any rows of length 1.
 VARIANCE_FLOOR = 0.01
@@ -93,7 +97,8 @@ def thresholds(reference: Reference | None, rows: int = 6144) -> dict[str, float
 def canary_angle(reference: Reference | None) -> float:
     """Degrees from which on a canary image counts as turned.
 
-    Three times the noise of the serving precision, within 1 degree and the 8.1 of a cosine of 0.99. The noise is the
+    Three times the noise of the serving precision, at least a tenth of the median angle from a canary image to the
+    nearest other one, which is taken within 1 and 3 degrees, and at most the 8.1 of a cosine of 0.99. The noise is the
     reference's `canary_noise`, measured where the encoder serves; where nobody did, the spacing eps of its dtype as an
     angle, about which an encoder of some twenty layers turns (`benchmarks.precision`).
     """
@@ -102,7 +107,9 @@ def canary_angle(reference: Reference | None) -> float:
     noise = reference.canary_noise
     if not math.isfinite(noise):
         noise = math.degrees(torch.finfo(getattr(torch, reference.dtype)).eps)
-    return min(CANARY_ANGLE_MOST, max(CANARY_ANGLE_LEAST, CANARY_NOISE_TIMES * noise))
+    tenth = CANARY_NEAREST_SHARE * reference.canary_nearest
+    least = min(CANARY_ANGLE_LEAST_MOST, max(CANARY_ANGLE_LEAST, tenth)) if tenth > 0 else CANARY_ANGLE_LEAST
+    return min(CANARY_ANGLE_MOST, max(least, CANARY_NOISE_TIMES * noise))
 
 
 def _calibrated(reference: Reference, rows: int) -> dict[str, float]:

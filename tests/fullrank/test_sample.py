@@ -39,6 +39,14 @@ def test_neighbours_are_those_of_a_plain_search():
     assert neighbours.overlap(before, before) == 1
 
 
+def test_the_angle_to_the_nearest_row_is_that_of_a_plain_search():
+    rows = cloud(41, 6)
+    z = unit(rows).numpy()
+    plain = [min(math.degrees(math.acos(float(z[i] @ z[j]))) for j in range(41) if j != i) for i in range(41)]
+    assert neighbours.nearest_angle(rows) == pytest.approx(float(np.median(plain)))
+    assert math.isnan(neighbours.nearest_angle(rows[:1]))
+
+
 def test_rank_correlation_of_a_permutation_is_spearmans():
     generator = torch.Generator().manual_seed(3)
     x, y = (torch.randperm(50, generator=generator).double() for _ in range(2))

@@ -1,6 +1,7 @@
 """Verdicts on simulated encoders: a class mixture mapped into d dimensions, its faults and its traffic."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -229,6 +230,30 @@ def test_one_image_that_comes_often_moves_the_mean_and_is_no_fault_of_the_model(
     assert snapshot.windows[300.0].tail_shift > snapshot.thresholds["tail_shift"]
     assert snapshot.verdict.state == "traffic_shifted"
     assert "come often" in snapshot.verdict.reason
+
+
+@pytest.mark.parametrize(("apart", "limit"), [(4.0, 1.0), (24.0, 2.4), (50.0, 3.0), (math.nan, 1.0)])
+def test_a_canary_image_may_turn_a_tenth_of_the_way_to_its_nearest(reference, apart, limit):
+    """Of a canary of pairs that lie so many degrees apart, each pair in a plane of its own."""
+    pairs = torch.zeros(D, D)
+    for i in range(0, D, 2):
+        pairs[i, i] = 1.0
+        pairs[i + 1, i] = math.cos(math.radians(apart))
+        pairs[i + 1, i + 1] = math.sin(math.radians(apart))
+    canary = None if math.isnan(apart) else pairs
+    known = replace(reference, canary=canary)
+    assert thresholds(known)["canary_angle"] == pytest.approx(limit, abs=1e-3)
+    noisy = replace(known, canary_noise=2.0)
+    assert thresholds(noisy)["canary_angle"] == pytest.approx(6.0)
+    if canary is not None:
+        turned = (1.0 + 0.1 * apart, 0.2) if apart < 30 else (3.3, 2.7)
+        for degrees, state in zip(turned, ("model_fault", "insufficient_data"), strict=True):
+            aside = canary.roll(2, 1)  # at a right angle to each
+            moved = math.cos(math.radians(degrees)) * canary + math.sin(math.radians(degrees)) * aside
+            with SpectrumMonitor(D, replace(known, canary_participation_ratio=0.0), clock=lambda: 0.0) as monitor:
+                monitor.record_canary(moved)
+                assert monitor.flush(60)
+                assert monitor.snapshot().verdict.state == state
 
 
 def test_one_answer_to_different_images_is_the_models_fault_and_one_to_the_same_image_is_not(world, known):
