@@ -8,7 +8,7 @@ PORT    ?= 8000
 ENCODER ?= models/pretrained/fashion-directclr
 BIN     := .venv/bin
 
-.PHONY: pictures docs dist helm kustomize openapi serve example-efficientnet test lock coverage architecture soak demo e2e compose-test grafana-test dashboards bench lint clean
+.PHONY: pictures docs dist helm kustomize openapi serve example-efficientnet test tests lock coverage architecture soak demo e2e compose-test grafana-test dashboards bench lint clean
 
 serve: .venv/serve
 	$(BIN)/fullrank serve --encoder $(ENCODER) --host $(HOST) --port $(PORT)
@@ -23,8 +23,13 @@ example-efficientnet: .venv/serve
 	    --name efficientnet-lite0 --out build/efficientnet-lite0 $(if $(PHOTOS),--data $(PHOTOS))
 	$(BIN)/fullrank serve --encoder build/efficientnet-lite0 --host $(HOST) --port $(PORT)
 
-test: lint
-	$(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile
+# mypy keeps one core busy for most of a minute, so the tests run beside it. Tests wait for half of their time: two
+# workers a core. The order is that of tests/support/order.py.
+test: .venv/dev
+	@$(MAKE) --no-print-directory --jobs=2 lint tests
+
+tests: .venv/dev
+	$(BIN)/python -m pytest -m "not soak" -n 4 --dist loadfile --no-loadscope-reorder
 
 soak: .venv/dev
 	$(BIN)/python -m pytest -m soak
@@ -109,10 +114,11 @@ lock: .venv/dev
 	$(PYTHON) -m venv .venv
 	touch $@
 
-# torch's own dependencies are in every lock, so that torch brings no other version of them.
+# torch's own dependencies are in every lock, so that torch brings no other version of them. Bytecode is made when a
+# module is first imported: of most it never is, and pip would take half a minute for all.
 .venv/%: .venv/python requirements/%.txt requirements/torch.txt pyproject.toml fullrank/pyproject.toml
-	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements/$*.txt
-	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet --no-compile --require-hashes --requirement requirements/$*.txt
+	$(BIN)/python -m pip install --quiet --no-compile $(TORCH)
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable fullrank --editable .
 	touch $@ $(if $(filter dev,$*),.venv/serve)
 

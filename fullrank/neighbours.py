@@ -71,11 +71,23 @@ def rank_correlation(before: Tensor, now: Tensor) -> float:
     Of the distances of all pairs it says how much of the geometry is left (2604.17698): sensitive to what changes the
     order of distances, and to no monotone change of them.
     """
-    if len(before) < 3:
+    return correlation(ranks(before), ranks(now))
+
+
+def ranks(values: Tensor) -> Tensor:
+    """(m,) the place of each value among all, from 0; of equal values each has a place of its own."""
+    found = torch.empty(len(values), dtype=torch.int64)
+    found[values.argsort()] = torch.arange(len(values))
+    return found
+
+
+def correlation(x: Tensor, y: Tensor) -> float:
+    """Pearson's correlation of two vectors (m,) of ranks, each a permutation of 0 to m - 1; NaN below 3 values."""
+    if len(x) < 3:
         return math.nan
-    x, y = (values.argsort().argsort().double() for values in (before, now))
-    middle = (len(before) - 1) / 2
-    return float((x - middle) @ (y - middle) / (x - middle).square().sum())
+    middle = (len(x) - 1) / 2
+    x = x.double() - middle
+    return float(x @ (y.double() - middle) / x.square().sum())
 
 
 def hubness(squares: Tensor, k: int = NEIGHBOURS) -> float:

@@ -9,6 +9,8 @@ import hypothesis
 import pytest
 import torch
 
+from tests.support.order import place
+
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,6 +23,10 @@ hypothesis.settings.register_profile(
     "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
 )
 hypothesis.settings.load_profile("patient")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda it: place(it.path.relative_to(ROOT / "tests").as_posix()))
 
 
 @pytest.fixture(scope="session")

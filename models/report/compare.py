@@ -1,6 +1,7 @@
 """Compares two encoders by their rows of the same images: what changes for a search if one replaces the other."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from fullrank.bounds import Interval, jackknife
 from fullrank.monitor.snapshot import GROUPS
-from fullrank.neighbours import nearest, overlap, rank_correlation, squared_distances
+from fullrank.neighbours import correlation, nearest, overlap, ranks, squared_distances
 
 NEIGHBOURS = (1, 5, 10, 50)
 
@@ -47,13 +48,12 @@ class Comparison:
         near = nearest(squares[0], ks[-1]), nearest(squares[1], ks[-1])
         depth = max((k for k in ks if k <= 10), default=1)
         kept = kept_neighbours(near[0][:, :depth], near[1][:, :depth])
-        whole = _figures(squares, ks)
         groups = torch.arange(m).chunk(GROUPS)
         weights = torch.tensor([float(len(it)) for it in groups], dtype=torch.float64)
-        left = [_figures(_without(squares, group), ks) for group in groups]
+        whole, *left = _figures(squares, ks, groups)
         bounded = [_bounded(whole[i], [it[i] for it in left], weights) for i in range(len(whole))]
-        own = torch.tensor([_own(squares, i) for i in range(m)], dtype=torch.float64)
-        order = sorted(range(m), key=lambda i: (float(kept[i]), float(own[i])))
+        own = _own(squares)
+        order = sorted(range(m), key=lambda i: (float(kept[i]), own[i]))
         return cls(
             m,
             depth,
@@ -67,20 +67,27 @@ class Comparison:
         )
 
 
-def _figures(squares: tuple[Tensor, Tensor], ks: list[int]) -> list[float]:
-    """Spearman's correlation of the distances, then the mean overlap at each k."""
+def _figures(squares: tuple[Tensor, Tensor], ks: list[int], groups: Sequence[Tensor]) -> list[list[float]]:
+    """Spearman's correlation of the distances, then the mean overlap at each k: of all images, then without each group.
+
+    The distances are sorted once: what is left of them without a group stays in order.
+    """
     m = len(squares[0])
     upper = torch.triu_indices(m, m, 1)
-    first, second = (it[upper[0], upper[1]] for it in squares)
-    found = [rank_correlation(first, second)]
-    near = [nearest(it, ks[-1]) for it in squares]
-    return found + [overlap(near[0][:, :k], near[1][:, :k]) for k in ks]
-
-
-def _without(squares: tuple[Tensor, Tensor], group: Tensor) -> tuple[Tensor, Tensor]:
-    keep = torch.ones(len(squares[0]), dtype=torch.bool)
-    keep[group] = False
-    return squares[0][keep][:, keep], squares[1][keep][:, keep]
+    orders = [it[upper[0], upper[1]].argsort() for it in squares]
+    found = []
+    for group in (torch.empty(0, dtype=torch.int64), *groups):
+        keep = torch.ones(m, dtype=torch.bool)
+        keep[group] = False
+        pairs = keep[upper].all(0)
+        places = []
+        for order in orders:
+            place = torch.empty(len(order), dtype=torch.int64)
+            place[order] = pairs[order].cumsum(0) - 1
+            places.append(place[pairs])
+        near = [nearest(it[keep][:, keep], ks[-1]) for it in squares]
+        found.append([correlation(*places), *(overlap(near[0][:, :k], near[1][:, :k]) for k in ks)])
+    return found
 
 
 def _bounded(value: float, left: list[float], weights: Tensor) -> Interval:
@@ -90,10 +97,11 @@ def _bounded(value: float, left: list[float], weights: Tensor) -> Interval:
     )
 
 
-def _own(squares: tuple[Tensor, Tensor], i: int) -> float:
-    """Spearman's correlation of one image's distances to all others."""
-    others = torch.arange(len(squares[0])) != i
-    return rank_correlation(squares[0][i][others], squares[1][i][others])
+def _own(squares: tuple[Tensor, Tensor]) -> list[float]:
+    """Spearman's correlation of each image's distances to all others."""
+    m = len(squares[0])
+    others = [it[~torch.eye(m, dtype=torch.bool)].reshape(m, m - 1) for it in squares]
+    return [correlation(ranks(a), ranks(b)) for a, b in zip(*others, strict=True)]
 
 
 def _told_apart(squares: tuple[Tensor, Tensor], count: int) -> Tensor:

@@ -4,12 +4,14 @@ import base64
 import html
 import io
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 SMALL = (4.6, 3.0)
 """Inches: as wide as a phone, so that text keeps its size there."""
-THEMES: tuple[dict[str, Any], ...] = (
+Theme = Mapping[str, Any]
+THEMES: tuple[Theme, Theme] = (
     {"ink": "#334155", "grid": "#94a3b8", "cycle": ["#0f766e", "#c2410c", "#4f46e5", "#a16207", "#be185d"]},
     {"ink": "#cbd5e1", "grid": "#475569", "cycle": ["#2dd4bf", "#fb923c", "#a5b4fc", "#facc15", "#f472b6"]},
 )
@@ -24,27 +26,38 @@ class FiguresError(ValueError):
 
 def picture(draw: Callable[[Any], None], alt: str, size: tuple[float, float] = SMALL) -> str:
     """HTML of what `draw` draws into a matplotlib figure. Raises FiguresError without matplotlib."""
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise FiguresError("a report needs matplotlib: pip install 'fullrank-server[report]'") from error
-    drawn = []
-    for theme in THEMES:
-        with matplotlib.rc_context(_style(matplotlib, theme)):
-            figure = Figure(figsize=size, layout="constrained")
-            draw(figure)
-            file = io.BytesIO()
-            figure.savefig(file, format="svg", dpi=150, transparent=True, metadata={"Date": None})
-        drawn.append(f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}")
-    light, dark = drawn
+    light = _svg(draw, size, THEMES[0])
+    # What is drawn as pixels has its colours in their bytes; all else is the light picture in other colours.
+    dark = _svg(draw, size, THEMES[1]) if "<image" in light else recoloured(light)
+    light, dark = (f"data:image/svg+xml;base64,{base64.b64encode(it.encode()).decode()}" for it in (light, dark))
     return (
         f"<picture><source media='(prefers-color-scheme: dark)' srcset='{dark}'>"
         f"<img alt='{html.escape(alt, quote=True)}' src='{light}'></picture>"
     )
 
 
-def _style(matplotlib: Any, theme: Mapping[str, Any]) -> Any:
+def _svg(draw: Callable[[Any], None], size: tuple[float, float], theme: Theme) -> str:
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise FiguresError("a report needs matplotlib: pip install 'fullrank-server[report]'") from error
+    with matplotlib.rc_context(_style(matplotlib, theme)):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", dpi=150, transparent=True, metadata={"Date": None})
+    return file.getvalue()
+
+
+def recoloured(svg: str) -> str:
+    """The picture for a dark page, from the one for a light page: drawing it again would take as long as the first."""
+    light, dark = ([theme["ink"], theme["grid"], *theme["cycle"]] for theme in THEMES)
+    colours = dict(zip(light, dark, strict=True))
+    return re.sub("|".join(light), lambda found: colours[found[0]], svg)
+
+
+def _style(matplotlib: Any, theme: Theme) -> Any:
     inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
     return {
         **dict.fromkeys(inked, theme["ink"]),

@@ -11,6 +11,7 @@ import yaml
 
 Tool = Callable[[str], str]
 Rules = list[dict[str, Any]]
+FILES = sorted((Path(__file__).parents[2] / "deploy" / "prometheus" / "tests").glob("*.test.yml"))
 SCENARIOS = ("firing", "not firing", "missing data", "restart", "two replicas")
 
 
@@ -40,8 +41,9 @@ def test_prometheus_accepts_configuration_and_rules(tool: Tool, deploy: Path) ->
     run(tool("promtool"), "check", "config", deploy / "prometheus" / "prometheus.yml")
 
 
-def test_rules_fire_when_they_should_and_only_then(tool: Tool, deploy: Path) -> None:
-    run(tool("promtool"), "test", "rules", *sorted((deploy / "prometheus" / "tests").glob("*.test.yml")))
+@pytest.mark.parametrize("file", FILES, ids=lambda it: it.name.removesuffix(".test.yml"))
+def test_rules_fire_when_they_should_and_only_then(tool: Tool, file: Path) -> None:
+    run(tool("promtool"), "test", "rules", file)
 
 
 @pytest.mark.parametrize(

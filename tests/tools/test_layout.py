@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.order import LONG
 from tools.architecture import ROOT
 
 TESTS = ROOT / "tests"
@@ -34,3 +35,7 @@ def test_folders_are_named_like_rooms() -> None:
         assert folder.name in rooms | set(CROSSING), folder
         for file in folder.rglob("test_*.py"):
             assert not file.name.startswith(f"test_{folder.name}_"), f"{file}: the folder says that already"
+
+
+def test_the_long_files_are_there() -> None:
+    assert [file for file in LONG if not (TESTS / file).is_file()] == []
