@@ -1,6 +1,6 @@
 """Every command in the documentation fits the real command line, Makefile and files; every Python block compiles.
 
-Pages whose blocks are run are in tests/service/http/test_docs.py and the tests that it names.
+And every block is run by a test, or the page says why not in a comment before it.
 """
 
 import ast
@@ -23,6 +23,26 @@ PAGES = sorted(
     [*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md"), ROOT / "deploy" / "README.md", ROOT / "fullrank" / "README.md"]
 )
 OURS = ("fullrank", "models", "training", "service", "scale", "theory", "tools", "benchmarks", "cli")
+SHELL = ("sh", "console")
+DOCS = "tests/service/http/test_docs.py"
+# page -> language -> the test that runs its blocks, which names the page.
+RUN = {
+    "CONTRIBUTING.md": dict.fromkeys(("sh", "python"), "tests/test_contributing.py"),
+    "README.md": {"sh": DOCS, "python": "tests/packaging/test_library.py"},
+    "fullrank/README.md": {"python": "tests/packaging/test_library.py"},
+    "docs/howto/efficientnet.md": {"sh": "tests/cli/test_howto_efficientnet.py"},
+    "docs/howto/sidecar.md": {"python": "tests/e2e/test_sidecar.py"},
+    **{
+        f"docs/tutorial/{it}.md": {"python": "tests/fullrank/test_tutorials.py"}
+        for it in ("compare-encoders", "is-it-collapsed", "training-loop")
+    },
+    **{f"docs/tutorial/{it}.md": {"sh": DOCS} for it in ("first-alert", "own-encoder")},
+    **{
+        f"docs/howto/{it}.md": dict.fromkeys(("sh", "python"), DOCS)
+        for it in ("gate", "own-method", "report", "send-images", "thresholds", "train")
+    },
+}
+NOT_RUN = re.compile(r"<!-- not run here: (.+?) -->\n$")
 WITHOUT = {"CHANGELOG.md", "CONTRIBUTING.md"}  # prose; and tests/test_contributing.py runs every step
 
 
@@ -147,3 +167,38 @@ def test_python_blocks_compile_and_import_what_exists(page: Path) -> None:
             if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in OURS:
                 module = importlib.import_module(str(node.module))
                 assert [it.name for it in node.names if not hasattr(module, it.name)] == []
+
+
+def not_run(page: str, text: str) -> list[str]:
+    """The first lines of blocks that no test runs, without a word why."""
+    left = []
+    for found in FENCE.finditer(text):
+        if (
+            found[2] in (*SHELL, "python")
+            and found[2] not in RUN.get(page, {})
+            and not NOT_RUN.search(text, 0, found.start())
+        ):
+            left.append(found[3].partition("\n")[0])
+    return left
+
+
+@pytest.mark.parametrize("page", [str(it.relative_to(ROOT)) for it in PAGES if it.name != "CHANGELOG.md"])
+def test_every_block_is_run_or_the_page_says_why_not(page: str) -> None:
+    text = (ROOT / page).read_text()
+    if page in ("docs/reference/library.md", "docs/reference/command-line.md"):  # signatures and usage, from the code
+        return
+    assert not_run(page, text) == []
+    for test in re.findall(r"tests/[\w/]+", " ".join(re.findall(r"<!-- not run here: (.+?) -->", text))):
+        assert (ROOT / test).exists() or (ROOT / f"{test}.py").exists(), test
+
+
+@pytest.mark.parametrize("page", RUN)
+def test_the_tests_that_run_a_page_name_it(page: str) -> None:
+    for test in RUN[page].values():
+        assert Path(page).stem in (ROOT / test).read_text()
+
+
+def test_a_block_that_nobody_runs_is_found() -> None:
+    text = "a\n\n```sh\nls\n```\n\n<!-- not run here: slow -->\n```python\nx\n```\n\n```text\nx\n```\n"
+    assert not_run("docs/new.md", text) == ["ls"]
+    assert not_run("docs/howto/gate.md", text) == []

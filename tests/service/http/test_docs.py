@@ -27,10 +27,11 @@ PAGES = (
     "howto/report.md",
     "howto/send-images.md",
     "howto/thresholds.md",
+    "howto/train.md",
     "tutorial/first-alert.md",
     "tutorial/own-encoder.md",
 )
-SLOW = {"howto/own-method.md", "tutorial/own-encoder.md"}  # they train
+SLOW = {"howto/own-method.md", "howto/train.md", "tutorial/own-encoder.md"}  # they train
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,18 @@ def test_every_block_runs_and_gives_what_it_says(
         else:
             run(block, namespace)
     assert ran
+
+
+def test_the_readmes_image_gets_the_answer_that_the_readme_shows(url: str) -> None:
+    text = (ROOT / "README.md").read_text()
+    (command,) = re.findall(r"^curl .*$", text, re.MULTILINE)
+    (shown,) = re.findall(r"```json\n(.*), …\]\]\}\n```", text)
+    command = command.replace("http://127.0.0.1:8000", url)
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
+    answer, said = json.loads(done.stdout), json.loads(shown + "]]}")
+    (row,), (begin,) = answer.pop("embeddings"), said.pop("embeddings")
+    assert answer == said
+    assert row[: len(begin)] == pytest.approx(begin, abs=1e-4)
 
 
 def run(block: str, namespace: dict[str, Any]) -> None:
