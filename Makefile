@@ -24,12 +24,12 @@ example-efficientnet: .venv/serve
 	$(BIN)/fullrank serve --encoder build/efficientnet-lite0 --host $(HOST) --port $(PORT)
 
 # mypy keeps one core busy for most of a minute, so the tests run beside it. Tests wait for half of their time: two
-# workers a core. The order is that of tests/support/order.py.
+# workers a core. The order is that of tests/support/order.py. Bytecode is kept: hundreds of child processes need the same.
 test: .venv/dev
 	@$(MAKE) --no-print-directory --jobs=2 lint tests
 
 tests: .venv/dev
-	$(BIN)/python -m pytest -m "not soak" -n 4 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m "not soak" -n 4 --dist loadfile --no-loadscope-reorder
 
 soak: .venv/dev
 	$(BIN)/python -m pytest -m soak
@@ -114,12 +114,13 @@ lock: .venv/dev
 	$(PYTHON) -m venv .venv
 	touch $@
 
-# torch's own dependencies are in every lock, so that torch brings no other version of them. Bytecode is made when a
-# module is first imported: of most it never is, and pip would take half a minute for all.
+# torch's own dependencies are in every lock, so that torch brings no other version of them. Bytecode is made at the end, on
+# all cores: pip would make it on one.
 .venv/%: .venv/python requirements/%.txt requirements/torch.txt pyproject.toml fullrank/pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-compile --require-hashes --requirement requirements/$*.txt
 	$(BIN)/python -m pip install --quiet --no-compile $(TORCH)
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable fullrank --editable .
+	$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	touch $@ $(if $(filter dev,$*),.venv/serve)
 
 clean:
