@@ -76,5 +76,6 @@ def twin_head(rate: float, time: float) -> float:
 
     With u = w² of the head along the mode and v = α_pF of the mode, u̇ = v̇ = −2 rate uv: c = u − v stays, and from u = 1
     the output falls like 1/(2 rate t sinh(s)/s + e^(−s)), s = rate c t, which is below 1/(2 rate t) for any c.
+    Nothing falls where nothing contracts: 1 is left.
     """
-    return 1 / (2 * rate * time)
+    return 1 / max(1.0, 2 * rate * time)

@@ -109,6 +109,7 @@ def test_a_twin_head_lets_no_output_fall_slower_than_its_law(balance: float) -> 
         state = runge_kutta(lambda now: [-2 * rate * now[0] * now[1]] * 2, state, time / 2000)
     left = float((state[0] * state[1] / start).sqrt())
     assert left < label_graph.twin_head(rate, time)
+    assert label_graph.twin_head(0.0, time) == 1
     if balance == 0:
         assert left == pytest.approx(1 / (1 + 2 * rate * time), rel=1e-6)
 
@@ -117,6 +118,7 @@ def test_a_twin_head_lets_no_output_fall_slower_than_its_law(balance: float) -> 
     ("name", "values"),
     [
         ("frustration", {"seed": 895, "samples": 100, "classes": 2, "frustrated": 0.5621221056996786}),
+        ("frustration", {"seed": 993, "samples": 40, "classes": 2, "dimension": 4, "frustrated": 0.0}),
         (
             "frustration",
             {"seed": 181, "samples": 53, "classes": 3, "frustrated": 0.07, "head_rate": 4.8785, "step": 0.10938819},
