@@ -31,6 +31,8 @@ from torch import Tensor
 
 from theory.toys import F64
 
+ROUNDING = 1e-14  # of a loss: float64 tells no smaller excess
+
 
 @dataclass(frozen=True)
 class Best:
@@ -73,7 +75,7 @@ class Best:
 
     def share_within(self, loss: float) -> float:
         """w: how far from b the noisy directions' share can be at this loss."""
-        return math.sqrt(max(loss - self.loss, 0) / self.stiffness)
+        return math.sqrt(max(loss - self.loss, ROUNDING * loss) / self.stiffness)
 
     def ranks(self, loss: float) -> tuple[float, float]:
         """The least and the largest effective rank of an encoder with this loss."""
