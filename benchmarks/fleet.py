@@ -139,7 +139,7 @@ def collecting(replicas: int, dimension: int, metrics: list[Metric]) -> None:
             monitor.observe(rows(2 * dimension))
             monitor.flush()
             reports.append(report(str(number), monitor, metrics, 1))
-    collector = Collector()
+    collector = Collector(lambda: 0.0)  # nobody falls silent, however slow this machine
     steps: list[Callable[[], object]] = [
         lambda: [collector.push(replace(reports[k % PARTS], replica=str(k))) for k in range(replicas)],
         collector.measure,
