@@ -1,6 +1,7 @@
 """What share of the traffic an ordinary client needs to mute a page or to cause one, by a seeded simulation.
 
     python -m benchmarks.adversary --write docs/measured/adversary.md
+    python -m benchmarks.adversary --medians --write docs/measured/adversary.md
 
 A simulated encoder of 64 dimensions maps ten classes of latent images; descriptors of inputs are 12 of their
 coordinates. Its reference is calibrated and knows inputs and canary. A client sends a share of the 3,000 rows of a
@@ -18,10 +19,12 @@ import torch
 from torch import Tensor
 
 from benchmarks._page import write_between
-from fullrank import Reference, SpectrumMonitor
+from fullrank import Reference, SpectrumMonitor, profile
 from fullrank.calibration.resample import calibrated
+from fullrank.rows import unit
+from fullrank.thresholds import thresholds
 
-DIMENSION, INPUTS, CLASSES, ROWS = 64, 12, 10, 3000
+DIMENSION, INPUTS, CLASSES, ROWS, GROUPS = 64, 12, 10, 3000, 10
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 PAGES = ("model_fault", "complete_collapse", "dimensional_collapse")
 Model = Callable[[Tensor], Tensor]
@@ -151,6 +154,50 @@ def tables(world: World) -> Iterator[str]:
         yield f"| {attack.name} | {_said(off)} | {_said(on)} |"
 
 
+def read(world: World, rows: Tensor) -> list[tuple[float, float]]:
+    """The strongest trailing band and the tail's shift of a window (n, d) of ten groups in order of time.
+
+    By averages over the groups, as the monitor reads them, and by medians."""
+    it = world.reference
+    groups = unit(rows).double().split(len(rows) // GROUPS)
+    means = torch.stack([group.mean(0) for group in groups]) @ it.basis
+    energies = torch.stack(
+        [profile.band_sums(profile.energies_of_rows(profile.centred(g), it.basis) / len(g), it.bands) for g in groups]
+    )
+    head, found = profile.head_bands(len(it.bands)), []
+    for mean, energy in ((means.mean(0), energies.mean(0)), (means.median(0).values, energies.median(0).values)):
+        along = mean - it.mean @ it.basis
+        shift = profile.tail_shift(along, it.bands, it.band_energy, energy, len(rows), it.rows)
+        found.append((float((energy / it.band_energy)[head:].max()), shift))
+    return found
+
+
+def medians(world: World) -> Iterator[str]:
+    """A table: what averages and medians over ten groups read, of attacks spread evenly and in one burst, and of faults
+    that began in the last two fifths of the window."""
+    windows = {"healthy": world.healthy(world.images(ROWS))}
+    for name, share in (("near-copies of one image", 0.1), ("foreign images", 0.05), (ATTACKS[-1].name, 0.2)):
+        attack = next(it for it in ATTACKS if it.name == name)
+        sent = round(share * ROWS)
+        images = torch.cat((world.images(ROWS - sent), attack.images(world, sent)))
+        order = torch.randperm(ROWS, generator=world.generator)
+        windows[f"{name}, {share:.0%}, spread evenly"] = world.healthy(images[order])
+        windows[f"{name}, {share:.0%}, in one burst"] = world.healthy(images)
+    late = 2 * ROWS // 5
+    for name, model in world.faults().items():
+        windows[f"fault: {name}, since two minutes"] = torch.cat(
+            (world.healthy(world.images(ROWS - late)), model(world.images(late)))
+        )
+    limit = thresholds(world.reference, ROWS)
+    yield "| window | strongest trailing band: average | median | shift in the tail: average | median |"
+    yield "|---" * 5 + "|"
+    for name, rows in windows.items():
+        (band, shift), (middle_band, middle_shift) = read(world, rows)
+        yield f"| {name} | {band:.2f} | {middle_band:.2f} | {shift:.4f} | {middle_shift:.4f} |"
+    high, moved = limit["tail_energy_ratio_high"], limit["tail_shift"]
+    yield f"| *abnormal above* | {high:.2f} | {high:.2f} | {moved:.4f} | {moved:.4f} |"
+
+
 def _said(share: float | None) -> str:
     return "never" if share is None else f"{share:.0%}"
 
@@ -159,17 +206,20 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", type=Path, help="put the tables between the marks in this file")
+    parser.add_argument("--medians", action="store_true", help="what medians over blocks would read instead")
     options = parser.parse_args()
     world = World()
-    for name, model in ({"healthy": world.healthy} | world.faults()).items():
-        print(f"{name}: {world.state(model, world.images(ROWS), canary=False)}", flush=True)
+    mark = "medians" if options.medians else "adversary"
+    if not options.medians:
+        for name, model in ({"healthy": world.healthy} | world.faults()).items():
+            print(f"{name}: {world.state(model, world.images(ROWS), canary=False)}", flush=True)
     lines = []
-    for line in tables(world):
+    for line in medians(world) if options.medians else tables(world):
         print(line, flush=True)
         lines.append(line)
     text = "\n".join(lines)
     if options.write:
-        write_between(options.write, "<!-- adversary: start -->", "<!-- adversary: end -->", text)
+        write_between(options.write, f"<!-- {mark}: start -->", f"<!-- {mark}: end -->", text)
 
 
 if __name__ == "__main__":
