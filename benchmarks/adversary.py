@@ -159,7 +159,7 @@ def read(world: World, rows: Tensor) -> list[tuple[float, float]]:
 
     By averages over the groups, as the monitor reads them, and by medians."""
     it = world.reference
-    groups = unit(rows).double().split(len(rows) // GROUPS)
+    groups = torch.split(unit(rows).double(), len(rows) // GROUPS)
     means = torch.stack([group.mean(0) for group in groups]) @ it.basis
     energies = torch.stack(
         [profile.band_sums(profile.energies_of_rows(profile.centred(g), it.basis) / len(g), it.bands) for g in groups]
