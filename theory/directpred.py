@@ -60,7 +60,16 @@ from theory.lab import (
     parameter,
     where,
 )
-from theory.linear_byol import Model, after_death, farthest, fixed_points, integrate, passage, time_to_die
+from theory.linear_byol import (
+    Model,
+    after_death,
+    farthest,
+    fixed_points,
+    integrate,
+    passage,
+    time_to_balance,
+    time_to_die,
+)
 from theory.toys import F64, orthogonal
 
 EXAMPLE = "--epsilon 0.3 --frequency 20"
@@ -226,13 +235,13 @@ def trained(given: Parameters, model: Model, start: Tensor, high: float) -> list
     """A trained predictor ends as DirectPred with ε = 0 does.
 
     It starts at 1/2(1 + σ²), between p₋ and p₊, from s > p₋²: p cannot fall below p₋, since ṗ > 0 there, and as long as
-    it is between the two s grows. What is left of the start's imbalance |WWᵀ − W_pᵀW_p| after the time t is e^(−2ηt).
+    it is between the two s grows.
     """
     eta, gain = given.weight_decay, 1 + given.augmentation
     middle = torch.eye(len(start), dtype=F64) / (2 * gain)
     imbalance = float(torch.linalg.matrix_norm(start @ start.mT - middle @ middle, 2)) / high**2
     settles = FOLDS / (high * math.sqrt(1 - 4 * eta * gain))
-    needed = max(2 * settles, math.log(1e3 * max(imbalance, 1.0)) / (2 * eta))
+    needed = max(2 * settles, time_to_balance(imbalance, given.augmentation, eta))
     w, predictor = integrate(model, start, middle, needed if needed <= LONGEST else 100.0, 1 / (2 * gain))
     norm = farthest(torch.linalg.eigvalsh(w @ w.mT), high**2)
     closed = predictor_of(direct_pred(0), w @ w.mT)
@@ -274,7 +283,7 @@ def run(given: Parameters) -> Result:
     # While W_p is held the flow is that of noncontrastive-dynamics with a predictor that does not move. Its fastest
     # mode relaxes at (1 + σ²)(1 + ε)² at most, and Runge-Kutta takes 100 steps of the time.
     held, short = predictor_of(direct_pred(eps), start @ start.mT), min(given.step, 1 / (gain * (1 + eps) ** 2))
-    reference, _ = integrate(Model(model.noise, eta, predictor=False), start, held, short, short)
+    reference, _ = integrate(Model(model.noise, eta, predictor=False), start, held, short, short / 100)
     error = float((follow(given, model, direct_pred(eps), start, short, 1) - reference).norm() / reference.norm())
     claims = [below("W under a held W_p, against Runge-Kutta on the gradients", "relative error", 1e-8, error)]
 

@@ -104,12 +104,13 @@ def integrate(
     def field(now: Sequence[Tensor]) -> list[Tensor]:
         return [slope for slope, moves in zip(velocity(model, *whole(now)), moving, strict=True) if moves]
 
-    for part in range(WATCHED):
+    stretches = 1 if watch is None else WATCHED
+    for part in range(stretches):
         if watch is not None:
             watch(state[0], state[1])
-        left = until / WATCHED
+        left = until / stretches
         while left > 0:
-            finite(state[0], "W", (part + 1) * until / WATCHED - left)
+            finite(state[0], "W", (part + 1) * until / stretches - left)
             longest = min(step, fraction * longest_step(model, state[0], state[1]))
             taken, length, left = stride(left, longest, 16)
             for _ in range(taken):
@@ -143,6 +144,21 @@ def passage(start: float, end: float, noise: float, decay: float) -> float:
         return math.log(p) / (low * high) + near_low + math.log(abs(p - high)) / (high * (high - low))
 
     return (clock(start) - clock(end)) / (1 + noise)
+
+
+def time_to_balance(imbalance: float, noise: float, decay: float) -> float:
+    """When |WWᵀ − W_pᵀW_p/α_p|, `imbalance` at the start, has left a thousandth in s; in units of s = p₊²/α_p.
+
+    It falls at 2η and drives p, which relaxes at λ = p₊√(1 − 4ηg). With μ the lesser of 2η and λ the deviation of s is
+    at most (1 + 2ηt)exp(−μt) times the imbalance at the start; the time is that of two iterations of t = ln(…)/μ.
+    """
+    high = fixed_points(noise, decay)[1]
+    slower = max(min(2 * decay, high * math.sqrt(1 - 4 * decay * (1 + noise))), 1e-12)
+    folds = math.log(1e3 * max(imbalance, 1.0))
+    for _ in range(2):
+        time = folds / slower
+        folds = math.log(1e3 * max(imbalance, 1.0) * (1 + 2 * decay * time))
+    return folds / slower
 
 
 def time_to_die(spread: Tensor, decay: float) -> float:

@@ -55,13 +55,23 @@ import torch
 from torch import Tensor
 
 from theory.lab import Claim, Line, Panel, Result, Settings, about, above, below, exactly, parameter, where
-from theory.linear_byol import Model, after_death, farthest, fixed_points, integrate, passage, time_to_die, velocity
+from theory.linear_byol import (
+    Model,
+    after_death,
+    farthest,
+    fixed_points,
+    integrate,
+    passage,
+    time_to_balance,
+    time_to_die,
+    velocity,
+)
 from theory.toys import F64, normal, orthogonal
 
 EXAMPLE = "--weight-decay 0.1 --augmentation 0.5"
 # Longest time step, over 1 + σ², where only the side of an edge is asked on which a mode ends: a mode grows at the rate
-# p − η − (1 + σ²)p² at most, which is below 1/4(1 + σ²).
-COARSE = 0.5
+# p − η − (1 + σ²)p² at most, which is below 1/4(1 + σ²): a quarter of an e-fold a step.
+COARSE = 1.0
 LONGEST = 1000.0  # time that is waited for an end
 FOLDS = 8.0  # e-folds that a slow target is given: 3e-4 is left
 # The rate of a decay that Runge-Kutta gives in steps h is off by (rate h)^4/120 of it: 3e-5 at a quarter.
@@ -75,7 +85,7 @@ class Parameters(Settings):
     predictor_rate: float = parameter(1.0, "learning rate α_p of the predictor over the encoder's", low=0.05, high=20)
     target_rate: float = parameter(0.5, "rate β of the moving target", low=0, open_low=True)
     strongest: float = parameter(3.0, "largest σ_j² of the anisotropic augmentation", low=0)
-    step: float = parameter(0.4, "time step of the integration", low=0, open_low=True)
+    step: float = parameter(1.0, "longest time step of the integration", low=0, open_low=True)
 
 
 def gradient_errors(given: Parameters) -> tuple[float, float]:
@@ -173,10 +183,10 @@ def parts(given: Parameters) -> tuple[list[Claim], Panel]:
         what = f"η is above the threshold: largest eigenvalue of WWᵀ at t = {until:.3g}"
         claims.append(below(what, law, bound, float(torch.linalg.matrix_norm(w, 2)) ** 2))
     else:
-        # Of the imbalance C, in units of the fixed point's s = p₊²/α_p, a thousandth is to be left.
+        # Of the imbalance C, in units of the fixed point's s = p₊²/α_p, a thousandth is to be left in s.
         high, distance = fixed_points(noise, eta)[1], max(math.sqrt(1 - eta / threshold), 1e-9)
         imbalance = float(torch.linalg.matrix_norm(constant, 2)) * rate / high**2
-        balances = max(100.0, FOLDS / (high * distance), math.log(1e3 * max(imbalance, 1.0)) / (2 * eta))
+        balances = max(100.0, time_to_balance(imbalance, noise, eta))
         # A slow target follows at β r/(1 + r), r = √(1 − 4η(1 + σ²)): W moves by 1/(1 + r) of what W_a moves.
         follows = max(balances, 100 + FOLDS * (1 + distance) / (distance * given.target_rate))
         until, later = (time if time <= LONGEST else 100.0 for time in (balances, follows))
@@ -221,8 +231,8 @@ def threshold_of_decay(given: Parameters) -> tuple[list[Claim], Panel]:
     """One mode, many weight decays: where survival ends, and the edge of the basin at the given one.
 
     What lives at the threshold has p above the middle 1/2g of p₋ and p₊, g = 1 + σ², and what dies falls below it, 2 %
-    above the threshold in a time of π√(g/(η − η_c)) = 44g (see `time_to_die`). At the given weight decay a mode that
-    starts 2 % above the edge rises to the middle in a time known in closed form.
+    above the threshold in a time of π√(g/(η − η_c)) = 44g (see `time_to_die`). The picture gets twice that. At the
+    given weight decay a mode that starts 2 % above the edge rises to the middle in a time known in closed form.
     """
     noise, rate, eta = given.augmentation, given.predictor_rate, given.weight_decay
     gain = 1 + noise
@@ -230,7 +240,7 @@ def threshold_of_decay(given: Parameters) -> tuple[list[Claim], Panel]:
     ratios = torch.linspace(0.5, 1.5, 51, dtype=F64)
     top = torch.full((51, 1, 1), 1 / gain, dtype=F64)
     model = Model(torch.full((1,), noise, dtype=F64), (ratios * threshold)[:, None, None], rate)
-    w, _ = integrate(model, top / rate**0.5, top, math.pi * gain / math.sqrt(0.02 / 4), COARSE * gain)
+    w, _ = integrate(model, top / rate**0.5, top, 2 * math.pi * gain / math.sqrt(0.02 / 4), COARSE * gain)
     s = w.flatten().square()
     dead = ratios[s * rate < middle**2] * threshold
     smallest = float(dead.min()) if len(dead) else math.nan

@@ -1,7 +1,7 @@
 """Where a claim ends: the rates and times that bound its domain, and parameters at which one once failed falsely."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,25 @@ def clock(slope: Callable[[float], float], start: float, end: float) -> float:
 def test_a_balanced_mode_passes_in_the_time_of_its_law(start: float, end: float) -> None:
     taken = clock(lambda p: p * (p - 0.04 - 1.25 * p * p), start, end)
     assert linear_byol.passage(start, end, 0.25, 0.04) == pytest.approx(taken, rel=1e-6)
+
+
+def test_an_imbalance_is_left_by_a_thousandth_after_its_time() -> None:
+    """One mode off the balanced curve, where p relaxes (0.108) hardly faster than the imbalance falls (0.08)."""
+    noise, eta = 3.19340773, 0.04
+    high, gain = linear_byol.fixed_points(noise, eta)[1], 1 + noise
+    start = [torch.tensor(high**2 * 11, dtype=F64), torch.tensor(high, dtype=F64)]
+    until = linear_byol.time_to_balance(10.0, noise, eta)
+
+    def mode(now: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        s, p = now
+        moves = s * (1 - gain * p)
+        return [2 * p * moves - 2 * eta * s, moves - eta * p]
+
+    state, steps = start, 2000
+    for _ in range(steps):
+        state = runge_kutta(mode, state, until / steps)
+    left = abs(float(state[0]) / high**2 - 1)
+    assert 1e-5 < left < 1e-3
 
 
 @pytest.mark.parametrize(
