@@ -43,12 +43,22 @@ class Claim:
         found = [[self.metric(r) for r in records if r["name"] == name] for name in TWINS.values()]
         return max((statistics.fmean(values) for values in found if values), default=None)
 
-    def verdict(self, records: Sequence[Record]) -> str:
-        a, b = (
+    def sides(self, records: Sequence[Record]) -> tuple[dict[int, float], dict[int, float]]:
+        """The metric of the first and of the second, by seed."""
+        first, second = (
             {r["seed"]: self.metric(r) for r in records if r["name"] == name and self.tells(r)}
             for name in (self.first, self.second)
         )
-        seeds = sorted(a.keys() & b.keys())
+        return first, second
+
+    def seeds(self, records: Sequence[Record]) -> list[int]:
+        """The seeds of which both sides are measured."""
+        first, second = self.sides(records)
+        return sorted(first.keys() & second.keys())
+
+    def verdict(self, records: Sequence[Record]) -> str:
+        a, b = self.sides(records)
+        seeds = self.seeds(records)
         if not seeds:
             return UNMEASURED
         first, second = (statistics.fmean(values[seed] for seed in seeds) for values in (a, b))

@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
+import numpy as np
+
 from benchmarks._methods_claims import (
     CLAIMS,
     REASONS,
@@ -26,8 +28,28 @@ def batch_table(scale: Scale, records: Sequence[Record]) -> str:
     rows = []
     for suffix, size in sorted(base, key=lambda pair: pair[1]):
         cells = [summary(linear, of(records, method + suffix), 1) for method in ("SimCLR", "Barlow Twins")]
-        rows.append(f"| {size} | {cells[0]} | {cells[1]} |")
-    return "\n".join(["| batch | SimCLR, linear probe | Barlow Twins, linear probe |", "|---|---|---|", *rows])
+        seeds = len(of(records, f"SimCLR{suffix}"))
+        rows.append(f"| {size} | {cells[0]} | {cells[1]} | {seeds} |")
+    heads = "| batch | SimCLR, linear probe | Barlow Twins, linear probe | seeds of each |"
+    return "\n".join([heads, "|---|---|---|---|", *rows])
+
+
+def spectra(records: Sequence[Record]) -> str:
+    """How far the spectra fall: eigenvalues over the largest, of the first seed's runs that hold some."""
+    heads = "first seed, eigenvalue over the largest", "h: a quarter of the way", "half way", "last"
+    heads += "z: a quarter of the way", "half way", "last"
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    known = [r for r in records if r["seed"] == 0 and "eigenvalues" in r.get("h", {})]
+    for record in sorted(known, key=lambda r: -fallen(r["z"], 0.5)):
+        cells = [f"{fallen(record[part], share):.1e}" for part in ("h", "z") for share in (0.25, 0.5, 1.0)]
+        lines.append(f"| {record['name']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def fallen(spectrum: Record, share: float) -> float:
+    """The eigenvalue at this share of the dimension over the largest, between recorded ranks on a log-log line."""
+    ranks, values = (np.log(np.maximum(spectrum[key], 1e-30)) for key in ("ranks", "eigenvalues"))
+    return float(np.exp(np.interp(np.log(share * spectrum["dimension"]), ranks, values) - values[0]))
 
 
 def of(records: Sequence[Record], name: str) -> list[Record]:
@@ -83,9 +105,10 @@ def page(scale_name: str, records: Sequence[Record]) -> str:
             lines.append(f"| {configuration.name} | {'diverged' if failed else 'not run'} |" + " |" * 10)
             continue
         lines.append(row(configuration.name, mine))
-    lines += ["", "| claim | source | measured |", "|---|---|---|"]
-    lines += [f"| {claim.says} | {claim.source} | {claim.verdict(records)} |" for claim in CLAIMS]
+    lines += ["", "| claim | source | measured | seeds |", "|---|---|---|---|"]
+    for claim in CLAIMS:
+        lines.append(f"| {claim.says} | {claim.source} | {claim.verdict(records)} | {len(claim.seeds(records))} |")
     lines += ["", "| what a guess says should happen | the guess | measured, first seed |", "|---|---|---|"]
     tried = [(claim, claim.verdict(records)) for claim in REASONS]
     lines += [f"| {claim.says} | {claim.source} | {said} |" for claim, said in tried if said != UNMEASURED]
-    return "\n".join([*lines, "", batch_table(scale, records)])
+    return "\n".join([*lines, "", batch_table(scale, records), "", spectra(records)])

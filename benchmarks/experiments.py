@@ -30,6 +30,7 @@ from training.data import ImageSet, Split, load_data
 from training.evaluate import Spectrum, knn_accuracy
 from training.finetune import EPOCHS, SHARES, supervised
 from training.guard import twins
+from training.memory import keep_freed
 from training.probe import few_labels, linear_probe
 from training.trainer import Trainer
 
@@ -117,7 +118,9 @@ def main() -> None:
     if given.experiment is None:
         print(page(done))
         return
-    torch.set_num_threads(1) if given.device == "cpu" else None
+    if given.device == "cpu":
+        keep_freed()
+        torch.set_num_threads(1)
     experiment, deadline = EXPERIMENTS[given.experiment], time.monotonic() + 60 * given.minutes
     data: Any = load_data(experiment.data, given.data)
     for seed in range(given.seeds or experiment.seeds):

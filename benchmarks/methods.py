@@ -27,6 +27,7 @@ from training.data import ImageSet, Split, load_data
 from training.evaluate import knn_accuracy
 from training.guard import twins
 from training.loop import Trainer, TrainingError
+from training.memory import keep_freed
 from training.probe import linear_probe
 
 
@@ -101,7 +102,9 @@ def main() -> None:
     if given.write:
         write_between(given.write, "<!-- measured -->", "<!-- end -->", page(given.scale, done))
         return
-    torch.set_num_threads(1) if given.device == "cpu" else None
+    if given.device == "cpu":
+        keep_freed()
+        torch.set_num_threads(1)
     data, deadline = load_data("fashion", given.data), time.monotonic() + 60 * given.minutes
     assert all(isinstance(images, ImageSet) for images in data)
     table = [it for it in configurations(scale) if given.only in it.name]

@@ -31,12 +31,13 @@ def picture(records: Sequence[dict[str, Any]]) -> Figure:
     """Two panels, h and z; `records` are lines of one seed that hold eigenvalues."""
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     by_name = {record["name"]: record for record in records}
-    for axes, (part, dead) in zip(figure.subplots(1, 2), (("h", DEAD_H), ("z", DEAD_Z)), strict=True):
+    panels = figure.subplots(1, 2)
+    for axes, (part, dead) in zip(panels, (("h", DEAD_H), ("z", DEAD_Z)), strict=True):
         draw(axes, by_name, part)
         axes.axhline(dead, color="black", linewidth=0.6, linestyle=":")
         axes.set(title=TITLES[part], xlabel="rank / dimension", ylabel="eigenvalue / largest", ylim=(FLOOR, 1.5))
         axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, loc="lower left", ncols=2)
+    panels[0].legend(fontsize=7, loc="lower left", ncols=2)  # where no spectrum reaches
     return figure
 
 

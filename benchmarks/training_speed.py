@@ -162,7 +162,7 @@ def ratio(first: list[Turn], second: list[Turn]) -> str:
 def formats(make: Callable[..., Trainer], compiled: bool) -> dict[str, Trainer]:
     """The loop as it was, with the library's convolutions, and as it is, in each format of a CPU."""
     trainers: dict[str, Trainer] = {}
-    with patch("training.loop.quicken", lambda method: None):
+    with patch("training.trainer.quicken", lambda method: None):
         trainers[BEFORE] = make("float32")
         trainers["before, bfloat16"] = make("bfloat16")
     trainers["today, float32"] = make("float32")

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from fullrank.verdict import VARIANCE_SHARE
 from models.artifact import Artifact, load
-from training import checkpoint, distributed, export, guard, watch
+from training import checkpoint, distributed, export, guard, memory, watch
 from training.checkpoint import StoppedError, TrainingError
 from training.data import DataError, Split, load_split, load_test
 from training.data.split import LEAST_HELD_OUT
@@ -74,6 +74,8 @@ def train(recipe: Recipe, run: Run, console: Console | None = None) -> Artifact:
     device = distributed.setup(run.device)
     first = distributed.rank() == 0
     console = console or Console(stderr=True, quiet=not first)
+    if device.type == "cpu":
+        memory.keep_freed()
     if run.threads:
         torch.set_num_threads(run.threads)
     split = load_split(recipe.data, run.data, recipe.held_out, run.limit, recipe.seed, recipe.image_size)
