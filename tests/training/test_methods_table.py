@@ -13,7 +13,7 @@ from benchmarks._experiments_page import page as experiments_page
 from benchmarks._experiments_page import table as experiments_table
 from benchmarks._methods_claims import CLAIMS, REASONS, Claim, knn
 from benchmarks._methods_configurations import SCALES, TWINS, configurations, recipe_of
-from benchmarks._methods_page import page, summary
+from benchmarks._methods_page import fallen, page, summary
 from benchmarks.methods import run, twin_records
 from benchmarks.methods_picture import picture
 from training.data import SAMPLE, load_data
@@ -63,6 +63,17 @@ def test_a_run_that_diverged_counts_for_nothing() -> None:
 def test_a_cell_holds_the_mean_and_its_standard_error() -> None:
     assert summary(knn, [{"knn": 0.5}], 1) == "50.0"
     assert summary(knn, [{"knn": 0.5}, {"knn": 0.7}], 1) == "60.0 ± 10.0"
+
+
+def test_a_spectrum_is_read_between_its_recorded_ranks() -> None:
+    ranks = [1, 4, 16, 64]
+    spectrum = {"dimension": 64, "ranks": ranks, "eigenvalues": [3 * rank**-2.0 for rank in ranks]}
+    assert fallen(spectrum, 0.5) == pytest.approx(32**-2)
+    assert fallen(spectrum, 1.0) == pytest.approx(64**-2)
+
+
+def test_a_claim_counts_the_seeds_that_both_sides_have() -> None:
+    assert CLAIM.seeds(records([0.8, 0.7, 0.9], [0.6, 0.5])) == [0, 1]
 
 
 def test_claims_name_configurations_and_configurations_cover_the_methods() -> None:
