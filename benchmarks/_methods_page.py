@@ -36,8 +36,8 @@ def batch_table(scale: Scale, records: Sequence[Record]) -> str:
 
 def spectra(records: Sequence[Record]) -> str:
     """How far the spectra fall: eigenvalues over the largest, of the first seed's runs that hold some."""
-    heads = "first seed, eigenvalue over the largest", "h: a quarter of the way", "half way", "last"
-    heads += "z: a quarter of the way", "half way", "last"
+    across = ["a quarter of the way", "half way", "last"]
+    heads = ["first seed, eigenvalue over the largest", *(f"{part}: {where}" for part in "hz" for where in across)]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     known = [r for r in records if r["seed"] == 0 and "eigenvalues" in r.get("h", {})]
     for record in sorted(known, key=lambda r: -fallen(r["z"], 0.5)):

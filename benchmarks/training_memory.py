@@ -36,7 +36,7 @@ def turn(name: str, width: int, stem: str, batch_size: int, steps: int) -> dict[
         keep_freed()
     import torch
 
-    from benchmarks.training_speed import random_images
+    from benchmarks.augmentation import random_images
     from training.data import Split
     from training.recipes import recipe
     from training.trainer import Trainer
