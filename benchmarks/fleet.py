@@ -1,6 +1,7 @@
 """What watching a fleet costs: series and scrape of a replica, merging a thousand replicas' moments, Ray's collector.
 
     python -m benchmarks.fleet --replicas 1000 --dimension 768 2048
+    python -m benchmarks.fleet --dimension 768 --collected 10 100 1000
 
 Times are CPU seconds of one thread, whatever else the machine does. The replicas of the merge are simulated: a few
 different parts, given again and again, each read from the bytes that a replica sends. The series are counted on a real
@@ -210,6 +211,7 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=1000)
     parser.add_argument("--plain", type=int, default=20, help="replicas merged unpacked, all held at once")
     parser.add_argument("--dimension", type=int, nargs="+", default=[768, 2048])
+    parser.add_argument("--collected", type=int, nargs="+", default=[10, 100], help="replicas of a Ray fleet")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{options.replicas} replicas, CPU of one thread:\n")
@@ -226,7 +228,8 @@ def main() -> None:
         "\n|---|---|---|---|---|---|---|"
     )
     for dimension in options.dimension:
-        collecting(options.replicas, dimension, metrics)
+        for replicas in options.collected:  # each needs its moments' memory
+            collecting(replicas, dimension, metrics)
 
 
 if __name__ == "__main__":
