@@ -87,8 +87,8 @@ def test_a_failing_claim_is_exit_1(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_divergence_is_exit_1_and_named(tmp_path: Path) -> None:
-    flags = ["--dimension", "8", "--kept", "2", "--batch", "16", "--rate", "1e9", "--json", "--out", str(tmp_path)]
-    result = lab("projector", *flags)
+    flags = ["--depth", "1", "--noise", "0.3", "--rate", "20", "--steps", "100", "--json", "--out", str(tmp_path)]
+    result = lab("implicit-regularization", *flags)
     assert result.exit_code == 1
     assert "no longer finite" in json.loads(result.stdout)["diverged"]
 
