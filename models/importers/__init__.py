@@ -6,12 +6,9 @@ which the family has a default. The import is refused if a tensor is missing, or
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from models.artifact import CARD, AnyArchitecture, Artifact, EncoderCard, Preprocessing, Source, load
 from models.importers import (
@@ -36,6 +33,8 @@ from models.importers.base import SHOWN, WHOLE, Checkpoint, Family, Found, Impor
 from models.importers.checkpoint import read, record
 from models.importers.hints import SEGMENTATION, looks_like
 from models.importers.hints import after as hints
+from models.importers.loading import loaded, refuse_dead
+from models.importers.report import Report
 
 __all__ = ["FAMILIES", "ImportRefusedError", "Options", "Report", "import_encoder"]
 
@@ -79,29 +78,6 @@ class Options:
     nested_dimensions: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class Report:
-    """The report of an import. It lists every tensor as kept or dropped, and every assumption."""
-
-    family: str
-    file: str
-    sha256: str
-    weights: str
-    architecture: str
-    parameters: int
-    dimension: int
-    kept: int
-    dropped: dict[str, dict[str, Any]]
-    assumed: dict[str, str]
-    preprocessing: str
-    preprocessing_from: str
-    left_out: tuple[str, ...]
-    licence: str
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
 def import_encoder(source: Path, options: Options | None = None) -> tuple[Artifact, Report]:
     """Import the encoder in a checkpoint, a folder, an ONNX file or an artifact. Returns the artifact and a report.
 
@@ -134,7 +110,7 @@ def import_encoder(source: Path, options: Options | None = None) -> tuple[Artifa
             found.origin = origin
         architecture, how = _described(found, questions)
         _all_used(questions, options.settings)
-        module = _loaded(architecture, found)
+        module = loaded(architecture, found)
     except ImportRefusedError as error:
         raise ImportRefusedError(f"{error}{hints(checkpoint, options.family)}") from error
     except SHAPES as error:  # of tensors that a family's own names never have
@@ -150,8 +126,8 @@ def import_encoder(source: Path, options: Options | None = None) -> tuple[Artifa
         source=_source(checkpoint, family, found, questions, options),
     )
     artifact = Artifact(card, module)
-    _alive(artifact)
-    return artifact, _report(artifact, checkpoint.left_out, found.dropped)
+    refuse_dead(artifact)
+    return artifact, Report.of(artifact, checkpoint.left_out, found.dropped)
 
 
 def _family(checkpoint: Checkpoint, name: str) -> Family:
@@ -255,75 +231,6 @@ def _all_used(questions: Questions, settings: Mapping[str, str]) -> None:
         )
 
 
-def _loaded(architecture: AnyArchitecture, found: Found) -> Any:
-    """The module with its tensors loaded. Raises ImportRefusedError unless every tensor has its place."""
-    with torch.device("meta"):
-        module = architecture.build()
-    expected = module.state_dict()
-    for name, tensor in expected.items():
-        if name.endswith("num_batches_tracked"):  # old files lack it, and only training uses it
-            found.tensors.setdefault(name, torch.zeros(tensor.shape, dtype=tensor.dtype))
-    missing = [name for name in expected if name not in found.tensors]
-    surplus = [name for name in found.tensors if name not in expected]
-    unlike = [
-        f"{name} {tuple(found.tensors[name].shape)}, not {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in found.tensors and found.tensors[name].shape != tensor.shape
-    ]
-    faults = [
-        f"{len(names)} {words}, such as {', '.join(names[:SHOWN])}"
-        for names, words in ((missing, "are missing"), (unlike, "have another shape"), (surplus, "have no place in it"))
-        if names
-    ]
-    if faults:
-        raise ImportRefusedError(
-            f"the tensors are not those of {architecture.named()}: {'; '.join(faults)}. Nothing is left to chance: "
-            "give the family it comes from (--family), or export it to ONNX and import the .onnx file"
-        )
-    for name, like in expected.items():
-        if like.is_floating_point() and (kind := _no_weights(found.tensors[name])):
-            raise ImportRefusedError(f"{name} is {kind}; save the weights as plain floating-point tensors")
-    module.load_state_dict({name: _own(found.tensors[name], like) for name, like in expected.items()}, assign=True)
-    for name, tensor in module.state_dict().items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ImportRefusedError(
-                f"{name} holds values that are not finite: the training diverged, or the file is damaged"
-            )
-    return module.eval().requires_grad_(False)
-
-
-def _no_weights(tensor: Tensor) -> str:
-    """Why a tensor holds no floating-point numbers that can be read; empty if it does."""
-    if tensor.is_meta:
-        return "on the meta device, without values"
-    if tensor.is_quantized:
-        return f"quantised ({tensor.dtype})"
-    if tensor.layout != torch.strided:
-        return f"sparse ({tensor.layout})"
-    # Types of one byte are floating-point numbers only beside a scale that lies elsewhere.
-    return "" if tensor.is_floating_point() and tensor.itemsize > 1 else f"of type {tensor.dtype}"
-
-
-def _own(tensor: Tensor, like: Tensor) -> Tensor:
-    """A copy of a tensor in the type and layout of our module, not a view of a larger tensor."""
-    tensor = tensor.detach().to(like.dtype).contiguous()
-    return tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor
-
-
-@torch.inference_mode()
-def _alive(artifact: Artifact) -> None:
-    """Raise ImportRefusedError unless two different images give two different finite rows."""
-    how = artifact.card.preprocessing
-    noise = torch.randn(2, how.channels, how.size, how.size, generator=torch.Generator().manual_seed(0))
-    rows = artifact.encoder(noise)
-    if not rows.isfinite().all():
-        raise ImportRefusedError("its embeddings are not finite: the weights are damaged, or of another architecture")
-    if torch.equal(rows[0], rows[1]):
-        raise ImportRefusedError(
-            "it gives every image the same embedding: complete collapse, or weights of another architecture"
-        )
-
-
 def _origin(text: str, options: Options) -> str:
     """The source of the preprocessing, and the values in it that the user set."""
     given = [key for key in PREPROCESSING if key in options.settings]
@@ -346,34 +253,6 @@ def _source(checkpoint: Checkpoint, family: Family, found: Found, questions: Que
         dropped=reasons,
         assumed=questions.assumed,
         preprocessing=_origin(found.origin, options),
-    )
-
-
-def _report(artifact: Artifact, left_out: tuple[str, ...], dropped: Mapping[str, str]) -> Report:
-    card = artifact.card
-    source = card.source
-    assert source is not None
-    how = card.preprocessing
-    firsts: dict[str, dict[str, Any]] = {}
-    for name, reason in dropped.items():
-        entry = firsts.setdefault(reason, {"count": 0, "first": name})
-        entry["count"] += 1
-    weights = artifact.module.state_dict() if artifact.module is not None else artifact.graph.weights  # type: ignore[union-attr]
-    return Report(
-        family=source.family,
-        file=source.file,
-        sha256=source.sha256,
-        weights=source.weights,
-        architecture=card.architecture.named() if card.architecture is not None else "ONNX graph",
-        parameters=sum(it.numel() for it in weights.values() if it.is_floating_point()),
-        dimension=card.dimension,
-        kept=source.kept,
-        dropped=firsts,
-        assumed=dict(source.assumed),
-        preprocessing=f"{how.resize} to {how.target}, centre {how.size}, {how.interpolation}",
-        preprocessing_from=source.preprocessing,
-        left_out=left_out,
-        licence=source.licence,
     )
 
 
@@ -401,7 +280,7 @@ def _graph(imported: onnx.Imported, questions: Questions, options: Options, orig
         source=source,
     )
     artifact = Artifact(card, None, graph=imported.graph)
-    return artifact, _report(artifact, (), {})
+    return artifact, Report.of(artifact, (), {})
 
 
 def _ours(source: Path, options: Options) -> tuple[Artifact, Report]:
@@ -424,7 +303,7 @@ def _ours(source: Path, options: Options) -> tuple[Artifact, Report]:
     card = artifact.card.model_copy(update=changes)
     renamed = Artifact(card, artifact.module, artifact.reference, artifact.canary, artifact.graph)
     shown = card.model_copy(update={"source": origin})
-    return renamed, _report(Artifact(shown, artifact.module, graph=artifact.graph), (), {})
+    return renamed, Report.of(Artifact(shown, artifact.module, graph=artifact.graph), (), {})
 
 
 def _nested(options: Options, dimension: int) -> tuple[int, ...]:

@@ -4,10 +4,8 @@ The stored graph takes pixels (n, c, s, s) uint8, scales and normalises them unl
 original graph, pools, and returns rows (n, d) float32. This needs the `onnx` package, which serving does not.
 """
 
-import hashlib
-import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +20,13 @@ from models.artifact import WEIGHTS, Graph
 from models.engines.engine import affine
 from models.engines.trace import PIXELS, RECORD, ROWS
 from models.exporting import offsets
-from models.importers.base import SHOWN, ImportRefusedError, Questions, imagenet, refuse_endless
+from models.importers.base import ImportRefusedError, Questions, imagenet
+from models.importers.onnx_file import graphs, opened
 from models.preprocess import Preprocessing
 
 USUAL = imagenet()
 PATIENCE = 120.0  # seconds for two images; a graph may hold a loop without end
 INLINE = 1024  # bytes; smaller weights stay in the graph, among them shapes that the runtime must know
-DOMAINS = ("", "ai.onnx", "com.microsoft")  # operator domains that onnxruntime has itself
 CLASSES = (10, 100, 1000, 1001, 21841, 21843)  # usual numbers of classes of classifiers
 SCORES = ("logit", "prob", "softmax", "class", "score")
 AGREE = 1e-3
@@ -64,23 +62,7 @@ def read(
 
     choose: gives the preprocessing, from the file's own or the usual one, for the input's number of channels.
     """
-    try:
-        import onnx
-    except ImportError:
-        raise ImportRefusedError("ONNX files are read with the onnx package: pip install onnx") from None
-    refuse_endless(path)
-    try:
-        model = onnx.load(path, load_external_data=False)
-        digest = hashlib.sha256(path.read_bytes())
-    except OSError as error:
-        raise ImportRefusedError(f"{path}: {error.strerror or error}") from error
-    except Exception as error:  # the parser's exceptions have no base class of their own
-        raise ImportRefusedError(f"{path} is no ONNX file: {error}") from error
-    if not model.graph.node:
-        raise ImportRefusedError(f"{path} is no ONNX file: it has no graph")
-    _standard(model)
-    for tensor in _tensors(model.graph):
-        _internalise(tensor, path, digest)
+    model, digest = opened(path)
     given = _input(model)
     recorded = _recorded(model)
     own = recorded.preprocessing if recorded else USUAL
@@ -98,7 +80,7 @@ def read(
         raise ImportRefusedError(f"--pool {pool}: its output {output} is one row an image already")
     _last(model, output, rows.shape[1], questions)
     graph = Graph(model.SerializeToString(), weights)
-    return Imported(path, digest.hexdigest(), graph, how, int(rows.shape[1]), recorded)
+    return Imported(path, digest, graph, how, int(rows.shape[1]), recorded)
 
 
 def _recorded(model: Any) -> Recorded | None:
@@ -127,84 +109,6 @@ def _as_they_are(how: Preprocessing, recorded: Recorded | None, questions: Quest
         return how.model_copy(update={"scale": inside.scale, "mean": inside.mean, "std": inside.std})
     questions.assumed["normalisation"] = "inside the graph, whose input takes pixels of 0 to 255 (--set cannot)"
     return how.model_copy(update={"scale": 1.0, "mean": (0.0,) * how.channels, "std": (1.0,) * how.channels})
-
-
-def _graphs(graph: Any) -> Iterator[Any]:
-    """The graph and its subgraphs."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
-                yield from _graphs(inner)
-
-
-def _tensors(graph: Any) -> Iterator[Any]:
-    for inner in _graphs(graph):
-        yield from inner.initializer
-        for node in inner.node:
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    yield attribute.t
-                yield from attribute.tensors
-
-
-def _standard(model: Any) -> None:
-    """Refuse operators that onnxruntime does not have itself: they would need a library of foreign code."""
-    own = {(it.domain, it.name) for it in model.functions}
-    nodes = [node for graph in _graphs(model.graph) for node in graph.node]
-    custom = sorted(
-        {f"{it.domain}.{it.op_type}" for it in nodes if it.domain not in DOMAINS and (it.domain, it.op_type) not in own}
-    )
-    if custom:
-        raise ImportRefusedError(
-            f"it uses operators that are not ONNX's: {', '.join(custom[:SHOWN])}; export it with standard operators"
-        )
-
-
-def _internalise(tensor: Any, path: Path, digest: Any) -> None:
-    """Read a tensor's external data into the tensor. The file must be in the model's own folder."""
-    if tensor.data_location != 1:
-        return
-    places = {entry.key: entry.value for entry in tensor.external_data}
-    location = places.get("location", "")
-    folder = path.parent.resolve()
-    file = (folder / location).resolve()
-    if not location or Path(location).is_absolute() or not file.is_relative_to(folder):
-        raise ImportRefusedError(
-            f"the weights of {tensor.name} lie in {location!r}, outside the model's folder, where nothing is read; put "
-            "that file beside the model and its bare name into it (onnx.save with save_as_external_data=True does both)"
-        )
-    try:
-        offset = int(places.get("offset", 0))
-        size = file.stat().st_size
-        length = int(places.get("length", size - offset))
-        if not file.is_file():
-            raise ImportRefusedError(f"{file}, which holds the weights of {tensor.name}, is no regular file")
-        if length > (declared := _declared(tensor)):
-            raise ImportRefusedError(f"{file}: {length} bytes for {tensor.name}, whose shape takes {declared}")
-        if offset < 0 or length < 0 or offset + length > size:
-            raise ImportRefusedError(f"{file} is {size} bytes, too short for {tensor.name}: copy it again")
-        with file.open("rb") as stream:
-            stream.seek(offset)
-            tensor.raw_data = stream.read(length)
-    except (OSError, ValueError) as error:
-        if isinstance(error, ImportRefusedError):
-            raise
-        raise ImportRefusedError(f"{file}, which holds the weights of {tensor.name}: {error}") from error
-    digest.update(tensor.raw_data)
-    tensor.ClearField("external_data")
-    tensor.ClearField("data_location")
-
-
-def _declared(tensor: Any) -> int:
-    """The bytes that a tensor of this type and shape takes at most. Raises ValueError for an unknown type."""
-    from onnx import helper
-
-    try:
-        width = int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
-    except KeyError:
-        raise ValueError(f"unknown type {tensor.data_type}") from None
-    return math.prod(max(0, int(it)) for it in tensor.dims) * width
 
 
 def _input(model: Any) -> Any:
@@ -292,7 +196,7 @@ def _framed(model: Any, given: Any, output: str, how: Preprocessing) -> None:
     from onnx import TensorProto, helper, numpy_helper
 
     graph = model.graph
-    for part in _graphs(graph):
+    for part in graphs(graph):
         _rename(part)
     kind = given.type.tensor_type.elem_type
     if kind == UINT8:  # the graph normalises
@@ -333,7 +237,7 @@ def _needed(nodes: list[Any]) -> tuple[list[Any], set[str]]:
             continue
         kept.append(node)
         inner = [it.g for it in node.attribute if it.HasField("g")] + [it for a in node.attribute for it in a.graphs]
-        read.update(node.input, *(part.input for graph in inner for it in _graphs(graph) for part in it.node))
+        read.update(node.input, *(part.input for graph in inner for it in graphs(graph) for part in it.node))
     return kept[::-1], read
 
 

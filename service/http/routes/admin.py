@@ -10,7 +10,8 @@ from models.card import NAME
 from service.http.access import Administering
 from service.http.context import service_of
 from service.http.routes import operations
-from service.http.routes.schemas import KEY, REFERENCE_BODY, REFERENCE_RESPONSES, SWAP_RESPONSES
+from service.http.routes.schemas import KEY
+from service.http.routes.schemas_watching import REFERENCE_BODY, REFERENCE_RESPONSES, SWAP_RESPONSES
 
 router = APIRouter(tags=["administration"], route_class=Administering)
 

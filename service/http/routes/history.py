@@ -14,7 +14,7 @@ from service.failures import ServiceError
 from service.http.context import service_of
 from service.http.errors import Problem, retry
 from service.http.payload import JSON
-from service.http.routes import schemas
+from service.http.routes import schemas_watching
 from service.http.routes.statistics import spectrum_of
 from service.watching.sidecar import REVISION
 
@@ -30,7 +30,7 @@ def encode(value: Any) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-@router.get("/history", response_class=Response, responses=schemas.HISTORY_RESPONSES)
+@router.get("/history", response_class=Response, responses=schemas_watching.HISTORY_RESPONSES)
 async def history(request: Request, model: Model = None, since: Since = 0.0) -> Response:
     """All models watched with their verdicts, and what was kept of one of them and of the replica's traffic.
 
@@ -41,7 +41,7 @@ async def history(request: Request, model: Model = None, since: Since = 0.0) -> 
     return Response(encode(update(service_of(request), model, _sane(since))), media_type=JSON)
 
 
-@router.get("/events", response_class=StreamingResponse, responses=schemas.EVENTS_RESPONSES)
+@router.get("/events", response_class=StreamingResponse, responses=schemas_watching.EVENTS_RESPONSES)
 async def events(request: Request, model: Model = None, since: Since = 0.0) -> StreamingResponse:
     """Server-sent events, every 2 seconds: `update`, as GET /history answers, and `spectrum` when there is a new one.
 

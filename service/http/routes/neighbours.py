@@ -18,7 +18,7 @@ from service.http.access import Revealing
 from service.http.context import service_of
 from service.http.errors import Problem
 from service.http.payload import JSON, apart, json_object
-from service.http.routes import schemas
+from service.http.routes import schemas_watching
 
 router = APIRouter(tags=["statistics"], route_class=Revealing)
 MOST = 32
@@ -28,8 +28,8 @@ WIDE = 96  # pixels of the longer side of a picture in an answer, at most
 @router.post(
     "/neighbours",
     response_class=Response,
-    openapi_extra=schemas.NEIGHBOURS_BODY,
-    responses=schemas.NEIGHBOURS_RESPONSES,
+    openapi_extra=schemas_watching.NEIGHBOURS_BODY,
+    responses=schemas_watching.NEIGHBOURS_RESPONSES,
 )
 async def neighbours(request: Request) -> Response:
     """The canary images nearest to `embedding`, by cosine, the nearest first. The images may be private, hence the key.

@@ -18,7 +18,7 @@ from service.encoders.served import Served
 from service.http.access import authorize_scrape
 from service.http.context import service_of
 from service.http.errors import Problem, retry
-from service.http.routes import schemas
+from service.http.routes import schemas, schemas_watching
 from service.settings import NONE
 from service.watching.peers import Families
 
@@ -65,7 +65,7 @@ async def readyz(request: Request) -> dict[str, str]:
     return {"status": "ready", "model": served.name, "revision": served.revision} | runs
 
 
-@router.get("/metrics", response_class=Response, responses=schemas.METRICS_RESPONSES)
+@router.get("/metrics", response_class=Response, responses=schemas_watching.METRICS_RESPONSES)
 async def metrics(request: Request) -> Response:
     """Prometheus or OpenMetrics text, as Accept asks; of all replicas where Ray Serve runs them."""
     authorize_scrape(request)
@@ -76,7 +76,7 @@ async def metrics(request: Request) -> Response:
     return Response(await asyncio.to_thread(encoder, source), headers={"Content-Type": media})
 
 
-@router.get("/info", response_class=Response, responses=schemas.INFO_RESPONSES)
+@router.get("/info", response_class=Response, responses=schemas_watching.INFO_RESPONSES)
 async def info(request: Request) -> Response:
     """The encoder in service, the limits that hold and the versions that run."""
     current = service_of(request)

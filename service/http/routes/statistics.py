@@ -18,7 +18,7 @@ from service.http.arrow import ARROW
 from service.http.context import context_of, service_of
 from service.http.errors import Problem
 from service.http.payload import JSON, NPY, apart
-from service.http.routes import schemas
+from service.http.routes import schemas, schemas_watching
 from service.settings import NONE
 from service.watching.sidecar import REVISION
 
@@ -31,7 +31,7 @@ Packed = Annotated[bool, Query(description="Half the bytes: of the symmetric mat
 Fleet = Annotated[bool, Query(description="Of all replicas that Ray Serve runs: each one's verdict and the fleet's.")]
 
 
-@router.get("/spectrum", response_class=Response, responses=schemas.SPECTRUM_RESPONSES)
+@router.get("/spectrum", response_class=Response, responses=schemas_watching.SPECTRUM_RESPONSES)
 async def spectrum(request: Request, model: Model = None, fleet: Fleet = False) -> Response:
     """The last snapshot of recent traffic, the reference it is compared with, and the verdict. null: not known."""
     if fleet:
@@ -56,7 +56,7 @@ def spectrum_of(service: Service, model: str | None) -> dict[str, Any]:
     "/moments",
     response_class=Response,
     openapi_extra=schemas.KEY,
-    responses=schemas.MOMENTS_RESPONSES,
+    responses=schemas_watching.MOMENTS_RESPONSES,
 )
 async def moments(
     request: Request, window: float | None = None, model: Model = None, packed: Packed = False
@@ -84,8 +84,8 @@ async def moments(
     "/observe",
     status_code=202,
     response_class=Response,
-    openapi_extra=schemas.OBSERVE_BODY,
-    responses=schemas.OBSERVE_RESPONSES,
+    openapi_extra=schemas_watching.OBSERVE_BODY,
+    responses=schemas_watching.OBSERVE_RESPONSES,
 )
 async def observe(request: Request) -> Response:
     """Watch embeddings made elsewhere: JSON, or safetensors, Arrow or a .npy file of (n, d) floats with ?model=NAME.
