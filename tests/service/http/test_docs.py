@@ -45,10 +45,11 @@ def folder(tmp_path: Path) -> Path:
     """A copy of the repository as far as the pages use it, with the command `fullrank` on the path."""
     for name in ("examples", "models", "training"):
         (tmp_path / name).symlink_to(ROOT / name)
-    command = tmp_path / "bin" / "fullrank"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m cli "$@"\n')
-    command.chmod(0o755)
+    for name, words in (("bin/fullrank", f"{sys.executable} -m cli"), (".venv/bin/python", sys.executable)):
+        command = tmp_path / name
+        command.parent.mkdir(parents=True)
+        command.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+        command.chmod(0o755)
     return tmp_path
 
 
