@@ -151,6 +151,7 @@ def test_a_twin_head_lets_no_output_fall_slower_than_its_law(balance: float) -> 
             {"seed": 544, "dimension": 19, "augmentation": 1.4566, "predictor_rate": 0.13955, "target_rate": 1.1453},
         ),
         ("eigenspace-alignment", {"seed": 193, "dimension": 2, "augmentation": 0.0, "strongest": 0.21}),
+        ("eigenspace-alignment", {"seed": 243, "weight_decay": 0.01848, "predictor_rate": 0.13209, "step": 0.1957}),
         (
             "projector",
             {"seed": 747, "dimension": 20, "kept": 10, "noise": 0.065176, "batch": 22, "rate": 0.14, "steps": 100},
