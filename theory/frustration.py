@@ -73,7 +73,16 @@ from theory.lab import (
     parameter,
     where,
 )
-from theory.label_graph import assignment, class_means, separation, spectrum, student_rate, teacher_inputs, twin_head
+from theory.label_graph import (
+    assignment,
+    class_means,
+    other_modes,
+    separation,
+    spectrum,
+    student_rate,
+    teacher_inputs,
+    twin_head,
+)
 from theory.toys import F64, normal, squared_distances
 
 EXAMPLE = "--frustrated 0.2 --classes 4"
@@ -83,6 +92,7 @@ ROUNDING = 1e-12  # of a distance, below which float64 shows nothing
 # The smallest distance at t = 8 may be of two classes that differ least in the slowest mode. Then others take its place
 # in the ratio, up to this factor.
 OTHERS = 5
+OTHER_MODES = 0.05  # of a difference: their rates add that share of the rates' ratio, and 10 % is allowed
 EVEN = 1.03  # the rate seen is one between the slowest and the fastest mode's: 3 of the 5 % that the claim allows
 
 
@@ -256,7 +266,7 @@ def run(given: Parameters) -> Result:
     start = min(100.0, 4 / max(slow, 1e-6))
     # Past 25 time constants the distances are rounding.
     end = min(LATE, start + min(60.0, 20 / max(slow, 1e-6)))
-    one_rate = rates[-1] < 1.1 * slow or len(rates) < 2 or (rates[1] - slow) * start > 3
+    one_rate = other_modes(mixed, start) < OTHER_MODES
     law, out = "5 exp(−(1 − √ν₂)·192)", separation(mixed, twin.x @ twin.w.T) / twin.at(EARLY)
     twin_law, left = "5/(2(1 − √ν₂)·192): the outputs collapse", twin_head(slow, LATE - EARLY)
     bound = max(OTHERS * math.exp(-slow * (LATE - EARLY)), ROUNDING)

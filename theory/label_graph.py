@@ -32,6 +32,21 @@ def spectrum(a: Tensor) -> Tensor:
     return values.flip(0)
 
 
+def other_modes(a: Tensor, time: float) -> float:
+    """What faster modes are beside the slowest ones in a difference of two labels at `time`, for the worst pair.
+
+    Two labels may have the same place in the slowest mode. Their distance, the smallest of all, then contracts faster.
+    """
+    root = a.sum(0).rsqrt()
+    values, vectors = torch.linalg.eigh(root[:, None] * (a.T @ a) * root)
+    rates = (1 - values.clamp(0, 1).sqrt()).flip(0)[1:]
+    places = (root[:, None] * vectors).flip(1)[:, 1:]  # of the labels, in each mode but the common mean
+    first, second = torch.triu_indices(len(places), len(places), 1)
+    parts = (places[first] - places[second]).square() * torch.exp(-2 * (rates - rates[0]) * time)
+    slow = rates < 1.1 * rates[0]
+    return float((parts[:, ~slow].sum(1) / parts[:, slow].sum(1)).max().sqrt())
+
+
 def class_means(a: Tensor, x: Tensor) -> Tensor:
     """(C, d): the means of the samples that carry one label only."""
     sure = (a > 0.99).to(F64)

@@ -98,6 +98,15 @@ def test_the_students_rate_is_that_of_its_flow() -> None:
     assert label_graph.student_rate(a, inputs) == pytest.approx(float(rates[rates > 1e-9][0]), rel=1e-8)
 
 
+def test_two_labels_in_one_place_of_the_slowest_mode_do_not_contract_at_its_rate() -> None:
+    chain = torch.tensor([[9.0, 1, 0, 0], [1, 9, 1, 1], [0, 1, 9, 0], [0, 1, 0, 9]], dtype=F64)  # three ends alike
+    a = chain / chain.sum(1, keepdim=True)
+    assert label_graph.other_modes(a, 50.0) < 1e-5  # the ends' two modes are one rate, and the slowest
+    pair = torch.tensor([[9.0, 1, 0, 0], [1, 9, 0.1, 0], [0, 0.1, 9, 1], [0, 0, 1, 9]], dtype=F64)
+    apart = pair / pair.sum(1, keepdim=True)
+    assert label_graph.other_modes(apart, 0.0) > 1  # two twos: within one the slowest mode hardly differs
+
+
 @pytest.mark.parametrize("rate", [3.0, 1e300])
 def test_no_rate_of_the_projector_leads_beyond_the_edge_of_stability(rate: float) -> None:
     given = projector.Parameters(dimension=8, kept=3, batch=24, noise=0.5, steps=100, rate=rate)
@@ -137,6 +146,10 @@ def test_a_twin_head_lets_no_output_fall_slower_than_its_law(balance: float) -> 
     ("name", "values"),
     [
         ("frustration", {"seed": 895, "samples": 100, "classes": 2, "frustrated": 0.5621221056996786}),
+        (
+            "frustration",
+            {"seed": 206, "samples": 21, "classes": 4, "dimension": 8, "frustrated": 0.2496, "step": 0.0639},
+        ),
         ("frustration", {"seed": 993, "samples": 40, "classes": 2, "dimension": 4, "frustrated": 0.0}),
         (
             "frustration",
