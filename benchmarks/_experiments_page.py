@@ -17,13 +17,16 @@ def table(letter: str, records: Sequence[Record]) -> list[str]:
     heads = [*scores.values(), "variance of h", "dead of h", "dead of z", "dead of z by epoch", "seeds"]
     lines = ["", f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     mine = [r for r in records if r["experiment"] == letter and "error" not in r]
-    once = {r["seed"]: r for r in mine}.values()  # pixels and twins are the same beside every case of a seed
+    # Pixels and twins are the same beside every case of a seed, but for z, which is that of the first case's projector.
+    once = {r["seed"]: r for r in reversed(mine)}.values()
     rows = [(f"untrained, {it} statistics", [r[f"untrained_{it}"] for r in once]) for it in ("initial", "measured")]
     for case in EXPERIMENTS[letter].cases:
         rows.append((case.name, [r | r["epochs"][-1] for r in mine if r["name"] == case.name]))
-    for given in list(once)[:1]:
-        cells = [f"{100 * given['pixels'][key]:.1f}" if key in given["pixels"] else "" for key in scores]
-        lines.append(f"| {PIXELS[1]} | " + " | ".join([*cells, *[""] * (len(heads) - len(cells))]) + " |")
+    if once:
+        known = [r["pixels"] for r in once]
+        cells = [mean_and_error([100 * r[key] for r in known], 1) if key in known[0] else "" for key in scores]
+        rest = [""] * (len(heads) - len(cells) - 1)
+        lines.append(f"| {PIXELS[1]} | " + " | ".join([*cells, *rest, str(len(known))]) + " |")
     for name, found in rows:
         if not found:
             lines.append(f"| {name} | not run |" + " |" * (len(heads) - 1))
