@@ -228,11 +228,12 @@ def run(given: Parameters) -> Result:
 
     # everything is trained
     whole, bare = (train(given, start(given, skip=skip), block=True) for skip in (True, False))
+    learned = (whole(test) - start(given)(test))[:, kept:]
     with_skip, without = covariance(whole(test)), covariance(bare(test))
     ranks = rank_of(with_skip[kept:, kept:]), rank_of(without[kept:, kept:])
     seen = rank_of(with_skip[:kept, :kept])
     claims += [
-        above("all trained, skip: effective rank of r[d₀:] over d − d₀", "alive", 0.4, ranks[0] / rest),
+        exactly("all trained, skip: rank of what r[d₀:] learned", "d − d₀", rest, numerical_rank(learned)),
         exactly("all trained, no skip: effective rank of r[d₀:]", "0", 0, ranks[1]),
         # The spectrum's entropy is at least the mean of its parts' entropies, weighted by their variances: dropping the
         # covariance between the parts adds at most the entropy of the weights (Araki and Lieb 1970).

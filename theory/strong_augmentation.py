@@ -136,7 +136,7 @@ class Course:
     overlap: squared cosine of the largest angle between the m smallest right singular vectors and the noisy
     coordinates, (RECORDS + 1, amplitudes).
     mean, taken, slowest, fastest and spread are sums of the laws of `noisy_steps` over each record, (RECORDS,
-    amplitudes); `last` is the last W (amplitudes, d, d).
+    amplitudes); `roughest` is the largest correction of a step in each, and `last` the last W (amplitudes, d, d).
     """
 
     history: Tensor
@@ -146,6 +146,7 @@ class Course:
     slowest: Tensor
     fastest: Tensor
     spread: Tensor
+    roughest: Tensor
     last: Tensor
 
 
@@ -159,7 +160,7 @@ def train(given: Parameters, amplitudes: list[float], start: Tensor) -> Course:
     every = given.steps // RECORDS
     apart = min(EVERY, max(1, every // 10))
     history, sums = [w], torch.zeros(5, RECORDS, len(amplitudes), dtype=F64)
-    looks = torch.zeros(RECORDS, 1, dtype=F64)
+    looks, roughest = torch.zeros(RECORDS, 1, dtype=F64), torch.zeros(RECORDS, len(amplitudes), dtype=F64)
     for step, x in enumerate(itertools.islice(batches(data, given.batch, generator), every * RECORDS), start=1):
         noise = torch.zeros_like(x)
         noise[:, -given.noisy :] = normal(generator, given.batch, given.noisy)
@@ -168,15 +169,17 @@ def train(given: Parameters, amplitudes: list[float], start: Tensor) -> Course:
             alpha = attention(x @ w.mT, augmented @ w.mT)
             law = steps_of(alpha, x[:, : -given.noisy], k, given.variance, rate, given.noisy)
             laws = (law.mean(), law.correction(), law.slowest(), law.fastest(), law.spread())
-            sums[:, (step - 1) // every] += torch.stack(laws)
-            looks[(step - 1) // every] += 1
+            record = (step - 1) // every
+            sums[:, record] += torch.stack(laws)
+            roughest[record] = torch.maximum(roughest[record], law.correction())
+            looks[record] += 1
         w = w - rate * gradient(w, x.expand(len(amplitudes), -1, -1), augmented) / given.batch
         if step % every == 0:
             history.append(finite(w, "W", step * rate))
     mean, taken, slowest, fastest, spread = sums * every / looks  # a record need not hold a whole number of looks
     _, sizes, vectors = torch.linalg.svd(torch.stack(history))
     overlap = torch.linalg.svdvals(vectors[..., -given.noisy :, -given.noisy :])[..., -1].square()
-    return Course(sizes, overlap, mean, taken, slowest, fastest, spread, w)
+    return Course(sizes, overlap, mean, taken, slowest, fastest, spread, roughest, w)
 
 
 @dataclass(frozen=True)
@@ -280,7 +283,7 @@ def mean_law(given: Parameters, course: Course, i: int, k: float, name: str) -> 
     if not math.isfinite(expected) or taken > abs(expected) / 3:
         return where(False, "the noise of the batch is more than a third of the law", claim)
     # The law is of second order in the noise of a step; the terms left out are some 3t of the correction t of a step.
-    once = taken / max(1, (visible - first) * (given.steps // RECORDS))
+    once = float(course.roughest[first:visible, i].max())
     claim = where(once < 0.05, f"the noise of one batch moves log σ by {once:.2g}: more than second order", claim)
     return where(expected < -1, "the noisy block hardly shrank in this time", claim)
 
