@@ -17,7 +17,6 @@ curve has not seen lie within 3 points of it.
 """
 
 import argparse
-import copy
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -30,12 +29,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks._page import write_between
-from benchmarks.detection.cases import kernels
+from benchmarks.detection.cases import damaged, noisy
 from benchmarks.detection.preprocessing import jpeg
 from fullrank.canary import CanaryReader
 from fullrank.neighbours import NEIGHBOURS, nearest, overlap, squared_distances
 from models.artifact import Artifact, load
-from models.backbones import Encoder
 from models.embedder import Embedder, normalize
 from training.data import SOURCES, ImageSet
 from training.evaluate import knn_accuracy
@@ -116,19 +114,6 @@ def image_faults(generator: torch.Generator) -> dict[str, Change]:
     }
 
 
-def noisy(artifact: Artifact, share: float, generator: torch.Generator) -> Embedder:
-    """The encoder with noise of this share of each kernel's deviation."""
-    broken = copy.deepcopy(artifact)
-
-    def change(encoder: Encoder) -> None:
-        for kernel in kernels(encoder):
-            kernel.add_(share * kernel.std() * torch.randn(kernel.shape, generator=generator))
-
-    with torch.no_grad():
-        change(broken.encoder)
-    return Embedder(broken)
-
-
 def faults_of(artifact: Artifact, rows: Tensor) -> Iterator[tuple[str, Faulty | Change, bool]]:
     """Name, change, and whether it maps images to rows (n, d) and not rows to rows. rows: healthy ones."""
     assert artifact.reference is not None
@@ -141,7 +126,7 @@ def faults_of(artifact: Artifact, rows: Tensor) -> Iterator[tuple[str, Faulty | 
     for name, change in image_faults(generator).items():
         yield name, lambda images, change=change: embedder.embed(change(images)), True
     for share in (0.1, 0.2, 0.4):
-        yield f"{share:.0%} noise in weights", noisy(artifact, share, generator).embed, True
+        yield f"{share:.0%} noise in weights", damaged(artifact, noisy(share, generator)).embed, True
 
 
 def measured(folder: Path, data: Path | None) -> Iterator[dict[str, Any]]:

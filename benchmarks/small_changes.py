@@ -10,7 +10,6 @@ found. "Measurable" is a loss whose interval lies above 0.
 """
 
 import argparse
-import copy
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from benchmarks._page import write_between
 from benchmarks.detection.__main__ import images_of
-from benchmarks.detection.cases import Bench, kernels, quantised
+from benchmarks.detection.cases import Bench, damaged, noisy, quantised, rounded
 from benchmarks.neighbour_points import crossing
 from fullrank.canary import CanaryReader
 from fullrank.neighbours import nearest, overlap, squared_distances
@@ -31,7 +30,7 @@ from models.artifact import load
 from models.backbones import Encoder
 from models.embedder import Embedder
 from models.embedder import normalize as unit
-from training.evaluate import NEIGHBOURS, TEMPERATURE
+from training.evaluate import nearest_classes
 
 BANK, FOUND = 10_000, 10
 Change = Callable[[Tensor], Tensor]
@@ -55,40 +54,20 @@ class Record:
     limit: float
 
 
-def rounded(dtype: torch.dtype) -> Callable[[Encoder], None]:
-    """Convolution weights rounded to a floating-point type."""
-
-    def change(encoder: Encoder) -> None:
-        for p in kernels(encoder):
-            p.copy_(p.to(dtype).to(p.dtype))
-
-    return change
-
-
 def changes(bench: Bench) -> Iterator[tuple[str, Change, bool]]:
     """Name, change, and whether it maps rows to rows and not images to rows."""
     artifact, generator, d = bench.artifact, bench.generator, bench.dimension
     basis, mean = bench.reference.basis.float(), bench.reference.mean.float()
     embed = bench.embedder.embed
 
-    def noisy(share: float) -> Callable[[Encoder], None]:
-        def change(encoder: Encoder) -> None:
-            for p in kernels(encoder):
-                p.add_(share * p.std() * torch.randn(p.shape, generator=generator))
-
-        return change
-
     yield "bfloat16", Embedder(artifact, dtype=torch.bfloat16).embed, False
     weights: dict[str, Callable[[Encoder], None]] = {
         f"{bits}-bit weights": quantised(bits) for bits in (10, 9, 8, 7, 6, 5, 4)
     }
     weights |= {"e4m3 weights": rounded(torch.float8_e4m3fn), "e5m2 weights": rounded(torch.float8_e5m2)}
-    weights |= {f"{share:.0%} noise in weights": noisy(share) for share in (0.02, 0.05, 0.1, 0.2)}
+    weights |= {f"{share:.0%} noise in weights": noisy(share, generator) for share in (0.02, 0.05, 0.1, 0.2)}
     for name, damage in weights.items():
-        broken = copy.deepcopy(artifact)
-        with torch.no_grad():
-            damage(broken.encoder)
-        yield name, Embedder(broken).embed, False
+        yield name, damaged(artifact, damage).embed, False
     for share in (0.02, 0.05, 0.1):
         yield f"units scaled {share:.0%} off", times((share * torch.randn(d, generator=generator)).exp()), True
     for name, axis, strengths in (("", 0, (0.02, 0.05, 0.1, 0.2, 0.5)), (", trailing", d // 4, (0.02, 0.05, 0.1))):
@@ -152,16 +131,9 @@ def shown(change: Change, embed: Change) -> Change:
 
 
 def search(bank: Tensor, labels: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
-    """(n,) the class that each query's nearest of the bank name, as `training.evaluate.knn_accuracy` counts them, and
-    (n, 10) the nearest."""
-    named, found = [], []
-    for rows in torch.split(queries, 512):
-        similarity, index = (rows @ bank.T).topk(NEIGHBOURS, dim=1)
-        votes = torch.zeros(len(rows), int(labels.max()) + 1)
-        votes.scatter_add_(1, labels[index], (similarity / TEMPERATURE).exp())
-        named.append(votes.argmax(1))
-        found.append(index[:, :FOUND])
-    return torch.cat(named), torch.cat(found)
+    """(n,) the class that each query's nearest of the bank name, and (n, 10) the nearest."""
+    named, found = zip(*nearest_classes(bank, labels, queries), strict=True)
+    return torch.cat(named), torch.cat(found)[:, :FOUND]
 
 
 def measured(folder: Path, count: int) -> Iterator[Record]:

@@ -1,7 +1,7 @@
 """Measures a representation: its kNN accuracy and its spectrum, embedded by the path that serves it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,17 +35,26 @@ def knn_accuracy(
     bank (m, d), queries (n, d); each of the k nearest votes exp(similarity / temperature)
     (Wu et al., Instance Discrimination, CVPR 2018, section 3.4). Raises ValueError if the bank has fewer than k rows.
     """
+    named = torch.cat([classes for classes, _ in nearest_classes(bank, bank_labels, queries, k, temperature)])
+    return int((named == labels).sum()) / len(queries)
+
+
+def nearest_classes(
+    bank: Tensor, bank_labels: Tensor, queries: Tensor, k: int = NEIGHBOURS, temperature: float = TEMPERATURE
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """For some queries after others: (n,) the class that the vote of `knn_accuracy` names, and (n, k) the nearest rows.
+
+    Raises ValueError if the bank has fewer than k rows.
+    """
     if len(bank) < k:
         raise ValueError(f"the bank has {len(bank)} rows; {k} neighbours need at least {k}")
     bank = normalize(bank)
     classes = int(bank_labels.max()) + 1
-    correct = 0
-    for rows, truth in zip(torch.split(normalize(queries), 512), torch.split(labels, 512), strict=True):
+    for rows in torch.split(normalize(queries), 512):
         similarity, index = (rows @ bank.T).topk(k, dim=1)
         votes = torch.zeros(len(rows), classes, device=rows.device)
         votes.scatter_add_(1, bank_labels[index], (similarity / temperature).exp())
-        correct += int((votes.argmax(dim=1) == truth).sum())
-    return correct / len(queries)
+        yield votes.argmax(dim=1), index
 
 
 @dataclass(frozen=True)

@@ -104,10 +104,7 @@ class Bench:
 
     def broken(self, name: str, change: Callable[[Encoder], None], strong: bool = True) -> Case:
         """The model with something done to its weights, for the canary too."""
-        artifact = copy.deepcopy(self.artifact)
-        with torch.no_grad():
-            change(artifact.encoder)
-        return self.forwarded(name, Embedder(artifact), strong)
+        return self.forwarded(name, damaged(self.artifact, change), strong)
 
     def among(self, name: str, images: Tensor, share: float = 1.0) -> Case:
         """Traffic of which this share are other images, (n, c, s, s) uint8, one for each of the usual ones."""
@@ -253,6 +250,34 @@ class RowsBench(Bench):
 def kernels(module: nn.Module) -> list[nn.Parameter]:
     """The weights of its convolutions."""
     return [p for p in module.parameters() if p.ndim == 4]
+
+
+def damaged(artifact: Artifact, change: Callable[[Encoder], None]) -> Embedder:
+    """The encoder with changed weights."""
+    broken = copy.deepcopy(artifact)
+    with torch.no_grad():
+        change(broken.encoder)
+    return Embedder(broken)
+
+
+def rounded(dtype: torch.dtype) -> Callable[[Encoder], None]:
+    """Convolution weights rounded to a floating-point type."""
+
+    def change(encoder: Encoder) -> None:
+        for p in kernels(encoder):
+            p.copy_(p.to(dtype).to(p.dtype))
+
+    return change
+
+
+def noisy(share: float, generator: torch.Generator) -> Callable[[Encoder], None]:
+    """Convolution weights and noise of this share of each one's deviation."""
+
+    def change(encoder: Encoder) -> None:
+        for p in kernels(encoder):
+            p.add_(share * p.std() * torch.randn(p.shape, generator=generator))
+
+    return change
 
 
 def quantised(bits: int) -> Callable[[Encoder], None]:

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.detection.cases import Bench, Case, Draw, kernels
+from benchmarks.detection.cases import Bench, Case, Draw, kernels, noisy
 from models.artifact import Artifact
 from models.backbones import Encoder
 from models.embedder import Embedder
@@ -57,13 +57,6 @@ def _like(rows: Tensor, bench: Bench) -> Tensor:
 
 
 def _weights(bench: Bench, other: Artifact) -> list[Case]:
-    def noisy(share: float) -> Callable[[Encoder], None]:
-        def change(encoder: Encoder) -> None:
-            for p in kernels(encoder):
-                p.add_(share * p.std() * torch.randn(p.shape, generator=bench.generator))
-
-        return change
-
     def negated(share: float) -> Callable[[Encoder], None]:
         def change(encoder: Encoder) -> None:
             for p in kernels(encoder):
@@ -100,7 +93,10 @@ def _weights(bench: Bench, other: Artifact) -> list[Case]:
         bench.broken("last block at random", fresh("layer4.1")),
         bench.broken("last block bypassed", bypassed),
         bench.broken("two layers swapped", swapped),
-        *(bench.broken(f"weights with {share:.0%} noise", noisy(share), share > 0.1) for share in (0.1, 0.3, 1.0)),
+        *(
+            bench.broken(f"weights with {share:.0%} noise", noisy(share, bench.generator), share > 0.1)
+            for share in (0.1, 0.3, 1.0)
+        ),
         *(bench.broken(f"{share:.0%} of signs flipped", negated(share), share > 0.01) for share in (0.01, 0.1)),
     ]
 
