@@ -1,10 +1,10 @@
 # mypy: ignore-errors
 """Checkpoints of other libraries, with random weights, and what those libraries make of images with them.
 
-Run by a Python of its own that has torchvision, timm, transformers, open_clip_torch, lightly and lightly-train (see
-docs/measured/imports.md); nothing of this project is imported. Each case becomes a folder: the checkpoint as its
-library (or, for FAIR's, as its published layout) writes it, `rows.npy` (n, d) float32 by the library's own forward pass
-behind its own preprocessing, and `case.json`.
+Run by a Python of its own that has torchvision, timm, transformers, open_clip_torch, lightly, lightly-train and
+stable-pretraining (see docs/measured/imports.md); nothing of this project is imported. Each case becomes a folder: the
+checkpoint as its library (or, for FAIR's, as its published layout) writes it, `rows.npy` (n, d) float32 by the
+library's own forward pass behind its own preprocessing, and `case.json`.
 
     python make.py --images DIR --out DIR             # published sizes
     python make.py --tiny --out DIR                   # tiny models and generated images: the fixtures of the tests
@@ -23,7 +23,7 @@ from cases import CASES, Scale
 from PIL import Image
 
 BATCH = 8
-LARGE = ("timm_resnet50", "open_clip_siglip")  # that cannot be made tiny
+LARGE = ("timm_resnet50", "open_clip_siglip", "stable_pretraining_resnet18")  # that cannot be made tiny
 
 
 def generated(folder: Path) -> list[Path]:
@@ -60,7 +60,7 @@ def make(name: str, scale: Scale, images: list[Path], out: Path) -> dict[str, An
         "transformers": "transformers",
         "open_clip": "open_clip_torch",
     }
-    versions |= {"lightly": "lightly", "lightly-train": "lightly-train"}
+    versions |= {"lightly": "lightly", "lightly-train": "lightly-train", "stable-pretraining": "stable-pretraining"}
     from importlib.metadata import version
 
     record = {"source": made.source, "version": version(versions[library]), **made.options}
@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--only", nargs="*", default=list(CASES))
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     if options.images is None:
         images = generated(options.out / "images")
     else:
