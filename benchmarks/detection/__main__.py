@@ -1,11 +1,11 @@
 """Faults injected into a real encoder, and harmless traffic: verdicts, rows to detection, false alarms, simple rivals.
 
-    python -m benchmarks.detection --write docs/measured/detection.md
-    python -m benchmarks.detection --unseen --write docs/measured/detection.md
-    python -m benchmarks.detection --fresh --write docs/measured/detection.md
-    python -m benchmarks.detection --forty --no-harm --laws 1 --write docs/measured/detection.md
+    python -m benchmarks.detection --write docs/measured/detection-lists.md
+    python -m benchmarks.detection --unseen --write docs/measured/detection-lists.md
+    python -m benchmarks.detection --fresh --write docs/measured/detection-lists.md
+    python -m benchmarks.detection --forty --no-harm --laws 1 --write docs/measured/detection-lists.md
     python -m benchmarks.detection --preprocessing --encoder models/pretrained/cifar10-directclr \
-        --write docs/measured/detection.md
+        --write docs/measured/detection-lists.md
     python -m benchmarks.detection.blocks --blocks 1000000
 
 Traffic is the Fashion-MNIST test set, which neither the encoder nor its reference and calibration have seen. With
@@ -36,6 +36,7 @@ from benchmarks.detection.cases import Bench, Case, RowsBench
 from benchmarks.detection.forty import forty
 from benchmarks.detection.fresh import fresh
 from benchmarks.detection.harm import BANK, QUERIES, Harm, by_harm
+from benchmarks.detection.imported import images_of_source, referenced
 from benchmarks.detection.preprocessing import preprocessing
 from benchmarks.detection.rivals import rivals
 from benchmarks.detection.tables import BLIND, MODES, OFF, ON, Line, counted, kind, listed, waits
@@ -165,7 +166,12 @@ def main() -> None:
         "--rows-of", type=Path, help="with --forty: a file of rows, labels and inputs of another encoder, of numpy's"
     )
     parser.add_argument("--name", default="rows", help="of that encoder")
-    parser.add_argument("--reference-rows", type=int, help="how many of the file's rows make its reference: half")
+    parser.add_argument(
+        "--source", choices=SOURCES, help="with --forty and an imported --encoder: the data set that is its traffic"
+    )
+    parser.add_argument(
+        "--reference-rows", type=int, help="how many of the file's rows, or of --source's images, make the reference"
+    )
     parser.add_argument("--no-harm", dest="harm", action="store_false", help="leave out what each fault costs a search")
     parser.add_argument("--at-end", action="store_true", help="read the monitors at the end only, and leave rivals out")
     parser.add_argument("--only", default="", help="cases whose name contains this")
@@ -176,6 +182,10 @@ def main() -> None:
     which = options.cases if options.cases in TRAINING_PARTS else "test"
     if options.rows_of:
         bench: Bench = RowsBench(options.rows_of, options.reference_rows)
+    elif options.source:
+        artifact = referenced(artifact, options.source, options.reference_rows or 2000)
+        images = images_of_source(artifact, options.source, "test", options.images)
+        bench = Bench(artifact, images.images, images.labels)
     else:
         images = images_of(artifact, which).take(slice(0, options.images))
         bench = Bench(artifact, images.images, images.labels)
@@ -206,7 +216,7 @@ def main() -> None:
             )
     lost = {case.name: math.nan for case in cases}
     costs: list[str] = []
-    if options.harm and not options.rows_of:
+    if options.harm and not options.rows_of and not options.source:
         bank = images_of(artifact, "bank").take(slice(0, BANK))
         harm = Harm(bench, bank, images_of(artifact, "test").take(slice(-QUERIES, None)))
         # Last, because a fault that draws at random draws again.

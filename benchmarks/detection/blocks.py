@@ -1,6 +1,6 @@
 """False alarms on a million healthy blocks, resampled from embeddings that the calibration has not seen.
 
-    python -m benchmarks.detection.blocks --blocks 1000000 --write docs/measured/detection.md
+    python -m benchmarks.detection.blocks --blocks 1000000 --write docs/measured/detection-lists.md
     python -m benchmarks.detection.blocks --blocks 1000000 --rows rows.npz --name efficientnet-lite0
 
 A block is 256 rows of the test set: four runs of 64, drawn from 4,800 runs of a law of healthy traffic. There are five

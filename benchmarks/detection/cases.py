@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.detection.imported import GraphWeights
 from fullrank import Reference
 from fullrank.calibration.inputs import thumbnails
 from fullrank.calibration.resample import Traffic
@@ -255,6 +256,10 @@ def kernels(module: nn.Module) -> list[nn.Parameter]:
 def damaged(artifact: Artifact, change: Callable[[Encoder], None]) -> Embedder:
     """The encoder with changed weights."""
     broken = copy.deepcopy(artifact)
+    if broken.module is None and broken.graph is not None:
+        weights = GraphWeights(broken.graph)
+        change(weights)
+        return Embedder(replace(broken, graph=weights.of(broken.graph)))
     with torch.no_grad():
         change(broken.encoder)
     return Embedder(broken)
