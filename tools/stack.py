@@ -98,9 +98,11 @@ def prometheus(
     windows: dict[str, str] | None = None,
     alertmanagers: list[str] | None = None,
     rules: Path = RULES,
+    period: int = 1,
 ) -> Iterator[Prometheus]:
-    """Run a Prometheus with the shipped rules that scrapes `targets` (host:port) every second. `folder` gets its data.
+    """Run a Prometheus with the shipped rules that scrapes `targets` (host:port). `folder` gets its data.
 
+    period: seconds between scrapes, and how long it waits for one. A failed scrape sets pending alerts back to zero.
     `windows` maps a service's short windows to those the rules read, {"20s": "5m"}, so that the rules run unchanged.
     """
     relabel = [
@@ -109,7 +111,7 @@ def prometheus(
     ]
     scrape = {"job_name": "fullrank", "static_configs": [{"targets": targets}], "metric_relabel_configs": relabel}
     configuration = {
-        "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
+        "global": {"scrape_interval": f"{period}s", "scrape_timeout": f"{period}s", "evaluation_interval": "1s"},
         "rule_files": [str(rules / "*.yml")],
         "scrape_configs": [scrape],
         "alerting": {"alertmanagers": [{"static_configs": [{"targets": alertmanagers or []}]}]},

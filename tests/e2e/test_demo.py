@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,12 +24,36 @@ def test_without_prometheus_it_names_the_package(deploy: Path, tmp_path: Path) -
     assert "apt install prometheus" in done.stdout
 
 
+def test_a_page_about_the_service_alone_is_no_page_of_the_encoder() -> None:
+    """On a busy machine EmbeddingServiceDown may fire first; it names no revision."""
+    from tools.demo.__main__ import Demo
+    from tools.stack import Prometheus
+
+    class Answers(Prometheus):
+        def alerts(self) -> list[dict[str, Any]]:
+            labels = [{}, {"revision": "b"}, {"revision": "a"}, {"revision": "a"}]
+            states = ["firing", "firing", "pending", "firing"]
+            return [
+                {"labels": {"severity": "page", **given}, "state": state}
+                for given, state in zip(labels, states, strict=True)
+            ]
+
+    fired = Demo(Answers("http://nowhere"), 0.0).fired("a")
+    assert fired == [{"labels": {"severity": "page", "revision": "a"}, "state": "firing"}]
+
+
 @pytest.mark.soak
 def test_the_containers_demo_swaps_the_encoder_and_ends_when_told(deploy: Path, tmp_path: Path) -> None:
+    from tools.demo import encoders
     from tools.stack import call, service, wait
 
     log = tmp_path / "play.log"
-    with service(tmp_path, threads=1, api_key="of the test only") as url, log.open("w") as output:
+    folder = encoders(tmp_path / "encoders")  # what the containers mount
+    first = folder / "fashion-directclr"
+    with (
+        service(tmp_path, threads=1, encoder=first, encoders_dir=folder, api_key="of the test only") as url,
+        log.open("w") as output,
+    ):
         command = [sys.executable, "-m", "tools.demo.play", "--url", url, "--healthy-seconds", "1"]
         variables = os.environ | {"FULLRANK_API_KEY": "of the test only"}
         player = subprocess.Popen(command, cwd=deploy.parent, env=variables, stdout=output, stderr=subprocess.STDOUT)

@@ -27,6 +27,7 @@ from training.data import SAMPLE, read_fashion_mnist
 WINDOWS = {"20s": "5m", "1m": "1h"}
 RATE = 48.0  # images a second: the sample's 1,000 test images in 21 s, so none comes twice in the shortest window
 HEALTHY_SECONDS = 16.0
+SCRAPE_SECONDS = 3  # a busy machine answers a scrape within them
 BAR = 20
 
 console = Console(highlight=False, soft_wrap=True)
@@ -42,6 +43,10 @@ class Demo:
     def pages(self, state: str) -> list[dict[str, Any]]:
         """The alerts of severity "page" in a state, "pending" or "firing"."""
         return [a for a in self.server.alerts() if a["labels"].get("severity") == "page" and a["state"] == state]
+
+    def fired(self, revision: str) -> list[dict[str, Any]]:
+        """The pages that fire for a revision of an encoder. Those of the service as a whole name none."""
+        return [alert for alert in self.pages("firing") if alert["labels"].get("revision") == revision]
 
     def verdict(self) -> str:
         return next((labels["state"] for labels, _ in self.server.query("fullrank_verdict == 1")), "not scraped yet")
@@ -71,7 +76,7 @@ def run(encoders: Path, healthy: str, collapsed: str, limit: float, folder: Path
     with (
         console.status("starting the service and Prometheus"),
         service(folder, encoder=encoders / healthy, encoders_dir=encoders, windows="20,60", block_rows=64) as url,
-        prometheus(folder, [url.removeprefix("http://")], windows=WINDOWS) as server,
+        prometheus(folder, [url.removeprefix("http://")], windows=WINDOWS, period=SCRAPE_SECONDS) as server,
         Traffic(url, pictures, RATE) as traffic,
     ):
         console.print(f"service {url}/ (its live page)   Prometheus {server.url}/alerts")
@@ -92,7 +97,7 @@ def run(encoders: Path, healthy: str, collapsed: str, limit: float, folder: Path
             f"[bold]swapped to {swap['served']['model']}[/bold]; the gate warns: {swap['judgement']['reason']}"
         )
         revision = swap["served"]["revision"]
-        while not (fired := [a for a in shown.pages("firing") if a["labels"]["revision"] == revision]):
+        while not (fired := shown.fired(revision)):
             shown.line(collapsed)
             if time.monotonic() - started > limit:
                 console.print("[red]no page fired[/red]")

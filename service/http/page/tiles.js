@@ -1,10 +1,31 @@
 // The figures as tiles, each in the colour of its own state, with links to what explains it.
 
 import { $, h } from "./dom.js";
-import { duration, known, number, percent, seconds } from "./format.js";
+import { duration, known, number, percent, seconds, verdict } from "./format.js";
 
 const below = (value, limit, tone) => (!known(value) || !known(limit) ? "" : value < limit ? tone : "good");
 const above = (value, limit, tone) => (!known(value) || !known(limit) ? "" : value > limit ? tone : "good");
+
+/** The tiles that an alarm is about. */
+const SPREAD = ["Effective rank", "Participation ratio", "Total variance"];
+const ABOUT = {
+  complete_collapse: SPREAD,
+  dimensional_collapse: SPREAD,
+  traffic_narrowed: ["Effective rank", "Participation ratio"],
+  traffic_shifted: ["Shift of the mean", "Inputs"],
+  model_fault: ["Canary angle", "Canary neighbours"],
+};
+
+/**
+ * While an alarm holds, no tile that it is about is green. One beyond its threshold takes the alarm's colour, also where
+ * only the estimate is beyond it and the bounds are wide; another has no colour, and says why.
+ */
+function inAlarm(it, state) {
+  if (!ABOUT[state]?.includes(it.name)) return it;
+  const beyond = it.tone === "bad" || it.tone === "watch" || it.doubtful;
+  if (beyond) return { ...it, tone: it.tone === "bad" ? "bad" : verdict(state).tone };
+  return { ...it, tone: "", note: it.tone ? `${it.note}; within its own threshold, so it does not show the ${verdict(state).word}` : it.note };
+}
 
 /** Name, value, words beneath, tone, and what to read: a runbook, a metric, an operation of the API. */
 function tile(it) {
@@ -56,6 +77,7 @@ function embeddings(s, w) {
       value: known(ratio.estimate) ? number(ratio.estimate) : "not measured",
       note: `${known(ratio.lower) ? `95 %: ${number(ratio.lower)} to ${number(ratio.upper)}; ` : ""}${against(ratio.estimate, reference.participation_ratio)}`,
       tone: collapsed ? "bad" : below(ratio.upper, limit.participation_ratio, "watch"),
+      doubtful: known(ratio.estimate) && ratio.estimate < limit.participation_ratio, // whatever the bounds say
       runbook: "EmbeddingTrafficNarrowed",
       metric: "fullrank_participation_ratio",
       api: "statistics/spectrum",
@@ -189,7 +211,8 @@ let drawn = "";
 /** Draw all tiles; spectrum is null where the model is not watched. */
 export function drawTiles(spectrum, window, store) {
   const w = spectrum?.windows[window];
-  const tiles = [...(w ? [...embeddings(spectrum, w), ...model(spectrum), ...traffic(spectrum, w, store)] : []), ...replica(store)];
+  const watched = w ? [...embeddings(spectrum, w), ...model(spectrum), ...traffic(spectrum, w, store)] : [];
+  const tiles = [...watched.map((it) => inAlarm(it, spectrum.verdict.state)), ...replica(store)];
   const now = JSON.stringify(tiles);
   if (now === drawn) return; // so that a link keeps its focus
   drawn = now;

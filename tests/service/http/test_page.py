@@ -172,7 +172,56 @@ def test_a_collapse_and_the_swap_that_brought_it(browser: Browser, settings: Cal
             expect(page.locator("#reason a")).to_have_attribute("href", re.compile("runbooks/Embedding"))
             expect(page.locator("#list em").first).to_have_text(re.compile("collapse"))
             expect(page.locator("#events")).to_contain_text("swap")
+            for name in ("Effective rank", "Participation ratio", "Total variance"):
+                expect(tile(page, name)).not_to_have_class(re.compile("good"))
             keep(page, "collapsed")
+
+
+def test_no_tile_that_an_alarm_is_about_is_green(browser: Browser, healthy: tuple[str, Server]) -> None:
+    """One beyond its threshold is in the alarm's colour, though its bounds are wide; one within it has no colour."""
+    url, _ = healthy
+    spectrum, document = get(f"{url}/spectrum").json(), get(f"{url}/history").json()
+    low, high = spectrum["thresholds"]["participation_ratio"], spectrum["reference"]["participation_ratio"]
+    entry = next(it for it in document["encoders"] if it["model"] == spectrum["model"])
+    wide = {"lower": 1.0, "estimate": 0.9 * low, "upper": 2 * high}
+    kept = {"lower": high - 1, "estimate": high, "upper": high + 1}
+    spread = ("Effective rank", "Participation ratio", "Total variance")
+    windows = spectrum["windows"]
+    cases: list[tuple[str, dict[str, Any], dict[str, str]]] = [
+        (
+            "complete_collapse",
+            {"effective_rank": 1.2, "participation_ratio": wide, "total_variance": 1e-9},
+            dict.fromkeys(spread, "bad"),
+        ),
+        (
+            "dimensional_collapse",
+            {"effective_rank": 1.2, "participation_ratio": kept},
+            {"Effective rank": "bad", "Participation ratio": "", "Total variance": ""},
+        ),
+        ("traffic_shifted", {"participation_ratio": kept}, {"Shift of the mean": "", "Participation ratio": "good"}),
+        ("model_fault", {"participation_ratio": kept}, {"Canary angle": "", "Participation ratio": "good"}),
+    ]
+
+    def answer(route: Route) -> None:
+        asked = route.request.url
+        if "/events" in asked:
+            route.fulfill(status=429)  # so the page asks again every two seconds
+        else:
+            route.fulfill(json=document if "/history" in asked else spectrum)
+
+    with opened(browser, url, **{r":\d+/(events|history|spectrum)(\?|$)": answer}) as page:
+        for state, figures, tones in cases:
+            spectrum["verdict"] = {"state": state, "reason": "said here"}
+            spectrum["windows"] = {key: window | figures for key, window in windows.items()}
+            entry |= spectrum["verdict"]
+            expect(heading(page)).to_have_text(state.replace("_", " "))
+            for name, tone in tones.items():
+                expect(tile(page, name)).to_have_class(re.compile(f"^card tile ?{tone}$"))
+            if "collapse" in state:
+                keep(page, state)
+                page.set_viewport_size({"width": 390, "height": 844})
+                keep(page, f"{state}-phone")
+                page.set_viewport_size({"width": 1280, "height": 900})
 
 
 def test_loading_and_unreachable(browser: Browser, healthy: tuple[str, Server]) -> None:
