@@ -18,13 +18,13 @@ const ABOUT = {
 
 /**
  * While an alarm holds, no tile that it is about is green. One beyond its threshold takes the alarm's colour, also where
- * only the estimate is beyond it and the bounds are wide; another has no colour, and says why.
+ * only the estimate is beyond it and the bounds are wide; another has no colour, and says that it is within it.
  */
 function inAlarm(it, state) {
   if (!ABOUT[state]?.includes(it.name)) return it;
   const beyond = it.tone === "bad" || it.tone === "watch" || it.doubtful;
   if (beyond) return { ...it, tone: it.tone === "bad" ? "bad" : verdict(state).tone };
-  return { ...it, tone: "", note: it.tone ? `${it.note}; within its own threshold, so it does not show the ${verdict(state).word}` : it.note };
+  return { ...it, tone: "", note: it.tone ? `${it.note}; within its own threshold` : it.note };
 }
 
 /** Name, value, words beneath, tone, and what to read: a runbook, a metric, an operation of the API. */
