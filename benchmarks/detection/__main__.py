@@ -6,7 +6,9 @@
     python -m benchmarks.detection --forty --no-harm --laws 1 --write docs/measured/detection-lists.md
     python -m benchmarks.detection --preprocessing --encoder models/pretrained/cifar10-directclr \
         --write docs/measured/detection-lists.md
+    python -m benchmarks.detection --forty --no-harm --laws 1 --encoder efficientnet-lite0 --source cifar10
     python -m benchmarks.detection.blocks --blocks 1000000
+    python -m benchmarks.detection.summary --write docs/measured/detection.md
 
 Traffic is the Fashion-MNIST test set, which neither the encoder nor its reference and calibration have seen. With
 --unseen it is training images, which gave the encoder its gradient but no rule, no reference and no calibration
@@ -15,8 +17,8 @@ anything, and the faults are those of `benchmarks.detection.unseen`; with --fres
 each law of healthy traffic (independent, sessions of 32 of one class, a class mix that turns in a day) and starts after
 a full healthy window at 20 rows a second; monitors with the default block, their clocks advanced by hand, are read
 every 256 rows at first, then every 1024. "Found" is the first reading with a state of the right kind, in rows since the
-case began. What a model's fault costs: `benchmarks.detection.harm`.
-The rivals see the same window and alarm beyond their most extreme value on 15 healthy windows.
+case began. What a model's fault costs: `benchmarks.detection.harm`. An imported --encoder has no images of its own:
+--source names the data set of its traffic and of its reference. The rivals see the same window and alarm beyond their most extreme value on 15 healthy windows.
 """
 
 import argparse
