@@ -18,7 +18,8 @@ each law of healthy traffic (independent, sessions of 32 of one class, a class m
 a full healthy window at 20 rows a second; monitors with the default block, their clocks advanced by hand, are read
 every 256 rows at first, then every 1024. "Found" is the first reading with a state of the right kind, in rows since the
 case began. What a model's fault costs: `benchmarks.detection.harm`. An imported --encoder has no images of its own:
---source names the data set of its traffic and of its reference. The rivals see the same window and alarm beyond their most extreme value on 15 healthy windows.
+--source names the data set of its traffic and of its reference. The rivals see the same window and alarm beyond their
+most extreme value on 15 healthy windows.
 """
 
 import argparse
