@@ -27,9 +27,15 @@ entries of V₂ᵀU₁. Steps of a finite rate do not conserve the difference: a
 − ΔW₂ᵀΔW₂, since the terms of first order cancel. Let D be the start's difference and those of all steps, without the
 part along W₁W₁ᵀ, which only scales. The sine of the angle between the matrices is |D|/|W₂ᵀW₂|, and by Davis and Kahan a
 vector whose eigenvalue is a distance g from all others of the other matrix turns by an angle of sine |D|/g at most: the
-claims are made where the steps' share of |D| is below 0.03|W₁W₁ᵀ|, and where |D| is below 0.14g. A mode of size σ needs
-the time 1/(4σ²) at least to grow, since x ≤ 2; the gap is claimed to widen where the smallest has had less than half
-of it.
+claims are made where the steps' share of |D| is below 0.03|W₂ᵀW₂|, and where |D| is below 0.14g. (The two norms differ
+tenfold where a few long steps make only one of the layers large.) A mode of size σ needs the time 1/(4σ²) at least to
+grow, since x ≤ 2; the gap is claimed to widen where the smallest has had less than half of it.
+
+What is said of dead dimensions after training is said of the flow. A first step of a large rate can be the whole
+training: a layer grows by a factor of 1 + 2η(1 − ⟨α_ii⟩) in it, all pairs are told apart at once, and the loss stops.
+Then W is a random start times the X of one batch, which stretches only the directions that a few rows see; what was
+dead at the start stays dead, and what the flow would kill is never reached. So the largest step's share of the growth
+of log |W| is measured. Where **one step is more than all others together**, nothing is claimed.
 
 ## What it means for someone serving embeddings
 
@@ -243,8 +249,8 @@ def alignment(given: Parameters) -> tuple[list[Claim], Line]:
         return part - along(part) * gram
 
     turned = float(torch.linalg.matrix_norm(across(difference(start) + grown), 2))
-    whole = float(across(grown).norm() / gram.norm())
-    loose = f"finite steps turn W₁W₁ᵀ − W₂ᵀW₂ by {whole:.2g} of |W₁W₁ᵀ|"
+    whole = float(across(grown).norm() / second.square().norm())
+    loose = f"finite steps turn W₁W₁ᵀ − W₂ᵀW₂ by {whole:.2g} of |W₂ᵀW₂|"
     near = "a leading singular value lies too near to the next for what the layers' imbalance turns"
     # Davis and Kahan's gap: between a leading eigenvalue of W₁W₁ᵀ, scaled, and every other one of W₂ᵀW₂.
     gaps = ((1 - along(difference(start) + grown)) * squares[:, None] - second.square()).abs()
@@ -276,6 +282,17 @@ def alignment(given: Parameters) -> tuple[list[Claim], Line]:
     return claims, Line("cosine", [i * max(1, steps // 60) for i in range(len(cosines))], cosines)
 
 
+def sizes_of(weights: Tensor, trained: Tensor) -> Tensor:
+    """(k,) mean over the trained layers of log |W|, of k networks."""
+    logs = weights.flatten(2).norm(dim=2).log()
+    return torch.where(trained, logs, 0.0).sum(1) / trained.sum(1)
+
+
+def as_flow(leap: float, claim: Claim) -> Claim:
+    """`claim`, where descent is the flow's: the largest step's share `leap` of all growth is below a half."""
+    return where(leap < 0.5, f"one step makes {leap:.0%} of all the growth: that is no gradient flow", claim)
+
+
 def of_many(dimension: int, claim: Claim) -> Claim:
     """`claim`, where there are enough dimensions for one mode more or less not to decide it."""
     return where(dimension >= FEW, f"of fewer than {FEW} dimensions one mode more or less is a matter of chance", claim)
@@ -288,7 +305,14 @@ def run(given: Parameters) -> Result:
     depths = list(range(1, given.depth + 1))
     weights, trained, rectified = stack(depths * 2, [False] * len(depths) + [True] * len(depths), d, generator)
     views = gaussian_views(given, generator)
-    weights = descend(mean_infonce, weights, trained, rectified, views, given.rate, given.steps)
+    sizes = [sizes_of(weights, trained)]
+
+    def look(_: int, now: Tensor) -> None:
+        sizes.append(sizes_of(now, trained))
+
+    weights = descend(mean_infonce, weights, trained, rectified, views, given.rate, given.steps, look, 1)
+    strides = torch.stack(sizes).diff(dim=0)
+    leaps = torch.where(strides.sum(0) > 0, strides.amax(0) / strides.sum(0), torch.inf).tolist()
     z = forward(weights, normal(generator, 4000, d), rectified)
     spectra = torch.linalg.eigvalsh(covariance(z)).flip(-1).clamp(min=1e-16)
     ranks = [rank_of(each) for each in covariance(z)]
@@ -301,8 +325,10 @@ def run(given: Parameters) -> Result:
         ),
         below("drift of W₁W₁ᵀ − W₂ᵀW₂ along the loss' gradient flow", "0 (conserved)", 1e-6, conserved(given)),
         *aligned,
-        above("one layer: effective rank of the embeddings over d", law, math.exp(-0.5), ranks[0] / d),
-        below("one layer: fraction of dead dimensions", "no collapse", 0.15, dead[0] / d),
+        as_flow(
+            leaps[0], above("one layer: effective rank of the embeddings over d", law, math.exp(-0.5), ranks[0] / d)
+        ),
+        as_flow(leaps[0], below("one layer: fraction of dead dimensions", "no collapse", 0.15, dead[0] / d)),
     ]
     for kind, first in (("linear", 0), ("ReLU", count)):
         for depth in range(2, count + 1):
@@ -310,10 +336,10 @@ def run(given: Parameters) -> Result:
             what = f"{kind}: effective rank, {depth} layers over {depth - 1}"
             claims.append(of_many(d, below(what, "deeper, lower", DEEPER, ratio)))
         if count > 1:
-            more = float(dead[first + count - 1] - dead[first])
-            claims.append(
-                above(f"{kind}: dead dimensions, {count} layers minus 1", "deeper, more", d * (count - 1) / 12, more)
-            )
+            last = first + count - 1
+            what, more = f"{kind}: dead dimensions, {count} layers minus 1", float(dead[last] - dead[first])
+            claim = of_many(d, above(what, "deeper, more", d * (count - 1) / 12, more))
+            claims.append(as_flow(max(leaps[first], leaps[last]), claim))
     index = list(range(1, d + 1))
     spectrum = [
         Line(f"{depth} layers" if depth > 1 else "1 layer", index, (spectra[i] / spectra[i, 0]).tolist())

@@ -187,3 +187,46 @@ def test_no_claim_fails_where_one_did(name: str, values: dict[str, Any]) -> None
     result = lab.run(lab.parameters(**values))
     assert [claim.statement for claim in result.claims if claim.verdict == "fails"] == []
     assert sum(claim.verdict == "holds" for claim in result.claims) > len(result.claims) / 2
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "reason"),
+    [
+        # One row's noise makes the noisy block nearly singular in a single step.
+        (
+            "strong-augmentation",
+            {"seed": 628, "amplitude": 0.0, "variance": 3.0763045, "batch": 12, "rate": 0.12042975, "steps": 982},
+            "one row's noise",
+        ),
+        # Long steps make the first layer ten times as large as the second.
+        (
+            "implicit-regularization",
+            {"seed": 385, "depth": 3, "dimension": 12, "batch": 12, "rate": 4.393846419176439, "steps": 445},
+            "of |W₂ᵀW₂|",
+        ),
+        # The first step is all of the training.
+        (
+            "implicit-regularization",
+            {"seed": 538, "depth": 1, "batch": 10, "rate": 5.491204891178336, "steps": 516},
+            "no gradient flow",
+        ),
+        (
+            "implicit-regularization",
+            {"seed": 856, "depth": 2, "noise": 0.007423827, "rate": 5.041253594781185, "steps": 326},
+            "no gradient flow",
+        ),
+        # Five dimensions: whether one dies is chance.
+        (
+            "implicit-regularization",
+            {"seed": 918, "depth": 2, "dimension": 5, "rate": 0.7737522327341663, "steps": 377},
+            "matter of chance",
+        ),
+    ],
+)
+def test_a_claim_ends_where_its_mechanism_does(name: str, values: dict[str, Any], reason: str) -> None:
+    lab = find(name)
+    claims = lab.run(lab.parameters(**values)).claims
+    assert [claim.statement for claim in claims if claim.verdict == "fails"] == []
+    # What was seen contradicts a claim that its reason takes back: without the domain this run would fail.
+    assert any(reason in claim.outside and not claim.holds for claim in claims)
+    assert sum(claim.verdict == "holds" for claim in claims) >= len(claims) / 2
