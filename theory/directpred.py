@@ -74,7 +74,8 @@ from theory.toys import F64, orthogonal
 
 EXAMPLE = "--epsilon 0.3 --frequency 20"
 FOLDS = 12.0  # e-folds that a mode is given to relax: 6e-6 is left, and 2e-3 is asked
-LONGEST = 1000.0  # time that is waited for an end
+# Time that is waited for an end: chosen, so that a run stays within seconds. A claim whose wait is longer is outside.
+LONGEST = 1000.0
 Rule = Callable[[Tensor], Tensor]  # eigenvalues s (..., d) of F, ascending -> p (..., d)
 
 

@@ -68,7 +68,8 @@ from theory.toys import F64, normal, runge_kutta, stride
 
 EXAMPLE = "--weight-decay 0.02 --predictor-rate 3"
 DEAD = 1e-3  # of the largest eigenvalue of F
-LONGEST = 600.0  # time of either flow, at most
+# Time of either flow, at most: chosen, so that a run stays within seconds. A claim whose wait is longer is outside.
+LONGEST = 600.0
 FOLDS = 12.0  # e-folds that the commutator is given: 9.2 are asked, the rest is for a start with K not yet positive
 DRAWS = 200  # random predictors of which the mean |cos| is taken
 LONG = 50  # epochs of a run of which alignment is asked
@@ -164,6 +165,7 @@ def theorem(given: Parameters, f: Tensor, p: Tensor) -> tuple[list[Claim], Panel
     identity = float((found + k @ bracket + bracket @ k).norm() / found.norm())
     lives = eta < 1 / (4 * gain)
     rate = fixed_points(given.augmentation, eta)[1] / 2 + 1.5 * eta if lives else 0.4 / gain
+    # A least wait, 80 here and 200 below, can only make an end more certain; it keeps the pictures' time axes alike.
     until = min(max(80.0, FOLDS / rate), LONGEST)
 
     times, sizes, bounds, margin = [0.0], [float(bracket.norm())], [float(bracket.norm())], 0.0

@@ -72,7 +72,8 @@ EXAMPLE = "--weight-decay 0.1 --augmentation 0.5"
 # Longest time step, over 1 + σ², where only the side of an edge is asked on which a mode ends: a mode grows at the rate
 # p − η − (1 + σ²)p² at most, which is below 1/4(1 + σ²): a quarter of an e-fold a step.
 COARSE = 1.0
-LONGEST = 1000.0  # time that is waited for an end
+# Time that is waited for an end: chosen, so that a run stays within seconds. A claim whose wait is longer is outside.
+LONGEST = 1000.0
 FOLDS = 8.0  # e-folds that a slow target is given: 3e-4 is left
 # The rate of a decay that Runge-Kutta gives in steps h is off by (rate h)^4/120 of it: 3e-5 at a quarter.
 QUARTER, RATE_ERROR = 0.25, 1e-4
@@ -186,6 +187,7 @@ def parts(given: Parameters) -> tuple[list[Claim], Panel]:
         # Of the imbalance C, in units of the fixed point's s = p₊²/α_p, a thousandth is to be left in s.
         high, distance = fixed_points(noise, eta)[1], max(math.sqrt(1 - eta / threshold), 1e-9)
         imbalance = float(torch.linalg.matrix_norm(constant, 2)) * rate / high**2
+        # A least wait, here 100, can only make a claim's end more certain; it keeps the pictures' time axes alike.
         balances = max(100.0, time_to_balance(imbalance, noise, eta))
         # A slow target follows at β r/(1 + r), r = √(1 − 4η(1 + σ²)): W moves by 1/(1 + r) of what W_a moves.
         follows = max(balances, 100 + FOLDS * (1 + distance) / (distance * given.target_rate))
