@@ -311,7 +311,7 @@ def run(given: Parameters) -> Result:
         sizes.append(sizes_of(now, trained))
 
     weights = descend(mean_infonce, weights, trained, rectified, views, given.rate, given.steps, look, 1)
-    strides = torch.stack(sizes).diff(dim=0)
+    strides = torch.stack([*sizes, sizes_of(weights, trained)]).diff(dim=0)
     leaps = torch.where(strides.sum(0) > 0, strides.amax(0) / strides.sum(0), torch.inf).tolist()
     z = forward(weights, normal(generator, 4000, d), rectified)
     spectra = torch.linalg.eigvalsh(covariance(z)).flip(-1).clamp(min=1e-16)
