@@ -185,7 +185,7 @@ def train(given: Parameters, amplitudes: list[float], start: Tensor) -> Course:
     mean, taken, slowest, fastest, spread = sums * every / looks  # a record need not hold a whole number of looks
     _, sizes, vectors = torch.linalg.svd(torch.stack(history))
     overlap = torch.linalg.svdvals(vectors[..., -given.noisy :, -given.noisy :])[..., -1].square()
-    return Course(sizes, overlap, mean, taken, slowest, fastest, spread, *most, w)
+    return Course(sizes, overlap, mean, taken, slowest, fastest, spread, most[0], most[1], w)
 
 
 @dataclass(frozen=True)
