@@ -14,9 +14,10 @@ def table(letter: str, records: Sequence[Record]) -> list[str]:
     """One experiment's rows: each case after its last epoch, and both untrained twins."""
     shares = {"finetune_one_percent": "1 % of labels", "finetune_ten_percent": "10 %"}
     scores = {"knn": "kNN %", "linear": "linear %"} | (shares if EXPERIMENTS[letter].few_labels else {})
-    heads = [*scores.values(), "variance of h", "dead of h", "dead of z", "dead of z by epoch", "seeds"]
-    lines = ["", f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     mine = [r for r in records if r["experiment"] == letter and "error" not in r]
+    aligned = ["alignment"] if any(r["epochs"][-1]["alignment"] is not None for r in mine) else []
+    heads = [*scores.values(), "variance of h", "dead of h", "dead of z", "dead of z by epoch", *aligned, "seeds"]
+    lines = ["", f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     # Pixels and twins are the same beside every case of a seed, but for z, which is that of the first case's projector.
     once = {r["seed"]: r for r in reversed(mine)}.values()
     rows = [(f"untrained, {it} statistics", [r[f"untrained_{it}"] for r in once]) for it in ("initial", "measured")]
@@ -37,7 +38,9 @@ def table(letter: str, records: Sequence[Record]) -> list[str]:
         cells += [
             f"{mean_and_error([r[s]['dead'] for r in found], 1)} of {found[0][s]['dimension']}" for s in ("h", "z")
         ]
-        lines.append(f"| {name} | " + " | ".join([*cells, course, str(len(found))]) + " |")
+        cosines = [r["alignment"] for r in found if r.get("alignment") is not None]
+        shown = [mean_and_error(cosines, 3) if cosines else ""] if aligned else []
+        lines.append(f"| {name} | " + " | ".join([*cells, course, *shown, str(len(found))]) + " |")
     return lines
 
 

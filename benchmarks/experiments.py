@@ -3,6 +3,7 @@
     python -m benchmarks.experiments                      # what there is, what it costs, and what has been run
     python -m benchmarks.experiments A [--seeds 3] [--device cuda] [--data DIR] [--minutes 20]
     python -m benchmarks.experiments --write docs/measured/methods.md
+    python -m benchmarks.experiments E --log RUN.jsonl    # what `fullrank lab eigenspace-alignment --run` reads
 
 Every run appends a line to benchmarks/experiments.jsonl, and what is there is not run again. A dimension is dead when
 its eigenvalue of the covariance of L2-normalised rows lies under 1e-5 (z) or 1e-4 (h) of the largest.
@@ -102,6 +103,13 @@ def run(letter: str, case: Case, seed: int, data: tuple[ImageSet, ImageSet], dev
     return record | accuracies(bank, known, h, test) | labelled
 
 
+def alignment_log(letter: str, done: list[Record]) -> str:
+    """A run's log as the lab on alignment reads it, one line an epoch; only the mean over directions is on record."""
+    epochs = next(record["epochs"] for record in done if record["experiment"] == letter and "epochs" in record)
+    lines = [{"epoch": at, "predictor_alignment": [it["alignment"]]} for at, it in enumerate(epochs, 1)]
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", nargs="?", choices=EXPERIMENTS)
@@ -110,6 +118,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no run after this many")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/experiments.jsonl"))
+    parser.add_argument(
+        "--log", type=Path, help="write the alignment by epoch of the experiment's first run, run nothing"
+    )
     parser.add_argument("--write", type=Path, help="replace the experiments' part of this page, run nothing")
     given = parser.parse_args()
     done = [json.loads(line) for line in given.results.read_text().splitlines()] if given.results.exists() else []
@@ -117,6 +128,9 @@ def main() -> None:
         write_between(given.write, "<!-- experiments -->", "<!-- end of experiments -->", page(done))
     if given.experiment is None:
         print(page(done))
+        return
+    if given.log:
+        given.log.write_text(alignment_log(given.experiment, done))
         return
     if given.device == "cpu":
         keep_freed()

@@ -239,11 +239,10 @@ def your_run(path: Path) -> tuple[Claim, Panel]:
     last = sum(values[-1]) / len(values[-1])
     claim = above("your run: mean |cos(u, W_p u)| at its last epoch", "→ 1", 0.9, last)
     claim = where(epochs[-1] >= LONG, f"the run has {epochs[-1]:g} epochs, fewer than {LONG}", claim)
-    lines = [
-        Line("mean over directions", epochs, [sum(row) / len(row) for row in values]),
-        Line("smallest", epochs, [min(row) for row in values], dashed=True),
-        Line("leading direction", epochs, [row[0] for row in values], dashed=True),
-    ]
+    lines = [Line("mean over directions", epochs, [sum(row) / len(row) for row in values])]
+    if any(len(row) > 1 for row in values):
+        lines.append(Line("smallest", epochs, [min(row) for row in values], dashed=True))
+        lines.append(Line("leading direction", epochs, [row[0] for row in values], dashed=True))
     return claim, Panel("Your run", "epoch", "|cos(u, W_p u)|", lines)
 
 
