@@ -23,10 +23,9 @@ nobody symmetrised. A direction that has died carries no gradient, so only survi
 
 With `--run PATH` the lab also reads the log of a training run (JSON lines) and shows the measured alignment of a real
 network's linear predictor over its epochs; the log must hold `predictor_alignment` (list of |cos|) beside `epoch`. The
-paper's figure is of 100 epochs of STL-10, so that 0.9 is asked of a run of at least 50. A short run on Fashion-MNIST
-(`fullrank train fashion-byol --option linear_predictor=true --option symmetric=true --epochs 6 --limit 8000`) went from
-0.69 after one epoch to 0.82 after six, its leading direction from 0.98 to 0.99. Only two directions of F were alive
-there, since F is not centred.
+paper's figure is of 100 epochs of STL-10, so that 0.9 is asked of a run of at least 50. The run on this page is BYOL
+with a linear predictor on CIFAR-10 (`python -m benchmarks.experiments E`: a ResNet-18 of width 16, one seed). The mean
+rises from 0.73 after the first epoch to 0.95 after the third and 0.998 after the last.
 
 ## What it means for someone serving embeddings
 
@@ -189,7 +188,7 @@ def theorem(given: Parameters, f: Tensor, p: Tensor) -> tuple[list[Claim], Panel
     claims = [
         below("d/dt of the commutator is −K[F,W_p] − [F,W_p]K", "relative error", 1e-10, identity),
         below("commutator over its bound, the worst along the path", "exp(−2∫λ_min(K)dt)", 1 + 1e-3, margin),
-        where(bounds[-1] < 1e-4 * bounds[0], f"the bound has come to {bounds[-1] / bounds[0]:.2g} only", end),
+        where(bounds[-1] < 1e-4 * bounds[0], f"the bound on it is {bounds[-1] / bounds[0]:.2g} there", end),
     ]
     lines = [Line("integrated", times, sizes), Line("bound of theorem 3", times, bounds, dashed=True)]
     return claims, Panel("Commutator of F and W_p", "time", "‖[F, W_p]‖", lines, log_y=True)
