@@ -64,9 +64,10 @@ def seconds(data: bytes) -> float:
     return math.inf if bound is None else bound(data) * NANOSECOND
 
 
-def scans(data: bytes) -> int:
+def scans(data: bytes, start: int = 0) -> int:
     """An upper bound on the scans of a JPEG file: bytes in metadata that look like the start of a scan count too."""
-    values = np.frombuffer(data, np.uint8)  # numpy, since bytes.count takes 5 ns a byte if the first byte is frequent
+    # numpy, since bytes.count takes 5 ns a byte if the first byte is frequent
+    values = np.frombuffer(data, np.uint8)[start:]
     return int(np.count_nonzero((values[:-1] == SCAN[0]) & (values[1:] == SCAN[1])))
 
 
@@ -94,7 +95,7 @@ def _jpeg(data: bytes) -> float:
     for _ in range(MAX_SEGMENTS):
         marker, length = _SEGMENT(data, at) if at + 4 <= len(data) else (_number(data, at, 2, "big"), 0)
         if marker == 0xFFDA:
-            work = _cost(JPEG_COST, pixels, len(data)) + JPEG_SCAN_COST * pixels * scans(data[at:])
+            work = _cost(JPEG_COST, pixels, len(data)) + JPEG_SCAN_COST * pixels * scans(data, at)
             return work if pixels and at <= 2 * MAX_METADATA else math.inf
         if not 0xFFC0 <= marker <= 0xFFFE:
             break

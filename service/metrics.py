@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, PlatformCollector, ProcessCollector
 
+from service.durations import Durations, Series
+
 PHASES = ("decode", "queue", "forward", "encode")
 REJECTIONS = ("overloaded", "unready", "deadline", "client_deadline", "disconnected", "invalid", "nonfinite")
 # The routes that alerts and dashboards watch, and the statuses of each. Their series start at zero: a rate needs that.
@@ -39,19 +41,19 @@ class Metrics:
         self.requests = Counter(
             "fullrank_requests", "Requests answered, by route and status.", ["route", "code"], registry=r
         )
-        self.request_seconds = Histogram(
+        self.request_seconds = Durations(
             "fullrank_request_seconds",
             "From a request's first byte to its answer's last; of requests that were not refused (4xx).",
-            ["route"],
-            buckets=SECONDS,
-            registry=r,
+            "route",
+            SECONDS,
+            r,
         )
-        phase = Histogram(
+        phase = Durations(
             "fullrank_phase_seconds",
             "Where an answered request's time went; forward is its last batch's.",
-            ["phase"],
-            buckets=SECONDS,
-            registry=r,
+            "phase",
+            SECONDS,
+            r,
         )
         self.phase = {name: phase.labels(name) for name in PHASES}
         self.batch_size = Histogram(
@@ -121,7 +123,7 @@ class Metrics:
             self.request_seconds.labels(route)
             for code in codes:
                 self.requests.labels(route, str(code))
-        self._answered: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        self._answered: dict[tuple[str, int], tuple[Counter, Series]] = {}
 
     def count_request(self, route: str, status: int, seconds: float) -> None:
         """Count an answered request."""

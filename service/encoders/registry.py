@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NoReturn
 
 import torch
 
@@ -174,7 +174,10 @@ class Service:
         full, UnreadyError while starting or stopped, DeadlineError, EmbeddingError for a row that is no embedding.
         """
         served = self._admitting(len(sources), model)
-        await self._admit(len(sources))
+        try:
+            self.admission.enter(len(sources))
+        except OverloadError as full:
+            await self._refuse(full, len(sources))
         served.in_flight += 1
         try:
             job = await self._embedded(served, sources, deadline, client_deadline, client)
@@ -199,19 +202,16 @@ class Service:
             raise UnreadyError("draining", "this replica is shutting down; send the request again", retry_after=1)
         return served
 
-    async def _admit(self, images: int) -> None:
-        """Reserve places for this many images. Raises OverloadedError, after a pause if many requests are refused."""
-        try:
-            self.admission.enter(images)
-        except OverloadError as full:
-            self.metrics.rejected["overloaded"].inc(images)
-            await asyncio.sleep(self.admission.hold())
-            raise OverloadedError(
-                "overloaded",
-                f"{full.pending} images are pending and at most {full.limit} may be; "
-                f"send these {images} again in {full.retry_after} s",
-                retry_after=full.retry_after,
-            ) from None
+    async def _refuse(self, full: OverloadError, images: int) -> NoReturn:
+        """Raise OverloadedError, after a pause if many requests are refused."""
+        self.metrics.rejected["overloaded"].inc(images)
+        await asyncio.sleep(self.admission.hold())
+        raise OverloadedError(
+            "overloaded",
+            f"{full.pending} images are pending and at most {full.limit} may be; "
+            f"send these {images} again in {full.retry_after} s",
+            retry_after=full.retry_after,
+        ) from None
 
     async def _embedded(
         self, served: Served, sources: Sequence[Source], deadline: float, client_deadline: bool, client: int

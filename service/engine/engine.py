@@ -292,11 +292,12 @@ class Engine:
         self._progress = time.monotonic()
         self.failures = 0
         unit, bad = normalized(rows)
+        faulty = bad.any()
         complete = []
         start = 0
         for part in batch.parts:
             own = slice(start, start := start + len(part))
-            if bad[own].any():
+            if faulty and bad[own].any():
                 part.job.faulty = part.start + int(bad[own].argmax())
             if part.job.store(part, rows[own], unit[own], started, seconds):
                 complete.append(part.job)

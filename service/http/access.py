@@ -15,7 +15,7 @@ from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from starlette.types import Scope as Asgi
 
-from service.http.context import context_of
+from service.http.context import context_of, header_of
 from service.http.errors import Problem
 from service.keys import Scope
 
@@ -103,7 +103,7 @@ def authorize_scrape(request: Request) -> None:
 
 
 def _token(request: Request) -> bytes:
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    scheme, _, token = (header_of(request, b"authorization") or "").partition(" ")
     return token.strip().encode("latin-1") if scheme.lower() == "bearer" else b""
 
 
@@ -129,14 +129,14 @@ def _refuse_foreign_pages(request: Request) -> None:
     Only browsers send Origin, and they send it with every POST. A page whose origin equals the request's host is let in
     only if the host is an address or localhost: an attacker can make any other name point here.
     """
-    origin = request.headers.get("origin")
+    origin = header_of(request, b"origin")
     if origin is None:
         return
     allowed = context_of(request.scope).service.settings.cors_origins
     if "*" in allowed or origin in allowed:
         return
     page, port = _place_of(origin)
-    host, own_port = _place_of(f"{origin.partition('://')[0]}://{request.headers.get('host', '')}")
+    host, own_port = _place_of(f"{origin.partition('://')[0]}://{header_of(request, b'host') or ''}")
     if (_is_loopback(host) and _is_loopback(page)) or (_is_address(host) and (page, port) == (host, own_port)):
         return
     raise Problem(

@@ -13,12 +13,12 @@ from service.settings import Settings
 
 SMALL = 8 * 2**10  # longest body, in bytes, of a route that takes no images and no rows
 FREE = 64 * 2**10  # bytes that each body may hold even if the limit on all bodies is reached
+LARGE = ("/embed", "/v1/embeddings", "/observe", "/neighbours")  # routes that take images or rows
 
 
 def limit_of(path: str, settings: Settings) -> int:
     """The longest body, in bytes, that may be sent to a path."""
-    paths = ("/embed", "/v1/embeddings", "/observe", "/neighbours")
-    large = path in paths or path.startswith(("/v2/models/", "/admin/references/"))
+    large = path in LARGE or path.startswith(("/v2/models/", "/admin/references/"))
     return settings.max_body_bytes if large else SMALL
 
 
@@ -36,6 +36,7 @@ def reader(context: Context, path: str, headers: Mapping[bytes, bytes], receive:
     packed = headers.get(b"content-encoding", b"identity").lower()
     chunked = b"transfer-encoding" in headers
     if context.whole and context.held <= FREE and length <= limit and packed == b"identity" and not chunked:
+        context.at_hand = True
         return receive  # the usual case: the whole body is here, and uvicorn enforces the declared length
     received = 0
     more = True

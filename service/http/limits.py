@@ -13,6 +13,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.http.context import CONTEXT, Context, Front, context_of
 from service.http.errors import Problem, respond, retry
+from service.http.sending import OneWrite
 
 HEAD_BYTES = 64 * 2**10  # bytes of headers, beyond the first read of at most 256 KiB
 PIPELINED = 64  # requests of one connection that may wait for their turn
@@ -173,6 +174,7 @@ class Bounded(HttpToolsProtocol):
         self._context = Context(self.limits.front, peer, self._gone, self._began)
         self.scope[CONTEXT] = self._context  # type: ignore[literal-required]
         super().on_headers_complete()
+        self.cycle.__class__ = OneWrite  # uvicorn has no option for the class of its cycles
         if self._excess:
             self.cycle.keep_alive = False
 
@@ -194,6 +196,7 @@ class Bounded(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._context.whole = True
+        self._context.body = self.cycle.body
         super().on_message_complete()
 
     def eof_received(self) -> bool | None:  # type: ignore[override]

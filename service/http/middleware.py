@@ -36,7 +36,7 @@ class Edge:
             return
         status = CLIENT_CLOSED_REQUEST
         context = context_of(scope)
-        headers = dict(scope["headers"])
+        context.headers = headers = dict([*scope["headers"]][::-1])
         identity = headers.get(b"x-request-id", b"")
         if not identity or not SANE_ID.fullmatch(identity):
             identity = b"%s%08x" % (PROCESS, next(NUMBERS))

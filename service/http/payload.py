@@ -17,6 +17,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from service.encoders.served import Answer, Source
 from service.engine.queue import Rows
+from service.http.context import body_of, header_of
 from service.http.errors import Problem
 from service.settings import Settings
 
@@ -48,17 +49,18 @@ class Payload:
 
 async def read(request: Request, settings: Settings) -> Payload:
     """Read a request's body as its Content-Type says. Raises Problem 4xx naming field, limit and remedy."""
-    media = request.headers.get("content-type", RAW).partition(";")[0].strip().lower()
+    named = header_of(request, b"content-type")
+    media = RAW if named is None else named.partition(";")[0].strip().lower()
     fields: dict[str, Any] = dict(request.query_params) if request.scope["query_string"] else {}
     if media == JSON:
-        body = await request.body()
+        body = await body_of(request)
         fields |= await apart(len(body), json_object, body, FEW_VALUES)
         sources = texts(fields.pop("images", None), settings, "images")
     elif media == "multipart/form-data":
         sources, options = await _multipart(request, settings)
         fields |= options
     elif media == RAW or media.startswith("image/"):
-        sources = [Source(await request.body(), "body")]
+        sources = [Source(await body_of(request), "body")]
         if not sources[0].data:
             raise Problem(400, "empty_body", "the body is empty; send the bytes of an image file", field="body")
     else:
@@ -69,7 +71,7 @@ async def read(request: Request, settings: Settings) -> Payload:
             "multipart/form-data (files named images) or application/json",
             field="Content-Type",
         )
-    return Payload(sources, **_options(fields))
+    return Payload(sources, **_options(fields)) if fields else Payload(sources)
 
 
 async def apart(size: int, function: Callable[..., T], *arguments: Any) -> T:

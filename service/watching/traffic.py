@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge
 
 from service.metrics import EMBEDDING_ROUTES, PHASES, Metrics
 
@@ -14,20 +14,6 @@ Buckets = dict[float, float]  # upper bound -> requests at most that slow
 def value_of(series: Counter | Gauge) -> float:
     """The value of one series."""
     return float(next(iter(series.collect())).samples[0].value)
-
-
-def histogram_of(series: Histogram) -> tuple[Buckets, float, float]:
-    """The cumulative buckets of one series, its sum and its count."""
-    buckets: Buckets = {}
-    total = count = 0.0
-    for sample in next(iter(series.collect())).samples:
-        if sample.name.endswith("_bucket"):
-            buckets[float(sample.labels["le"])] = sample.value
-        elif sample.name.endswith("_sum"):
-            total = sample.value
-        elif sample.name.endswith("_count"):
-            count = sample.value
-    return buckets, total, count
 
 
 def quantile(share: float, buckets: Mapping[float, float]) -> float:
@@ -78,9 +64,10 @@ class Meter:
         refused = sum(value_of(series) for series in metrics.rejected.values())
         totals = {"images": value_of(metrics.images), "refused": refused}
         for phase, series in metrics.phase.items():
-            _, totals[phase], totals[f"{phase} count"] = histogram_of(series)
+            totals[phase] = series.total
+            totals[f"{phase} count"] = series.buckets()[math.inf]
         together: Buckets = {}
         for route in self._routes:
-            for bound, count in histogram_of(metrics.request_seconds.labels(route))[0].items():
+            for bound, count in metrics.request_seconds.labels(route).buckets().items():
                 together[bound] = together.get(bound, 0.0) + count
         return totals, together

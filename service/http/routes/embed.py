@@ -14,7 +14,7 @@ from service.failures import DeadlineError
 from service.http import payload
 from service.http.access import Embedding, client_of
 from service.http.bodies import body_timeout
-from service.http.context import context_of, service_of
+from service.http.context import context_of, header_of, service_of
 from service.http.errors import Problem, client_closed
 from service.http.routes.schemas import EMBED_BODY, EMBED_RESPONSES
 
@@ -32,7 +32,7 @@ async def embed(request: Request) -> Response:
     """
     service = service_of(request)
     deadline = deadline_of(request, service.settings.request_timeout)
-    form = payload.accepted(request.headers.get("accept", ""))
+    form = payload.accepted(header_of(request, b"accept") or "")
     asked = await read_by(request, deadline, payload.read(request, service.settings))
     answer = await embedded(request, asked.sources, deadline, asked.model)
     started = time.monotonic()
@@ -101,7 +101,7 @@ def deadline_of(request: Request, longest: float) -> float:
     """
     context = context_of(request.scope)
     seconds = longest
-    if (text := request.headers.get("x-request-timeout")) is not None:
+    if (text := header_of(request, b"x-request-timeout")) is not None:
         try:
             seconds = float(text)
         except ValueError:

@@ -15,7 +15,7 @@ from service.engine.queue import Rows
 from service.failures import NotFoundError
 from service.http import payload
 from service.http.access import Embedding
-from service.http.context import service_of
+from service.http.context import body_of, service_of
 from service.http.errors import Problem
 from service.http.routes.embed import deadline_of, embedded, read_by
 from service.http.routes.schemas import (
@@ -43,7 +43,7 @@ async def embeddings(request: Request) -> Response:
     """
     service = service_of(request)
     deadline = deadline_of(request, service.settings.request_timeout)
-    content = await read_by(request, deadline, request.body())
+    content = await read_by(request, deadline, body_of(request))
     asked = await payload.apart(len(content), payload.json_object, content, payload.FEW_VALUES)
     if not isinstance(name := asked.get("model"), str):
         there = ", ".join(it.name for it in service.in_service())
