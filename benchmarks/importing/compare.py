@@ -1,6 +1,6 @@
 """Import every checkpoint that `make` wrote, and compare our rows with its own library's.
 
-    python -m benchmarks.importing.compare DIR [--images DIR] [--markdown]
+    python -m benchmarks.importing.compare DIR [--only CASE ...]
 
 prints for each case the tensors kept and dropped, the least cosine of an image's two rows, the same after each side's
 mean row is taken away (which leaves only what differs between images), the greatest cosine between different images as

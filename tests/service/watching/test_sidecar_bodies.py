@@ -198,7 +198,7 @@ async def test_a_sidecar_serves_no_encoder_and_says_so(start: Start) -> None:
 
 
 async def test_the_client_hands_rows_over_in_parts(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fullrank.client.BATCH_BYTES", 8192)
+    monkeypatch.setattr("fullrank.conversation.BATCH_BYTES", 8192)
     async with start(**SIDECAR) as (http, service):
         client = AsyncClient("http://localhost")
         await client._http.aclose()
