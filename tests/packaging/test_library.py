@@ -86,5 +86,5 @@ def test_the_library_installs_into_an_empty_environment_from_the_index(
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for example in EXAMPLES:
-        if example.stem != "other_server":
+        if example.stem not in ("other_server", "efficientnet"):  # these need packages of their own
             assert run(python, example, folder=tmp_path).returncode == 0
