@@ -135,9 +135,12 @@ SHOWN_ELSEWHERE = {"tail_energy_ratio_low"}
 
 
 def value(query: str, form: str) -> str:
-    """An annotation template that queries Prometheus for a value of the alert's own replica and encoder."""
+    """An annotation template that queries Prometheus for a value of the alert's own replica and encoder.
+
+    A value that is NaN, since too few rows determine it, reads as unknown: it is not above -Inf.
+    """
     labels = "instance='%s',model='%s',revision='%s'"
-    asked = query.replace("%s", labels)
+    asked = f"{query.replace('%s', labels)} > -Inf"
     return (
         f"{{{{ with printf `{asked}` $labels.instance $labels.model $labels.revision | query }}}}"
         f'{{{{ . | first | value | printf "{form}" }}}}{{{{ else }}}}unknown{{{{ end }}}}'
