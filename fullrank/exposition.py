@@ -57,6 +57,10 @@ _GAUGES: dict[str, tuple[str, list[str]]] = {
     "gaussianity": ("Epps and Pulley's statistic over random slices of the sampled rows: about 0.3 if Gaussian", []),
     "copies_share": ("Share of the sampled rows that have a copy among them", []),
     "shared_answers": ("Share of the sampled rows that equal the row of another input", []),
+    "input_correlation": (
+        "Distance correlation of sampled rows and their inputs, with 95 % bounds: 0 where answers are other requests'",
+        ["bound"],
+    ),
     "sample_rows": ("Rows sampled for measures of neighbourhoods and units (shortest window)", []),
     "input_participation_ratio": ("Participation ratio of the inputs' descriptors (shortest window)", []),
     "input_distance": ("How far the inputs are from the reference's, 0 where alike (shortest window)", []),
@@ -197,6 +201,8 @@ def _sample(sample: SampleMeasures) -> Iterator[tuple[str, list[str], float]]:
     yield "gaussianity", [], sample.gaussianity
     yield "copies_share", [], sample.copies_share
     yield "shared_answers", [], sample.shared_answers
+    for bound, value in asdict(sample.input_correlation).items():
+        yield "input_correlation", [bound], value
     yield "sample_rows", [], sample.rows
 
 

@@ -42,6 +42,13 @@ def squared_distances(rows: ArrayLike) -> Tensor:
     return squares.fill_diagonal_(math.inf)
 
 
+def between(points: Tensor) -> Tensor:
+    """(n, n) squared distances between points (n, k) as they are, at least 0, in their dtype; NaN where one is."""
+    x = points - points.nanmean(0)
+    lengths = x.square().sum(1)
+    return (lengths[:, None] + lengths - 2 * (x @ x.T)).clamp(min=0)
+
+
 def nearest(squares: Tensor, k: int = NEIGHBOURS) -> Tensor:
     """(n, k) indices of the k nearest, from (n, n) squared distances with infinity on the diagonal."""
     return squares.topk(k, largest=False).indices
@@ -145,18 +152,16 @@ def copies(squares: Tensor) -> Copies:
 def shared_answers(squares: Tensor, inputs: Tensor, reach: float) -> float:
     """Share of the rows that equal, up to rounding, the row of another input: one answer given to different images.
 
-    squares: (n, n) as above; inputs: (n, k) descriptors, NaN where unknown; reach: squared distance up to which two
-    inputs count as the same picture. NaN where fewer than two inputs are known. 0 in health, whatever images repeat.
+    squares: (n, n) as above; inputs: (n, n) squared distances between inputs, NaN where one is not known; reach: the
+    squared distance up to which two inputs count as the same picture. NaN where fewer than two inputs are known. 0 in
+    health, whatever images repeat.
     """
-    known = inputs.isfinite().all(1)
-    if int(known.sum()) < 2:
+    known = int(inputs.diagonal().isfinite().sum())
+    if known < 2:
         return math.nan
-    x = inputs[known].double()
-    x = x - x.mean(0)
-    lengths = x.square().sum(1)
-    apart = lengths[:, None] + lengths - 2 * (x @ x.T) > reach
-    equal = squares[known][:, known] <= _ROUNDING**2
-    return float((equal & apart).any(1).double().mean())
+    # Comparisons with NaN are false.
+    shared = (squares <= _ROUNDING**2) & (inputs > reach)
+    return int(shared.any(1).sum()) / known
 
 
 def _copy(squares: Tensor) -> float:

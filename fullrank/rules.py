@@ -282,4 +282,14 @@ RULES: tuple[Rule, ...] = (
         "{changed} has strayed from what healthy traffic does {n}",
         (*_MODEL, *_OTHER, Case("", "traffic_shifted", _FOREIGN_OR_PREPROCESSING)),
     ),
+    Rule(
+        "correlation of answers and inputs",
+        "rows, twice",
+        "below",
+        "input_correlation",
+        "bound",
+        "model_fault",
+        "the answers do not follow their inputs: their distance correlation is {seen.estimate:.2f} (at most "
+        "{seen.upper:.2f}) {n}, where healthy traffic is above {limit:.2f}: each may be another request's",
+    ),
 )

@@ -5,15 +5,18 @@ A window keeps at most 512 of its rows, drawn evenly over its time. Their pairs 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fullrank.bounds import UNKNOWN, Interval
+from fullrank.dependence import input_correlation
 from fullrank.gaussianity import random_slices, slice_statistic
 from fullrank.neighbours import (
     LocalDimension,
+    between,
     copies,
     hubness,
     local_dimension,
@@ -44,7 +47,8 @@ class SampleMeasures:
     hubness: see `neighbours.hubness`; local_dimension: see `neighbours.local_dimension`; gaussianity: Epps and Pulley's
     statistic over 64 random slices, see `gaussianity.slice_statistic`; copies_share: share of rows that have a copy in
     the sample; distinct_rows: how many different rows it holds; shared_answers: share of rows that equal the row of
-    another input, see `neighbours.shared_answers`, NaN without inputs.
+    another input, see `neighbours.shared_answers`, NaN without inputs; input_correlation: whether rows follow their
+    inputs, see `dependence.input_correlation`, NaN without inputs.
     """
 
     rows: int = 0
@@ -56,10 +60,12 @@ class SampleMeasures:
     copies_share: float = math.nan
     distinct_rows: int = 0
     shared_answers: float = math.nan
+    input_correlation: Interval = UNKNOWN
 
     def to_dict(self) -> dict[str, Any]:
-        """By name; the local dimension with its bounds."""
+        """By name; the local dimension and the inputs' correlation with their bounds."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        fields |= {"input_correlation": asdict(self.input_correlation)}
         return fields | {"local_dimension": self.local_dimension._asdict()}
 
 
@@ -120,7 +126,8 @@ def stuck_units(rows: Tensor) -> tuple[int, int]:
 def measure_sample(rows: Tensor | None, inputs: Tensor | None = None, reach: float = math.nan) -> SampleMeasures:
     """The measures of sampled rows (n, d), finite and not zero, as the encoder gave them. Cost: n^2 d.
 
-    inputs (n, k): their descriptors, NaN where there are none; reach: see `neighbours.shared_answers`.
+    inputs (n, k): their descriptors, NaN where there are none; reach: the squared distance up to which two inputs
+    count as one picture.
     """
     if rows is None or len(rows) == 0:
         return SampleMeasures()
@@ -130,6 +137,7 @@ def measure_sample(rows: Tensor | None, inputs: Tensor | None = None, reach: flo
         return SampleMeasures(len(rows), copies_share=repeats.share, distinct_rows=repeats.distinct)
     dead, saturated = stuck_units(rows)
     slices = random_slices(rows.shape[1], SLICES, seed=0)
+    apart = None if inputs is None else between(inputs.double())
     return SampleMeasures(
         len(rows),
         dead,
@@ -139,5 +147,6 @@ def measure_sample(rows: Tensor | None, inputs: Tensor | None = None, reach: flo
         slice_statistic(unit(rows.double()), slices),
         repeats.share,
         repeats.distinct,
-        math.nan if inputs is None else shared_answers(squares, inputs, reach),
+        math.nan if apart is None else shared_answers(squares, apart, reach),
+        UNKNOWN if apart is None else input_correlation(squares, apart, reach),
     )

@@ -5,9 +5,10 @@ import math
 import torch
 
 from fullrank import profile
-from fullrank.calibration.ranges import LEAST_TAIL_SHIFT, NARROW_MARGIN, Range
+from fullrank.calibration.ranges import LEAST_TAIL_SHIFT, NARROW_MARGIN, Calibration, Range
 from fullrank.calibration.sequential import LEVEL
 from fullrank.reference import Reference
+from fullrank.sample import SAMPLE_ROWS
 
 # Effect sizes, as shares of the reference, for references without a calibration.
 PARTICIPATION_SHARE = 0.7
@@ -38,6 +39,10 @@ VARIANCE_FLOOR = 0.01
 ZERO_SHARE = 0.5
 # Rows that equal the row of another input: none in health, and one in fifty is the least that counts.
 SHARED_ANSWERS = 0.02
+# Answers follow their inputs this much less than in health, as a share; below the second figure even healthy answers
+# follow them too little to tell. Of answers of which a share p are other requests', about (1 - p)^2 is left.
+CORRELATION_SHARE = 0.5
+CORRELATION_LEAST = 0.03
 
 SIGNALS = (
     "participation_ratio",
@@ -58,6 +63,7 @@ SIGNALS = (
     "canary_participation_ratio",
     "zero_share",
     "shared_answers",
+    "input_correlation",
 )
 
 
@@ -137,4 +143,15 @@ def _calibrated(reference: Reference, rows: int) -> dict[str, float]:
         "mean_shift_ratio": calibration.range("mean_shift", rows).high ** 2,
         "tail_shift": calibration.range("tail_shift", rows).high,
         "input_distance": calibration.range("input_distance", rows).high,
+        "input_correlation": _input_correlation(calibration, rows),
     }
+
+
+def _input_correlation(calibration: Calibration, rows: int) -> float:
+    """Half of what healthy traffic gives, and below what its windows and traffic of one kind reach; NaN where that is
+    too little to tell from 0, or not known."""
+    # Of 512 rows or more as many are sampled, in windows of 1,024 as well.
+    known = calibration.range("input_correlation", max(rows, min(rows * 1024 // SAMPLE_ROWS, 1024)))
+    usual = (known.low + known.high) / 2
+    limit = min(CORRELATION_SHARE * usual, known.low, known.narrow_low / NARROW_MARGIN)
+    return limit if limit >= CORRELATION_LEAST else math.nan

@@ -252,6 +252,11 @@ def _shared_answers(it: Reading) -> tuple[Seen, ...]:
     return _plain(it.window.sample.shared_answers) if enough else ()
 
 
+def _input_correlation(it: Reading) -> tuple[Seen, ...]:
+    """Known of usual inputs only: of others no healthy value is."""
+    return _interval(it.window.sample.input_correlation) if it.inputs_usual() else ()
+
+
 def _numerical_rank(it: Reading) -> tuple[Seen, ...]:
     """As if the rows sufficed to span the reference's directions: n rows span n - 1, however healthy."""
     share = (it.window.rows - 1) / max(1, it.reference.numerical_rank)
@@ -272,6 +277,7 @@ READERS: dict[str, Callable[[Reading], tuple[Seen, ...]]] = {
     "participation ratio": lambda it: _interval(it.window.participation_ratio),
     "shift of the mean in the tail": lambda it: _plain(it.window.tail_shift),
     "shift of the mean": lambda it: _plain(it.window.mean_shift_ratio),
+    "correlation of answers and inputs": _input_correlation,
     "evidence of the sequential test": lambda it: _plain(math.inf if it.changed else math.nan),
 }
 

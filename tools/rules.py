@@ -104,6 +104,11 @@ FIGURES = {
     ),
     "zero_share": ("share of rows that are zeros", "fullrank_zero_share{window='WINDOW',%s}", "%.2f"),
     "shared_answers": ("share of rows that equal the row of another image", "fullrank_shared_answers{%s}", "%.2f"),
+    "input_correlation": (
+        "distance correlation of answers and inputs, at most",
+        "fullrank_input_correlation{bound='upper',%s}",
+        "%.2f",
+    ),
     "total_variance": ("total variance", "fullrank_total_variance{window='WINDOW',%s}", "%.2g"),
     "numerical_rank": ("directions with variance", "fullrank_numerical_rank{window='WINDOW',%s}", "%.0f"),
     "tail_energy_ratio_gone": (

@@ -70,7 +70,7 @@ def binomial_bounds(count: int, trials: int) -> tuple[float, float]:
 
 
 def of_artifact(folder: Path) -> tuple[str, Reference, Tensor, Tensor, Tensor]:
-    """Its name and reference, and its unit rows of the test images, their classes and lightness."""
+    """Its name and reference, and its unit rows of the test images, their classes and descriptors."""
     artifact = load(folder)
     if artifact.reference is None or artifact.reference.calibration is None:
         raise SystemExit(f"--encoder: {folder} has no calibrated reference; run python -m training.export on it")
@@ -78,14 +78,14 @@ def of_artifact(folder: Path) -> tuple[str, Reference, Tensor, Tensor, Tensor]:
     test = source.read(source.default, "test")
     assert isinstance(test, ImageSet)
     rows = normalize(Embedder(artifact).embed(test.images))
-    lightness = torch.from_numpy(thumbnails(test.images.numpy())).mean(1)
-    return artifact.card.name, artifact.reference, rows, test.labels, lightness
+    inputs = torch.from_numpy(thumbnails(test.images.numpy()))
+    return artifact.card.name, artifact.reference, rows, test.labels, inputs
 
 
 def of_rows(file: Path, name: str, reference_rows: int | None) -> tuple[str, Reference, Tensor, Tensor, Tensor]:
     """The same of the rows in a file: a reference built from the first of them, and the other half."""
     bench = RowsBench(file, reference_rows)
-    return name, bench.reference, bench.clean, bench.traffic.labels, bench.inputs.mean(1)
+    return name, bench.reference, bench.clean, bench.traffic.labels, bench.inputs
 
 
 def main() -> None:
@@ -99,13 +99,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--write", type=Path, help="put the table between the encoder's marks in this file")
     options = parser.parse_args()
-    name, reference, rows, labels, lightness = (
+    name, reference, rows, labels, inputs = (
         of_artifact(options.encoder)
         if options.rows is None
         else of_rows(options.rows, options.name, options.reference_rows)
     )
     started = time.process_time()
-    drawn = laws(reference, rows, labels, lightness, RUNS, options.seed)
+    drawn = laws(reference, rows, labels, inputs.mean(1), RUNS, options.seed)
     streams = [Streams(reference, law, rows, options.seed) for law in drawn]
     for turn in range(math.ceil(options.blocks / (len(streams) * LANES * STEPS))):
         for stream in streams:

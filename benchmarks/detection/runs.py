@@ -91,37 +91,45 @@ def outer(vectors: Tensor) -> Tensor:
     return leading.index_select(-1, i).mul_(leading.index_select(-1, j)).mul_(weight)
 
 
-def laws(reference: Reference, rows: Tensor, labels: Tensor, lightness: Tensor, runs: int, seed: int) -> list[Law]:
-    """The five laws over unit rows (n, d), each of about so many runs; the first three are those of calibration.
+def five(labels: Tensor, lightness: Tensor, seed: int) -> dict[str, Callable[[int, float], Tensor]]:
+    """Five laws of healthy traffic, each (n, hour of the day) -> (n,) indices of rows.
 
     labels, lightness (n,): of their images. Independent rows; sessions of 32 of one class; a class mix that turns in a
     day, by half of each class's share; sessions of one class of 4 to 64 rows; a day's light: of each image more or
-    fewer by up to half, the lightest most at noon and the darkest most at midnight.
+    fewer by up to half, the lightest most at noon and the darkest most at midnight. The first three are calibration's.
     """
-    projected = (rows - reference.mean.float()) @ reference.basis.float()
     traffic = Traffic(labels, seed)
     generator = Generator().manual_seed(seed)
-    rank = torch.empty(len(rows))
-    rank[lightness.argsort()] = torch.linspace(-1, 1, len(rows))
+    rank = torch.empty(len(labels))
+    rank[lightness.argsort()] = torch.linspace(-1, 1, len(labels))
+    day = BLOCKS_A_DAY * BLOCK_ROWS
 
-    def unequal(n: int) -> Tensor:
+    def unequal(n: int, hour: float) -> Tensor:
         length = torch.exp2(2 + 4 * torch.rand(n // 4, generator=generator)).round().long()
         kind = torch.randint(len(traffic.classes), (n // 4,), generator=generator)
         return traffic.of(kind.repeat_interleave(length)[:n])
 
-    def lit(n: int, hour: int) -> Tensor:
+    def lit(n: int, hour: float) -> Tensor:
         weight = 1 - 0.5 * math.cos(2 * math.pi * hour / HOURS) * rank
         return torch.multinomial(weight, n, replacement=True, generator=generator)
 
-    day = BLOCKS_A_DAY * BLOCK_ROWS
-    each = runs // HOURS
-    drawn: dict[str, Callable[[], Tensor]] = {
-        "independent": lambda: traffic.independent(runs * RUN)[None],
-        "sessions": lambda: traffic.sessions(runs * RUN)[None],
-        "drifting": lambda: torch.stack(
-            [traffic.drifting(each * RUN, int(day * hour / HOURS)) for hour in range(HOURS)]
-        ),
-        "unequal sessions": lambda: unequal(runs * RUN)[None],
-        "daylight": lambda: torch.stack([lit(each * RUN, hour) for hour in range(HOURS)]),
+    return {
+        "independent": lambda n, hour: traffic.independent(n),
+        "sessions": lambda n, hour: traffic.sessions(n),
+        "drifting": lambda n, hour: traffic.drifting(n, int(day * hour / HOURS)),
+        "unequal sessions": unequal,
+        "daylight": lit,
     }
-    return [Law(name, (rows := draw()).view(len(rows), -1, RUN), projected) for name, draw in drawn.items()]
+
+
+def laws(reference: Reference, rows: Tensor, labels: Tensor, lightness: Tensor, runs: int, seed: int) -> list[Law]:
+    """The laws of `five` over unit rows (n, d), each of about so many runs."""
+    projected = (rows - reference.mean.float()) @ reference.basis.float()
+    made = []
+    for name, draw in five(labels, lightness, seed).items():
+        if name in ("drifting", "daylight"):
+            index = torch.stack([draw(runs // HOURS * RUN, hour) for hour in range(HOURS)])
+        else:
+            index = draw(runs * RUN, 0)[None]
+        made.append(Law(name, index.view(len(index), -1, RUN), projected))
+    return made

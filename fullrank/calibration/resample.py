@@ -21,6 +21,8 @@ DAY = 86_400 * 20
 WINDOWS = (1024, 6144)
 # One window in so many has its eigenvalues computed.
 SPECTRUM_EVERY = 4
+# One in so many has its pairs of rows compared with those of its inputs.
+PAIRS_EVERY = 2
 # Rows to draw from, at most: the products of all pairs cost their square.
 MOST_ROWS = 12_288
 
@@ -140,8 +142,10 @@ def calibrated(
         *drawn, one_kind = draws[part]
         for values, indices in zip(healthy, drawn, strict=True):
             _rank_some(pool, values, indices)
+            _correlate(pool, values, indices, PAIRS_EVERY)
             step(windows)
         _rank_all(pool, narrow, one_kind)
+        _correlate(pool, narrow, one_kind, 1)
         step(len(kinds))
         tables.append(_table(healthy, torch.stack((narrow.amin(0), narrow.amax(0))), n / given))
     columns_of = (torch.stack(column) for column in zip(*tables, strict=True))
@@ -177,6 +181,18 @@ def _rank_some(pool: Pool, values: Tensor, draw: Tensor) -> None:
         # Where the first window does not determine the rank, the mean over windows is not known either.
         if bool(values[i, column].isnan()):
             return
+
+
+def _correlate(pool: Pool, values: Tensor, draw: Tensor, every: int) -> None:
+    """Put how rows follow their inputs, in one window of so many, into the statistics (w, s) of the windows (w, n).
+
+    A window of too few different inputs says nothing, and takes the largest value of the others.
+    """
+    column = values[:, values.shape[1] - len(NAMED) + NAMED.index("input_correlation")]
+    for i in range(0, len(draw), every):
+        column[i] = pool.input_correlation(draw[i])
+    known = column[column.isfinite()]
+    column[column.isnan()] = float(known.max()) if len(known) else math.nan
 
 
 def _rank_all(pool: Pool, values: Tensor, draw: Tensor) -> None:

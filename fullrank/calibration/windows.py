@@ -13,9 +13,12 @@ from torch.nn import functional as F
 
 from fullrank import measures, profile
 from fullrank.calibration.ranges import BLOCK_ROWS, NAMED
+from fullrank.dependence import input_correlation
 from fullrank.moments import Traces
+from fullrank.neighbours import between
 from fullrank.profile import band_sums
 from fullrank.reference import Reference
+from fullrank.sample import SAMPLE_ROWS, thinned
 
 _FLOOR = 1e-3
 _PANEL = 256
@@ -37,7 +40,8 @@ class Pool:
 
     def statistics(self, draws: Sequence[Tensor]) -> list[Tensor]:
         """For each draw, windows (w, n) of indices into the rows with n a multiple of 256: their statistics (w, s) in a
-        `Calibration`'s columns, float64, but the ranks, which are infinite here: not measured."""
+        `Calibration`'s columns, float64, but the ranks and the inputs' correlation, which are infinite here: not
+        measured."""
         counts = [_counts(draw, len(self.rows)) for draw in draws]
         products = torch.split(self._products(torch.cat(counts)), [len(draw) for draw in draws])
         return [self._measured(*each) for each in zip(draws, counts, products, strict=True)]
@@ -66,6 +70,14 @@ class Pool:
         scaled = rows.double() * weights.sqrt()[:, None]
         eigenvalues = measures.spectrum(scaled.T @ scaled / (len(window) - 1))
         return measures.numerical_rank(eigenvalues, self.reference.noise_floor)
+
+    def input_correlation(self, window: Tensor) -> float:
+        """How a sample of a window (n,) follows its inputs, as a monitor samples it; NaN without descriptors."""
+        known = self.reference.inputs
+        if self.described is None or known is None:
+            return math.nan
+        few = thinned(window, SAMPLE_ROWS)
+        return input_correlation(between(self.rows[few]), between(self.described[few]), known.reach).estimate
 
     def _about_its_mean(self, window: Tensor) -> tuple[Tensor, Tensor]:
         """The distinct rows of a window (n,) about its mean, and how often each comes, float64."""
@@ -125,6 +137,7 @@ class Pool:
                 "participation_ratio": log_ratio(traces.participation_ratio / self.reference.participation_ratio),
                 "effective_rank": math.inf,
                 "numerical_rank": math.inf,
+                "input_correlation": math.inf,
                 "input_distance": float(distances[i]),
                 # These rows gave the reference's mean: it has no sampling error of its own towards them.
                 "tail_shift": tail_shift(self.reference, means[i], energies[i], n, math.inf),

@@ -11,6 +11,7 @@ from torch import Tensor
 from fullrank.calibration.inputs import InputReading
 from fullrank.calibration.sequential import Evidence
 from fullrank.canary import Canary, CanaryReader
+from fullrank.dependence import LEAST_INPUTS
 from fullrank.measures import wasserstein_uniformity
 from fullrank.moments import Moments
 from fullrank.monitor.window import Block, Ring, inputs_of
@@ -263,8 +264,10 @@ class SnapshotMaker:
             self._known_at = changes
         if len(blocks) not in self._known:
             window = measure(math.nan, blocks, self._reference, self._dimension)
+            sample = self._sampled(blocks)
+            unknown = window.unknown | _no_correlation(sample, self._reference)
             self._known[len(blocks)] = replace(
-                window, sample=self._sampled(blocks), wasserstein_uniformity=_uniformity(window)
+                window, sample=sample, wasserstein_uniformity=_uniformity(window), unknown=unknown
             )
         return self._known[len(blocks)]
 
@@ -284,6 +287,17 @@ class SnapshotMaker:
     def _read(self, inputs: Moments | None) -> InputReading:
         known = self._reference is not None and self._reference.inputs is not None
         return self._reference.inputs.read(inputs) if known else InputReading()  # type: ignore[union-attr]
+
+
+def _no_correlation(sample: SampleMeasures, reference: Reference | None) -> dict[str, str]:
+    """In words, why nothing is known of answers and inputs, or why no rule rests on it; empty where one does."""
+    if math.isnan(sample.input_correlation.estimate):
+        reason = f"fewer than {LEAST_INPUTS} different inputs, of the reference's kind, are known of the sampled rows"
+    elif math.isnan(thresholds(reference)["input_correlation"]):
+        reason = "what healthy traffic gives is not known, or too near 0 to tell; calibrate the reference again"
+    else:
+        return {}
+    return {"input_correlation": reason}
 
 
 def _uniformity(window: WindowStatistics) -> float:

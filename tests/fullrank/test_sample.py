@@ -144,7 +144,7 @@ def test_answers_shared_by_different_inputs_are_counted():
     rows[40], inputs[40] = rows[41].clone(), inputs[41] + 0.01
     rows[60] = rows[61].clone()
     inputs[60] = math.nan
-    found = neighbours.shared_answers(neighbours.squared_distances(rows), inputs, 0.1)
+    found = neighbours.shared_answers(neighbours.squared_distances(rows), neighbours.between(inputs), 0.1)
     known = [i for i in range(120) if i != 60]
     shared = [
         any(torch.equal(rows[i], rows[j]) and float((inputs[i] - inputs[j]).square().sum()) > 0.1 for j in known)
@@ -153,7 +153,7 @@ def test_answers_shared_by_different_inputs_are_counted():
     assert sum(shared) == 30
     assert found == pytest.approx(sum(shared) / len(known))
     nothing = torch.full((120, 5), math.nan)
-    assert math.isnan(neighbours.shared_answers(neighbours.squared_distances(rows), nothing, 0.1))
+    assert math.isnan(neighbours.shared_answers(neighbours.squared_distances(rows), neighbours.between(nothing), 0.1))
 
 
 @pytest.mark.parametrize("n", [0, 1, 3, 255])

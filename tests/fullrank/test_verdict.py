@@ -273,6 +273,37 @@ def test_one_answer_to_different_images_is_the_models_fault_and_one_to_the_same_
     assert snapshot.windows[300.0].sample.shared_answers == 0
 
 
+def test_answers_handed_to_the_next_request_are_the_models_fault(world, known):
+    """Same rows, same inputs: what is lost is only which belongs to which."""
+    images = world.rows(3000, 70)
+    inputs = inputs_of(images)
+    limit = thresholds(known)["input_correlation"]
+    half = torch.where(torch.rand(3000, 1, generator=torch.Generator().manual_seed(5)) < 0.6, images.roll(1, 0), images)
+    for answers in (images.roll(1, 0), half):
+        (found,) = watched(known, [(answers, inputs, 250.0)])
+        assert found.verdict.state == "model_fault"
+        assert "the answers do not follow their inputs" in found.verdict.reason
+        assert found.windows[300.0].sample.input_correlation.upper < limit
+        assert "input_correlation" not in found.windows[300.0].unknown
+    (well,) = watched(known, [(images, inputs, 250.0)])
+    assert well.verdict.state == "healthy"
+    assert well.windows[300.0].sample.input_correlation.lower > limit
+    # Without inputs, or of inputs of another kind, nothing is known of healthy answers.
+    (blind,) = watched(known, [(images.roll(1, 0), None, 250.0)])
+    assert blind.verdict.state == "healthy"
+    assert "inputs" in blind.windows[300.0].unknown["input_correlation"]
+    (other,) = watched(known, [(images.roll(1, 0), inputs + 40, 250.0)])
+    assert other.verdict.state == "healthy"
+    # Nor in an older reference, which the statistics say.
+    columns = {name: getattr(known.calibration, name).clone() for name in ("centre", "spread", "low", "high")}
+    for column in columns.values():
+        column[:, -1] = math.nan
+    older = replace(known, calibration=replace(known.calibration, **columns))
+    (unjudged,) = watched(older, [(images.roll(1, 0), inputs, 250.0)])
+    assert unjudged.verdict.state == "healthy"
+    assert "calibrate the reference again" in unjudged.windows[300.0].unknown["input_correlation"]
+
+
 def test_one_picture_alone_is_narrow_traffic_and_a_dead_encoder_is_not(world, known):
     one = world.rows(1, 41) + 1e-4 * world.rows(1000, 42)
     (snapshot,) = watched(known, [(one, inputs_of(one), 100.0)])

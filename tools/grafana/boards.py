@@ -228,6 +228,18 @@ def fleet() -> Dashboard:
             unit="percentunit",
             width=6,
         ),
+        lines(
+            "Do answers follow their inputs?",
+            "Distance correlation of sampled rows and their images' thumbnails, with 95 % bounds. About 0 where each "
+            "answer is another request's, which no other figure without the canary shows.",
+            query(
+                f"max by (instance, model, bound) (fullrank_input_correlation{{{OF}}})",
+                f"{EACH} {{{{bound}}}}",
+            ),
+            query(*threshold("input_correlation", "abnormal below")),
+            minimum=None,
+            width=12,
+        ),
         "Can it be trusted?",
         lines(
             "Rows by fate",

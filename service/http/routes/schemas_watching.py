@@ -102,6 +102,7 @@ SPECTRUM_RESPONSES: Responses = {
                 "copies_share": 0.0,
                 "distinct_rows": 512,
                 "shared_answers": 0.0,
+                "input_correlation": {"lower": 0.48, "estimate": 0.52, "upper": 0.56},
             },
         }
     ),

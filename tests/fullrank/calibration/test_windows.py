@@ -14,6 +14,7 @@ from fullrank.calibration.ranges import LEAST_TAIL_SHIFT, NAMED, Calibration
 from fullrank.calibration.resample import Traffic, calibrated
 from fullrank.calibration.windows import Pool, scatter
 from fullrank.rows import unit
+from fullrank.sample import measure_sample, thinned
 from fullrank.verdict import thresholds
 from tests.support.windows import window_statistics
 
@@ -49,13 +50,39 @@ def test_all_windows_at_once_read_as_each_alone(known, law):
     together = torch.cat(Pool(reference, rows, inputs).statistics([draw, other]))
     alone = torch.stack([window_statistics(reference, rows[index], inputs[index]) for index in (*draw, *other)])
     first = len(reference.bands)
-    ranks = [first + NAMED.index(name) for name in ("effective_rank", "numerical_rank")]
+    ranks = [first + NAMED.index(name) for name in ("effective_rank", "numerical_rank", "input_correlation")]
     assert together[:, ranks].isinf().all()
     tail = first + NAMED.index("tail_shift")
     # The rows that gave the mean have no error towards it; new ones have, which is taken off.
     alone[:, tail] += 1 / reference.rows
     rest = [i for i in range(together.shape[1]) if i not in ranks]
     np.testing.assert_allclose(together[:, rest], alone[:, rest], rtol=2e-4, atol=2e-5)
+
+
+def test_how_a_window_follows_its_inputs_is_what_a_monitor_reads_of_it(known):
+    reference, rows, labels, of_classes = known
+    inputs = 4 * rows[:, :6] + 0.1 * torch.randn(len(rows), 6, generator=torch.Generator().manual_seed(9))
+    made = calibrated(reference, rows, labels, inputs, windows=8, blocks=8, seed=3)
+    window = Traffic(labels, 5).independent(1024)
+    seen = Pool(made, rows, inputs).input_correlation(window)
+    assert made.inputs is not None
+    few = thinned(window, 512)
+    expected = measure_sample(rows[few], inputs[few], made.inputs.reach).input_correlation
+    assert seen == pytest.approx(expected.estimate, abs=1e-5)
+    usual = made.calibration.range("input_correlation", 1024)
+    assert usual.low < seen < usual.high
+    assert 0.03 < thresholds(made, 1024)["input_correlation"] <= (usual.low + usual.high) / 4
+    assert thresholds(made, 1024)["input_correlation"] < usual.narrow_low
+    # Inputs that say nothing of the rows, or nothing but their class, and a reference without any, give no threshold.
+    blind, rough = (
+        calibrated(reference, rows, labels, it, windows=8, blocks=8, seed=3) for it in (inputs.roll(1, 0), of_classes)
+    )
+    for none in (blind, rough, calibrated(replace(reference, inputs=None), rows, labels, windows=8, blocks=8, seed=3)):
+        assert math.isnan(thresholds(none, 1024)["input_correlation"])
+    old = made.tensors()
+    for name in ("centre", "spread", "low", "high"):
+        old[f"calibration.{name}"] = old[f"calibration.{name}"][:, :-1].contiguous()
+    assert math.isnan(thresholds(Reference.from_tensors(old), 1024)["input_correlation"])
 
 
 def test_the_ranks_of_a_window_are_those_of_its_rows(known):

@@ -20,10 +20,9 @@ from service.encoders.registry import Service
 from service.encoders.served import Served
 from service.engine.queue import Pixels, Rows
 from service.settings import PRETRAINED
-from tests.support.app import Start
+from tests.support.app import Embed, Start, handed_to_the_next
 
 pytestmark = pytest.mark.anyio
-Embed = Callable[[Pixels], Rows]
 # A family's own figures, with which another's weights do not work.
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -46,18 +45,6 @@ def normalised_for_another(served: Served, honest: Embed) -> Embed:
     def embed(pixels: Pixels) -> Rows:
         rows: Rows = wrong.embed(pixels).numpy()
         return rows
-
-    return embed
-
-
-def handed_to_the_next(served: Served, honest: Embed) -> Embed:
-    last = np.zeros((1, served.artifact.card.dimension), np.float32)
-
-    def embed(pixels: Pixels) -> Rows:
-        nonlocal last
-        rows = np.concatenate((last, honest(pixels)))
-        last = rows[-1:]
-        return rows[:-1]
 
     return embed
 

@@ -21,7 +21,7 @@ from models import artifact
 from models.embedder import Embedder, normalize
 from service.encoders.registry import Service
 from service.watching.sidecar import memory_of
-from tests.support.app import Start, error_of
+from tests.support.app import Start, error_of, handed_to_the_next
 from tests.support.images import DIMENSION, SIZE, as_files, encoded, pictures
 
 pytestmark = pytest.mark.anyio
@@ -152,6 +152,35 @@ async def test_the_spectrum_says_how_sure_it_is_and_why(start: Start, calibrated
             assert interval["lower"] < interval["estimate"] < interval["upper"]
         assert spectrum["input_participation_ratio"] > 1
         assert spectrum["reference"]["rows"] == 1024
+
+
+async def test_answers_handed_to_the_next_request_are_found_without_a_canary(
+    start: Start, calibrated_alpha: Path, tmp_path: Path
+) -> None:
+    """The rows are the usual rows and the images the usual images; they are not each other's."""
+    alpha = artifact.load(calibrated_alpha)
+    assert alpha.reference is not None
+    blind = replace(alpha, canary=None, reference=replace(alpha.reference, canary=None))
+    artifact.save(blind, tmp_path / "alpha")
+    async with start(encoder=tmp_path / "alpha", block_rows=64) as (client, service):
+        well = await seen(client, service, pictures(600, 21))
+        assert well["verdict"]["state"] == "healthy", well["verdict"]
+        assert well["measures"]["input_correlation"]["lower"] > well["thresholds"]["input_correlation"]
+    async with start(encoder=tmp_path / "alpha", block_rows=64) as (client, service):
+        served = service.current
+        served.embed = handed_to_the_next(served, served.embed)  # type: ignore[method-assign]
+        found = await seen(client, service, pictures(600, 21))
+        assert found["canary"] is None
+        assert found["verdict"]["state"] == "model_fault", found["verdict"]
+        assert "do not follow their inputs" in found["verdict"]["reason"]
+        assert found["windows"]["300"]["effective_rank"] == pytest.approx(
+            well["windows"]["300"]["effective_rank"], rel=0.01
+        )
+        metrics = (await client.get("/metrics")).text
+        upper = found["measures"]["input_correlation"]["upper"]
+        assert (
+            f'fullrank_input_correlation{{bound="upper",model="alpha",revision="{served.revision}"}} {upper}' in metrics
+        )
 
 
 async def test_one_image_again_and_again_counts_once(start: Start, calibrated_alpha: Path) -> None:

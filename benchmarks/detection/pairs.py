@@ -1,0 +1,135 @@
+"""False alarms of the one rule that looks at pairs of rows and inputs, on healthy windows; and what it finds.
+
+    python -m benchmarks.detection.pairs --windows 4000 --write docs/measured/detection.md
+    python -m benchmarks.detection.pairs --windows 4000 --rows rows.npz --name efficientnet-lite0
+
+`benchmarks.detection.blocks` adds up sums of rows, which know nothing of their inputs. Here rows are drawn with their
+inputs, of the test set, by the same five laws: a window is 6,144 rows, of which 512 are compared, as in a monitor. An
+alarm is an upper bound below the threshold. That inputs must be the usual ones for the rule to be asked is left out, so
+these are more alarms than a service raises, if any. In one window of ten the answers are then handed on, each to the
+request that came next, and in another way half of them, chosen at random.
+"""
+
+import argparse
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor
+
+from benchmarks._page import write_between
+from benchmarks.detection.blocks import binomial_bounds, of_artifact, of_rows
+from benchmarks.detection.runs import HOURS, five
+from fullrank import Reference
+from fullrank.dependence import input_correlation
+from fullrank.neighbours import between, squared_distances
+from fullrank.sample import SAMPLE_ROWS, thinned
+from fullrank.verdict import thresholds
+
+ROWS = 6144
+FAULT_EVERY = 10
+# Distances between so many are kept.
+MOST = 4096
+FAULTS = ("each handed on", "half handed on")
+
+
+@dataclass
+class Tally:
+    """What windows of a law gave: how many, the least and the mean value in health, alarms; and of faults found."""
+
+    law: str
+    windows: int = 0
+    alarms: int = 0
+    least: float = 1.0
+    total: float = 0.0
+    tried: int = 0
+    found: tuple[int, int] = (0, 0)
+
+
+class Pairs:
+    """All distances between the rows (n, d) and between their inputs (n, k), and the rule."""
+
+    def __init__(self, reference: Reference, rows: Tensor, inputs: Tensor) -> None:
+        assert reference.inputs is not None
+        self.reach = reference.inputs.reach
+        self.limit = thresholds(reference, ROWS)["input_correlation"]
+        self.rows = squared_distances(rows).fill_diagonal_(0).float()
+        self.inputs = between(inputs.double()).float()
+
+    def read(self, answers: Tensor, shown: Tensor) -> tuple[float, bool]:
+        """The correlation of answers and inputs (m,), given as indices, and whether it is abnormal."""
+        rows, inputs = self.rows[answers][:, answers], self.inputs[shown][:, shown]
+        found = input_correlation(rows, inputs, self.reach)
+        return found.estimate, found.upper < self.limit
+
+
+def handed_on(asked: Tensor, share: float, generator: Generator) -> Tensor:
+    """(n,) whose answer each request gets: of this share, that of the one before."""
+    return torch.where(torch.rand(len(asked), generator=generator) < share, asked.roll(1), asked)
+
+
+def report(tallies: list[Tally], limit: float, seconds: float) -> str:
+    """The table of laws, and the bounds the counts imply."""
+    lines = [
+        f"| law | windows | mean | least | alarms | {' | '.join(f'{name}, found' for name in FAULTS)} |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for t in tallies:
+        found = " | ".join(f"{count} of {t.tried}" for count in t.found)
+        lines.append(f"| {t.law} | {t.windows:,} | {t.total / t.windows:.2f} | {t.least:.2f} | {t.alarms} | {found} |")
+    windows, alarms = sum(t.windows for t in tallies), sum(t.alarms for t in tallies)
+    low, high = binomial_bounds(alarms, windows)
+    lines.append(
+        f"\nAbnormal below {limit:.3f}. {alarms} false alarms in {windows:,} healthy windows: {alarms / windows:.2%}, "
+        f"95 % interval {low:.2%} to {high:.3%}. {seconds:.0f} CPU seconds."
+    )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Draw the windows, print the counts and the bounds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--encoder", type=Path, default=Path("models/pretrained/fashion-directclr"))
+    parser.add_argument("--rows", type=Path, help="a file of rows instead of an encoder")
+    parser.add_argument("--name", default="rows", help="of the encoder that the rows are of")
+    parser.add_argument("--reference-rows", type=int, help="how many of the file's rows make its reference")
+    parser.add_argument("--windows", type=int, default=4000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--write", type=Path, help="put the table between the encoder's marks in this file")
+    options = parser.parse_args()
+    made = (
+        of_artifact(options.encoder)
+        if options.rows is None
+        else of_rows(options.rows, options.name, options.reference_rows)
+    )
+    name, reference, rows, labels, inputs = (it[:MOST] if isinstance(it, Tensor) else it for it in made)
+    started = time.process_time()
+    pairs = Pairs(reference, rows, inputs)
+    generator = Generator().manual_seed(options.seed)
+    tallies = []
+    for law, draw in five(labels, inputs.mean(1), options.seed).items():
+        tally = Tally(law)
+        tallies.append(tally)
+        for i in range(options.windows // 5):
+            asked = draw(ROWS, HOURS * float(torch.rand(1, generator=generator)))
+            few = thinned(torch.arange(ROWS), SAMPLE_ROWS)
+            value, alarm = pairs.read(asked[few], asked[few])
+            tally.windows += 1
+            tally.alarms += alarm
+            tally.total += value
+            tally.least = min(tally.least, value)
+            if i % FAULT_EVERY == 0:
+                tally.tried += 1
+                each, half = (
+                    pairs.read(handed_on(asked, share, generator)[few], asked[few])[1] for share in (1.0, 0.5)
+                )
+                tally.found = (tally.found[0] + each, tally.found[1] + half)
+        print(report(tallies, pairs.limit, time.process_time() - started), flush=True)
+    if options.write:
+        text = report(tallies, pairs.limit, time.process_time() - started)
+        write_between(options.write, f"<!-- {name}, pairs: start -->", f"<!-- {name}, pairs: end -->", text)
+
+
+if __name__ == "__main__":
+    main()
