@@ -19,8 +19,8 @@ Embed = Callable[[Pixels], Rows]
 
 
 def handed_to_the_next(served: Served, honest: Embed) -> Embed:
-    """Each request gets the answer of the one before, the first a row of zeros."""
-    last = np.zeros((1, served.artifact.card.dimension), np.float32)
+    """Each request gets the answer of the one before, the first a row of ones."""
+    last = np.ones((1, served.artifact.card.dimension), np.float32)
 
     def embed(pixels: Pixels) -> Rows:
         nonlocal last
