@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.detection.pairs import ROWS, Pairs, Tally, handed_on, report
+from benchmarks.detection.pairs import ROWS, Pairs, Tally, handed_on, report, rows_to_detection
 from benchmarks.detection.runs import five
 from fullrank import Reference
 from fullrank.sample import measure_sample
@@ -50,3 +50,12 @@ def test_the_laws_draw_what_was_asked_for_and_the_report_counts():
     assert "| sessions | 400 | 0.50 | 0.41 | 0 | 40 of 40 | 39 of 40 |" in text
     assert "0 false alarms in 400 healthy windows" in text
     assert "0.746%" in text  # 1 - 0.05^(1/400)
+
+
+def test_answers_handed_on_are_found_without_an_image_that_repeats(known, monkeypatch):
+    monkeypatch.setattr("benchmarks.detection.pairs.HEALTHY_ROWS", 2000)
+    rows, inputs, _ = drawn(6000, 6)
+    found, reason = rows_to_detection(known, rows, inputs, 1)
+    assert found is not None
+    assert 500 <= found <= 4000
+    assert "do not follow their inputs" in reason
