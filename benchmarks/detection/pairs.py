@@ -92,7 +92,9 @@ def rows_to_detection(reference: Reference, rows: Tensor, inputs: Tensor, seed: 
             verdict = show(part, part)
         if verdict.state != "healthy":
             return 0, verdict.reason
-        for i, (answers, shown) in enumerate(zip(*(it.split(STEP) for it in (asked.roll(1), asked)), strict=True)):
+        for i, (answers, shown) in enumerate(
+            zip(torch.split(asked.roll(1), STEP), torch.split(asked, STEP), strict=True)
+        ):
             verdict = show(answers, shown)
             if verdict.state != "healthy":
                 return i * STEP + len(shown), verdict.reason
