@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.distributions import LIBRARY, ROOT, SERVER, environment, install, requirements
+from tests.support.distributions import LIBRARY, ROOT, SERVER, clean, environment, install, needed, requirements
 
 ROOMS = ("cli", "models", "scale", "service", "theory", "tools", "training")
 
@@ -64,15 +64,15 @@ def test_neither_tests_nor_the_collapsed_encoder_are(names: set[str], server: tu
 def test_the_command_works_from_the_wheels_alone(
     library: tuple[Path, Path], server: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    needs = [it.name for it in (*requirements(SERVER), *requirements(LIBRARY)) if it.name != "fullrank"]
-    python = environment(tmp_path / "venv", *needs, "httpx")
+    python = environment(tmp_path / "venv", *needed(), "httpx")
     install(python, library[1], server[1])
     (tmp_path / "models").mkdir()  # a user's own folder of that name is in nobody's way
     (tmp_path / "models" / "__init__.py").write_text("raise SystemExit('the wrong models')")
     command = python.with_name("fullrank")
 
     def run(*arguments: str) -> str:
-        done = subprocess.run([command, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+        words = [command, *arguments]
+        done = subprocess.run(words, cwd=tmp_path, env=clean(), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -91,11 +91,11 @@ def test_the_wheels_are_used_as_by_a_first_user(
 ) -> None:
     """On the Python that runs this; the release does it on every one that the wheels name."""
     report = [it.name for it in requirements(SERVER, "report")]
-    needs = [it.name for it in (*requirements(SERVER), *requirements(LIBRARY)) if it.name != "fullrank"]
-    python = environment(tmp_path / "venv", *needs, *report, "httpx")
+    python = environment(tmp_path / "venv", *needed(), *report, "httpx")
     install(python, library[1], server[1])
     command = [python, "-I", Path(__file__).parents[1] / "support" / "first_user.py", python.with_name("fullrank")]
-    done = subprocess.run([*command, ROOT / "examples" / "ankle-boot.png"], capture_output=True, text=True, check=False)
+    command.append(ROOT / "examples" / "ankle-boot.png")
+    done = subprocess.run(command, env=clean(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "POST /embed: a row of 256 by fashion-directclr" in done.stdout
 

@@ -26,17 +26,17 @@ def build(project: Path, folder: Path) -> tuple[Path, Path]:
 
 
 def closure(*names: str) -> set[str]:
-    """What distributions installed here need at run time, themselves included."""
-    found: set[str] = set()
-    left = list(names)
+    """What distributions installed here need at run time, themselves included. Names may have extras."""
+    found: set[tuple[str, str]] = set()
+    left = [Requirement(it) for it in names]
     while left:
-        name = left.pop().lower().replace("_", "-")
-        if name in found:
-            continue
-        found.add(name)
-        needs = (Requirement(it) for it in distribution(name).requires or ())
-        left += [it.name for it in needs if it.marker is None or it.marker.evaluate({"extra": ""})]
-    return found
+        wanted = left.pop()
+        name = wanted.name.lower().replace("_", "-")
+        for extra in {"", *wanted.extras} - {known for it, known in found if it == name}:
+            found.add((name, extra))
+            needs = (Requirement(it) for it in distribution(name).requires or ())
+            left += [it for it in needs if it.marker is None or it.marker.evaluate({"extra": extra})]
+    return {name for name, _ in found}
 
 
 def environment(folder: Path, *names: str) -> Path:
@@ -57,11 +57,15 @@ def environment(folder: Path, *names: str) -> Path:
     return python
 
 
+def clean() -> dict[str, str]:
+    """The environment's variables without PYTHONPATH, which would put this repository before an installed wheel."""
+    return {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+
+
 def install(python: Path, *wheels: Path) -> None:
     """Wheels alone, without what they need."""
     command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index"]
-    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run([*command, *map(str, wheels)], env=clean, capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, *map(str, wheels)], env=clean(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -69,3 +73,9 @@ def requirements(project: dict[str, Any], extra: str | None = None) -> list[Requ
     """What a pyproject.toml asks for."""
     table = project["project"]
     return [Requirement(it) for it in (table["optional-dependencies"][extra] if extra else table["dependencies"])]
+
+
+def needed() -> list[str]:
+    """What both distributions ask for beside themselves, with extras."""
+    both = (*requirements(SERVER), *requirements(LIBRARY))
+    return [f"{it.name}[{','.join(it.extras)}]" for it in both if it.name != "fullrank"]
