@@ -123,6 +123,13 @@ class Settings(BaseSettings):
         description="CPU threads of one forward pass. Use no more than there are free cores: the threads wait for each "
         "other, so two on one core are far slower than one.",
     )
+    lanes: int = Field(
+        2,
+        ge=1,
+        le=2,
+        description="Batches in work at a time. With 2, one is decoded while the other is embedded. With 1 an encoder that "
+        "takes less time than the decoding of its images answers sooner.",
+    )
     decode_threads: int = Field(
         max(1, min(4, available_cpus() - 1)),
         ge=1,

@@ -55,6 +55,7 @@ class Service:
             decode_seconds=settings.decode_seconds,
             decode_memory=settings.decode_memory_bytes,
             pinned=torch.device(settings.device).type == "cuda",
+            lanes=settings.lanes,
         )
         self.roster = ServedEncoders(settings, self.engine, metrics, Observer(metrics, settings.monitor_rate))
         limits = Limits(settings.request_timeout, settings.liveness_seconds)

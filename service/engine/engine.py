@@ -1,6 +1,6 @@
-"""The engine: it batches requests, decodes their images and runs the encoder, on two threads called lanes.
+"""The engine: it batches requests, decodes their images and runs the encoder, on one or two threads called lanes.
 
-While one lane runs a batch on the device, the other decodes the next. A lane takes the waiting images, decodes them,
+While one lane runs a batch on the device, the other, if there is one, decodes the next. A lane takes the waiting images, decodes them,
 adds those that arrive until the device is free, runs the batch and hands the rows back. So a request changes thread
 twice, and at most one batch is ready ahead of the device. No request waits for a timer. Images that may take long to
 decode leave the lane for separate processes (pool.py) and join a later batch.
@@ -38,8 +38,8 @@ class Engine:
 
     threads: CPU threads of one forward pass. decode_threads: threads that decode one batch, the lane's own included;
     also the number of processes for images that may take long. Such an image may take at most decode_seconds of CPU and
-    decode_memory bytes. pinned: batches lie in page-locked memory, for a CUDA device. All public methods run on the
-    event loop that the first job came on.
+    decode_memory bytes. pinned: batches lie in page-locked memory, for a CUDA device. lanes: batches in work at a time.
+    All public methods run on the event loop that the first job came on.
     """
 
     def __init__(
@@ -52,11 +52,13 @@ class Engine:
         decode_seconds: float = DECODE_SECONDS,
         decode_memory: int = DECODE_MEMORY,
         pinned: bool = False,
+        lanes: int = LANES,
     ) -> None:
         self.queue = Queue(max_batch)
         self.failures = 0  # failed batches since the last successful one
         self._metrics = metrics
         self._pinned = pinned
+        self._lane_count = lanes
         self._threads = threads
         self._loop: asyncio.AbstractEventLoop | None = None
         self._jobs: set[Job] = set()  # unfinished jobs
@@ -138,7 +140,8 @@ class Engine:
         """The running event loop. The first call also starts the lanes."""
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
-            self._lanes = [threading.Thread(target=self._lane, name=f"engine_{i}", daemon=True) for i in range(LANES)]
+            names = (f"engine_{i}" for i in range(self._lane_count))
+            self._lanes = [threading.Thread(target=self._lane, name=name, daemon=True) for name in names]
             for lane in self._lanes:
                 lane.start()
         return self._loop

@@ -214,6 +214,20 @@ async def test_requests_one_after_another_stay_with_one_lane_whose_caches_are_wa
     await engine.close()
 
 
+async def test_one_lane_decodes_nothing_while_it_embeds(metrics: Metrics) -> None:
+    engine, encoder = Engine(3, 1, metrics, lanes=1), Files()
+    jobs = [asyncio.create_task(engine.embed(encoder, [1]))]
+    await until(encoder.entered.is_set)
+    jobs += [asyncio.create_task(engine.embed(encoder, [value])) for value in (2, 3, 4)]
+    await until(lambda: len(engine.queue) == 3)
+    await asyncio.sleep(0.02)
+    assert encoder.events == ["decode 1", "embed [1]"]
+    encoder.release.set()
+    assert [job.rows.item() for job in await asyncio.gather(*jobs)] == [1, 2, 3, 4]
+    assert encoder.events[2:] == ["decode 2", "decode 3", "decode 4", "embed [2, 3, 4]"]
+    await engine.close()
+
+
 async def test_a_job_ends_at_its_deadline_though_the_device_is_held(metrics: Metrics) -> None:
     engine, encoder = Engine(8, 1, metrics), Files()
     first = asyncio.create_task(engine.embed(encoder, [1]))
