@@ -127,8 +127,8 @@ class Settings(BaseSettings):
         2,
         ge=1,
         le=2,
-        description="Batches in work at a time. With 2, one is decoded while the other is embedded. With 1 an encoder that "
-        "takes less time than the decoding of its images answers sooner.",
+        description="Batches in work at a time. With 2, one is decoded while the other is embedded. With 1 an encoder "
+        "that takes less time than the decoding of its images answers sooner.",
     )
     decode_threads: int = Field(
         max(1, min(4, available_cpus() - 1)),

@@ -1,9 +1,9 @@
 """The engine: it batches requests, decodes their images and runs the encoder, on one or two threads called lanes.
 
-While one lane runs a batch on the device, the other, if there is one, decodes the next. A lane takes the waiting images, decodes them,
-adds those that arrive until the device is free, runs the batch and hands the rows back. So a request changes thread
-twice, and at most one batch is ready ahead of the device. No request waits for a timer. Images that may take long to
-decode leave the lane for separate processes (pool.py) and join a later batch.
+While one lane runs a batch on the device, the other, if there is one, decodes the next. A lane takes the waiting
+images, decodes them, adds those that arrive until the device is free, runs the batch and hands the rows back. So a
+request changes thread twice, and at most one batch is ready ahead of the device. No request waits for a timer. Images
+that may take long to decode leave the lane for separate processes (pool.py) and join a later batch.
 """
 
 import asyncio
