@@ -358,7 +358,7 @@ def test_thresholds_are_in_the_gauges_unit(reference):
     assert tuple(limit) == SIGNALS
     assert limit["participation_ratio"] == pytest.approx(0.7 * reference.participation_ratio)
     assert limit["total_variance"] == pytest.approx(0.1 * reference.total_variance)
-    unknown = {"mean_shift_ratio", "input_distance", "evidence"}  # without a calibration
+    unknown = {"mean_shift_ratio", "input_distance", "evidence", "input_correlation"}  # without a calibration
     assert {signal for signal, value in limit.items() if math.isnan(value)} == unknown
     bare = thresholds(None)
     assert set(bare) == set(SIGNALS)
