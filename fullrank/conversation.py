@@ -122,11 +122,7 @@ class Conversation:
             params=params,
             headers={"Accept": "application/x-npy"},
         )
-        for attempt in itertools.count():
-            response: httpx.Response = yield request
-            if response.status_code not in BUSY or attempt >= self.retries:
-                break
-            yield self._wait(response, attempt)
+        response = yield from self._answered(request)
         if response.is_success:
             rows = np.load(io.BytesIO(response.content), allow_pickle=False)
             return Part(rows, (response.headers["X-Model"], response.headers["X-Revision"]))
@@ -137,6 +133,15 @@ class Conversation:
         for half in batch.halves():
             parts.append((yield from self._talk(half, params)))
         return Part(np.concatenate([part.rows for part in parts]), same_encoder(parts))
+
+    def _answered(self, request: httpx.Request) -> Generator[httpx.Request | float, Any, httpx.Response]:
+        """A request's answer; it is sent again while the service is full or starting."""
+        for attempt in itertools.count():
+            response: httpx.Response = yield request
+            if response.status_code not in BUSY or attempt >= self.retries:
+                break
+            yield self._wait(response, attempt)
+        return response
 
     def _wait(self, response: httpx.Response, attempt: int) -> float:
         asked = response.headers.get("Retry-After", "")
@@ -210,11 +215,7 @@ class Conversation:
 
     def _told(self, request: httpx.Request) -> Generator[httpx.Request | float, Any, None]:
         """One request's conversation, as `_talk`."""
-        for attempt in itertools.count():
-            response: httpx.Response = yield request
-            if response.status_code not in BUSY or attempt >= self.retries:
-                break
-            yield self._wait(response, attempt)
+        response = yield from self._answered(request)
         if not response.is_success:
             raise self._refusal(response, Batch(0, []))
 

@@ -38,6 +38,8 @@ from models.embedder import Embedder, normalize
 from training.data import SOURCES, ImageSet
 
 RUNS = 4800
+# An encoder's name and reference, and its unit rows (n, d), their classes (n,) and their inputs' descriptors (n, k).
+Source = tuple[str, Reference, Tensor, Tensor, Tensor]
 BLOCKS_A_YEAR = 365.25 * 86_400 * 20 / BLOCK_ROWS
 
 
@@ -69,7 +71,7 @@ def binomial_bounds(count: int, trials: int) -> tuple[float, float]:
     return float(beta.ppf(0.025, count, trials - count + 1)), float(beta.ppf(0.975, count + 1, trials - count))
 
 
-def of_artifact(folder: Path) -> tuple[str, Reference, Tensor, Tensor, Tensor]:
+def of_artifact(folder: Path) -> Source:
     """Its name and reference, and its unit rows of the test images, their classes and descriptors."""
     artifact = load(folder)
     if artifact.reference is None or artifact.reference.calibration is None:
@@ -82,28 +84,31 @@ def of_artifact(folder: Path) -> tuple[str, Reference, Tensor, Tensor, Tensor]:
     return artifact.card.name, artifact.reference, rows, test.labels, inputs
 
 
-def of_rows(file: Path, name: str, reference_rows: int | None) -> tuple[str, Reference, Tensor, Tensor, Tensor]:
+def of_rows(file: Path, name: str, reference_rows: int | None) -> Source:
     """The same of the rows in a file: a reference built from the first of them, and the other half."""
     bench = RowsBench(file, reference_rows)
     return name, bench.reference, bench.clean, bench.traffic.labels, bench.inputs
 
 
-def main() -> None:
-    """Run the streams, print the counts and the bounds."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def chosen(text: str, counted: str, count: int) -> tuple[argparse.Namespace, Source]:
+    """The command line of a benchmark on healthy traffic, which counts so many by default, and what it chooses."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", type=Path, default=Path("models/pretrained/fashion-directclr"))
     parser.add_argument("--rows", type=Path, help="a file of rows instead of an encoder")
     parser.add_argument("--name", default="rows", help="of the encoder that the rows are of")
     parser.add_argument("--reference-rows", type=int, help="how many of the file's rows make its reference")
-    parser.add_argument("--blocks", type=int, default=1_000_000)
+    parser.add_argument(counted, type=int, default=count)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--write", type=Path, help="put the table between the encoder's marks in this file")
     options = parser.parse_args()
-    name, reference, rows, labels, inputs = (
-        of_artifact(options.encoder)
-        if options.rows is None
-        else of_rows(options.rows, options.name, options.reference_rows)
-    )
+    if options.rows is None:
+        return options, of_artifact(options.encoder)
+    return options, of_rows(options.rows, options.name, options.reference_rows)
+
+
+def main() -> None:
+    """Run the streams, print the counts and the bounds."""
+    options, (name, reference, rows, labels, inputs) = chosen(__doc__, "--blocks", 1_000_000)
     started = time.process_time()
     drawn = laws(reference, rows, labels, inputs.mean(1), RUNS, options.seed)
     streams = [Streams(reference, law, rows, options.seed) for law in drawn]

@@ -13,16 +13,14 @@ Last, a monitor without a canary sees 6,000 healthy rows and then answers handed
 repeat, the rule for shared answers finds that within two blocks.
 """
 
-import argparse
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Generator, Tensor
 
 from benchmarks._page import write_between
-from benchmarks.detection.blocks import binomial_bounds, of_artifact, of_rows
+from benchmarks.detection.blocks import binomial_bounds, chosen
 from benchmarks.detection.runs import HOURS, five
 from fullrank import Reference, SpectrumMonitor
 from fullrank.dependence import input_correlation
@@ -121,21 +119,7 @@ def report(tallies: list[Tally], limit: float, seconds: float) -> str:
 
 def main() -> None:
     """Draw the windows, print the counts and the bounds."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encoder", type=Path, default=Path("models/pretrained/fashion-directclr"))
-    parser.add_argument("--rows", type=Path, help="a file of rows instead of an encoder")
-    parser.add_argument("--name", default="rows", help="of the encoder that the rows are of")
-    parser.add_argument("--reference-rows", type=int, help="how many of the file's rows make its reference")
-    parser.add_argument("--windows", type=int, default=4000)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--write", type=Path, help="put the table between the encoder's marks in this file")
-    options = parser.parse_args()
-    made = (
-        of_artifact(options.encoder)
-        if options.rows is None
-        else of_rows(options.rows, options.name, options.reference_rows)
-    )
-    name, reference, *all_of = made
+    options, (name, reference, *all_of) = chosen(__doc__, "--windows", 4000)
     rows, labels, inputs = (it[:MOST] for it in all_of)
     started = time.process_time()
     pairs = Pairs(reference, rows, inputs)
