@@ -18,6 +18,8 @@ PAGE = ROOT / "docs" / "explanation" / "verdict.md"
 START, END = "<!-- rules: start -->", "<!-- rules: end -->"
 WIDTH = 120
 WINDOWS = {"5m": "five minutes", "1h": "an hour"}
+# Where no figure is known to be beyond its threshold.
+NONE = {"5m": "unknown, for the verdict rests on other rows, or on what has no figure", "1h": "unknown"}
 
 HEADER = """\
 # Written by python -m tools.rules from fullrank/rules.py, the verdict's table: change that.
@@ -50,8 +52,9 @@ TOLD = {
         "page",
         "1m",
         "no longer embeds as it did",
-        "The model, its preprocessing, its precision or its hardware is at fault: the canary images embed elsewhere, "
-        "or, where none was embedded lately, the embeddings strayed while the traffic stayed what it was.",
+        "The model, its preprocessing, its precision, its hardware or what hands out its answers is at fault: the "
+        "canary images embed elsewhere, answers are not those of their images, or, where no canary was embedded "
+        "lately, the embeddings strayed while the traffic stayed what it was.",
     ),
     "complete_collapse": Alert(
         "EmbeddingCompleteCollapse",
@@ -66,7 +69,8 @@ TOLD = {
         "page",
         "1m",
         "has let its embeddings fall into a subspace",
-        "Directions that carry variance in healthy embeddings carry none.",
+        "The embeddings vary in fewer directions than healthy ones: some of those hold too little variance, or all of "
+        "it lies in another, smaller subspace.",
         hour=True,
     ),
     "traffic_shifted": Alert(
@@ -74,18 +78,21 @@ TOLD = {
         "ticket",
         "5m",
         "sees images unlike those of its reference",
-        "The embeddings strayed with their images: foreign images, or a client that prepares them differently "
-        "(inverted, wrongly scaled, cropped).",
+        "The embeddings strayed with their images: foreign images, a client that prepares them differently (inverted, "
+        "wrongly scaled, cropped), or a few images that come often. Where the inputs are not measured, the service's "
+        "own preprocessing may have changed.",
     ),
     "traffic_narrowed": Alert(
         "EmbeddingTrafficNarrowed",
         "ticket",
         "1m",
         "sees less varied images than its reference did",
-        "The encoder is intact and the traffic is narrower; the rank falls with it.",
+        "The images are less varied, or come again and again, and the rank falls with them. A reference that is not "
+        "calibrated cannot tell this from an encoder that lost directions.",
     ),
 }
-# Threshold -> the value's name in the annotation, its query over a window, and its format.
+# Threshold -> the value's name in the annotation, its query over a window, and its format. Estimates, not bounds: the
+# rows since a change are judged by these.
 FIGURES = {
     "canary_cosine": (
         "least cosine of a canary image to the stored one",
@@ -105,20 +112,20 @@ FIGURES = {
     "zero_share": ("share of rows that are zeros", "fullrank_zero_share{window='WINDOW',%s}", "%.2f"),
     "shared_answers": ("share of rows that equal the row of another image", "fullrank_shared_answers{%s}", "%.2f"),
     "input_correlation": (
-        "distance correlation of answers and inputs, at most",
-        "fullrank_input_correlation{bound='upper',%s}",
+        "distance correlation of answers and inputs",
+        "fullrank_input_correlation{bound='estimate',%s}",
         "%.2f",
     ),
     "total_variance": ("total variance", "fullrank_total_variance{window='WINDOW',%s}", "%.2g"),
     "numerical_rank": ("directions with variance", "fullrank_numerical_rank{window='WINDOW',%s}", "%.0f"),
     "tail_energy_ratio_gone": (
-        "weakest trailing band, at most",
-        "min(fullrank_band_energy_ratio{window='WINDOW',part='tail',bound='upper',%s})",
+        "weakest trailing band",
+        "min by (OWN) (fullrank_band_energy_ratio{window='WINDOW',part='tail',bound='estimate',%s})",
         "%.2f",
     ),
     "tail_energy_ratio_high": (
         "strongest trailing band",
-        "max(fullrank_band_energy_ratio{window='WINDOW',part='tail',bound='estimate',%s})",
+        "max by (OWN) (fullrank_band_energy_ratio{window='WINDOW',part='tail',bound='estimate',%s})",
         "%.1f",
     ),
     "head_energy_ratio_low": (
@@ -131,38 +138,71 @@ FIGURES = {
         "fullrank_participation_ratio{window='WINDOW',bound='estimate',%s}",
         "%.1f",
     ),
+    "participation_ratio_collapse": (
+        "participation ratio",
+        "fullrank_participation_ratio{window='WINDOW',bound='estimate',%s}",
+        "%.1f",
+    ),
+    "input_distance": ("distance of the inputs from the reference's", "fullrank_input_distance{%s}", "%.1f"),
     "mean_shift_ratio": ("shift of the mean", "fullrank_mean_shift_ratio{%s}", "%.2f"),
     "tail_shift": ("shift of the mean in the tail", "fullrank_tail_shift{%s}", "%.3f"),
     "evidence": ("evidence of the sequential test", "fullrank_evidence{%s}", "%.1f"),
 }
-# Shown through the weakest band already.
-SHOWN_ELSEWHERE = {"tail_energy_ratio_low"}
+# A case whose condition compares a figure of its own is told by that one, whatever the rule that it belongs to.
+TOLD_BY = {
+    "ratio collapsed, not calibrated": "participation_ratio_collapse",
+    "ratio collapsed, inputs not known to differ": "participation_ratio_collapse",
+    "inputs are usual, ratio collapsed, no recent canary": "participation_ratio_collapse",
+    "inputs are foreign": "input_distance",
+    "inputs differ, recent canary": "input_distance",
+}
+ABOVE = {"input_distance"} | {rule.threshold for rule in RULES if rule.side == "above"}
+# The last trailing band, which no query can pick, is told with the weakest one.
+LAST_BAND, ANY_BAND = "tail_energy_ratio_low", "tail_energy_ratio_gone"
+OWN = "job, instance, model, revision"
 
 
-def value(query: str, form: str) -> str:
-    """An annotation template that queries Prometheus for a value of the alert's own replica and encoder.
+def told(state: str) -> list[str]:
+    """The thresholds that a verdict of this state may rest on: those of its rules, then those of cases."""
+    own = [rule.threshold for rule in RULES if rule.state == state]
+    cases = [TOLD_BY.get(case.when, rule.threshold) for rule in RULES for case in rule.cases if case.state == state]
+    return [it for it in dict.fromkeys(own + cases) if it != LAST_BAND]
 
-    A value that is NaN, since too few rows determine it, reads as unknown: it is not above -Inf.
-    """
-    labels = "instance='%s',model='%s',revision='%s'"
-    asked = f"{query.replace('%s', labels)} > -Inf"
+
+def limit(threshold: str, form: str) -> str:
+    """An annotation template for a threshold of the alert's own replica and encoder."""
+    asked = f"printf `fullrank_threshold{{signal='{threshold}',%s}} > -Inf` $of | query"
+    return f'{{{{ with {asked} }}}}{{{{ . | first | value | printf "{form}" }}}}{{{{ else }}}}unknown{{{{ end }}}}'
+
+
+def figure(threshold: str, window: str) -> str:
+    """An annotation template for a signal's value and threshold. It is empty where the value is not beyond it."""
+    name, query, form = FIGURES[threshold]
+    side = "above" if threshold in ABOVE else "below"
+    limits = f"{side} {limit(threshold, form)}"
+    least = f"fullrank_threshold{{signal='{threshold}',%s}}"
+    if threshold == ANY_BAND:
+        limits += f", the last one below {limit(LAST_BAND, form)}"
+        least = f"max by (OWN) (fullrank_threshold{{signal=~'{ANY_BAND}|{LAST_BAND}',%s}})"
+    asked = f"{query} {'>' if side == 'above' else '<'} on (OWN) {least}"
+    asked = asked.replace("WINDOW", window).replace("OWN", OWN).replace("%s", "%[1]s")
     return (
-        f"{{{{ with printf `{asked}` $labels.instance $labels.model $labels.revision | query }}}}"
-        f'{{{{ . | first | value | printf "{form}" }}}}{{{{ else }}}}unknown{{{{ end }}}}'
+        f"{{{{ with printf `{asked}` $of | query }}}}{{{{ $and }}}}{name} "
+        f'{{{{ . | first | value | printf "{form}" }}}}, abnormal {limits}{{{{ $and = "; " }}}}{{{{ end }}}}'
     )
 
 
 def description(state: str, window: str) -> str:
-    """The description of an alert: the state's meaning, and the figures that its rules compare."""
-    rules = {rule.threshold: rule for rule in RULES if rule.state == state and rule.threshold not in SHOWN_ELSEWHERE}
-    figures = []
-    for threshold, rule in rules.items():
-        name, query, form = FIGURES[threshold]
-        limit = value(f"fullrank_threshold{{signal='{threshold}',%s}}", form)
-        figures.append(f"{name} {value(query.replace('WINDOW', window), form)}, abnormal {rule.side} {limit}")
+    """The description of an alert: the state's meaning, and those figures behind it that are beyond their thresholds.
+
+    A verdict may rest on one of many figures, and one that did not matter would mislead. So only those are written that
+    are beyond their thresholds. A value or a threshold that is NaN, since too few rows determine it, is not.
+    """
+    figures = "".join(figure(threshold, window) for threshold in told(state))
     return (
-        f"{TOLD[state].meaning} Over {WINDOWS[window]}: {'; '.join(figures)}. GET /spectrum on the instance gives the "
-        "reason in words."
+        "{{ $of := printf `instance='%s',model='%s',revision='%s'` $labels.instance $labels.model $labels.revision }}"
+        f'{{{{ $and := "" }}}}{TOLD[state].meaning} Over {WINDOWS[window]}: {figures}'
+        f"{{{{ if not $and }}}}{NONE[window]}{{{{ end }}}}. GET /spectrum on the instance gives the reason in words."
     )
 
 

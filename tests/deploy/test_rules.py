@@ -122,6 +122,22 @@ def test_what_the_verdicts_rules_write_is_what_is_committed() -> None:
     assert {path: path.read_text() for path in written} == written
 
 
+def test_an_alert_quotes_a_figure_of_every_rule_and_case_that_leads_to_its_state(alerts: Rules) -> None:
+    from fullrank.rules import RULES
+    from tools.rules import TOLD_BY
+
+    text = {rule["expr"]: rule["annotations"]["description"] for rule in alerts}
+    conditions = {case.when for rule in RULES for case in rule.cases}
+    assert set(TOLD_BY) <= conditions
+    for rule in RULES:
+        leads = {rule.state: rule.threshold} | {
+            case.state: TOLD_BY.get(case.when, rule.threshold) for case in rule.cases if case.state != rule.state
+        }
+        for state, threshold in leads.items():
+            described = text[f'fullrank_verdict{{state="{state}"}} == 1']
+            assert re.search(rf"signal=~?'[^']*\b{threshold}\b", described), (rule, state)
+
+
 def test_pages_rest_on_the_verdict_and_tickets_on_the_hours(alerts: Rules) -> None:
     from fullrank.rules import STATES
 

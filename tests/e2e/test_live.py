@@ -178,12 +178,18 @@ def test_every_series_that_an_alert_reads_exists(scraped: Any, deploy: Path, kin
 
 def test_the_annotations_queries_find_their_series(scraped: Any, deploy: Path) -> None:
     ((labels, _),) = at_last(scraped, "fullrank_verdict == 1", lambda found: len(found) == 1)
-    text = "".join(file.read_text() for file in (deploy / "prometheus" / "rules").glob("*.yml"))
-    templates = re.findall(r"printf `([^`]+\{.*?\}\)?)` ((?:\$labels\.\w+ )+)\| query", text)
-    assert len(templates) > 10
-    for template, names in templates:
-        wanted = tuple(labels[name.removeprefix("$labels.")] for name in names.split())
-        at_last(scraped, template % wanted, lambda found: len(found) == 1)
+    files = (deploy / "prometheus" / "rules").glob("*.yml")
+    groups = [group for file in files for group in yaml.safe_load(file.read_text())["groups"]]
+    text = "\n".join(rule["annotations"]["description"] for it in groups for rule in it["rules"] if "alert" in rule)
+    asked = set(re.findall(r"printf `([^`]+)` ((?:\$[\w.]+ )+)\| query", text))
+    assert len(asked) > 20
+    own = ",".join(f"{name}='{labels[name]}'" for name in ("instance", "model", "revision"))
+    for template, names in asked:
+        wanted = [own if name == "$of" else labels[name.removeprefix("$labels.")] for name in names.split()]
+        expression = template.replace("%[1]s", own) if "%[1]s" in template else template % tuple(wanted)
+        scraped.query(expression)  # raises where it is no PromQL
+        for selector in re.findall(r"[\w:]*(?:fullrank_|up)[\w:]*\{[^}]*\}", expression):
+            at_last(scraped, selector)
 
 
 def test_nothing_pages_on_ordinary_traffic(scraped: Any) -> None:
