@@ -64,6 +64,10 @@ _GAUGES: dict[str, tuple[str, list[str]]] = {
     "sample_rows": ("Rows sampled for measures of neighbourhoods and units (shortest window)", []),
     "input_participation_ratio": ("Participation ratio of the inputs' descriptors (shortest window)", []),
     "input_distance": ("How far the inputs are from the reference's, 0 where alike (shortest window)", []),
+    "texture_shift": (
+        "How far the inputs' textures have moved from the reference's, in standard deviations (shortest window)",
+        [],
+    ),
     "evidence": ("log10 of the sequential test's evidence against healthy traffic: an alarm from 8 on", []),
     "reference_participation_ratio": ("Participation ratio of the reference", []),
     "reference_effective_rank": ("Effective rank of the reference", []),
@@ -167,6 +171,7 @@ def _gauges(snapshot: Snapshot) -> Iterator[tuple[str, list[str], float]]:
     yield from _sample(shortest.sample)
     yield "input_participation_ratio", [], snapshot.input_participation_ratio
     yield "input_distance", [], snapshot.inputs.distance
+    yield "texture_shift", [], snapshot.inputs.texture_shift
     yield "evidence", [], snapshot.evidence.log10
     if snapshot.reference is not None:
         yield "reference_participation_ratio", [], snapshot.reference.participation_ratio

@@ -95,7 +95,9 @@ _MODEL = (
     ),
 )
 _OTHER = (
-    Case("inputs are usual", "traffic_shifted", "; the canary is intact: images of a kind thumbnails do not tell"),
+    Case(
+        "inputs are usual", "traffic_shifted", "; the canary is intact: images of a kind their descriptors do not tell"
+    ),
     Case(
         "inputs differ",
         "traffic_shifted",

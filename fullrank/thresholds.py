@@ -64,6 +64,7 @@ SIGNALS = (
     "zero_share",
     "shared_answers",
     "input_correlation",
+    "texture_shift",
 )
 
 
@@ -71,8 +72,9 @@ def thresholds(reference: Reference | None, rows: int = 6144) -> dict[str, float
     """signal -> its threshold in a window of that many rows.
 
     A signal counts as abnormal below it; `*_high`, `canary_angle`, `mean_shift_ratio`, `tail_shift`, `input_distance`,
-    `evidence`, `zero_share` and `shared_answers` above it. A calibrated reference gives its own; others the shares
-    above. NaN where the reference does not determine one: comparisons with it are false, in PromQL as here.
+    `texture_shift`, `evidence`, `zero_share` and `shared_answers` above it. A calibrated reference gives its own;
+    others the shares above. NaN where the reference does not determine one: comparisons with it are false, in PromQL as
+    here.
     """
     signals = dict.fromkeys(SIGNALS, math.nan) | {
         "tail_energy_ratio_low": TAIL_LOW,
@@ -143,6 +145,7 @@ def _calibrated(reference: Reference, rows: int) -> dict[str, float]:
         "mean_shift_ratio": calibration.range("mean_shift", rows).high ** 2,
         "tail_shift": calibration.range("tail_shift", rows).high,
         "input_distance": calibration.range("input_distance", rows).high,
+        "texture_shift": calibration.range("texture_shift", rows).high,
         "input_correlation": _input_correlation(calibration, rows),
     }
 

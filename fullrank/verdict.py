@@ -123,6 +123,7 @@ class Reading:
         self.limit = thresholds(reference, window.rows)
         calibration = reference.calibration
         self.usual = Range() if calibration is None else calibration.range("input_distance", window.rows)
+        self.usual_texture = Range() if calibration is None else calibration.range("texture_shift", window.rows)
 
     def beyond(self, rule: Rule, seen: Seen) -> bool:
         """Whether a value is beyond the rule's threshold; NaN, unknown, never is."""
@@ -138,15 +139,21 @@ class Reading:
         return (ratio.estimate if self.changed else ratio.upper) < self.limit["participation_ratio_collapse"]
 
     def inputs_usual(self) -> bool:
-        """Whether the inputs are within half of the way to their threshold. NaN is neither usual nor different."""
-        return self.inputs.distance <= (self.usual.low + 3 * self.usual.high) / 4
+        """Whether the inputs are within half of the way to their threshold, and their textures to theirs, if known. NaN
+        is neither usual nor different."""
+        rough = self.inputs.texture_shift > _half_way(self.usual_texture)
+        return self.inputs.distance <= _half_way(self.usual) and not rough
 
     def inputs_differ(self) -> bool:
-        """Whether the inputs are beyond their threshold."""
-        return self.inputs.distance > self.usual.high
+        """Whether the inputs are beyond their threshold, or their textures beyond theirs."""
+        rough = self.inputs.texture_shift > self.usual_texture.high
+        return self.inputs.distance > self.usual.high or rough
 
     def inputs_foreign(self) -> bool:
-        """Whether they are a quarter farther away than one kind of healthy input alone reaches."""
+        """Whether they are a quarter farther away than one kind of healthy input alone reaches.
+
+        Of textures nothing is asked: another file format changes them, and excuses no collapse.
+        """
         return self.inputs.distance > NARROW_MARGIN * self.usual.narrow_high
 
     def inputs_are_one_picture(self) -> bool:
@@ -202,6 +209,11 @@ class Reading:
         if self.canary is None or math.isnan(self.canary.neighbours_overlap):
             return ""
         return f"; {self.canary.neighbours_overlap:.0%} of its nearest neighbours are what they were"
+
+
+def _half_way(usual: Range) -> float:
+    """Half of the way from the middle of a range to its upper end."""
+    return (usual.low + 3 * usual.high) / 4
 
 
 CONDITIONS: dict[str, Callable[[Reading], bool]] = {

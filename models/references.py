@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from fullrank import Moments, Reference
 from fullrank.calibration.enough import MINIMUM_ROWS
-from fullrank.calibration.inputs import thumbnails
+from fullrank.calibration.inputs import describe
 from fullrank.calibration.resample import calibrated
 from models.artifact import Artifact, Canary
 from models.decode import ImageError
@@ -140,7 +140,7 @@ def embedded(pixels: Iterable[Pixels], embedder: Embedder, progress: Progress = 
     inputs: list[Tensor] = []
     for chunk in pixels:
         rows.append(normalize(embedder.embed(chunk)))
-        inputs.append(torch.from_numpy(thumbnails(chunk)))
+        inputs.append(torch.from_numpy(describe(chunk)))
         progress("embedding", len(chunk))
     if not rows:
         raise ImagesError("none of the images could be read")

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fullrank.calibration.inputs import THUMBNAIL, thumbnails
+from fullrank.calibration.inputs import describe, width
 from models.artifact import load
 from models.decode import ImageError
 from models.embedder import Embedder, faulty, normalize
@@ -59,7 +59,7 @@ class Embedding:
         dtype = self.run.torch_dtype
         self.embedder = Embedder(self.artifact, device, dtype, BATCH, engine, threads)  # type: ignore[arg-type]
         self.run.warm_up()
-        self._inputs = THUMBNAIL**2 * self.artifact.card.preprocessing.channels
+        self._inputs = width(self.artifact.card.preprocessing.channels)
 
     def __call__(self, shard: Shard, progress: Callable[[int], None] = lambda images: None) -> Written:
         """Embed one shard and write it. Raises SourceError if it cannot be read, OSError if not written.
@@ -78,7 +78,7 @@ class Embedding:
                 pixels = np.stack(batch.pixels)
                 rows.append(self.embedder.embed(pixels))
                 if self.run.inputs:
-                    inputs.append(thumbnails(pixels))
+                    inputs.append(describe(pixels))
             progress(len(batch.ids))
         if len(set(ids)) < len(ids):
             ((twice, _),) = Counter(ids).most_common(1)
@@ -150,7 +150,7 @@ def begin(
 ) -> list[Shard]:
     """Create the output folder, or continue in it. Returns the shards that are still to do.
 
-    inputs: keep thumbnails of the images, which a reference needs. dtype: what the encoder computes in. Raises
+    inputs: keep descriptors of the images, which a reference needs. dtype: what the encoder computes in. Raises
     BulkError if the folder lies in the source, holds another encoder's rows, rows in another format, rows computed in
     another dtype or rows of another source, or cannot be written.
     """

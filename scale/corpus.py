@@ -25,7 +25,7 @@ def referenced(
     """Give the encoder a reference, calibrated on the corpus whose rows lie in `out`, and the synthetic canary.
 
     At most `limit` rows are drawn, uniformly, without replacement, by `seed`. They depend on the corpus alone, not on
-    how often the run was killed. Raises BulkError for rows of another encoder, for a run that kept no thumbnails, and
+    how often the run was killed. Raises BulkError for rows of another encoder, for a run that kept no descriptors, and
     for a corpus that is too small.
     """
     artifact = load(encoder)
@@ -33,7 +33,7 @@ def referenced(
     if (run.encoder, run.revision) != (artifact.card.name, artifact.card.revision):
         raise BulkError(f"{out} holds rows of {run.encoder}@{run.revision}, not of {encoder}")
     if not run.inputs:
-        raise BulkError(f"{out} holds no thumbnails of the images; embed into it with --reference")
+        raise BulkError(f"{out} holds no descriptors of the images; embed into it with --reference")
     whole = merged(run, out)
     numbers = random.Random(seed).sample(range(whole.count), min(limit, whole.count))
     rows, inputs = sampled(run, out, numbers)

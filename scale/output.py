@@ -4,7 +4,7 @@
     SHARD.parquet             id, embedding, error
     SHARD.npy, SHARD.jsonl    as npy: (n, d) float32, NaN where there is no embedding; {"id", "error"} for each row
     SHARD.moments.safetensors the moments of the shard's rows, packed
-    SHARD.inputs.safetensors  thumbnails of the images, in runs that build a reference
+    SHARD.inputs.safetensors  descriptors of the images, in runs that build a reference
 
 The file of rows is written last, and renamed into place: if it is there, the shard is complete. In an object store,
 where nothing is renamed, an upload is seen whole or not at all.
@@ -44,7 +44,7 @@ class BulkError(RuntimeError):
 class Rows:
     """What one shard became: n ids, n errors (None where there is a row), (n, d) float32 rows, NaN where there is none.
 
-    inputs: (n, k) float32, thumbnails of the images, zero where there is no row; None in runs that keep none.
+    inputs: (n, k) float32, descriptors of the images, zero where there is no row; None in runs that keep none.
     """
 
     ids: list[str]
@@ -76,7 +76,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Run:
-    """What `run.json` says: whose rows these are, how they are written, if with thumbnails, and in what precision."""
+    """What `run.json` says: whose rows these are, how they are written, if with descriptors, and in what precision."""
 
     encoder: str
     revision: str
@@ -228,7 +228,7 @@ def report(out: Place) -> Report:
 
 
 def sampled(run: Run, out: Place, wanted: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Rows of an output by their numbers, (m, d), and the thumbnails of their images, (m, k).
+    """Rows of an output by their numbers, (m, d), and the descriptors of their images, (m, k).
 
     wanted: numbers of rows with an embedding, counted through the shards in order; the rows come in that order.
     """
@@ -249,7 +249,9 @@ def sampled(run: Run, out: Place, wanted: Sequence[int]) -> tuple[Tensor, Tensor
                 rows = torch.empty(len(numbers), found.shape[1])
                 inputs = torch.empty(len(numbers), described.shape[1])
             rows[places] = found
-            inputs[places] = described
+            # Shards that an earlier version wrote end with the thumbnail.
+            inputs = inputs[:, : described.shape[1]]
+            inputs[places] = described[:, : inputs.shape[1]]
         start, at = end, upto
     if at < len(numbers):
         raise BulkError(f"{out} holds {start} rows, not those that were asked for")

@@ -30,7 +30,7 @@ from benchmarks.detection.cases import RowsBench
 from benchmarks.detection.runs import laws
 from benchmarks.detection.streams import LANES, STEPS, Streams, Tally
 from fullrank import Reference
-from fullrank.calibration.inputs import thumbnails
+from fullrank.calibration.inputs import describe
 from fullrank.calibration.ranges import BLOCK_ROWS
 from fullrank.calibration.sequential import LEVEL
 from models.artifact import load
@@ -80,7 +80,7 @@ def of_artifact(folder: Path) -> Source:
     test = source.read(source.default, "test")
     assert isinstance(test, ImageSet)
     rows = normalize(Embedder(artifact).embed(test.images))
-    inputs = torch.from_numpy(thumbnails(test.images.numpy()))
+    inputs = torch.from_numpy(describe(test.images.numpy()))
     return artifact.card.name, artifact.reference, rows, test.labels, inputs
 
 

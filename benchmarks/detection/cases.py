@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks.detection.imported import GraphWeights
 from fullrank import Reference
-from fullrank.calibration.inputs import thumbnails
+from fullrank.calibration.inputs import describe
 from fullrank.calibration.resample import Traffic
 from models.artifact import Artifact
 from models.backbones import Encoder
@@ -27,7 +27,7 @@ Draw = Callable[[int], Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """What goes wrong: `kind` is model, traffic or none; rows are pool[draw(n)], their thumbnails inputs[draw(n)].
+    """What goes wrong: `kind` is model, traffic or none; rows are pool[draw(n)], their descriptors inputs[draw(n)].
 
     strong: an effect that must be found; canary: the canary's embeddings now; keyed: indices whose repetitions carry
     one content key each, as the service sends it; served: what a broken model makes of images.
@@ -45,7 +45,7 @@ class Case:
 
 
 class Bench:
-    """The encoder, its embeddings and thumbnails of images that neither it nor its reference has seen, and ways to
+    """The encoder, its embeddings and descriptors of images that neither it nor its reference has seen, and ways to
     change both."""
 
     def __init__(self, artifact: Artifact, images: Tensor, labels: Tensor) -> None:
@@ -57,7 +57,7 @@ class Bench:
         self.generator = torch.Generator().manual_seed(0)
         self.embedder = Embedder(artifact)
         self.clean, self.canary = self.embed(images), self.embed(self.canary_images)
-        self.inputs = torch.from_numpy(thumbnails(images.numpy()))
+        self.inputs = torch.from_numpy(describe(images.numpy()))
         self.dimension = self.clean.shape[1]
         self.traffic = Traffic(labels)
         self.usual = Case("healthy", "none", self.clean, self.inputs, self.canary)
@@ -85,11 +85,11 @@ class Bench:
         return Case(name, "model", rows, self.inputs, canary, strong=strong, served=served)
 
     def pixels(self, name: str, change: Change) -> tuple[Case, Case]:
-        """Pixels changed within the service, after the thumbnails are made: the model's fault, the canary's too. And by
-        the client: other traffic, in the thumbnails and not in the canary."""
+        """Pixels changed within the service, after they are described: the model's fault, the canary's too. And by the
+        client: other traffic, in the descriptors and not in the canary."""
         images = change(self.images)
         rows, canary = self.embed(images), self.embed(change(self.canary_images))
-        seen = torch.from_numpy(thumbnails(images.numpy()))
+        seen = torch.from_numpy(describe(images.numpy()))
 
         def served(images: Tensor) -> Tensor:
             return self.embed(change(images))
@@ -109,7 +109,7 @@ class Bench:
 
     def among(self, name: str, images: Tensor, share: float = 1.0) -> Case:
         """Traffic of which this share are other images, (n, c, s, s) uint8, one for each of the usual ones."""
-        rows, seen = self.embed(images), torch.from_numpy(thumbnails(images.numpy()))
+        rows, seen = self.embed(images), torch.from_numpy(describe(images.numpy()))
 
         def draw(m: int) -> Tensor:
             index = self.traffic.independent(m)
@@ -179,7 +179,7 @@ class Bench:
         noise = torch.rand(len(self.images), self.images.shape[1], 5, 5, generator=self.generator)
         fields = torch.nn.functional.interpolate(noise, self.images.shape[-2:], mode="bicubic").clamp(0, 1)
         fields = (fields * 255).to(torch.uint8)
-        foreign, seen = self.embed(fields), torch.from_numpy(thumbnails(fields.numpy()))
+        foreign, seen = self.embed(fields), torch.from_numpy(describe(fields.numpy()))
         base = replace(self.usual, kind="traffic")
         both = replace(base, pool=torch.cat((foreign, self.clean)), inputs=torch.cat((seen, self.inputs)))
         n = len(self.clean)

@@ -1,11 +1,12 @@
 """Reference of the inputs: small descriptors of healthy images, to tell other traffic from a broken model.
 
-A model that breaks changes the embeddings while the inputs stay what they were. Other traffic changes both.
+A model that breaks changes the embeddings while the inputs stay what they were. Other traffic changes both. Thumbnails
+show what an image is of. They hardly show noise, compression, a lower resolution or exchanged channels: textures do.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -18,11 +19,19 @@ from fullrank.moments import Moments
 from fullrank.profile import band_sums, merged_bands
 
 THUMBNAIL = 8
+# A texture is measured on so many rows and columns of an image, and along them in as many parts.
+LINES = 8
+# Differences of one grey level and less look alike.
+_LEVEL = np.float32(1 / 255)
+# Textures vary by about 1 in the logarithm. A tenth of that is little beside a thumbnail, so that the variety of the
+# inputs stays that of their thumbnails; colours vary by about as much.
+_TEXTURE_SCALE = np.float32(0.1)
 # A direction of descriptors that holds less than this share of the mean variance says nothing.
 _FLOOR_SHARE = 1e-4
 # Two inputs whose squared distance is below this share of the usual one count as the same picture.
 SAME_PICTURE = 0.01
 _PREFIX = "inputs."
+_TEXTURE = "texture."
 
 
 def thumbnails(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -35,27 +44,83 @@ def thumbnails(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     return means.reshape(len(pixels), pixels.shape[1] * THUMBNAIL**2)
 
 
+def textures(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """How rough images are, and the balance of their colours: (n, c, s, s) uint8 with s >= 8 -> (n, 32 + c - 1).
+
+    Logarithms of mean absolute differences of neighbouring pixels, and of those differences', along 8 rows in eighths
+    of their length, then along 8 columns; then the mean differences of neighbouring channels. Of grey levels in 0..1.
+    """
+    n, channels, side = pixels.shape[:3]
+    at = ((np.arange(LINES) + 0.5) * side / LINES).astype(np.intp)
+    rows, columns = pixels[:, :, at], pixels[:, :, :, at].swapaxes(2, 3)
+    lines = np.stack([them.sum(1, dtype=np.int16) for them in (rows, columns)], 1)
+    parts = []
+    for order in (1, 2):
+        # Over 3 channels and 8 lines these differences add up to less than 2^15.
+        rough = np.abs(np.diff(lines, order)).sum(2, dtype=np.int16).astype(np.float32)
+        parts.append(np.log(rough @ _eighths(rough.shape[2]) / np.float32(255 * channels * LINES) + _LEVEL))
+    roughness = _TEXTURE_SCALE * np.concatenate(parts, 2).reshape(n, -1)
+    colours = rows.mean((2, 3), dtype=np.float32) / np.float32(255)
+    return np.concatenate((roughness, colours[:, :-1] - colours[:, 1:]), 1)
+
+
+def _eighths(length: int) -> NDArray[np.float32]:
+    """(length, 8) weights of the means over each eighth of so many values, one value at least."""
+    starts = np.arange(LINES) * length // LINES
+    ends = np.maximum(starts + 1, np.arange(1, LINES + 1) * length // LINES)
+    place = np.arange(length)[:, None]
+    share = ((place >= starts) & (place < ends)) / (ends - starts)
+    return share.astype(np.float32)
+
+
+def describe(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The descriptors of images: their thumbnails, then their textures, (n, c, s, s) uint8 -> (n, 64 c + 31 + c)."""
+    return np.concatenate((thumbnails(pixels), textures(pixels)), 1)
+
+
+def width(channels: int) -> int:
+    """How many values `describe` gives for an image of so many channels."""
+    return _thumbnail_width(channels) + 4 * LINES + channels - 1
+
+
+def _thumbnail_width(channels: int) -> int:
+    return channels * THUMBNAIL**2
+
+
+def _parts(given: int) -> int:
+    """How many of so many values are a thumbnail's, where the others are a texture's: all, of other descriptors."""
+    return next((_thumbnail_width(c) for c in (1, 3) if width(c) == given), given)
+
+
 @dataclass(frozen=True)
 class InputReading:
     """How inputs differ from the reference's; NaN where that is not known.
 
     distance: 0 where they are alike; variance_ratio: their total variance over the reference's; weakest_band: the least
     of that ratio over bands. Where a share of the inputs are near-copies of one, it is about what the others make up.
+    All three of the thumbnails. texture_shift: by how many standard deviations of the reference's the mean of their
+    textures has moved along each direction, the root mean square; 0 where they are alike.
     """
 
     distance: float = math.nan
     variance_ratio: float = math.nan
     weakest_band: float = math.nan
+    texture_shift: float = math.nan
 
 
 @dataclass(frozen=True, eq=False)
 class InputReference:
-    """Descriptors of healthy inputs, float64: mean (k,), basis (k, k) by falling variance, band_energy per band."""
+    """Descriptors of healthy inputs, float64: mean (k,), basis (k, k) by falling variance, band_energy per band.
+
+    texture: the same of their textures, where they are images that `describe` described; the others are then of the
+    thumbnails alone.
+    """
 
     mean: Tensor
     basis: Tensor
     bands: tuple[int, ...]
     band_energy: Tensor
+    texture: "InputReference | None" = None
 
     @classmethod
     def build(cls, descriptors: Tensor) -> Self:
@@ -63,6 +128,14 @@ class InputReference:
 
         ValueError for descriptors of which fewer than 4 are finite, and for those that do not vary.
         """
+        first = _parts(descriptors.shape[1])
+        made = cls._of(descriptors[:, :first])
+        if first < descriptors.shape[1]:
+            made = replace(made, texture=cls._of(descriptors[:, first:]))
+        return made
+
+    @classmethod
+    def _of(cls, descriptors: Tensor) -> Self:
         first, second = (Moments(descriptors.shape[1]).add(half) for half in (descriptors[::2], descriptors[1::2]))
         if min(first.count, second.count) < 2:
             raise ValueError("inputs: expected finite descriptors; leave inputs out where there are none")
@@ -81,8 +154,20 @@ class InputReference:
 
     @property
     def width(self) -> int:
-        """Width k of the descriptors."""
+        """Width k of the descriptors, without those of the textures."""
         return len(self.mean)
+
+    @property
+    def full_width(self) -> int:
+        """Width of the descriptors with those of the textures, where it knows these."""
+        return self.width + (0 if self.texture is None else self.texture.width)
+
+    def project(self, descriptors: Tensor) -> Tensor:
+        """Descriptors (n, k) about the mean along the directions; those of textures after the others."""
+        own = (descriptors[:, : self.width] - self.mean) @ self.basis
+        if self.texture is None:
+            return own
+        return torch.cat((own, self.texture.project(descriptors[:, self.width :])), 1)
 
     def read(self, moments: Moments | None) -> InputReading:
         """Compare descriptors' moments with these; unknown for fewer than 32 rows or descriptors of another width.
@@ -90,44 +175,83 @@ class InputReference:
         The distance is the larger of the mean's shift, in standard deviations of the reference's total variance, and
         the largest |log ratio| of a band's energy: each 0 for inputs of the same law, up to sampling.
         """
-        if moments is None or moments.dimension != self.width or moments.count < 32:
+        widths = (self.width, self.full_width)
+        if moments is None or moments.dimension not in widths or moments.count < 32:
             return InputReading()
-        energies = profile.energies_of_covariance(moments.covariance(), self.basis)
-        return self.compare(moments.mean() - self.mean, energies, moments.count)
+        mean, covariance = moments.mean(), moments.covariance()
+        parts = []
+        for part, at in ((self, slice(self.width)), (self.texture, slice(self.width, None))):
+            if part is not None and len(mean[at]):
+                energies = profile.energies_of_covariance(covariance[at, at], part.basis)
+                parts.append(((mean[at] - part.mean) @ part.basis, energies))
+        shift, energies = (torch.cat(each) for each in zip(*parts, strict=True))
+        return self.compare(shift, energies, moments.count)
 
     def compare(self, shift: Tensor, energies: Tensor, count: int) -> InputReading:
-        """As `read`, of the shift (k,) of the mean of `count` descriptors in any orthonormal basis, and of their
-        variance (k,) along each column of the reference's."""
-        variance = float(energies.sum())
+        """As `read`, of the shift (k,) of the mean of `count` descriptors along the columns of the reference's basis,
+        and of their variance (k,) there; of thumbnails alone, or of thumbnails and textures."""
+        own = energies[: self.width]
+        variance = float(own.sum())
         total = float(self.band_energy.sum())
-        moved = profile.mean_shift(shift, torch.zeros_like(shift), variance, count, total)
-        ratios = band_sums(energies, self.bands) / self.band_energy
+        along = shift[: self.width]
+        moved = profile.mean_shift(along, torch.zeros_like(along), variance, count, total)
+        ratios = band_sums(own, self.bands) / self.band_energy
         largest = float(ratios.clamp(min=1e-3).log().abs().max())
-        return InputReading(max(math.sqrt(max(0.0, moved)), largest), variance / total, float(ratios.min()))
+        texture_shift = math.nan
+        if self.texture is not None and len(shift) > self.width:
+            texture_shift = self.texture.shift(shift[self.width :], energies[self.width :], count)
+        distance = max(math.sqrt(max(0.0, moved)), largest)
+        return InputReading(distance, variance / total, float(ratios.min()), texture_shift)
+
+    def shift(self, along: Tensor, energies: Tensor, count: int) -> float:
+        """Root of the mean over directions of the squared shift `along` (k,) of the mean of `count` descriptors, in
+        units of the reference's variance there, less what sampling adds; energies (k,): the descriptors' variance."""
+        sizes = torch.tensor(self.bands).diff(prepend=torch.zeros(1, dtype=torch.int64))
+        # In units of the mean variance within each band: single eigenvalues of a sample are noisy.
+        units = (self.band_energy / sizes).repeat_interleave(sizes)
+        return math.sqrt(max(0.0, float(((along.square() - energies / count) / units).mean())))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Contiguous tensors for safetensors, named "inputs.mean", ..."""
-        return {
-            _PREFIX + "mean": self.mean.contiguous(),
-            _PREFIX + "basis": self.basis.contiguous(),
-            _PREFIX + "bands": torch.tensor(self.bands, dtype=torch.int64),
-            _PREFIX + "band_energy": self.band_energy.contiguous(),
+        """Contiguous tensors for safetensors, named "inputs.mean", ..., and of textures "inputs.texture.mean", ..."""
+        return {_PREFIX + name: tensor for name, tensor in self._named().items()}
+
+    def _named(self) -> dict[str, Tensor]:
+        named = {
+            "mean": self.mean.contiguous(),
+            "basis": self.basis.contiguous(),
+            "bands": torch.tensor(self.bands, dtype=torch.int64),
+            "band_energy": self.band_energy.contiguous(),
         }
+        texture = {} if self.texture is None else self.texture._named()
+        return named | {_TEXTURE + name: tensor for name, tensor in texture.items()}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self | None:
         """The inverse of `tensors`; None where there are none. ValueError that names what is missing or misshapen."""
-        found = {n.removeprefix(_PREFIX): t for n, t in tensors.items() if n.startswith(_PREFIX)}
+        return cls._from_named({n.removeprefix(_PREFIX): t for n, t in tensors.items() if n.startswith(_PREFIX)}, "")
+
+    @classmethod
+    def _from_named(cls, found: Mapping[str, Tensor], prefix: str) -> Self | None:
         if not found:
             return None
         k = found["mean"].numel() if "mean" in found else 0
         bands = tuple(found.get("bands", torch.zeros(0)).flatten().long().tolist())
         if not bands or bands[-1] != k or list(bands) != sorted(set(bands)) or bands[0] < 1:
-            raise ValueError(f"reference: inputs.bands must rise to the descriptors' width {k}, got {bands}")
+            name = f"inputs.{prefix}bands"
+            raise ValueError(f"reference: {name} must rise to the descriptors' width {k}, got {bands}")
         for name, shape in {"mean": (k,), "basis": (k, k), "band_energy": (len(bands),)}.items():
             if name not in found or tuple(found[name].shape) != shape or not found[name].isfinite().all():
-                raise ValueError(f"reference: inputs.{name} is missing, not finite or not of shape {shape}")
+                raise ValueError(f"reference: inputs.{prefix}{name} is missing, not finite or not of shape {shape}")
         if not bool((found["band_energy"] > 0).all()):
-            raise ValueError("reference: inputs.band_energy must be above 0; build the reference without inputs")
+            raise ValueError(
+                f"reference: inputs.{prefix}band_energy must be above 0; build the reference without inputs"
+            )
         mean, basis, energy = (found[name].to("cpu", torch.float64) for name in ("mean", "basis", "band_energy"))
-        return cls(mean, basis, bands, energy)
+        texture = {n.removeprefix(_TEXTURE): t for n, t in found.items() if n.startswith(_TEXTURE)}
+        return cls(mean, basis, bands, energy, cls._from_named(texture, _TEXTURE))
+
+
+def describe_as(known: InputReference | None, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """What a reference knows of images (n, c, s, s) uint8: all that `describe` says, or, of none and of those built
+    before there were textures, the thumbnails."""
+    return thumbnails(pixels) if known is None or known.texture is None else describe(pixels)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Statistics after the bands' own: on the logarithm of their ratio to the reference, but for the last five.
+# Statistics after the bands' own: on the logarithm of their ratio to the reference, but for the last six.
 NAMED = (
     "head",
     "participation_ratio",
@@ -20,6 +20,7 @@ NAMED = (
     "input_distance",
     "tail_shift",
     "input_correlation",
+    "texture_shift",
 )
 LOGARITHMIC = NAMED[:4]
 # A threshold lies this many standard deviations of healthy windows out, and never nearer than this effect.
@@ -99,8 +100,8 @@ class Calibration:
         rows = tuple(found.get("rows", torch.zeros(0)).flatten().long().tolist())
         if len(rows) < 2 or list(rows) != sorted(set(rows)) or rows[0] < 2:
             raise ValueError(f"reference: calibration.rows must be two or more rising numbers, got {rows}")
-        # Older files end before: they do not know how answers follow inputs, the oldest not the shift in the tail.
-        shapes = [(len(rows), bands + len(NAMED) - older) for older in (0, 1, 2)]
+        # Older files end before: without textures, then without how answers follow inputs, without the tail's shift.
+        shapes = [(len(rows), bands + len(NAMED) - older) for older in range(4)]
         for name in _TABLES:
             if name not in found or tuple(found[name].shape) not in shapes or found[name].isinf().any():
                 raise ValueError(f"reference: calibration.{name} is missing, infinite or not of shape {shapes[0]}")

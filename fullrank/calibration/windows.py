@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fullrank import measures, profile
+from fullrank.calibration.inputs import InputReading
 from fullrank.calibration.ranges import BLOCK_ROWS, NAMED
 from fullrank.dependence import input_correlation
 from fullrank.moments import Traces
@@ -36,7 +37,7 @@ class Pool:
         self.rows = (rows - reference.mean.float()) @ reference.basis.float()
         self.described: Tensor | None = None
         if descriptors is not None and reference.inputs is not None:
-            self.described = (descriptors.double() - reference.inputs.mean) @ reference.inputs.basis
+            self.described = reference.inputs.project(descriptors.double())
 
     def statistics(self, draws: Sequence[Tensor]) -> list[Tensor]:
         """For each draw, windows (w, n) of indices into the rows with n a multiple of 256: their statistics (w, s) in a
@@ -77,7 +78,8 @@ class Pool:
         if self.described is None or known is None:
             return math.nan
         few = thinned(window, SAMPLE_ROWS)
-        return input_correlation(between(self.rows[few]), between(self.described[few]), known.reach).estimate
+        shown = self.described[few, : known.width]
+        return input_correlation(between(self.rows[few]), between(shown), known.reach).estimate
 
     def _about_its_mean(self, window: Tensor) -> tuple[Tensor, Tensor]:
         """The distinct rows of a window (n,) about its mean, and how often each comes, float64."""
@@ -123,7 +125,7 @@ class Pool:
             along += (weights * dots.square()).sum(1)
         energies = profile.energies_of_sums(squares, sums.square().sum(1), BLOCK_ROWS) / n
         frobenius = products - 2 * n * along + (n * lengths).square()
-        distances = self._input_distances(counts.double(), n)
+        inputs = self._inputs(counts.double(), n)
         statistics = []
         for i in range(windows):
             traces = Traces(
@@ -138,7 +140,8 @@ class Pool:
                 "effective_rank": math.inf,
                 "numerical_rank": math.inf,
                 "input_correlation": math.inf,
-                "input_distance": float(distances[i]),
+                "input_distance": inputs[i].distance,
+                "texture_shift": inputs[i].texture_shift,
                 # These rows gave the reference's mean: it has no sampling error of its own towards them.
                 "tail_shift": tail_shift(self.reference, means[i], energies[i], n, math.inf),
             }
@@ -146,15 +149,14 @@ class Pool:
             statistics.append(columns(self.reference, energies[i], means[i] + self.reference.mean, n, named))
         return torch.stack(statistics)
 
-    def _input_distances(self, counts: Tensor, n: int) -> Tensor:
-        """(w, m) -> (w,) distances of the windows' inputs from the reference's; NaN without descriptors."""
+    def _inputs(self, counts: Tensor, n: int) -> list[InputReading]:
+        """(w, m) -> how the inputs of w windows differ from the reference's; unknown without descriptors."""
         known = self.reference.inputs
         if self.described is None or known is None:
-            return torch.full((len(counts),), math.nan, dtype=torch.float64)
+            return [InputReading()] * len(counts)
         means = counts @ self.described / n
         energies = (counts @ self.described.square() - n * means.square()) / (n - 1)
-        read = [known.compare(mean, energy, n).distance for mean, energy in zip(means, energies, strict=True)]
-        return torch.tensor(read, dtype=torch.float64)
+        return [known.compare(mean, energy, n) for mean, energy in zip(means, energies, strict=True)]
 
 
 def columns(

@@ -161,9 +161,18 @@ class SpectrumMonitor:
             elapsed = max(0.0, time.time() - float(tensors["saved"]))
             self._worker.blocks.ring.load(tensors, self._clock() - elapsed)
             self._worker.blocks.forget_open()
+            self._forget_other_inputs()
             described = [block.inputs.dimension for block in self._worker.blocks.ring.blocks if block.inputs]
         self.input_width = described[-1] if described else None
         self.flush()
+
+    def _forget_other_inputs(self) -> None:
+        """Drop descriptors of blocks that are not of the reference's width: those to come would not go with them."""
+        if self.reference is None or self.reference.inputs is None:
+            return
+        for block in self._worker.blocks.ring.blocks:
+            if block.inputs is not None and block.inputs.dimension != self.reference.inputs.full_width:
+                block.inputs = block.sample_inputs = None
 
     def _identity(self) -> dict[str, Tensor]:
         energy = torch.zeros(0) if self.reference is None else self.reference.band_energy

@@ -280,9 +280,9 @@ class SnapshotMaker:
         if known is None:
             return measure_sample(rows)
         shown = alike([it for _, it in parts], [len(rows) for rows, _ in parts])
-        if shown is None or shown[0].shape[1] != known.width:
+        if shown is None or shown[0].shape[1] not in (known.width, known.full_width):
             return measure_sample(rows)
-        return measure_sample(rows, together(shown, counts), known.reach)
+        return measure_sample(rows, together([it[:, : known.width] for it in shown], counts), known.reach)
 
     def _read(self, inputs: Moments | None) -> InputReading:
         known = self._reference is not None and self._reference.inputs is not None

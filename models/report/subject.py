@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fullrank.bounds import Interval
-from fullrank.calibration.inputs import thumbnails
+from fullrank.calibration.inputs import describe_as
 from fullrank.reference import Reference
 from fullrank.rows import unit
 from fullrank.verdict import MINIMUM_ROWS
@@ -159,10 +159,11 @@ def _embedded(
 ) -> tuple[Tensor, Tensor, Tally]:
     """Rows and small pictures of a folder's images, and their tally. ValueError if none can be read."""
     tally = Tally(artifact.card.dimension, artifact.reference, len(images))
+    known = None if artifact.reference is None else artifact.reference.inputs
     rows, small = [], []
     for pixels in images.pixels(artifact.card.preprocessing):
         rows.append(embedder.embed(pixels))
-        tally.add(rows[-1], torch.from_numpy(thumbnails(pixels)))
+        tally.add(rows[-1], torch.from_numpy(describe_as(known, pixels)))
         small.append(shrunk(torch.from_numpy(pixels)))
         progress("embedding", len(pixels))
     if not rows:

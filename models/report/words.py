@@ -32,6 +32,7 @@ NAMES = {
     "canary_cosine": "canary: least cosine",
     "canary_participation_ratio": "canary: participation ratio",
     "input_distance": "distance of the inputs",
+    "texture_shift": "shift of the inputs' textures",
 }
 FIRST = (
     "effective_rank",
@@ -76,6 +77,7 @@ SENTENCES = {
     "canary_cosine": "The fixed images still embed to their stored embeddings within a cosine of {value}.",
     "canary_participation_ratio": "The fixed images' embeddings spread as over {value} equally strong directions.",
     "input_distance": "The images are {value} away from those of the reference: 0 is alike.",
+    "texture_shift": "The images' textures are {value} standard deviations away from the reference's: 0 is alike.",
 }
 WHOLE = {"numerical_rank", "dead_units", "saturated_units", "variance_dimensions", "minimum_rows"}
 NOT_NUMBERS = {"seconds", "rows", "groups", "zeros"}
@@ -151,7 +153,8 @@ def _judged(
     limit = limits.get(signal)
     if limit is None or not math.isfinite(limit):
         return beside.capitalize() + ("." if beside else ""), "plain"
-    high = any(rule.threshold == signal and rule.side == "above" for rule in RULES) or signal == "input_distance"
+    inputs = signal in ("input_distance", "texture_shift")
+    high = inputs or any(rule.threshold == signal and rule.side == "above" for rule in RULES)
     beyond = value > limit if high else value < limit
     side = "above" if high else "below"
     ends = f"{side} {show(limit, key)} it counts as abnormal"
@@ -203,8 +206,10 @@ def extras(snapshot: Mapping[str, Any], window: Mapping[str, Any]) -> dict[str, 
     found = {key: value for key, value in numbers(window.get("sample") or {}).items() if key != "distinct_rows"}
     for key, value in numbers(snapshot.get("canary") or {}).items():
         found["canary_cosine" if key == "cosine_min" else f"canary_{key}"] = value
-    distance = numbers(snapshot.get("inputs") or {}).get("distance", Interval())
-    return {key: it for key, it in (found | {"input_distance": distance}).items() if not math.isnan(it.estimate)}
+    inputs = numbers(snapshot.get("inputs") or {})
+    for key, name in (("input_distance", "distance"), ("texture_shift", "texture_shift")):
+        found[key] = inputs.get(name, Interval())
+    return {key: it for key, it in found.items() if not math.isnan(it.estimate)}
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, Interval]:

@@ -1,4 +1,4 @@
-"""Gives the monitor a sample of the embedded images, with a hash and a thumbnail of each.
+"""Gives the monitor a sample of the embedded images, with a hash and descriptors of each.
 
 This runs on the lane that embedded them, once their clients have their answers and the lane has released the device.
 The monitor has a queue and a thread of its own. docs/decisions/engine-on-the-event-loop.md says what this costs.
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fullrank import SpectrumMonitor
-from fullrank.calibration.inputs import thumbnails
+from fullrank.calibration.inputs import describe_as
 from service.engine.queue import Pixels, Rows
 from service.metrics import Metrics
 from service.watching.sampling import Sample
@@ -55,7 +55,8 @@ class Observer:
             if not sample.takes_all:
                 pixels, rows = self._chosen(sample, monitor, pixels, rows, clients)
             if len(rows):
-                monitor.observe(rows, keys=self.keys(pixels), inputs=thumbnails(pixels))
+                known = None if monitor.reference is None else monitor.reference.inputs
+                monitor.observe(rows, keys=self.keys(pixels), inputs=describe_as(known, pixels))
         except Exception:
             log.exception("%d rows could not be observed", len(rows))
             self.metrics.unobserved.inc(len(rows))
@@ -69,7 +70,7 @@ class Observer:
         clients: NDArray[np.int64] | None,
     ) -> tuple[Pixels, Rows]:
         """Choose the images and rows that the monitor gets. The others are counted."""
-        # This comes before whole images are hashed and thumbnails made, so that images not chosen cost almost nothing.
+        # This comes before whole images are hashed and described, so that images not chosen cost almost nothing.
         contents = self.rough_keys(pixels)
         with self._lock:
             which, copies = sample.choose(contents, None if clients is None else clients.tolist())

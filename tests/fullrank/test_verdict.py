@@ -8,6 +8,7 @@ import torch
 
 from fullrank import Reference, SpectrumMonitor
 from fullrank.calibration.inputs import InputReading
+from fullrank.calibration.ranges import NAMED
 from fullrank.calibration.resample import calibrated
 from fullrank.verdict import CONDITIONS, READERS, RULES, SIGNALS, STATES, diagnose, thresholds
 
@@ -297,7 +298,7 @@ def test_answers_handed_to_the_next_request_are_the_models_fault(world, known):
     # Nor in an older reference, which the statistics say.
     columns = {name: getattr(known.calibration, name).clone() for name in ("centre", "spread", "low", "high")}
     for column in columns.values():
-        column[:, -1] = math.nan
+        column[:, NAMED.index("input_correlation") - len(NAMED)] = math.nan
     older = replace(known, calibration=replace(known.calibration, **columns))
     (unjudged,) = watched(older, [(images.roll(1, 0), inputs, 250.0)])
     assert unjudged.verdict.state == "healthy"
@@ -358,7 +359,13 @@ def test_thresholds_are_in_the_gauges_unit(reference):
     assert tuple(limit) == SIGNALS
     assert limit["participation_ratio"] == pytest.approx(0.7 * reference.participation_ratio)
     assert limit["total_variance"] == pytest.approx(0.1 * reference.total_variance)
-    unknown = {"mean_shift_ratio", "input_distance", "evidence", "input_correlation"}  # without a calibration
+    unknown = {
+        "mean_shift_ratio",
+        "input_distance",
+        "evidence",
+        "input_correlation",
+        "texture_shift",
+    }  # without a calibration
     assert {signal for signal, value in limit.items() if math.isnan(value)} == unknown
     bare = thresholds(None)
     assert set(bare) == set(SIGNALS)

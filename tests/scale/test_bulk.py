@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fullrank import Moments, Reference
-from fullrank.calibration.inputs import thumbnails
+from fullrank.calibration.inputs import describe
 from models.artifact import load
 from models.embedder import Embedder, normalize
 from models.preprocess import decode
@@ -311,10 +311,10 @@ def test_the_reference_is_of_the_whole_corpus(
     (data / "bad.png").write_bytes(b"no image")
     out, found = tmp_path / "out", sources.shards(str(data))
     bulk.run_local(bulk.begin(out, small_artifact, found), small_artifact, out)
-    with pytest.raises(bulk.BulkError, match="no thumbnails"):
+    with pytest.raises(bulk.BulkError, match="no descriptors"):
         referenced(out, small_artifact)
     left = bulk.begin(out, small_artifact, found, inputs=True)
-    assert len(left) == 6  # again: their thumbnails are missing
+    assert len(left) == 6  # again: their descriptors are missing
     bulk.run_local(left, small_artifact, out)
     made = referenced(out, small_artifact, limit=160).reference
     assert made is not None
@@ -333,9 +333,13 @@ def test_the_reference_is_of_the_whole_corpus(
     some, inputs = sampled(run, out, drawn)
     torch.testing.assert_close(some.double(), rows[drawn], atol=1e-5, rtol=0)
     pixels = np.stack([decode((data / names[i]).read_bytes(), artifact.card.preprocessing) for i in drawn])
-    torch.testing.assert_close(inputs, torch.from_numpy(thumbnails(pixels)))
+    torch.testing.assert_close(inputs, torch.from_numpy(describe(pixels)))
     with pytest.raises(bulk.BulkError, match="too few for a reference"):
         referenced(out, small_artifact, limit=100)
+    # A shard of an earlier version knows the thumbnails only, and so does the whole then.
+    older = sorted(out.glob("*.inputs.safetensors"))[1]
+    save_file({"inputs": load_file(older)["inputs"][:, :64].contiguous()}, older)
+    torch.testing.assert_close(sampled(run, out, drawn)[1], inputs[:, :64])
 
 
 def test_a_run_of_an_earlier_version_goes_on(images: Path, small_artifact: Path, tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ def test_the_same_rules_hold_as_in_a_folder(store: Any, small_artifact: Path) ->
         run("s3://data/photos", small_artifact, out, file_format="npy")
     with pytest.raises(bulk.BulkError, match="shards that this source does not have"):
         run("s3://data/photos/class1", small_artifact, out)
-    with pytest.raises(bulk.BulkError, match="no thumbnails"):
+    with pytest.raises(bulk.BulkError, match="no descriptors"):
         referenced(place(out), small_artifact)
     with pytest.raises(bulk.BulkError, match=r"s3://rows/nothing holds no output"):
         bulk.report(place("s3://rows/nothing"))

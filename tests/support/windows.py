@@ -8,7 +8,7 @@ from torch import Tensor
 from fullrank import Reference, measures, profile
 from fullrank.calibration.ranges import BLOCK_ROWS
 from fullrank.calibration.windows import columns, log_ratio, tail_shift
-from fullrank.moments import Traces
+from fullrank.moments import Moments, Traces
 
 
 def window_statistics(reference: Reference, rows: Tensor, inputs: Tensor | None) -> Tensor:
@@ -37,9 +37,6 @@ def window_statistics(reference: Reference, rows: Tensor, inputs: Tensor | None)
         "tail_shift": tail_shift(reference, (mean - reference.mean) @ reference.basis, energies, n, reference.rows),
     }
     if inputs is not None and reference.inputs is not None:
-        k = reference.inputs
-        means = inputs.double().mean(0)
-        named["input_distance"] = k.compare(
-            (means - k.mean) @ k.basis, ((inputs.double() - means) @ k.basis).square().sum(0) / (n - 1), n
-        ).distance
+        read = reference.inputs.read(Moments(inputs.shape[1]).add(inputs))
+        named |= {"input_distance": read.distance, "texture_shift": read.texture_shift}
     return columns(reference, energies, mean, n, named)

@@ -172,9 +172,12 @@ def fleet() -> Dashboard:
         ),
         lines(
             "Distance of the images from the reference's",
-            "Between thumbnails, 0 where alike. Above the threshold the traffic itself is different.",
+            "Between thumbnails, 0 where alike, and between textures, which noise, compression and resolution change. "
+            "Above a threshold the traffic itself is different.",
             query(f"max {PER} (fullrank_input_distance{{{OF}}})", EACH),
+            query(f"max {PER} (fullrank_texture_shift{{{OF}}})", f"{EACH} textures"),
             query(*threshold("input_distance")),
+            query(*threshold("texture_shift", "textures unusual above")),
             width=12,
         ),
         "Beyond the spectrum",

@@ -136,6 +136,7 @@ function traffic(s, w, store) {
   const share = store.column("duplicate_share").slice(-20).findLast(known); // not every point has new rows
   const limit = s.thresholds.input_distance;
   const distance = s.inputs?.distance;
+  const texture = s.inputs?.texture_shift;
   return [
     {
       name: "Rows",
@@ -156,8 +157,8 @@ function traffic(s, w, store) {
     {
       name: "Inputs",
       value: known(distance) ? number(distance, 2) : "not measured",
-      note: known(distance) ? `distance from the reference's images; unusual above ${number(limit, 2)}` : w.rows ? "rows came without their images, or the reference has none" : "no rows yet",
-      tone: above(distance, limit, "watch"),
+      note: known(distance) ? `distance from the reference's images; unusual above ${number(limit, 2)}${known(texture) ? `; textures ${number(texture, 2)}, unusual above ${number(s.thresholds.texture_shift, 2)}` : ""}` : w.rows ? "rows came without their images, or the reference has none" : "no rows yet",
+      tone: above(texture, s.thresholds.texture_shift, "watch") === "watch" ? "watch" : above(distance, limit, "watch"),
       runbook: "EmbeddingTrafficShifted",
       metric: "fullrank_input_distance",
       api: "statistics/spectrum",

@@ -9,7 +9,7 @@ import torch
 
 from fullrank import Reference
 from fullrank.calibration import resample
-from fullrank.calibration.inputs import InputReference
+from fullrank.calibration.inputs import InputReference, width
 from fullrank.calibration.ranges import LEAST_TAIL_SHIFT, NAMED, Calibration
 from fullrank.calibration.resample import Traffic, calibrated
 from fullrank.calibration.windows import Pool, scatter
@@ -33,11 +33,18 @@ def drawn(n, seed, kinds=0):
     return rows, labels, centres[labels][:, :6] + torch.randn(n, 6, generator=generator)
 
 
+def as_of_images(inputs, seed=8):
+    """Descriptors as wide as those of grey images, a thumbnail's and a texture's, mixed from the six."""
+    mixing = torch.randn(6, width(1), generator=torch.Generator().manual_seed(seed))
+    return inputs @ mixing + torch.randn(len(inputs), width(1), generator=torch.Generator().manual_seed(seed + 1))
+
+
 @pytest.fixture(scope="module")
 def known():
     """A reference that knows its inputs, the unit rows that gave it, their classes and descriptors."""
     rows, labels, inputs = drawn(1500, 2)
     made = Reference.build(drawn(1500, 1)[0], rows, calibrate=False)
+    inputs = as_of_images(inputs)
     return replace(made, inputs=InputReference.build(inputs)), unit(rows), labels, inputs
 
 
@@ -49,6 +56,7 @@ def test_all_windows_at_once_read_as_each_alone(known, law):
     other = torch.stack([traffic.independent(2048) for _ in range(2)])
     together = torch.cat(Pool(reference, rows, inputs).statistics([draw, other]))
     alone = torch.stack([window_statistics(reference, rows[index], inputs[index]) for index in (*draw, *other)])
+    assert bool(alone[:, -1].isfinite().all())
     first = len(reference.bands)
     ranks = [first + NAMED.index(name) for name in ("effective_rank", "numerical_rank", "input_correlation")]
     assert together[:, ranks].isinf().all()
@@ -81,7 +89,7 @@ def test_how_a_window_follows_its_inputs_is_what_a_monitor_reads_of_it(known):
         assert math.isnan(thresholds(none, 1024)["input_correlation"])
     old = made.tensors()
     for name in ("centre", "spread", "low", "high"):
-        old[f"calibration.{name}"] = old[f"calibration.{name}"][:, :-1].contiguous()
+        old[f"calibration.{name}"] = old[f"calibration.{name}"][:, :-2].contiguous()
     assert math.isnan(thresholds(Reference.from_tensors(old), 1024)["input_correlation"])
 
 
@@ -146,9 +154,10 @@ def test_an_older_calibration_has_the_general_threshold_of_the_shift_in_the_tail
     made = calibrated(reference, rows, labels, inputs, windows=3, blocks=10)
     tensors = made.tensors()
     for name in ("centre", "spread", "low", "high"):
-        tensors[f"calibration.{name}"] = tensors[f"calibration.{name}"][:, :-2].contiguous()
+        tensors[f"calibration.{name}"] = tensors[f"calibration.{name}"][:, :-3].contiguous()
     older = Reference.from_tensors(tensors)
     assert isinstance(older.calibration, Calibration)
     assert thresholds(older, 1024)["tail_shift"] == LEAST_TAIL_SHIFT
-    same = thresholds(made, 1024) | {"tail_shift": LEAST_TAIL_SHIFT, "input_correlation": math.nan}
+    unknown = dict.fromkeys(("input_correlation", "texture_shift"), math.nan)
+    same = thresholds(made, 1024) | {"tail_shift": LEAST_TAIL_SHIFT} | unknown
     np.testing.assert_equal(thresholds(older, 1024), same)

@@ -58,7 +58,7 @@ def test_of_more_images_than_the_rate_so_many_are_observed_at_random(
     seen: list[tuple[float, float]] = []
 
     class Monitor:
-        windows = (300.0,)
+        windows, reference = (300.0,), None
 
         def observe(self, rows: Rows, keys: object, inputs: np.ndarray) -> None:
             seen.extend(zip(rows[:, 0], inputs[:, 0], strict=True))
@@ -130,7 +130,7 @@ def test_a_monitor_that_refuses_rows_does_not_end_the_observer(metrics: Metrics)
     observer, seen = Observer(metrics), []
 
     class Monitor:
-        windows = (300.0,)
+        windows, reference = (300.0,), None
 
         def observe(self, rows: Rows, keys: object, inputs: object) -> None:
             if rows[0, 0] < 0:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load, save_file
 
 from fullrank import Moments, Reference, SpectrumMonitor
-from fullrank.calibration.inputs import thumbnails
+from fullrank.calibration.inputs import describe
 from fullrank.calibration.resample import calibrated
 from models import artifact
 from models.embedder import Embedder, normalize
@@ -133,7 +133,7 @@ def calibrated_alpha(encoders: Path, tmp_path_factory: pytest.TempPathFactory) -
     first, second = (normalize(embedder.embed(it)) for it in images)
     assert alpha.canary is not None
     reference = Reference.build(first, second, canary=alpha.canary.embeddings, calibrate=False)
-    known = calibrated(reference, second, None, thumbnails(images[1]), windows=4, blocks=20)
+    known = calibrated(reference, second, None, describe(images[1]), windows=4, blocks=20)
     artifact.save(replace(alpha, reference=known), folder)
     return folder
 
@@ -151,6 +151,10 @@ async def test_the_spectrum_says_how_sure_it_is_and_why(start: Start, calibrated
         for interval in (window["participation_ratio"], window["head"], *(band["ratio"] for band in window["bands"])):
             assert interval["lower"] < interval["estimate"] < interval["upper"]
         assert spectrum["input_participation_ratio"] > 1
+        shift, limit = spectrum["inputs"]["texture_shift"], spectrum["thresholds"]["texture_shift"]
+        assert 0 <= shift < limit
+        metrics = (await client.get("/metrics")).text
+        assert f'fullrank_texture_shift{{model="alpha",revision="{service.current.revision}"}} {shift}' in metrics
         assert spectrum["reference"]["rows"] == 1024
 
 
