@@ -6,7 +6,8 @@
 `benchmarks.detection.blocks` adds up sums of rows, which know nothing of their inputs. Here rows are drawn with their
 inputs, of the test set, by the same five laws: a window is 6,144 rows, of which 512 are compared, as in a monitor. An
 alarm is an upper bound below the threshold. That inputs must be the usual ones for the rule to be asked is left out, so
-these are more alarms than a service raises, if any. In one window of ten the answers are then handed on, each to the
+these are more alarms than a service raises, if any. How often inputs are not the usual ones is counted beside, for then
+a fault of the model is not told from other traffic. In one window of ten the answers are then handed on, each to the
 request that came next, and in another way half of them, chosen at random.
 
 Last, a monitor without a canary sees 6,000 healthy rows and then answers handed on, and no image twice: of images that
@@ -20,13 +21,14 @@ import torch
 from torch import Generator, Tensor
 
 from benchmarks._page import write_between
-from benchmarks.detection.blocks import binomial_bounds, chosen
+from benchmarks.detection.blocks import binomial_bounds, chosen, light
 from benchmarks.detection.runs import HOURS, five
-from fullrank import Reference, SpectrumMonitor
+from fullrank import Moments, Reference, SpectrumMonitor
 from fullrank.dependence import input_correlation
 from fullrank.neighbours import between, squared_distances
 from fullrank.sample import SAMPLE_ROWS, thinned
-from fullrank.verdict import Verdict, thresholds
+from fullrank.statistics import WindowStatistics
+from fullrank.verdict import Reading, Verdict, thresholds
 
 ROWS = 6144
 FAULT_EVERY = 10
@@ -39,11 +41,13 @@ FAULTS = ("each handed on", "half handed on")
 
 @dataclass
 class Tally:
-    """What windows of a law gave: how many, the least and the mean value in health, alarms; and of faults found."""
+    """What windows of a law gave: how many, the least and the mean value in health, alarms, windows whose inputs do not
+    read as usual; and of faults found."""
 
     law: str
     windows: int = 0
     alarms: int = 0
+    unusual: int = 0
     least: float = 1.0
     total: float = 0.0
     tried: int = 0
@@ -55,10 +59,17 @@ class Pairs:
 
     def __init__(self, reference: Reference, rows: Tensor, inputs: Tensor) -> None:
         assert reference.inputs is not None
+        self.reference, self.described = reference, inputs
         self.reach = reference.inputs.reach
         self.limit = thresholds(reference, ROWS)["input_correlation"]
         self.rows = squared_distances(rows).fill_diagonal_(0).float()
-        self.inputs = between(inputs.double()).float()
+        self.inputs = between(inputs[:, : reference.inputs.width].double()).float()
+
+    def usual(self, shown: Tensor) -> bool:
+        """Whether the verdict takes these inputs (m,), given as indices, for the usual ones."""
+        assert self.reference.inputs is not None
+        read = self.reference.inputs.read(Moments(self.described.shape[1]).add(self.described[shown]))
+        return Reading(WindowStatistics(300.0, rows=len(shown)), self.reference, read, False).inputs_usual()
 
     def read(self, answers: Tensor, shown: Tensor) -> tuple[float, bool]:
         """The correlation of answers and inputs (m,), given as indices, and whether it is abnormal."""
@@ -102,12 +113,13 @@ def rows_to_detection(reference: Reference, rows: Tensor, inputs: Tensor, seed: 
 def report(tallies: list[Tally], limit: float, seconds: float) -> str:
     """The table of laws, and the bounds that the counts imply."""
     lines = [
-        f"| law | windows | mean | least | alarms | {' | '.join(f'{name}, found' for name in FAULTS)} |",
-        "|---|---|---|---|---|---|---|",
+        f"| law | windows | mean | least | alarms | inputs unusual | {', found | '.join(FAULTS)}, found |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for t in tallies:
         found = " | ".join(f"{count} of {t.tried}" for count in t.found)
-        lines.append(f"| {t.law} | {t.windows:,} | {t.total / t.windows:.2f} | {t.least:.2f} | {t.alarms} | {found} |")
+        mean = t.total / t.windows
+        lines.append(f"| {t.law} | {t.windows:,} | {mean:.2f} | {t.least:.2f} | {t.alarms} | {t.unusual} | {found} |")
     windows, alarms = sum(t.windows for t in tallies), sum(t.alarms for t in tallies)
     low, high = binomial_bounds(alarms, windows)
     lines.append(
@@ -125,7 +137,7 @@ def main() -> None:
     pairs = Pairs(reference, rows, inputs)
     generator = Generator().manual_seed(options.seed)
     tallies = []
-    for law, draw in five(labels, inputs.mean(1), options.seed).items():
+    for law, draw in five(labels, light(reference, inputs), options.seed).items():
         tally = Tally(law)
         tallies.append(tally)
         for i in range(options.windows // 5):
@@ -134,6 +146,7 @@ def main() -> None:
             value, alarm = pairs.read(asked[few], asked[few])
             tally.windows += 1
             tally.alarms += alarm
+            tally.unusual += not pairs.usual(asked)
             tally.total += value
             tally.least = min(tally.least, value)
             if i % FAULT_EVERY == 0:

@@ -126,13 +126,12 @@ class InputReference:
     def build(cls, descriptors: Tensor) -> Self:
         """From (n, k) finite descriptors, n well above k: one half chooses the directions, the other measures them.
 
-        ValueError for descriptors of which fewer than 4 are finite, and for those that do not vary.
+        ValueError for descriptors of which fewer than 4 are finite, and for those that do not vary. Without textures
+        where these do not, as those of images of one colour.
         """
         first = _parts(descriptors.shape[1])
-        made = cls._of(descriptors[:, :first])
-        if first < descriptors.shape[1]:
-            made = replace(made, texture=cls._of(descriptors[:, first:]))
-        return made
+        made, rough = cls._of(descriptors[:, :first]), descriptors[:, first:]
+        return replace(made, texture=cls._of(rough)) if bool((rough != rough[:1]).any()) else made
 
     @classmethod
     def _of(cls, descriptors: Tensor) -> Self:
@@ -162,6 +161,10 @@ class InputReference:
         """Width of the descriptors with those of the textures, where it knows these."""
         return self.width + (0 if self.texture is None else self.texture.width)
 
+    def fits(self, given: int) -> bool:
+        """Whether it can be compared with descriptors of this width: its own, or its own with textures."""
+        return self.width in (given, _parts(given))
+
     def project(self, descriptors: Tensor) -> Tensor:
         """Descriptors (n, k) about the mean along the directions; those of textures after the others."""
         own = (descriptors[:, : self.width] - self.mean) @ self.basis
@@ -175,12 +178,12 @@ class InputReference:
         The distance is the larger of the mean's shift, in standard deviations of the reference's total variance, and
         the largest |log ratio| of a band's energy: each 0 for inputs of the same law, up to sampling.
         """
-        widths = (self.width, self.full_width)
-        if moments is None or moments.dimension not in widths or moments.count < 32:
+        if moments is None or not self.fits(moments.dimension) or moments.count < 32:
             return InputReading()
         mean, covariance = moments.mean(), moments.covariance()
         parts = []
-        for part, at in ((self, slice(self.width)), (self.texture, slice(self.width, None))):
+        rest = slice(self.width, self.full_width)
+        for part, at in ((self, slice(self.width)), (self.texture, rest)):
             if part is not None and len(mean[at]):
                 energies = profile.energies_of_covariance(covariance[at, at], part.basis)
                 parts.append(((mean[at] - part.mean) @ part.basis, energies))

@@ -280,7 +280,7 @@ class SnapshotMaker:
         if known is None:
             return measure_sample(rows)
         shown = alike([it for _, it in parts], [len(rows) for rows, _ in parts])
-        if shown is None or shown[0].shape[1] not in (known.width, known.full_width):
+        if shown is None or not known.fits(shown[0].shape[1]):
             return measure_sample(rows)
         return measure_sample(rows, together([it[:, : known.width] for it in shown], counts), known.reach)
 

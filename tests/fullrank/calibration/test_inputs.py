@@ -102,7 +102,14 @@ def test_a_reference_of_inputs_is_stored_with_its_textures_and_older_ones_have_n
         broken = known.tensors() | {name: torch.full((2,), math.nan)}
         with pytest.raises(ValueError, match=r"inputs\.texture"):
             InputReference.from_tensors(broken)
-    # Descriptors of another kind are one part.
+    # Images of one colour each have no texture, and descriptors of another kind are one part.
+    plain = np.random.default_rng(7).integers(0, 256, (500, 1, 1, 1), np.uint8).repeat(9, 2).repeat(9, 3)
+    flat = InputReference.build(torch.from_numpy(describe(plain)))
+    assert flat.texture is None
+    for describing in (describe, thumbnails):
+        read = flat.read(Moments(describing(plain).shape[1]).add(torch.from_numpy(describing(plain))))
+        assert read.distance < 0.2
+        assert math.isnan(read.texture_shift)
     assert InputReference.build(torch.randn(500, 12)).texture is None
 
 

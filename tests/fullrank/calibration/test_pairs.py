@@ -28,6 +28,8 @@ def test_pairs_read_as_a_monitor_reads_them(known):
     rows, inputs, _ = drawn(600, 2)
     pairs = Pairs(known, rows, inputs)
     asked = torch.randint(600, (512,), generator=torch.Generator().manual_seed(3))
+    assert pairs.usual(asked)
+    assert not Pairs(known, rows, inputs + inputs.std(0)).usual(asked)
     got = handed_on(asked, 1.0, torch.Generator())
     assert got[1:].tolist() == asked[:-1].tolist()
     assert handed_on(asked, 0.0, torch.Generator()).equal(asked)
@@ -46,8 +48,8 @@ def test_the_laws_draw_what_was_asked_for_and_the_report_counts():
         index = draw(640, 7.5)
         assert index.shape == (640,)
         assert 0 <= int(index.min()) <= int(index.max()) < 600
-    text = report([Tally("sessions", 400, 0, 0.41, 200.0, 40, (40, 39))], 0.2, 3.0)
-    assert "| sessions | 400 | 0.50 | 0.41 | 0 | 40 of 40 | 39 of 40 |" in text
+    text = report([Tally("sessions", 400, 0, 3, 0.41, 200.0, 40, (40, 39))], 0.2, 3.0)
+    assert "| sessions | 400 | 0.50 | 0.41 | 0 | 3 | 40 of 40 | 39 of 40 |" in text
     assert "0 false alarms in 400 healthy windows" in text
     assert "0.746%" in text  # 1 - 0.05^(1/400)
 
