@@ -50,6 +50,7 @@ else:
     sys.exit(0)
 exec(ways[way])  # in a child, which then ends as a script does
 """
+# On a loaded machine a way may take minutes: rows are counted over an hour.
 WAYS = {
     "a script that ends": "monitor = watch(SpectrumMonitor(64))",
     "with a reference": "monitor = watch(SpectrumMonitor(64, Reference.build(rows(400, 1), calibrate=False)))",
@@ -61,7 +62,7 @@ WAYS = {
     "a handler at exit that reads it": """
 import atexit
 monitor = watch(SpectrumMonitor(64))
-atexit.register(lambda: os._exit(3) if monitor.snapshot(wait=600).windows[300.0].rows != 6400 else None)
+atexit.register(lambda: os._exit(3) if monitor.snapshot(wait=600).windows[3600.0].rows != 6400 else None)
 """,
     "a notebook that is restarted": """
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -81,10 +82,10 @@ if pid == 0:
     monitor.observe(rows(100))
     snapshot = monitor.snapshot(wait=600)
     # The parent's rows are the parent's to count.
-    assert (snapshot.windows[300.0].rows, monitor.counters.rows["sampled"]) == (100, 100)
+    assert (snapshot.windows[3600.0].rows, monitor.counters.rows["sampled"]) == (100, 100)
 else:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert monitor.snapshot(wait=600).windows[300.0].rows == 6400
+    assert monitor.snapshot(wait=600).windows[3600.0].rows == 6400
 """,
     "a child that leaves its parent's alone": """
 monitor = watch(SpectrumMonitor(64))
