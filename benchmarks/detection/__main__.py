@@ -7,13 +7,15 @@
     python -m benchmarks.detection --preprocessing --encoder models/pretrained/cifar10-directclr \
         --write docs/measured/detection-lists.md
     python -m benchmarks.detection --forty --no-harm --laws 1 --encoder efficientnet-lite0 --source cifar10
+    python -m benchmarks.detection --blind --no-harm --at-end --laws 1 --write docs/measured/detection-lists.md
     python -m benchmarks.detection.blocks --blocks 1000000
     python -m benchmarks.detection.summary --write docs/measured/detection.md
 
 Traffic is the Fashion-MNIST test set, which neither the encoder nor its reference and calibration have seen. With
 --unseen it is training images, which gave the encoder its gradient but no rule, no reference and no calibration
 anything, and the faults are those of `benchmarks.detection.unseen`; with --fresh further images and the faults of
-`benchmarks.detection.fresh`; with --forty the test set and those of `benchmarks.detection.forty`. Each case runs on
+`benchmarks.detection.fresh`; with --forty the test set and those of `benchmarks.detection.forty`, with --blind of
+`benchmarks.detection.blind`. Each case runs on
 each law of healthy traffic (independent, sessions of 32 of one class, a class mix that turns in a day) and starts after
 a full healthy window at 20 rows a second; monitors with the default block, their clocks advanced by hand, are read
 every 256 rows at first, then every 1024. "Found" is the first reading with a state of the right kind, in rows since the
@@ -35,6 +37,7 @@ import torch
 from torch import Tensor
 
 from benchmarks._page import write_between
+from benchmarks.detection.blind import blind
 from benchmarks.detection.cases import Bench, Case, RowsBench
 from benchmarks.detection.forty import forty
 from benchmarks.detection.fresh import fresh
@@ -160,6 +163,7 @@ def main() -> None:
         ("fresh", "further ones"),
         ("preprocessing", "of preprocessing, of an encoder of colour images"),
         ("forty", "forty more, of which most need no particular architecture"),
+        ("blind", "changes of pixels that no rule was made on"),
     ):
         lists.add_argument(f"--{name}", dest="cases", action="store_const", const=name, default="test", help=meaning)
     parser.add_argument("--rows", type=int, default=6000, help="rows of a case: 6000 are 5 minutes at 20 a second")
@@ -198,7 +202,14 @@ def main() -> None:
     worst = {name: max(score[name] for score in scores) for name in (scores[0] if scores else ())}
     outcomes: list[Outcome] = []
     alarms: dict[str, list[str]] = {}
-    written = {"test": Bench.cases, "unseen": unseen, "fresh": fresh, "preprocessing": preprocessing, "forty": forty}
+    written = {
+        "test": Bench.cases,
+        "unseen": unseen,
+        "fresh": fresh,
+        "preprocessing": preprocessing,
+        "forty": forty,
+        "blind": blind,
+    }
     cases = [case for case in written[options.cases](bench, other) if options.only in case.name]
     for case in cases:
         started = time.monotonic()

@@ -39,13 +39,13 @@ def preprocessing(bench: Bench, other: Artifact) -> list[Case]:
     return [*cases, repeated, bench.usual]
 
 
-def jpeg(images: Tensor) -> Tensor:
-    """Stored as JPEG of quality 8 and read again: (n, 1 or 3, s, s) uint8."""
+def jpeg(images: Tensor, quality: int = 8) -> Tensor:
+    """Stored as JPEG of this quality and read again: (n, 1 or 3, s, s) uint8."""
     stored = []
     for image in images:
         file = io.BytesIO()
         pixels = image[0] if len(image) == 1 else image.permute(1, 2, 0)
-        Image.fromarray(pixels.numpy()).save(file, "JPEG", quality=8)
+        Image.fromarray(pixels.numpy()).save(file, "JPEG", quality=quality)
         read = torch.frombuffer(bytearray(Image.open(file).tobytes()), dtype=torch.uint8)
         stored.append(read.view(*image.shape[1:], len(image)))
     return torch.stack(stored).permute(0, 3, 1, 2).contiguous()

@@ -23,6 +23,7 @@ NAMES = {
     "fresh": "second unseen",
     "preprocessing": "preprocessing",
     "forty": "forty",
+    "blind": "blind changes of pixels",
 }
 Counts = Counter[tuple[str, str]]  # (truth, read as) -> runs
 

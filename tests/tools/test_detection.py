@@ -2,10 +2,12 @@
 
 from collections import Counter, OrderedDict
 
+import pytest
 import torch
 from torch import nn
 
-from benchmarks.detection.cases import kernels
+from benchmarks.detection.blind import WEAK, blind
+from benchmarks.detection.cases import Case, Change, kernels
 from benchmarks.detection.imported import GraphWeights
 from benchmarks.detection.summary import LISTS, blocks_of, found_in, pages_in, sides, summary
 from benchmarks.detection.tables import Line, counted
@@ -70,3 +72,27 @@ def test_a_graphs_weights_are_changed_in_the_order_of_use() -> None:
     halved = OnnxEngine(graph.model, weights.of(graph).weights, 1)(pixels.numpy())
     assert torch.allclose(torch.from_numpy(halved), 0.5 * rows, atol=1e-6)
     assert torch.equal(graph.weights["a.weight"], last.weight)
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 32), (3, 50)])
+def test_blind_changes_leave_images_images_and_change_them(channels: int, size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(20, channels, 6, 6, generator=generator)
+    images = (torch.nn.functional.interpolate(noise, size=size, mode="bilinear") * 255).to(torch.uint8)
+    seen: dict[str, torch.Tensor] = {}
+
+    class Pixels:
+        def __init__(self) -> None:
+            self.images, self.generator, self.usual = images, generator, Case("healthy", "none", images, images, images)
+
+        def each_of(self, changes: dict[str, Change]) -> list[Case]:
+            seen.update({name: change(images) for name, change in changes.items()})
+            return [Case(name, "model", images, images, images) for name in changes]
+
+    cases = blind(Pixels(), None)  # type: ignore[arg-type]
+    assert len(cases) == len(seen) + 1 == (24 if channels == 3 else 20)
+    assert [case.name for case in cases if not case.strong] == [name for name in seen if name in WEAK]
+    assert sum(case.strong for case in cases) == len(cases) - len(WEAK)
+    for name, changed in seen.items():
+        assert (changed.shape, changed.dtype) == (images.shape, torch.uint8), name
+        assert not torch.equal(changed, images), name
