@@ -59,7 +59,7 @@ class Pairs:
 
     def __init__(self, reference: Reference, rows: Tensor, inputs: Tensor) -> None:
         assert reference.inputs is not None
-        self.reference, self.described = reference, inputs
+        self.reference, self.described = reference, reference.inputs.bounded(inputs)
         self.reach = reference.inputs.reach
         self.limit = thresholds(reference, ROWS)["input_correlation"]
         self.rows = squared_distances(rows).fill_diagonal_(0).float()

@@ -26,11 +26,14 @@ _LEVEL = np.float32(1 / 255)
 # Textures vary by about 1 in the logarithm. A tenth of that is little beside a thumbnail, so that the variety of the
 # inputs stays that of their thumbnails; colours vary by about as much.
 _TEXTURE_SCALE = np.float32(0.1)
+# No texture counts as farther away than so many standard deviations, so that a few odd images move no mean far.
+TEXTURE_REACH = 2.0
 # A direction of descriptors that holds less than this share of the mean variance says nothing.
 _FLOOR_SHARE = 1e-4
 # Two inputs whose squared distance is below this share of the usual one count as the same picture.
 SAME_PICTURE = 0.01
 _PREFIX = "inputs."
+_STEPS = 20  # of which each leaves the share of descriptors that are bounded
 _TEXTURE = "texture."
 
 
@@ -99,7 +102,7 @@ class InputReading:
     distance: 0 where they are alike; variance_ratio: their total variance over the reference's; weakest_band: the least
     of that ratio over bands. Where a share of the inputs are near-copies of one, it is about what the others make up.
     All three of the thumbnails. texture_shift: by how many standard deviations of the reference's the mean of their
-    textures has moved along each direction, the root mean square; 0 where they are alike.
+    textures, each bounded, has moved along each direction, the root mean square: 0 where they are alike, 2 at most.
     """
 
     distance: float = math.nan
@@ -131,7 +134,9 @@ class InputReference:
         """
         first = _parts(descriptors.shape[1])
         made, rough = cls._of(descriptors[:, :first]), descriptors[:, first:]
-        return replace(made, texture=cls._of(rough)) if bool((rough != rough[:1]).any()) else made
+        if not bool((rough != rough[:1]).any()):
+            return made
+        return replace(made, texture=cls._of(rough)._centred(rough))
 
     @classmethod
     def _of(cls, descriptors: Tensor) -> Self:
@@ -145,6 +150,34 @@ class InputReference:
             raise ValueError("inputs: the descriptors do not vary, and tell no traffic from another; leave inputs out")
         mean = (first.mean() * first.count + second.mean() * second.count) / (first.count + second.count)
         return cls(mean, basis, bands, band_sums(energies, bands))
+
+    def _centred(self, descriptors: Tensor) -> Self:
+        """With the centre about which the bounded descriptors have mean 0: Huber's M-estimate (1964)."""
+        found = self
+        for _ in range(_STEPS):
+            moved = found._bounded(descriptors).mean(0) - found.mean
+            found = replace(found, mean=found.mean + moved)
+        return found
+
+    @property
+    def _units(self) -> Tensor:
+        """(k,) the mean variance within each direction's band: single eigenvalues of a sample are noisy."""
+        sizes = torch.tensor(self.bands).diff(prepend=torch.zeros(1, dtype=torch.int64))
+        return (self.band_energy / sizes).repeat_interleave(sizes)
+
+    def _bounded(self, descriptors: Tensor) -> Tensor:
+        """(n, k) in float64, nowhere farther from the centre than 2 standard deviations along a direction."""
+        most = TEXTURE_REACH * self._units.sqrt()
+        along = (descriptors.double() - self.mean) @ self.basis
+        return along.clamp(-most, most) @ self.basis.T + self.mean
+
+    def bounded(self, descriptors: Tensor) -> Tensor:
+        """Descriptors (n, k) as they are measured: each texture at most 2 standard deviations from the centre along
+        every direction. So a share p of the images, whatever they are, shifts the textures by at most 2 p."""
+        if self.texture is None or descriptors.shape[1] != self.full_width:
+            return descriptors
+        own, rough = descriptors[:, : self.width], descriptors[:, self.width :]
+        return torch.cat((own, self.texture._bounded(rough).to(own.dtype)), 1)
 
     @property
     def reach(self) -> float:
@@ -209,10 +242,7 @@ class InputReference:
     def shift(self, along: Tensor, energies: Tensor, count: int) -> float:
         """Root of the mean over directions of the squared shift `along` (k,) of the mean of `count` descriptors, in
         units of the reference's variance there, less what sampling adds; energies (k,): the descriptors' variance."""
-        sizes = torch.tensor(self.bands).diff(prepend=torch.zeros(1, dtype=torch.int64))
-        # In units of the mean variance within each band: single eigenvalues of a sample are noisy.
-        units = (self.band_energy / sizes).repeat_interleave(sizes)
-        return math.sqrt(max(0.0, float(((along.square() - energies / count) / units).mean())))
+        return math.sqrt(max(0.0, float(((along.square() - energies / count) / self._units).mean())))
 
     def tensors(self) -> dict[str, Tensor]:
         """Contiguous tensors for safetensors, named "inputs.mean", ..., and of textures "inputs.texture.mean", ..."""

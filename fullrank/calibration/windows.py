@@ -37,7 +37,7 @@ class Pool:
         self.rows = (rows - reference.mean.float()) @ reference.basis.float()
         self.described: Tensor | None = None
         if descriptors is not None and reference.inputs is not None:
-            self.described = reference.inputs.project(descriptors.double())
+            self.described = reference.inputs.project(reference.inputs.bounded(descriptors.double()))
 
     def statistics(self, draws: Sequence[Tensor]) -> list[Tensor]:
         """For each draw, windows (w, n) of indices into the rows with n a multiple of 256: their statistics (w, s) in a

@@ -119,6 +119,8 @@ class BlockMaker:
         keep &= squares > 0
         self._count(Counters({"nonfinite": nonfinite, "duplicate": duplicates, "zero": zeros}))
         inputs = None if batch.inputs is None else batch.inputs.to("cpu", torch.float32)[keep]
+        if inputs is not None and self._reference is not None and self._reference.inputs is not None:
+            inputs = self._reference.inputs.bounded(inputs)
         return Batch(batch.time, rows[keep], None, inputs, None, zeros)
 
     def _close_block(self) -> None:

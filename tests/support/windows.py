@@ -37,6 +37,6 @@ def window_statistics(reference: Reference, rows: Tensor, inputs: Tensor | None)
         "tail_shift": tail_shift(reference, (mean - reference.mean) @ reference.basis, energies, n, reference.rows),
     }
     if inputs is not None and reference.inputs is not None:
-        read = reference.inputs.read(Moments(inputs.shape[1]).add(inputs))
+        read = reference.inputs.read(Moments(inputs.shape[1]).add(reference.inputs.bounded(inputs)))
         named |= {"input_distance": read.distance, "texture_shift": read.texture_shift}
     return columns(reference, energies, mean, n, named)

@@ -79,13 +79,38 @@ def test_the_shift_of_textures_is_that_of_their_mean_in_the_reference_s_deviatio
         start = end
     assert read.texture_shift == pytest.approx(math.sqrt(expected / 34), rel=1e-6)
     assert read.texture_shift > 0.08
-    usual = known.read(Moments(width(3)).add(torch.from_numpy(describe(fields(3000, 3, 3)))))
+    usual = known.read(Moments(width(3)).add(known.bounded(torch.from_numpy(describe(fields(3000, 3, 3))))))
     assert usual.texture_shift < 0.04
     # Thumbnails alone say the same of themselves, and nothing of textures.
     few = known.read(Moments(192).add(torch.from_numpy(thumbnails(images))))
     assert (few.distance, few.variance_ratio) == pytest.approx((read.distance, read.variance_ratio))
     assert math.isnan(few.texture_shift)
     assert math.isnan(known.read(Moments(34).add(moved[:, 192:])).distance)
+
+
+def test_a_share_of_the_images_moves_textures_by_twice_that_share_at_most(known):
+    """Noise is 30 deviations away from smooth fields."""
+    images = fields(4000, 8, 3)
+    images[:200] = np.random.default_rng(0).integers(0, 256, (200, 3, SIZE, SIZE), np.uint8)
+    raw = torch.from_numpy(describe(images)).double()
+    along = ((raw - known.bounded(raw))[:, 192:] @ known.texture.basis).abs()
+    assert float(along[200:].amax(1).median()) < 1
+    part = known.texture
+    sizes = torch.tensor(part.bands).diff(prepend=torch.zeros(1, dtype=torch.int64))
+    deviations = (part.band_energy / sizes).sqrt().repeat_interleave(sizes)
+    expected = ((raw[:, 192:] - part.mean) @ part.basis / deviations).clamp(-2, 2)
+    seen = (known.bounded(raw)[:, 192:] - part.mean) @ part.basis / deviations
+    torch.testing.assert_close(seen, expected)
+    torch.testing.assert_close(known.bounded(raw)[:, :192], raw[:, :192])
+    shift = known.read(Moments(width(3)).add(known.bounded(raw))).texture_shift
+    unbounded = known.read(Moments(width(3)).add(raw)).texture_shift
+    assert 0.05 < shift < 0.1 + 0.02 < unbounded
+    # The centre is where the bounded textures of the reference have mean 0.
+    own = known.bounded(torch.from_numpy(describe(fields(3000, 1, 3))).double())
+    centre = ((own[:, 192:].mean(0) - part.mean) @ part.basis / deviations).abs().max()
+    assert float(centre) < 1e-6
+    # Thumbnails alone, or other descriptors, stay what they are.
+    torch.testing.assert_close(known.bounded(raw[:, :192]), raw[:, :192])
 
 
 def test_a_reference_of_inputs_is_stored_with_its_textures_and_older_ones_have_none(known):
