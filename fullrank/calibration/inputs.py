@@ -6,6 +6,7 @@ show what an image is of. They hardly show noise, compression, a lower resolutio
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -130,13 +131,14 @@ class InputReference:
         """From (n, k) finite descriptors, n well above k: one half chooses the directions, the other measures them.
 
         ValueError for descriptors of which fewer than 4 are finite, and for those that do not vary. Without textures
-        where these do not, as those of images of one colour.
+        where these alone do not, as those of images of one colour each.
         """
         first = _parts(descriptors.shape[1])
         made, rough = cls._of(descriptors[:, :first]), descriptors[:, first:]
-        if not bool((rough != rough[:1]).any()):
-            return made
-        return replace(made, texture=cls._of(rough)._centred(rough))
+        if first < descriptors.shape[1]:
+            with suppress(ValueError):
+                return replace(made, texture=cls._of(rough)._centred(rough[rough.isfinite().all(1)]))
+        return made
 
     @classmethod
     def _of(cls, descriptors: Tensor) -> Self:
@@ -215,8 +217,7 @@ class InputReference:
             return InputReading()
         mean, covariance = moments.mean(), moments.covariance()
         parts = []
-        rest = slice(self.width, self.full_width)
-        for part, at in ((self, slice(self.width)), (self.texture, rest)):
+        for part, at in ((self, slice(self.width)), (self.texture, slice(self.width, None))):
             if part is not None and len(mean[at]):
                 energies = profile.energies_of_covariance(covariance[at, at], part.basis)
                 parts.append(((mean[at] - part.mean) @ part.basis, energies))
@@ -261,27 +262,39 @@ class InputReference:
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self | None:
         """The inverse of `tensors`; None where there are none. ValueError that names what is missing or misshapen."""
-        return cls._from_named({n.removeprefix(_PREFIX): t for n, t in tensors.items() if n.startswith(_PREFIX)}, "")
-
-    @classmethod
-    def _from_named(cls, found: Mapping[str, Tensor], prefix: str) -> Self | None:
+        found = _within(tensors, _PREFIX)
         if not found:
             return None
+        made = cls._from_named(found, _PREFIX)
+        rough = _within(found, _TEXTURE)
+        if not rough:
+            return made
+        texture = cls._from_named(rough, _PREFIX + _TEXTURE)
+        if _parts(made.width + texture.width) != made.width:
+            raise ValueError(
+                f"reference: inputs.mean and inputs.texture.mean have {made.width} and {texture.width} values, as no "
+                "images' thumbnails and textures; build the reference again"
+            )
+        return replace(made, texture=texture)
+
+    @classmethod
+    def _from_named(cls, found: Mapping[str, Tensor], prefix: str) -> Self:
         k = found["mean"].numel() if "mean" in found else 0
         bands = tuple(found.get("bands", torch.zeros(0)).flatten().long().tolist())
         if not bands or bands[-1] != k or list(bands) != sorted(set(bands)) or bands[0] < 1:
-            name = f"inputs.{prefix}bands"
-            raise ValueError(f"reference: {name} must rise to the descriptors' width {k}, got {bands}")
+            raise ValueError(f"reference: {prefix}bands must rise to the descriptors' width {k}, got {bands}")
         for name, shape in {"mean": (k,), "basis": (k, k), "band_energy": (len(bands),)}.items():
             if name not in found or tuple(found[name].shape) != shape or not found[name].isfinite().all():
-                raise ValueError(f"reference: inputs.{prefix}{name} is missing, not finite or not of shape {shape}")
+                raise ValueError(f"reference: {prefix}{name} is missing, not finite or not of shape {shape}")
         if not bool((found["band_energy"] > 0).all()):
-            raise ValueError(
-                f"reference: inputs.{prefix}band_energy must be above 0; build the reference without inputs"
-            )
+            raise ValueError(f"reference: {prefix}band_energy must be above 0; build the reference without inputs")
         mean, basis, energy = (found[name].to("cpu", torch.float64) for name in ("mean", "basis", "band_energy"))
-        texture = {n.removeprefix(_TEXTURE): t for n, t in found.items() if n.startswith(_TEXTURE)}
-        return cls(mean, basis, bands, energy, cls._from_named(texture, _TEXTURE))
+        return cls(mean, basis, bands, energy)
+
+
+def _within(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin so, by the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def describe_as(known: InputReference | None, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -59,6 +59,7 @@ class SpectrumMonitor:
         self.windows = tuple(sorted(float(seconds) for seconds in set(windows)))
         self._clock = clock
         self.input_width: int | None = None  # of the first inputs, to which all later ones are held
+        self._resumed = False  # whether that is the width of a state's inputs alone, which may change
         self._worker = Worker(dimension, reference, self.windows, block_rows, buffer_rows, clock)
         weakref.finalize(self, self._worker.abandon).atexit = False  # at exit another handler ends all threads
 
@@ -82,14 +83,13 @@ class SpectrumMonitor:
         descriptors = None
         if inputs is not None:
             descriptors = as_tensor(inputs, "inputs")
-            check_rows(descriptors, self.input_width, "inputs")
+            check_rows(descriptors, None if self._resumed else self.input_width, "inputs")
             if len(descriptors) != n:
                 raise ValueError(f"inputs: expected {n} rows, got {len(descriptors)}")
             descriptors = _copy(descriptors)
-        batch = Batch(self._clock(), _copy(tensor), hashes, descriptors, _event(tensor))
-        if descriptors is not None and self.input_width is None:
             self.input_width = descriptors.shape[1]
-        self._worker.put(batch)
+            self._resumed = False
+        self._worker.put(Batch(self._clock(), _copy(tensor), hashes, descriptors, _event(tensor)))
 
     def count_duplicates(self, rows: int) -> None:
         """Count rows that the caller left out because it had handed over the same content before."""
@@ -148,7 +148,7 @@ class SpectrumMonitor:
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Resume the windows of a `state`, as much older as the time since; rows observed before this call are
-        forgotten.
+        forgotten. So are the state's inputs once some of another width come: another version described them.
 
         ValueError for a damaged state and for one of another dimension or reference: nothing spans two encoders.
         """
@@ -161,18 +161,10 @@ class SpectrumMonitor:
             elapsed = max(0.0, time.time() - float(tensors["saved"]))
             self._worker.blocks.ring.load(tensors, self._clock() - elapsed)
             self._worker.blocks.forget_open()
-            self._forget_other_inputs()
             described = [block.inputs.dimension for block in self._worker.blocks.ring.blocks if block.inputs]
         self.input_width = described[-1] if described else None
+        self._resumed = True
         self.flush()
-
-    def _forget_other_inputs(self) -> None:
-        """Drop descriptors of blocks that are not of the reference's width: those to come would not go with them."""
-        if self.reference is None or self.reference.inputs is None:
-            return
-        for block in self._worker.blocks.ring.blocks:
-            if block.inputs is not None and block.inputs.dimension != self.reference.inputs.full_width:
-                block.inputs = block.sample_inputs = None
 
     def _identity(self) -> dict[str, Tensor]:
         energy = torch.zeros(0) if self.reference is None else self.reference.band_energy

@@ -1,7 +1,7 @@
 """Sliding windows of rows, kept as blocks of moments; and the keys that were seen recently."""
 
 import math
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -54,9 +54,15 @@ class Block:
 
 
 def inputs_of(blocks: Sequence[Block]) -> Moments | None:
-    """The moments of all inputs of these blocks; None if none has any."""
-    described = [block.inputs for block in blocks if block.inputs is not None]
-    return merge(described) if described else None
+    """The moments of all inputs of these blocks; None if none has any.
+
+    Of replicas that describe their inputs differently, as two versions do, those that describe most rows count.
+    """
+    described = defaultdict[int, list[Moments]](list)
+    for block in blocks:
+        if block.inputs is not None:
+            described[block.inputs.dimension].append(block.inputs)
+    return merge(max(described.values(), key=lambda them: sum(it.count for it in them))) if described else None
 
 
 class Ring:
@@ -77,7 +83,10 @@ class Ring:
         self.changes = 0
 
     def add(self, block: Block) -> None:
-        """Append a block, in order of time."""
+        """Append a block, in order of time. Earlier inputs of another width are forgotten: they do not add up."""
+        for earlier in self.blocks:
+            if block.inputs and earlier.inputs and earlier.inputs.dimension != block.inputs.dimension:
+                earlier.inputs = earlier.sample_inputs = None
         self.blocks.append(block)
         self.changes += 1
         self.expire(block.end)

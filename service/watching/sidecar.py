@@ -206,10 +206,10 @@ class Sidecar:
             return
         width = observation.inputs.shape[1]
         known = None if monitor.reference is None else monitor.reference.inputs
-        if known is not None and width != known.width:
+        if known is not None and not known.fits(width):
             message = f"the inputs of {model}'s reference have {known.width} values each, these {width}"
             raise InvalidError("invalid_field", message, field="inputs")
-        if monitor.input_width is None:
+        if width != monitor.input_width:
             needed = memory_of(0, width) - BESIDES
             self._check_memory(needed, f"the statistics of inputs of {width} values take", "inputs")
 

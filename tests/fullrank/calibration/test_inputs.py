@@ -114,7 +114,7 @@ def test_a_share_of_the_images_moves_textures_by_twice_that_share_at_most(known)
 
 
 def test_a_reference_of_inputs_is_stored_with_its_textures_and_older_ones_have_none(known):
-    assert (known.width, known.full_width) == (192, width(3))
+    assert (known.width, known.texture.width) == (192, 34)
     again = InputReference.from_tensors(load(save(known.tensors())))
     read = Moments(width(3)).add(torch.from_numpy(describe(fields(400, 5, 3))))
     assert asdict(again.read(read)) == pytest.approx(asdict(known.read(read)))
@@ -177,19 +177,46 @@ def test_what_a_client_does_to_pixels_is_traffic_though_thumbnails_hardly_show_i
     assert (snapshot.inputs.texture_shift > limit) is (seen == "coarse" and describing is describe)
 
 
-def test_a_state_with_descriptors_of_another_width_goes_on_without_them(reference):
-    """A service that knew no textures wrote it."""
-    images = fields(600, 12)
+def test_a_state_s_inputs_are_kept_until_some_of_another_width_come(reference):
+    """Thumbnails from a sidecar's clients go on as such, though the reference knows textures. Whole images come then."""
+    images = fields(1200, 12)
     with SpectrumMonitor(24, reference, (300.0,), clock=lambda: 0.0) as monitor:
-        monitor.observe(embed(images), inputs=thumbnails(images))
+        monitor.observe(embed(images[:300]), inputs=thumbnails(images[:300]))
         assert monitor.flush(120)
+        before = monitor.snapshot()
         state = monitor.state()
     with SpectrumMonitor(24, reference, (300.0,), clock=lambda: 0.0) as monitor:
         monitor.restore(state)
-        assert monitor.snapshot().windows[300.0].rows == 600
-        more = fields(600, 13)
-        monitor.observe(embed(more), inputs=describe(more))
+        assert monitor.snapshot().inputs.distance == pytest.approx(before.inputs.distance)
+        monitor.observe(embed(images[300:600]), inputs=describe(images[300:600]))
+        with pytest.raises(ValueError, match="inputs: expected width 96, got 64"):
+            monitor.observe(embed(images[:2]), inputs=thumbnails(images[:2]))
+        monitor.observe(embed(images[600:]), inputs=describe(images[600:]))
         assert monitor.flush(120)
         snapshot = monitor.snapshot()
-    assert snapshot.windows[300.0].rows == 1200
-    assert snapshot.inputs.texture_shift < 0.1
+    window = snapshot.windows[300.0]
+    assert (window.rows, snapshot.counters.rows["dropped"]) == (1200, 0)
+    expected = reference.inputs.read(Moments(96).add(torch.from_numpy(describe(images[300:]))))
+    assert asdict(snapshot.inputs) == pytest.approx(asdict(expected))
+    assert math.isfinite(window.sample.input_correlation.estimate)
+
+
+def test_textures_of_almost_all_images_of_one_colour_are_left_out():
+    """One image that has a texture is in one half alone; NaN of one row is no texture."""
+    plain = np.random.default_rng(7).integers(0, 256, (500, 1, 1, 1), np.uint8).repeat(9, 2).repeat(9, 3)
+    plain[4, 0, :, ::2] = 255
+    described = torch.from_numpy(describe(plain))
+    expected = InputReference.build(torch.from_numpy(thumbnails(plain)))
+    assert InputReference.build(described).texture is None
+    assert torch.equal(InputReference.build(described).band_energy, expected.band_energy)
+    described[4, 64:] = math.nan
+    assert InputReference.build(described).texture is None
+
+
+def test_a_reference_whose_parts_are_no_images_descriptors_is_refused(known):
+    short = InputReference.build(torch.randn(300, 33, generator=torch.Generator().manual_seed(0)))
+    broken = known.tensors() | {n.replace("inputs.", "inputs.texture.", 1): t for n, t in short.tensors().items()}
+    with pytest.raises(ValueError, match=r"inputs\.mean and inputs\.texture\.mean have 192 and 33 values"):
+        InputReference.from_tensors(broken)
+    deep = known.tensors() | {"inputs." + 2000 * "texture." + "mean": torch.zeros(3)}
+    assert InputReference.from_tensors(deep).texture.texture is None

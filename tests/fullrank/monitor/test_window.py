@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fullrank import Moments, merge
-from fullrank.monitor.window import Block, RecentKeys, Ring
+from fullrank.monitor.window import Block, RecentKeys, Ring, inputs_of
 
 
 def block(start, end, value=0.0):
@@ -102,3 +102,30 @@ def test_sampled_rows_stay_beside_their_inputs_through_joining_and_saving():
     wrong = ring.tensors(12.0) | {"0.sample_inputs": torch.zeros(3, 2)}
     with pytest.raises(ValueError, match="sample's inputs of block 0"):
         again.load(wrong, 12.0)
+
+
+def described(start, width, rows):
+    """A block of so many rows whose inputs have that width."""
+    one = block(start, start)
+    one.inputs = Moments(width).add(torch.randn(rows, width, generator=torch.Generator().manual_seed(int(start))))
+    one.sample, one.sample_inputs = torch.ones(2, 1), torch.ones(2, width)
+    return one
+
+
+def test_inputs_of_another_width_take_the_place_of_earlier_ones():
+    ring = Ring((300.0,), groups=3)
+    for i in range(12):
+        ring.add(described(float(i), 2 if i < 9 else 5, 30))
+    ring.add(block(12.0, 12.0))
+    assert sum(b.moments.count for b in ring.blocks) == 26
+    assert inputs_of(ring.blocks).count == 90
+    assert inputs_of(ring.joined(1, 12.0)).dimension == 5
+
+
+def test_of_replicas_that_describe_inputs_differently_those_with_most_rows_count():
+    blocks = [described(0.0, 2, 30), described(1.0, 5, 50), described(2.0, 2, 30), block(3.0, 3.0)]
+    found = inputs_of(blocks)
+    assert (found.dimension, found.count) == (2, 60)
+    assert torch.allclose(found.mean(), merge([blocks[0].inputs, blocks[2].inputs]).mean())
+    assert blocks[0].inputs.count == 30
+    assert inputs_of(blocks[3:]) is None

@@ -13,7 +13,7 @@ from safetensors.numpy import save
 from safetensors.torch import save as save_tensors
 
 from fullrank import Reference
-from fullrank.calibration.inputs import thumbnails
+from fullrank.calibration.inputs import describe, thumbnails
 from fullrank.calibration.resample import calibrated
 from fullrank.client import AsyncClient, EmbeddingError
 from service.encoders.registry import Service
@@ -30,11 +30,11 @@ def rows_of(n: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(n, D)).astype(np.float32)
 
 
-def a_reference(**changes: Any) -> Reference:
+def a_reference(*, inputs: bool = False, textures: bool = False) -> Reference:
     built = Reference.build(rows_of(1200, 1), rows_of(1200, 2), canary=rows_of(40, 3))
-    if not changes:
+    if not (inputs or textures):
         return built
-    images = torch.from_numpy(thumbnails(pictures_of(1200)))
+    images = torch.from_numpy((describe if textures else thumbnails)(pictures_of(1200)))
     return calibrated(built, torch.from_numpy(rows_of(1200, 2)), None, images, windows=2, blocks=10)
 
 
@@ -135,6 +135,52 @@ async def test_inputs_of_another_kind_than_the_references_are_refused(start: Sta
         body = {"model": "theirs", "rows": rows_of(2, 1).tolist(), "inputs": [[1.0], [2.0]]}
         error = error_of(await client.post("/observe", json=body), 422, "invalid_field")
         assert error["message"] == "the inputs of theirs's reference have 64 values each, these 1"
+
+
+@pytest.mark.parametrize("textures", [True, False])
+async def test_descriptors_of_whole_images_and_thumbnails_are_compared_but_not_mixed(
+    start: Start, tmp_path: Path, textures: bool
+) -> None:
+    pa = pytest.importorskip("pyarrow")
+    rows, images = rows_of(300, 10), pictures_of(300)
+    whole = describe(images)
+
+    async def send(client: httpx.AsyncClient, kind: str) -> httpx.Response:
+        """Whole images' descriptors in one of three formats, or thumbnails."""
+        if kind == "json":
+            body = {"model": "theirs", "rows": rows.tolist(), "inputs": whole.tolist()}
+            return await client.post("/observe", json=body)
+        if kind == "arrow":
+            columns = {"rows": pa.array(rows.tolist()), "inputs": pa.array(whole.tolist())}
+            table, sink = pa.table(columns), pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, table.schema) as writer:
+                writer.write_table(table)
+            headers = {"content-type": "application/vnd.apache.arrow.stream"}
+            return await client.post("/observe?model=theirs", content=sink.getvalue().to_pybytes(), headers=headers)
+        tensors = {"rows": rows} | ({"inputs": whole} if kind == "tensors" else {"thumbnails": images})
+        return await client.post("/observe?model=theirs", content=save(tensors), headers=TENSORS)
+
+    reference = save_tensors(a_reference(inputs=True, textures=textures).tensors())
+    async with start(references_dir=tmp_path, **SIDECAR) as (client, service):
+        assert (await client.put("/admin/references/theirs", content=reference)).status_code == 200
+        for kind in ("json", "arrow", "tensors"):
+            assert (await send(client, kind)).status_code == 202
+        refused = error_of(await send(client, "thumbnails"), 422, "invalid_field")
+        assert (refused["field"], refused["message"]) == ("inputs", "inputs: expected width 96, got 64")
+        seen = await spectrum(client, service)
+        assert (seen["windows"]["300"]["rows"], seen["counters"]["rows"]["dropped"]) == (900, 0)
+        assert seen["inputs"]["distance"] < 0.5
+        assert (seen["inputs"]["texture_shift"] is not None) is textures
+        # A reference that is put in its place begins anew, and so does what clients may send.
+        other = save_tensors(a_reference(inputs=True, textures=not textures).tensors())
+        assert (await client.put("/admin/references/theirs", content=other)).status_code == 200
+        assert (await send(client, "thumbnails")).status_code == 202
+        for kind in ("json", "arrow", "tensors"):
+            assert "expected width 64, got 96" in error_of(await send(client, kind), 422, "invalid_field")["message"]
+        seen = await spectrum(client, service)
+        assert seen["windows"]["300"]["rows"] == 300
+        assert seen["inputs"]["distance"] < 0.5
+        assert seen["inputs"]["texture_shift"] is None
 
 
 async def test_a_reference_is_replaced_without_a_restart(start: Start, tmp_path: Path) -> None:
