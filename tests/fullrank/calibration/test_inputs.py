@@ -178,7 +178,7 @@ def test_what_a_client_does_to_pixels_is_traffic_though_thumbnails_hardly_show_i
 
 
 def test_a_state_s_inputs_are_kept_until_some_of_another_width_come(reference):
-    """Thumbnails from a sidecar's clients go on as such, though the reference knows textures. Whole images come then."""
+    """Thumbnails go on as such, though the reference knows textures, until descriptors of whole images come."""
     images = fields(1200, 12)
     with SpectrumMonitor(24, reference, (300.0,), clock=lambda: 0.0) as monitor:
         monitor.observe(embed(images[:300]), inputs=thumbnails(images[:300]))
