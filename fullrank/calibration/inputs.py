@@ -96,6 +96,11 @@ def _parts(given: int) -> int:
     return next((_thumbnail_width(c) for c in (1, 3) if width(c) == given), given)
 
 
+def alike(width: int, other: int | None) -> bool:
+    """Whether descriptors of these widths are of the same kind of images, be it with textures or without."""
+    return other is not None and _parts(width) == _parts(other)
+
+
 @dataclass(frozen=True)
 class InputReading:
     """How inputs differ from the reference's; NaN where that is not known.

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fullrank.calibration.inputs import alike
 from fullrank.moments import Moments, merge
 from fullrank.monitor.blocks import Batch
 from fullrank.monitor.snapshot import Counters, Snapshot
@@ -59,7 +60,7 @@ class SpectrumMonitor:
         self.windows = tuple(sorted(float(seconds) for seconds in set(windows)))
         self._clock = clock
         self.input_width: int | None = None  # of the first inputs, to which all later ones are held
-        self._resumed = False  # whether that is the width of a state's inputs alone, which may change
+        self._resumed = False  # whether that is the width of a state's inputs alone, which another version described
         self._worker = Worker(dimension, reference, self.windows, block_rows, buffer_rows, clock)
         weakref.finalize(self, self._worker.abandon).atexit = False  # at exit another handler ends all threads
 
@@ -83,7 +84,9 @@ class SpectrumMonitor:
         descriptors = None
         if inputs is not None:
             descriptors = as_tensor(inputs, "inputs")
-            check_rows(descriptors, None if self._resumed else self.input_width, "inputs")
+            check_rows(descriptors, None, "inputs")
+            if not (self._resumed and alike(descriptors.shape[1], self.input_width)):
+                check_rows(descriptors, self.input_width, "inputs")
             if len(descriptors) != n:
                 raise ValueError(f"inputs: expected {n} rows, got {len(descriptors)}")
             descriptors = _copy(descriptors)
@@ -148,7 +151,7 @@ class SpectrumMonitor:
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Resume the windows of a `state`, as much older as the time since; rows observed before this call are
-        forgotten. So are the state's inputs once some of another width come: another version described them.
+        forgotten. So are the state's inputs of images once some come with textures, or without, as theirs were not.
 
         ValueError for a damaged state and for one of another dimension or reference: nothing spans two encoders.
         """
@@ -163,7 +166,7 @@ class SpectrumMonitor:
             self._worker.blocks.forget_open()
             described = [block.inputs.dimension for block in self._worker.blocks.ring.blocks if block.inputs]
         self.input_width = described[-1] if described else None
-        self._resumed = True
+        self._resumed = bool(described)
         self.flush()
 
     def _identity(self) -> dict[str, Tensor]:
