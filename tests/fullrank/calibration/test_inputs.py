@@ -114,7 +114,7 @@ def test_a_share_of_the_images_moves_textures_by_twice_that_share_at_most(known)
 
 
 def test_a_reference_of_inputs_is_stored_with_its_textures_and_older_ones_have_none(known):
-    assert (known.width, known.texture.width) == (192, 34)
+    assert (known.width, known.full_width) == (192, width(3))
     again = InputReference.from_tensors(load(save(known.tensors())))
     read = Moments(width(3)).add(torch.from_numpy(describe(fields(400, 5, 3))))
     assert asdict(again.read(read)) == pytest.approx(asdict(known.read(read)))
@@ -196,7 +196,8 @@ def test_a_state_s_inputs_are_kept_until_some_of_another_width_come(reference):
         snapshot = monitor.snapshot()
     window = snapshot.windows[300.0]
     assert (window.rows, snapshot.counters.rows["dropped"]) == (1200, 0)
-    expected = reference.inputs.read(Moments(96).add(torch.from_numpy(describe(images[300:]))))
+    bounded = reference.inputs.bounded(torch.from_numpy(describe(images[300:])))
+    expected = reference.inputs.read(Moments(96).add(bounded))
     assert asdict(snapshot.inputs) == pytest.approx(asdict(expected))
     assert math.isfinite(window.sample.input_correlation.estimate)
 
@@ -211,6 +212,13 @@ def test_textures_of_almost_all_images_of_one_colour_are_left_out():
     assert torch.equal(InputReference.build(described).band_energy, expected.band_energy)
     described[4, 64:] = math.nan
     assert InputReference.build(described).texture is None
+
+
+def test_rows_that_are_not_finite_move_no_centre():
+    described = torch.from_numpy(describe(fields(400, 8)))
+    holed = torch.cat((described, torch.full((2, width(1)), math.nan)))
+    found, expected = (InputReference.build(it).texture for it in (holed, described))
+    assert torch.equal(found.mean, expected.mean)
 
 
 def test_a_reference_whose_parts_are_no_images_descriptors_is_refused(known):
