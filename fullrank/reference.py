@@ -80,7 +80,7 @@ class Reference:
         One set alone is divided at random (`seed`): some of its rows give the directions, the others are held out.
         labels (n,), inputs (n, k): classes of the held-out rows (of all rows, where there is one set), from which
         sessions and drift are simulated, and descriptors of what was embedded, such as those of
-        `fullrank.calibration.inputs.describe`. canary (m, d): what fixed inputs embed to. progress: called with the
+        `fullrank.descriptors.describe`. canary (m, d): what fixed inputs embed to. progress: called with the
         parts of the calibration done so far, and how many there are. Warns in words where the rows do not suffice to
         calibrate, or to tell an intact encoder from a broken one; the verdict is then never healthy.
 

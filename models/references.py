@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from fullrank import Moments, Reference
 from fullrank.calibration.enough import MINIMUM_ROWS
-from fullrank.calibration.inputs import describe
 from fullrank.calibration.resample import calibrated
+from fullrank.descriptors import describe
 from models.artifact import Artifact, Canary
 from models.decode import ImageError
 from models.embedder import Embedder, normalize

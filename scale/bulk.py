@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fullrank.calibration.inputs import describe, width
+from fullrank.descriptors import describe, width
 from models.artifact import load
 from models.decode import ImageError
 from models.embedder import Embedder, faulty, normalize

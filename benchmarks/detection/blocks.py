@@ -30,9 +30,9 @@ from benchmarks.detection.cases import RowsBench
 from benchmarks.detection.runs import laws
 from benchmarks.detection.streams import LANES, STEPS, Streams, Tally
 from fullrank import Reference
-from fullrank.calibration.inputs import describe
 from fullrank.calibration.ranges import BLOCK_ROWS
 from fullrank.calibration.sequential import LEVEL
+from fullrank.descriptors import describe
 from models.artifact import load
 from models.embedder import Embedder, normalize
 from training.data import SOURCES, ImageSet

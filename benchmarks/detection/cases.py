@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from benchmarks.detection.imported import GraphWeights
 from fullrank import Reference
-from fullrank.calibration.inputs import describe
 from fullrank.calibration.resample import Traffic
+from fullrank.descriptors import describe
 from models.artifact import Artifact
 from models.backbones import Encoder
 from models.embedder import Embedder

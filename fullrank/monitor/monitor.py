@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fullrank.calibration.inputs import alike
+from fullrank.descriptors import alike
 from fullrank.moments import Moments, merge
 from fullrank.monitor.blocks import Batch
 from fullrank.monitor.snapshot import Counters, Snapshot

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from fullrank.calibration.inputs import THUMBNAIL, thumbnails
+from fullrank.descriptors import THUMBNAIL, thumbnails
 from service.http import arrow
 from service.http.errors import Problem
 from service.http.payload import json_object

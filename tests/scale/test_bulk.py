@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fullrank import Moments, Reference
-from fullrank.calibration.inputs import describe
+from fullrank.descriptors import describe
 from models.artifact import load
 from models.embedder import Embedder, normalize
 from models.preprocess import decode

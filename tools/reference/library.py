@@ -16,6 +16,7 @@ MODULES = (
     "fullrank.moments",
     "fullrank.monitor",
     "fullrank.reference",
+    "fullrank.descriptors",
     "fullrank.verdict",
     "fullrank.exposition",
     "fullrank.client",

@@ -166,7 +166,7 @@ function traffic(s, w, store) {
     {
       name: "Variety of the inputs",
       value: known(s.input_participation_ratio) ? number(s.input_participation_ratio) : "not measured",
-      note: "participation ratio of 8 × 8 thumbnails",
+      note: "participation ratio of the images' descriptors",
       metric: "fullrank_input_participation_ratio",
       api: "statistics/spectrum",
     },

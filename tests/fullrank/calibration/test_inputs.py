@@ -10,7 +10,8 @@ from safetensors.torch import load, save
 from torch.nn import functional as F
 
 from fullrank import Moments, Reference, SpectrumMonitor
-from fullrank.calibration.inputs import InputReference, describe, describe_as, textures, thumbnails, width
+from fullrank.calibration.inputs import InputReference, describe_as
+from fullrank.descriptors import describe, textures, thumbnails, width
 from fullrank.verdict import thresholds
 
 SIZE = 16

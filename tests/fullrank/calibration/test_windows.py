@@ -9,10 +9,11 @@ import torch
 
 from fullrank import Reference
 from fullrank.calibration import resample
-from fullrank.calibration.inputs import InputReference, width
+from fullrank.calibration.inputs import InputReference
 from fullrank.calibration.ranges import LEAST_TAIL_SHIFT, NAMED, Calibration
 from fullrank.calibration.resample import Traffic, calibrated
 from fullrank.calibration.windows import Pool, scatter
+from fullrank.descriptors import width
 from fullrank.rows import unit
 from fullrank.sample import measure_sample, thinned
 from fullrank.verdict import thresholds

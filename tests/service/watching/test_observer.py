@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from fullrank import Reference, SpectrumMonitor
-from fullrank.calibration.inputs import thumbnails
+from fullrank.descriptors import thumbnails
 from service.engine.queue import Rows
 from service.metrics import Metrics
 from service.watching.observer import BURST, Observer

@@ -13,9 +13,9 @@ from safetensors.numpy import save
 from safetensors.torch import save as save_tensors
 
 from fullrank import Reference
-from fullrank.calibration.inputs import describe, thumbnails
 from fullrank.calibration.resample import calibrated
 from fullrank.client import AsyncClient, EmbeddingError
+from fullrank.descriptors import describe, thumbnails
 from service.encoders.registry import Service
 from service.watching.sidecar import MAX_DIMENSION
 from tests.support.app import Start, error_of

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load, save_file
 
 from fullrank import Moments, Reference, SpectrumMonitor
-from fullrank.calibration.inputs import describe
 from fullrank.calibration.resample import calibrated
+from fullrank.descriptors import describe
 from models import artifact
 from models.embedder import Embedder, normalize
 from service.encoders.registry import Service
