@@ -134,9 +134,11 @@ function traffic(s, w, store) {
   const rows = s.counters.rows;
   const lost = rows.dropped + rows.nonfinite + rows.zero;
   const share = store.column("duplicate_share").slice(-20).findLast(known); // not every point has new rows
-  const limit = s.thresholds.input_distance;
-  const distance = s.inputs?.distance;
-  const texture = s.inputs?.texture_shift;
+  const distance = { of: "distance of the images from the reference's", value: s.inputs?.distance, limit: s.thresholds.input_distance, metric: "fullrank_input_distance" };
+  const texture = { of: "shift of their textures", value: s.inputs?.texture_shift, limit: s.thresholds.texture_shift, metric: "fullrank_texture_shift" };
+  const measured = [distance, texture].filter((it) => known(it.value));
+  const shown = measured.find((it) => above(it.value, it.limit, "watch") === "watch") ?? distance; // what is beyond its threshold
+  const said = (it) => `${it.of}${it === shown ? "" : ` ${number(it.value, 2)}`}${known(it.limit) ? `, unusual above ${number(it.limit, 2)}` : ""}`;
   return [
     {
       name: "Rows",
@@ -156,11 +158,11 @@ function traffic(s, w, store) {
     },
     {
       name: "Inputs",
-      value: known(distance) ? number(distance, 2) : "not measured",
-      note: known(distance) ? `distance from the reference's images; unusual above ${number(limit, 2)}${known(texture) ? `; textures ${number(texture, 2)}, unusual above ${number(s.thresholds.texture_shift, 2)}` : ""}` : w.rows ? "rows came without their images, or the reference has none" : "no rows yet",
-      tone: above(texture, s.thresholds.texture_shift, "watch") === "watch" ? "watch" : above(distance, limit, "watch"),
+      value: known(shown.value) ? number(shown.value, 2) : "not measured",
+      note: measured.length ? [shown, ...measured.filter((it) => it !== shown)].map(said).join("; ") : w.rows ? "rows came without their images, or the reference has none" : "no rows yet",
+      tone: above(shown.value, shown.limit, "watch"),
       runbook: "EmbeddingTrafficShifted",
-      metric: "fullrank_input_distance",
+      metric: shown.metric,
       api: "statistics/spectrum",
     },
     {

@@ -224,6 +224,33 @@ def test_no_tile_that_an_alarm_is_about_is_green(browser: Browser, healthy: tupl
                 page.set_viewport_size({"width": 1280, "height": 900})
 
 
+def test_the_tile_of_inputs_shows_what_is_beyond_its_threshold(browser: Browser, healthy: tuple[str, Server]) -> None:
+    url, _ = healthy
+    spectrum, document = get(f"{url}/spectrum").json(), get(f"{url}/history").json()
+    alike, unlike = "distance of the images from the reference's", "shift of their textures"
+    cases: list[tuple[tuple[float | None, ...], str, str, str]] = [
+        ((0.2, None, 0.4, None), "0.2", "good", f"{alike}, unusual above 0.4"),
+        ((0.2, 0.3, 0.4, 0.1), "0.3", "watch", f"{unlike}, unusual above 0.1; {alike} 0.2, unusual above 0.4"),
+        ((0.5, 0.05, 0.4, 0.1), "0.5", "watch", f"{alike}, unusual above 0.4; {unlike} 0.05, unusual above 0.1"),
+        ((0.2, 0.3, None, None), "0.2", "", f"{alike}; {unlike} 0.3"),
+    ]
+
+    def answer(route: Route) -> None:
+        asked = route.request.url
+        if "/events" in asked:
+            route.fulfill(status=429)  # so the page asks again every two seconds
+        else:
+            route.fulfill(json=document if "/history" in asked else spectrum)
+
+    with opened(browser, url, **{r":\d+/(events|history|spectrum)(\?|$)": answer}) as page:
+        for (distance, texture, far, rough), value, tone, note in cases:
+            spectrum["inputs"] = {"distance": distance, "texture_shift": texture}
+            spectrum["thresholds"] |= {"input_distance": far, "texture_shift": rough}
+            expect(tile(page, "Inputs").locator(".value")).to_have_text(value)
+            expect(tile(page, "Inputs")).to_contain_text(note)
+            expect(tile(page, "Inputs")).to_have_class(re.compile(f"^card tile ?{tone}$"))
+
+
 def test_loading_and_unreachable(browser: Browser, healthy: tuple[str, Server]) -> None:
     url, _ = healthy
     document = get(f"{url}/history").json()
