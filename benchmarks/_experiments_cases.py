@@ -148,7 +148,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         16,
         30,
         (Case("BYOL, two layers", "byol", {"momentum": 0.99, "constant_momentum": True}), *LINEAR),
-        12,
+        8,
         0.8,
         2,
         settings=TIAN,
