@@ -41,6 +41,11 @@ def band_sums(energies: Tensor, bands: tuple[int, ...]) -> Tensor:
     return ends.diff()
 
 
+def band_sizes(bands: tuple[int, ...]) -> Tensor:
+    """(len(bands),) how many directions each band has."""
+    return torch.tensor(bands).diff(prepend=torch.zeros(1, dtype=torch.int64))
+
+
 def head_bands(count: int) -> int:
     """How many of `count` bands are the head, the larger half of them by variance; the others are the tail."""
     return (count + 1) // 2
@@ -143,7 +148,7 @@ def tail_shift(
     head = head_bands(len(bands))
     if n < LEAST_TAIL_ROWS or head == len(bands):
         return math.nan
-    sizes = torch.tensor(bands).diff(prepend=torch.zeros(1, dtype=torch.int64))[head:]
+    sizes = band_sizes(bands)[head:]
     squares = band_sums(shift.square(), bands)[head:]
     # In units of the reference's mean variance within each band: single eigenvalues of a sample are noisy.
     units = band_energy[head:] / sizes

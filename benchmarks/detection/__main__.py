@@ -15,13 +15,12 @@ Traffic is the Fashion-MNIST test set, which neither the encoder nor its referen
 --unseen it is training images, which gave the encoder its gradient but no rule, no reference and no calibration
 anything, and the faults are those of `benchmarks.detection.unseen`; with --fresh further images and the faults of
 `benchmarks.detection.fresh`; with --forty the test set and those of `benchmarks.detection.forty`, with --blind of
-`benchmarks.detection.blind`. Each case runs on
-each law of healthy traffic (independent, sessions of 32 of one class, a class mix that turns in a day) and starts after
-a full healthy window at 20 rows a second; monitors with the default block, their clocks advanced by hand, are read
-every 256 rows at first, then every 1024. "Found" is the first reading with a state of the right kind, in rows since the
-case began. What a model's fault costs: `benchmarks.detection.harm`. An imported --encoder has no images of its own:
---source names the data set of its traffic and of its reference. The rivals see the same window and alarm beyond their
-most extreme value on 15 healthy windows.
+`benchmarks.detection.blind`. Each case runs on each law of healthy traffic (independent, sessions of 32 of one class, a
+class mix that turns in a day) and starts after a full healthy window at 20 rows a second; monitors with the default
+block, their clocks advanced by hand, are read every 256 rows at first, then every 1024. "Found" is the first reading
+with a state of the right kind, in rows since the case began. What a model's fault costs: `benchmarks.detection.harm`.
+An imported --encoder has no images of its own: --source names the data set of its traffic and of its reference. The
+rivals see the same window and alarm beyond their most extreme value on 15 healthy windows.
 """
 
 import argparse

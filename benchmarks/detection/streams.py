@@ -122,7 +122,7 @@ def variances(sums: Sums) -> Tensor:
 
 def per_band(energies: Tensor, bands: tuple[int, ...]) -> Tensor:
     """(..., d) -> (..., bands): `profile.band_sums` of many."""
-    sizes = torch.tensor(bands).diff(prepend=torch.zeros(1, dtype=torch.int64)).tolist()
+    sizes = profile.band_sizes(bands).tolist()
     return torch.stack([part.sum(-1) for part in torch.split(energies, sizes, -1)], -1)
 
 
@@ -162,7 +162,7 @@ def beyond(reference: Reference, limit: dict[str, float], sums: Sums, energies: 
     head = profile.head_sum(bands) / profile.head_sum(reference.band_energy)
     shift = (mean.square().sum(-1) - variance / n) / reference.total_variance
     # `profile.tail_shift` of many.
-    sizes = torch.tensor(reference.bands).diff(prepend=torch.zeros(1, dtype=torch.int64))[half:]
+    sizes = profile.band_sizes(reference.bands)[half:]
     units = reference.band_energy[half:] / sizes
     moved = (per_band(mean.square(), reference.bands)[..., half:] / units).sum(-1)
     sampling = (bands[..., half:] / units).sum(-1) / n + sizes.sum() / reference.rows

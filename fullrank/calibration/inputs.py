@@ -89,21 +89,27 @@ class InputReference:
 
     def _centred(self, descriptors: Tensor) -> Self:
         """With the centre about which the bounded descriptors have mean 0: Huber's M-estimate (1964)."""
-        found = self
+        most = self._most
+        along = (descriptors.double() - self.mean) @ self.basis
+        centre = torch.zeros_like(self.mean)
         for _ in range(_STEPS):
-            moved = found._bounded(descriptors).mean(0) - found.mean
-            found = replace(found, mean=found.mean + moved)
-        return found
+            centre = centre + (along - centre).clamp(-most, most).mean(0)
+        return replace(self, mean=self.mean + self.basis @ centre)
 
     @property
     def _units(self) -> Tensor:
         """(k,) the mean variance within each direction's band: single eigenvalues of a sample are noisy."""
-        sizes = torch.tensor(self.bands).diff(prepend=torch.zeros(1, dtype=torch.int64))
+        sizes = profile.band_sizes(self.bands)
         return (self.band_energy / sizes).repeat_interleave(sizes)
+
+    @property
+    def _most(self) -> Tensor:
+        """(k,) 2 standard deviations along each direction."""
+        return TEXTURE_REACH * self._units.sqrt()
 
     def _bounded(self, descriptors: Tensor) -> Tensor:
         """(n, k) in float64, nowhere farther from the centre than 2 standard deviations along a direction."""
-        most = TEXTURE_REACH * self._units.sqrt()
+        most = self._most
         along = (descriptors.double() - self.mean) @ self.basis
         return along.clamp(-most, most) @ self.basis.T + self.mean
 

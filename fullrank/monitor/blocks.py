@@ -119,9 +119,13 @@ class BlockMaker:
         keep &= squares > 0
         self._count(Counters({"nonfinite": nonfinite, "duplicate": duplicates, "zero": zeros}))
         inputs = None if batch.inputs is None else batch.inputs.to("cpu", torch.float32)[keep]
-        if inputs is not None and self._reference is not None and self._reference.inputs is not None:
-            inputs = self._reference.inputs.bounded(inputs)
         return Batch(batch.time, rows[keep], None, inputs, None, zeros)
+
+    def _moments_of_inputs(self, descriptors: Tensor) -> Moments:
+        """The moments of descriptors (n, k), as the reference bounds them."""
+        if self._reference is not None and self._reference.inputs is not None:
+            descriptors = self._reference.inputs.bounded(descriptors)
+        return Moments(descriptors.shape[1]).add(descriptors)
 
     def _close_block(self) -> None:
         parts = self._open
@@ -153,7 +157,7 @@ class BlockMaker:
                 across = profile.copies(centred, previous, gram, mean - previous_mean)
             self._previous = (centred, mean)
         described = [part.inputs for part in parts if part.inputs is not None and len(part.inputs)]
-        inputs = Moments(described[0].shape[1]).add(torch.cat(described)) if described else None
+        inputs = self._moments_of_inputs(torch.cat(described)) if described else None
         shown = alike([part.inputs for part in parts], [len(part.rows) for part in parts])
         few_shown = None if shown is None else thinned(torch.cat(shown), GROUP_ROWS).clone()
         if self.detector is not None and n > 1:

@@ -10,17 +10,7 @@ from fullrank import Reference, SpectrumMonitor
 from fullrank.calibration.inputs import InputReading
 from fullrank.calibration.resample import calibrated
 from fullrank.verdict import CONDITIONS, READERS, RULES, SIGNALS, STATES, diagnose, thresholds
-from tests.support.simulated import D, World, project, verdict, watched
-
-
-@pytest.fixture(scope="module")
-def world():
-    return World()
-
-
-@pytest.fixture(scope="module")
-def reference(world):
-    return Reference.build(world.rows(8000, 1), world.rows(8000, 2), canary=world.rows(48, 3), calibrate=False)
+from tests.support.simulated import D, project, verdict, watched
 
 
 def test_healthy(world, reference):

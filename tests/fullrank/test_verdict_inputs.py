@@ -6,21 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fullrank import Reference, SpectrumMonitor
+from fullrank import SpectrumMonitor
 from fullrank.calibration.ranges import NAMED
 from fullrank.calibration.resample import calibrated
 from fullrank.verdict import thresholds
-from tests.support.simulated import D, World, inputs_of, project, watched
-
-
-@pytest.fixture(scope="module")
-def world():
-    return World()
-
-
-@pytest.fixture(scope="module")
-def reference(world):
-    return Reference.build(world.rows(8000, 1), world.rows(8000, 2), canary=world.rows(48, 3), calibrate=False)
+from tests.support.simulated import D, inputs_of, project, watched
 
 
 @pytest.fixture(scope="module")

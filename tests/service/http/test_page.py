@@ -76,6 +76,20 @@ def keep(page: Page, name: str) -> None:
         page.screenshot(path=Path(folder, f"{name}.png"), full_page=True)
 
 
+def answering(document: dict[str, Any], other: dict[str, Any] | None = None) -> Callable[[Route], None]:
+    """Answers /history with this document and whatever else with the other; no events, so that the page asks again
+    every two seconds."""
+
+    def answer(route: Route) -> None:
+        asked = route.request.url
+        if "/events" in asked:
+            route.fulfill(status=429)
+        else:
+            route.fulfill(json=document if "/history" in asked else other)
+
+    return answer
+
+
 def heading(page: Page) -> Any:
     return page.locator("#state")
 
@@ -202,14 +216,7 @@ def test_no_tile_that_an_alarm_is_about_is_green(browser: Browser, healthy: tupl
         ("model_fault", {"participation_ratio": kept}, {"Canary angle": "", "Participation ratio": "good"}),
     ]
 
-    def answer(route: Route) -> None:
-        asked = route.request.url
-        if "/events" in asked:
-            route.fulfill(status=429)  # so the page asks again every two seconds
-        else:
-            route.fulfill(json=document if "/history" in asked else spectrum)
-
-    with opened(browser, url, **{r":\d+/(events|history|spectrum)(\?|$)": answer}) as page:
+    with opened(browser, url, **{r":\d+/(events|history|spectrum)(\?|$)": answering(document, spectrum)}) as page:
         for state, figures, tones in cases:
             spectrum["verdict"] = {"state": state, "reason": "said here"}
             spectrum["windows"] = {key: window | figures for key, window in windows.items()}
@@ -235,14 +242,7 @@ def test_the_tile_of_inputs_shows_what_is_beyond_its_threshold(browser: Browser,
         ((0.2, 0.3, None, None), "0.2", "", f"{alike}; {unlike} 0.3"),
     ]
 
-    def answer(route: Route) -> None:
-        asked = route.request.url
-        if "/events" in asked:
-            route.fulfill(status=429)  # so the page asks again every two seconds
-        else:
-            route.fulfill(json=document if "/history" in asked else spectrum)
-
-    with opened(browser, url, **{r":\d+/(events|history|spectrum)(\?|$)": answer}) as page:
+    with opened(browser, url, **{r":\d+/(events|history|spectrum)(\?|$)": answering(document, spectrum)}) as page:
         for (distance, texture, far, rough), value, tone, note in cases:
             spectrum["inputs"] = {"distance": distance, "texture_shift": texture}
             spectrum["thresholds"] |= {"input_distance": far, "texture_shift": rough}
@@ -256,10 +256,7 @@ def test_loading_and_unreachable(browser: Browser, healthy: tuple[str, Server]) 
     document = get(f"{url}/history").json()
     nothing = {"encoders": [], "model": None, "history": None, "phase": "starting", "fault": "the service is starting"}
 
-    def starting(route: Route) -> None:
-        route.fulfill(json=document | nothing) if "/history" in route.request.url else route.fulfill(status=429)
-
-    with opened(browser, url, **{"/(events|history)": starting}) as page:
+    with opened(browser, url, **{"/(events|history)": answering(document | nothing)}) as page:
         expect(heading(page)).to_have_text("loading")
         expect(page.locator("#figures")).to_be_hidden()
         keep(page, "loading")
@@ -354,10 +351,7 @@ def test_text_from_outside_stays_text(browser: Browser, healthy: tuple[str, Serv
         many | {"model": f"m{i}", "state": "model_fault" if i == 77 else "healthy"} for i in range(200)
     ]
 
-    def answer(route: Route) -> None:
-        route.fulfill(json=document) if "/history" in route.request.url else route.fulfill(status=429)
-
-    with opened(browser, url, 390, **{"/(events|history)": answer}) as page:
+    with opened(browser, url, 390, **{"/(events|history)": answering(document)}) as page:
         page.on("dialog", lambda _: pytest.fail("a script ran"))
         expect(page.locator("#list button")).to_have_count(203)
         expect(page.locator("#reason")).to_have_text(evil)
@@ -388,14 +382,9 @@ def test_a_fleets_replicas_are_listed(browser: Browser, healthy: tuple[str, Serv
         "problems": ["b2 stands out alone among 2 replicas of alpha@260875d9ec73"],
     }
 
-    def answer(route: Route) -> None:
-        asked = route.request.url
-        if "events" in asked:
-            route.fulfill(status=429)  # so the page asks /history
-        else:
-            route.fulfill(json=answers if "fleet" in asked else document)
-
-    with opened(browser, url, width, scheme, **{r"/(events|history|spectrum\?fleet)": answer}) as page:
+    with opened(
+        browser, url, width, scheme, **{r"/(events|history|spectrum\?fleet)": answering(document, answers)}
+    ) as page:
         fleet = page.locator("#fleet")
         expect(fleet.locator("li")).to_have_text(answers["problems"])
         expect(fleet.locator("tr th:first-child")).to_have_text(["replica", "all 3", "a1", "b2"])
