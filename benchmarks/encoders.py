@@ -73,12 +73,16 @@ def measure_statistics(encoder: nn.Module, images: Tensor, card: EncoderCard) ->
         layer.momentum = momentum
 
 
-def pixels(name: str, train: ImageSet, test: ImageSet) -> Record:
-    """One of PIXELS. The probe is ridge regression, which has a closed form, and cannot tell the two apart."""
+def pixels(name: str, train: ImageSet, test: ImageSet) -> tuple[Tensor, Tensor]:
+    """The rows (n, c h w) of one of PIXELS, of the training images and of the test's."""
     bank, queries = (images.images.flatten(1).float() / 255 for images in (train, test))
-    if name == PIXELS[1]:
-        mean = bank.mean(0)
-        bank, queries = bank - mean, queries - mean
+    mean = bank.mean(0) if name == PIXELS[1] else 0.0
+    return bank - mean, queries - mean
+
+
+def of_pixels(name: str, train: ImageSet, test: ImageSet) -> Record:
+    """One of PIXELS. The probe is ridge regression, which has a closed form, and cannot tell the two apart."""
+    bank, queries = pixels(name, train, test)
     linear = linear_probe(bank, train.labels, queries, test.labels, protocol="ridge").top1
     return {"linear": round(linear, 4)} | quality(bank, train.labels, queries, test.labels)
 
@@ -91,7 +95,7 @@ def measured(artifact: Artifact, train: ImageSet, test: ImageSet) -> Record:
 def plan(folders: Sequence[Path], train: ImageSet, test: ImageSet, seeds: int) -> Iterator[tuple[Key, Measure]]:
     """What to measure, by key: pixels, encoders, and the twins of each architecture once."""
     for name in PIXELS:
-        yield (name, "pixels", 0), partial(pixels, name, train, test)
+        yield (name, "pixels", 0), partial(of_pixels, name, train, test)
     artifacts = [load(folder) for folder in folders]
     for artifact in artifacts:
         yield (

@@ -32,7 +32,7 @@ from training.evaluate import Spectrum, knn_accuracy
 from training.finetune import EPOCHS, SHARES, supervised
 from training.guard import twins
 from training.memory import keep_freed
-from training.probe import few_labels, linear_probe
+from training.probe import Protocol, few_labels, linear_probe
 from training.trainer import Trainer
 
 DEAD_H, DEAD_Z = 1e-4, 1e-5
@@ -51,11 +51,13 @@ def geometry(h: Tensor, z: Tensor, curves: bool = False) -> Record:
     return found
 
 
-def accuracies(bank: Tensor, known: ImageSet, h: Tensor, test: ImageSet) -> Record:
-    return {
-        "knn": knn_accuracy(bank, known.labels, h, test.labels),
-        "linear": linear_probe(bank, known.labels, h, test.labels).top1,
-    }
+def accuracies(
+    bank: Tensor, known: ImageSet, h: Tensor, test: ImageSet, device: str, protocol: Protocol = "lbfgs"
+) -> Record:
+    """kNN and linear accuracy, computed on `device`. bank and h are the rows of the known and of the test images."""
+    x, y, queries, labels = (it.to(device) for it in (bank, known.labels, h, test.labels))
+    linear = linear_probe(x, y, queries, labels, protocol=protocol).top1
+    return {"knn": knn_accuracy(x, y, queries, labels), "linear": linear}
 
 
 def fine_tuned(artifact: Artifact, known: ImageSet, test: ImageSet, device: str) -> Record:
@@ -77,11 +79,12 @@ def run(letter: str, case: Case, seed: int, data: tuple[ImageSet, ImageSet], dev
     trainer = Trainer(recipe_of(experiment, case, seed), Split.of(train, 512, seed), device)
     known = trainer.split.fit
     assert isinstance(known, ImageSet)
-    record["pixels"] = {key: value for key, value in pixels(PIXELS[1], known, test).items() if key in ("knn", "linear")}
+    bank, queries = pixels(PIXELS[1], known, test)
+    record["pixels"] = accuracies(bank, known, queries, test, device, "ridge")
     for twin in twins(trainer):
         embedder = Embedder(twin.artifact, device)
         bank, h = embedder.embed_arrays(known.images), embedder.embed_arrays(test.images)
-        found = accuracies(bank, known, h, test) | geometry(h, twin.project(h))
+        found = accuracies(bank, known, h, test, device) | geometry(h, twin.project(h))
         if experiment.few_labels:
             found |= fine_tuned(twin.artifact, known, test, device)
         record[f"untrained_{twin.statistics}"] = found
@@ -100,7 +103,7 @@ def run(letter: str, case: Case, seed: int, data: tuple[ImageSet, ImageSet], dev
     artifact = trainer.artifact()
     bank = Embedder(artifact, device).embed_arrays(known.images)
     labelled = fine_tuned(artifact, known, test, device) if experiment.few_labels else {}
-    return record | accuracies(bank, known, h, test) | labelled
+    return record | accuracies(bank, known, h, test, device) | labelled
 
 
 def alignment_log(letter: str, done: list[Record]) -> str:

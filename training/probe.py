@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+Protocol = Literal["lbfgs", "ridge"]
 PENALTIES = (1e-6, 1e-4, 1e-2)
 HELD_OUT = 10
 """One training row in this many chooses the penalty."""
@@ -30,7 +31,7 @@ def linear_probe(
     test_h: Tensor,
     test_y: Tensor,
     *,
-    protocol: Literal["lbfgs", "ridge"] = "lbfgs",
+    protocol: Protocol = "lbfgs",
     seed: int = 0,
 ) -> Accuracy:
     """Fit a linear classifier to (n, d) representations and labels (n,) int64, and score it on the test rows.

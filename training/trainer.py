@@ -267,9 +267,10 @@ class Trainer:
         h = rows.held_out
         labels = self.split.labelled.labels[:BANK]
         queries = self.split.held_out.labels[:QUERIES]
+        bank, known, asked, true = (it.to(self.device) for it in (rows.bank, labels, h, queries))
         spaces = {"representation": Spectrum.of(h), "projection": Spectrum.of(self.project(h))}
         return {
-            "knn": round(knn_accuracy(rows.bank, labels, h, queries), 4) if int(labels.max()) >= 0 else None,
+            "knn": round(knn_accuracy(bank, known, asked, true), 4) if int(labels.max()) >= 0 else None,
             **{name: spectrum.summary() | spectrum.curve() for name, spectrum in spaces.items()},
             **self.method.watch(),
         }

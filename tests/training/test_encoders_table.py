@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from benchmarks._page import write_between
-from benchmarks.encoders import MARKS, TWINS, accuracy, pixels, plan, table, twin
+from benchmarks.encoders import MARKS, TWINS, accuracy, of_pixels, plan, table, twin
 from benchmarks.encoders_picture import picture
 from models.artifact import load
 from training.data import SAMPLE, ImageSet, read_fashion_mnist
@@ -49,7 +49,7 @@ def test_a_twin_has_random_weights_and_statistics_of_its_kind(
 
 
 def test_the_mean_is_the_training_images_and_the_probe_does_not_see_it(images: tuple[ImageSet, ImageSet]) -> None:
-    raw, centred = (pixels(name, *images) for name in ("raw pixels", "raw pixels, mean taken off"))
+    raw, centred = (of_pixels(name, *images) for name in ("raw pixels", "raw pixels, mean taken off"))
     assert raw["linear"] == centred["linear"]
     assert raw["knn"] != centred["knn"]
     assert centred["total_variance"] > raw["total_variance"]

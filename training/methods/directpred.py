@@ -35,7 +35,9 @@ def least_squares(correlation: Tensor, cross: Tensor, epsilon: float) -> Tensor:
     """argmin E|W f - t|^2 + ridge |W|^2, ridge = epsilon tr(F)/d, for F = E[f f^T] and E[t f^T], each (d, d)."""
     d = len(correlation)
     ridge = (epsilon * correlation.trace() / d).clamp_min(torch.finfo(correlation.dtype).tiny)
-    predictor: Tensor = torch.linalg.solve(correlation + ridge * torch.eye(d).to(correlation), cross, left=False)
+    predictor: Tensor = torch.linalg.solve(
+        correlation + ridge * torch.eye(d, dtype=correlation.dtype, device=correlation.device), cross, left=False
+    )
     return predictor
 
 
@@ -88,7 +90,8 @@ class DirectPred(Method):
     @torch.no_grad()
     def step(self, progress: float) -> None:
         self.steps += 1
-        if self.steps % self.options.frequency == 0:
+        # To read the counter the host has to wait for an accelerator; every step is the usual frequency.
+        if self.options.frequency == 1 or self.steps % self.options.frequency == 0:
             self.predictor.weight.copy_(self.solution())
         self.target.follow(self.encoder, self.projector, self.options.tau(progress))
 
