@@ -24,7 +24,7 @@ def artifact_of(path: Path) -> Artifact:
         encoder = recipe.architecture.build()
         own = {name.removeprefix(PREFIX): it for name, it in state["method"].items() if name.startswith(PREFIX)}
         encoder.load_state_dict(own)
-        step = int(state["step"])
+        progress = {"checkpoint_step": int(state["step"]), "precision": state.get("precision", "bfloat16")}
     except (OSError, PluginError):
         raise
     except Exception as error:  # on damaged bytes torch may raise any exception
@@ -37,6 +37,6 @@ def artifact_of(path: Path) -> Artifact:
         graph="encoder.onnx" if architecture is None else None,
         preprocessing=SOURCES[recipe.data].sized(recipe.image_size),
         dimension=encoder.dimension,
-        training=describe(recipe) | {"checkpoint_step": step},
+        training=describe(recipe) | progress,
     )
     return Artifact(card, encoder.eval().requires_grad_(False))

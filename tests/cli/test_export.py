@@ -41,7 +41,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from training.checkpoint import describe
 
     path = tmp_path_factory.mktemp("run") / "checkpoint.pt"
-    save({"recipe": json.dumps(describe(chosen)), "method": method.state_dict(), "step": 7}, path)
+    state = {"recipe": json.dumps(describe(chosen)), "method": method.state_dict(), "step": 7, "precision": "float16"}
+    save(state, path)
     return path
 
 
@@ -49,7 +50,8 @@ def test_a_checkpoint_becomes_an_artifact_and_a_graph(checkpoint: Path, tmp_path
     out = tmp_path / "out"
     assert run(checkpoint, "--safetensors", "--onnx", "--out", out).exit_code == 0
     artifact = load(out)
-    assert artifact.card.training["checkpoint_step"] == 7
+    progress = {key: artifact.card.training[key] for key in ("checkpoint_step", "precision")}
+    assert progress == {"checkpoint_step": 7, "precision": "float16"}
     state = torch.load(checkpoint, weights_only=True)["method"]
     for name, tensor in artifact.encoder.state_dict().items():
         assert torch.equal(tensor, state[f"encoder.{name}"])

@@ -1,0 +1,98 @@
+"""Steps a second of a training run, alone and with others of its kind beside it on the same device.
+
+    python -m benchmarks.training_steps cifar10-byol --data DIR --device cuda --width 16 --stem 3x3/2 --batch-size 128
+    python -m benchmarks.training_steps cifar10-byol --data DIR --device cuda --processes 15
+
+The processes start together, after each has done five steps. Each has one CPU thread, as `fullrank train --threads 1`.
+With one process on a CUDA device it also says how long a step's kernels keep the device busy.
+"""
+
+import argparse
+import time
+from dataclasses import replace
+from pathlib import Path
+from threading import Barrier
+from typing import Any
+
+import torch
+from torch import multiprocessing
+from torch.profiler import ProfilerActivity, profile
+
+from training.data import Split, load_data
+from training.recipes import Recipe, recipe
+from training.trainer import Trainer
+
+WARM, PROFILED = 5, 5
+
+
+def measure(chosen: Recipe, options: argparse.Namespace, barrier: Any, found: Any) -> None:
+    """Put (steps, seconds, CPU seconds, milliseconds of kernels in a step) into `found`."""
+    torch.set_num_threads(1)
+    train: Any = load_data(chosen.data, options.data)[0]
+    trainer = Trainer(chosen, Split.of(train, min(5000, len(train) // 4), 0), options.device, compiled=options.compile)
+    trainer.method.train()
+
+    def steps(n: int) -> None:
+        batches = trainer.feed.batches(0, 0)
+        for _ in range(n):
+            trainer.train_step(trainer.views(*next(batches)))
+        trainer.clock(wait=True)
+
+    steps(WARM)
+    barrier.wait()
+    done, started, cpu = 0, time.perf_counter(), time.process_time()
+    while (spent := time.perf_counter() - started) < options.seconds:
+        steps(32 if trainer.asynchronous else 1)
+        done += 32 if trainer.asynchronous else 1
+    spent, cpu = time.perf_counter() - started, time.process_time() - cpu
+    kernels = busy(steps) if trainer.device.type == "cuda" and options.processes == 1 else 0.0
+    found.put((done, spent, cpu, kernels))
+
+
+def busy(steps: Any) -> float:
+    """Milliseconds that a step's kernels take on the device."""
+    with profile(activities=[ProfilerActivity.CUDA]) as watched:
+        steps(PROFILED)
+    events = [event for event in watched.key_averages() if str(event.device_type).endswith("CUDA")]
+    return float(sum(event.self_device_time_total for event in events)) / 1e3 / PROFILED
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--width", type=int)
+    parser.add_argument("--stem")
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=6.0)
+    options = parser.parse_args()
+    chosen = recipe(options.recipe)
+    shape = {key: value for key in ("width", "stem") if (value := getattr(options, key)) is not None}
+    architecture: Any = chosen.architecture
+    chosen = replace(chosen, architecture=architecture.model_copy(update=shape))
+    if options.batch_size:
+        chosen = replace(chosen, batch_size=options.batch_size)
+    context = multiprocessing.get_context("spawn")
+    barrier: Barrier = context.Barrier(options.processes)
+    found = context.Queue()
+    workers = [
+        context.Process(target=measure, args=(chosen, options, barrier, found)) for _ in range(options.processes)
+    ]
+    for worker in workers:
+        worker.start()
+    runs = [found.get() for _ in workers]
+    for worker in workers:
+        worker.join()
+    together = sum(steps / spent for steps, spent, _, _ in runs)
+    print("| processes | steps a second, together | views a second | CPU ms a step | device ms a step |")
+    print("|---|---|---|---|---|")
+    cpu = 1e3 * sum(it[2] for it in runs) / sum(it[0] for it in runs)
+    cells = [f"{together:.1f}", f"{2 * together * chosen.batch_size:.0f}", f"{cpu:.1f}", f"{runs[0][3]:.1f}"]
+    print(f"| {options.processes} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
