@@ -43,7 +43,7 @@ def url() -> Iterator[str]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A copy of the repository as far as the pages use it, with the command `fullrank` on the path."""
-    for name in ("examples", "models", "training"):
+    for name in ("examples", "models", "tools", "training"):
         (tmp_path / name).symlink_to(ROOT / name)
     for name, words in (("bin/fullrank", f"{sys.executable} -m cli"), (".venv/bin/python", sys.executable)):
         command = tmp_path / name
