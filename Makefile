@@ -5,7 +5,7 @@ TORCH   ?= $(shell cat requirements/torch.txt) $(if $(TORCH_INDEX),--index-url $
 PYTHON  ?= python3
 HOST    ?= 127.0.0.1
 PORT    ?= 8000
-ENCODER ?= models/pretrained/fashion-directclr
+ENCODER ?= models/pretrained/fashion-byol
 BIN     := .venv/bin
 
 .PHONY: pictures docs dist helm kustomize openapi serve example-efficientnet test tests lock coverage architecture soak demo e2e compose-test grafana-test dashboards bench lint clean

@@ -2,7 +2,7 @@
 
     python -m benchmarks.pictures --out docs/images
 
-spectra.png: eigenvalues of the sample's embeddings under the default encoder as shipped, behind a layer of rank 16
+spectra.png: eigenvalues of the sample's embeddings under fashion-directclr as shipped, behind a layer of rank 16
 (dimensional collapse), drowned in its own mean (complete collapse), on one class only (narrow traffic), and under the
 encoder that collapsed while it was trained. few-rows.png: what plug-in and corrected estimators read as n grows, for an
 isotropic law and for one whose eigenvalues fall as 1/i, in 64 dimensions.

@@ -18,6 +18,7 @@ from service import keys
 
 NONE = Path("none")  # serves no encoder
 PRETRAINED = Path(models.__file__).parent / "pretrained"
+DEFAULT = PRETRAINED / "fashion-byol"
 Gate = Literal["enforce", "warn", "off"]
 Engine = Literal["auto", "onnx", "torch"]
 
@@ -60,7 +61,7 @@ class Settings(BaseSettings):
     )
 
     encoder: Path = Field(
-        PRETRAINED / "fashion-directclr",
+        DEFAULT,
         description="Folder of the encoder served at start. none serves no encoder: the service is a sidecar, which "
         "takes embeddings at POST /observe.",
     )

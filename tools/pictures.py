@@ -2,7 +2,7 @@
 
     python -m tools.pictures [--out docs/images] [--only report]
 
-live-page-healthy.png: the shipped encoder on real images. live-page.png: the same page some time after a collapsed
+live-page-healthy.png: the default encoder on real images. live-page.png: the same page some time after a collapsed
 encoder was swapped in. live-page-phone.png: that on a phone in the dark. report.png: the head of `fullrank report` on
 the collapsed encoder against the healthy one, and report-measures.png: the collapsed one's spectrum and first measures.
 It needs chromium and the extras `dev` and `report`.
@@ -71,7 +71,7 @@ def take(out: Path, folder: Path) -> None:
     """Run the service, send it images, swap the encoder, and take the pictures. Raises StackError."""
     encoders = demo.encoders(folder / "encoders")
     images = encoded(read_fashion_mnist(SAMPLE, "test").images)
-    first = encoders / "fashion-directclr"
+    first = encoders / demo.HEALTHY
     with (
         service(folder, encoder=first, encoders_dir=encoders, windows=WINDOWS, block_rows=64) as url,
         Traffic(url, images, RATE),
@@ -105,7 +105,7 @@ def take_report(out: Path, folder: Path) -> None:
     for i, text in enumerate(encoded(read_fashion_mnist(SAMPLE, "test").images)):
         (images / f"{i:04}.png").write_bytes(base64.b64decode(text))
     made = folder / "report.html"
-    pair = [str(encoders / demo.COLLAPSED.name), "--against", str(encoders / "fashion-directclr")]
+    pair = [str(encoders / demo.COLLAPSED.name), "--against", str(encoders / demo.HEALTHY)]
     command = [sys.executable, "-m", "cli", "report", *pair, "--data", str(images), "--out", str(made)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

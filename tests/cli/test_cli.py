@@ -23,7 +23,7 @@ from models.embedder import Embedder, normalize
 from training.recipes import RECIPES
 
 ROOT = Path(__file__).parents[2]
-DEFAULT = "models/pretrained/fashion-directclr"
+DEFAULT = "models/pretrained/fashion-byol"
 EXAMPLE = ROOT / "examples" / "ankle-boot.png"
 
 

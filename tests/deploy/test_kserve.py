@@ -13,7 +13,7 @@ from PIL import Image
 
 from models.artifact import load
 from models.embedder import Embedder, normalize
-from service.settings import PRETRAINED, Settings
+from service.settings import DEFAULT, Settings
 from tests.support.process import running
 
 FILE = Path(__file__).parents[2] / "deploy" / "kserve" / "inferenceservice.yaml"
@@ -75,6 +75,6 @@ def test_what_it_says_to_send_is_answered(service: dict[str, Any], predictor: di
             status = subprocess.run(["curl", "-sS", "--fail", url + path], capture_output=True, text=True)
             assert status.returncode == 0, status.stderr
     [output] = answer["outputs"]
-    embedder = Embedder(load(PRETRAINED / "fashion-directclr"))
+    embedder = Embedder(load(DEFAULT))
     [expected] = normalize(embedder.embed_files([tmp_path / "image.png"])).numpy()
     np.testing.assert_allclose(np.array(output["data"]).reshape(output["shape"])[0], expected, atol=1e-5)

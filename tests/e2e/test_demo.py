@@ -49,7 +49,7 @@ def test_the_containers_demo_swaps_the_encoder_and_ends_when_told(deploy: Path, 
 
     log = tmp_path / "play.log"
     folder = encoders(tmp_path / "encoders")  # what the containers mount
-    first = folder / "fashion-directclr"
+    first = folder / "fashion-byol"
     with (
         service(tmp_path, threads=1, encoder=first, encoders_dir=folder, api_key="of the test only") as url,
         log.open("w") as output,
@@ -59,7 +59,7 @@ def test_the_containers_demo_swaps_the_encoder_and_ends_when_told(deploy: Path, 
         player = subprocess.Popen(command, cwd=deploy.parent, env=variables, stdout=output, stderr=subprocess.STDOUT)
         try:
             assert wait(lambda: "serving fashion-collapsed" in log.read_text(), 180), log.read_text()
-            assert wait(lambda: b'"fashion-directclr"' in call(f"{url}/spectrum"), 60)  # still the comparison
+            assert wait(lambda: b'"fashion-byol"' in call(f"{url}/spectrum"), 60)  # still the comparison
         finally:
             player.send_signal(signal.SIGTERM)
         assert player.wait(120) == 0
@@ -78,6 +78,6 @@ def test_a_collapse_ends_in_a_page(tool: Callable[[str], str], deploy: Path) -> 
 @pytest.mark.soak
 def test_no_collapse_no_page(tool: Callable[[str], str], deploy: Path) -> None:
     tool("prometheus")
-    done = demo(deploy, "--collapsed", "fashion-directclr", "--limit", "130")
+    done = demo(deploy, "--collapsed", "fashion-byol", "--limit", "130")
     assert done.returncode == 1
     assert "no page fired" in done.stdout

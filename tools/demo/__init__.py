@@ -3,9 +3,10 @@
 import shutil
 from pathlib import Path
 
-import models
+from service.settings import DEFAULT
 
-PRETRAINED = Path(models.__file__).parent / "pretrained"
+PRETRAINED = DEFAULT.parent
+HEALTHY = DEFAULT.name
 COLLAPSED = Path(__file__).parent / "encoders" / "fashion-collapsed"  # in the repository only: no image or wheel has it
 
 

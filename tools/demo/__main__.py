@@ -119,8 +119,8 @@ def run(encoders: Path, healthy: str, collapsed: str, limit: float, folder: Path
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--encoders", type=Path, help="folder of encoders [the pretrained ones and the collapsed one]")
-    parser.add_argument("--healthy", default="fashion-directclr", help="name of the first")
-    parser.add_argument("--collapsed", default="fashion-collapsed", help="name of the one swapped in")
+    parser.add_argument("--healthy", default=demo.HEALTHY, help="name of the first")
+    parser.add_argument("--collapsed", default=demo.COLLAPSED.name, help="name of the one swapped in")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds after which it gives up")
     arguments = parser.parse_args()
     try:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from tools.demo import COLLAPSED, HEALTHY
 from tools.demo.traffic import Traffic, encoded
 from tools.stack import START, StackError, call, wait
 from training.data import SAMPLE, read_fashion_mnist
@@ -35,8 +36,8 @@ def main() -> None:
     parser.add_argument(
         "--url", default="http://127.0.0.1:8000", help="the service; on loopback, or FULLRANK_API_KEY set"
     )
-    parser.add_argument("--healthy", default="fashion-directclr", help="name of the first encoder")
-    parser.add_argument("--collapsed", default="fashion-collapsed", help="name of the one swapped in")
+    parser.add_argument("--healthy", default=HEALTHY, help="name of the first encoder")
+    parser.add_argument("--collapsed", default=COLLAPSED.name, help="name of the one swapped in")
     parser.add_argument("--healthy-seconds", type=float, default=420.0, help="how long before the swap")
     arguments = parser.parse_args()
     url = arguments.url

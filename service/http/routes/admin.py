@@ -18,7 +18,7 @@ router = APIRouter(tags=["administration"], route_class=Administering)
 
 class SwapBody(BaseModel):
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"example": {"name": "fashion-directclr", "gate": "enforce"}}
+        extra="forbid", json_schema_extra={"example": {"name": "fashion-byol", "gate": "enforce"}}
     )
 
     name: str = Field(

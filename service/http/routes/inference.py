@@ -102,8 +102,8 @@ class ServerMetadata(BaseModel):
 
 SERVER = {"name": "fullrank", "version": VERSION, "extensions": ["binary_tensor_data"]}
 METADATA = {
-    "name": "fashion-directclr",
-    "versions": ["dcded9d74e68"],
+    "name": "fashion-byol",
+    "versions": ["26bac791d1d4"],
     "platform": "pytorch_safetensors",
     "inputs": [
         {"name": "images", "datatype": "BYTES", "shape": [-1]},
@@ -159,7 +159,7 @@ async def model_metadata(request: Request) -> ModelMetadata:
     )
 
 
-READY = {"name": "fashion-directclr", "ready": True}
+READY = {"name": "fashion-byol", "ready": True}
 
 
 @router.get(

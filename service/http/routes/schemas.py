@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 Responses = dict[int | str, dict[str, Any]]
 IMAGE = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAAEElEQVR42mNkEIAAJgGKGACOGAQAwSeVywAAAABJRU5ErkJggg=="
 DATA_URI = f"data:image/png;base64,{IMAGE}"
-ENCODER = {"model": "fashion-directclr", "revision": "dcded9d74e68"}
+ENCODER = {"model": "fashion-byol", "revision": "26bac791d1d4"}
 RUNS = {"engine": "onnx", "dtype": "float32"}
 
 
@@ -39,7 +39,7 @@ class OpenAIError(BaseModel):
 class ProtocolError(BaseModel):
     """The Open Inference Protocol's shape of a failure."""
 
-    error: str = Field(examples=["no encoder 'resnet' is in service; fashion-directclr@dcded9d74e68 is"])
+    error: str = Field(examples=["no encoder 'resnet' is in service; fashion-byol@26bac791d1d4 is"])
 
 
 class EmbedBody(BaseModel):

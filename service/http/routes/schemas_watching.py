@@ -51,7 +51,7 @@ REFERENCE_RESPONSES: Responses = example(
     {"model": "theirs", "dimension": 768, "rows": 5000, "calibrated": True, "inputs": True, "canary": 256}
 ) | failures(401, 403, 408, 409, 413, 422, 429)
 METRICS = """# TYPE fullrank_effective_rank gauge
-fullrank_effective_rank{model="fashion-directclr",revision="dcded9d74e68",window="5m"} 75.9
+fullrank_effective_rank{model="fashion-byol",revision="26bac791d1d4",window="5m"} 42.8
 """
 METRICS_RESPONSES: Responses = failures(401, 403) | {
     200: {
@@ -72,37 +72,37 @@ SPECTRUM_RESPONSES: Responses = {
             "compared_with": ENCODER,
             "timestamp": 1795320580.72,
             "dimension": 256,
-            "verdict": {"state": "healthy", "reason": "the spectrum is as the reference's"},
+            "verdict": {"state": "healthy", "reason": "the spectrum is near the reference over 1792 rows"},
             "windows": {
                 "300": {
                     "seconds": 300.0,
-                    "rows": 2048,
-                    "effective_rank": 37.1,
-                    "participation_ratio": {"lower": 18.2, "estimate": 19.6, "upper": 21.0},
-                    "total_variance": 0.42,
+                    "rows": 1792,
+                    "effective_rank": 42.8,
+                    "participation_ratio": {"lower": 25.2, "estimate": 26.1, "upper": 27.7},
+                    "total_variance": 0.37,
                 }
             },
-            "thresholds": {"effective_rank": 26.3, "canary_cosine": 0.99, "canary_angle": 1.0},
+            "thresholds": {"effective_rank": 30.2, "canary_cosine": 0.99, "canary_angle": 1.97},
             "canary": {
                 "cosine_min": 1.0,
-                "angle_degrees": 0.02,
-                "angle_median_degrees": 0.01,
+                "angle_degrees": 0.0,
+                "angle_median_degrees": 0.0,
                 "neighbours_overlap": 1.0,
                 "distance_correlation": 1.0,
-                "participation_ratio": 20.3,
+                "participation_ratio": 26.7,
             },
             "measures": {
-                "wasserstein_uniformity": 0.92,
-                "rows": 512,
+                "wasserstein_uniformity": 1.14,
+                "rows": 511,
                 "dead_units": 0,
-                "saturated_units": 3,
-                "hubness": 1.4,
-                "local_dimension": {"lower": 10.6, "estimate": 11.6, "upper": 12.6},
-                "gaussianity": 0.9,
+                "saturated_units": 0,
+                "hubness": 0.45,
+                "local_dimension": {"lower": 5.8, "estimate": 6.5, "upper": 7.2},
+                "gaussianity": 2.2,
                 "copies_share": 0.0,
-                "distinct_rows": 512,
+                "distinct_rows": 511,
                 "shared_answers": 0.0,
-                "input_correlation": {"lower": 0.48, "estimate": 0.52, "upper": 0.56},
+                "input_correlation": {"lower": 0.55, "estimate": 0.58, "upper": 0.6},
             },
         }
     ),
@@ -126,10 +126,10 @@ _UPDATE = {
         "ranks": [1, 2],
         "time": [1795320575.1],
         "state": [1],
-        "figures": [[37.1, 19.6]],
+        "figures": [[42.8, 26.1]],
         "spectrum": [[-1.2, -1.4]],
         "bands": [[0.01, -0.02]],
-        "events": [{"time": 1795320560.1, "kind": "swap", "from": "a@dcded9d74e68", "to": "b@0123456789ab"}],
+        "events": [{"time": 1795320560.1, "kind": "swap", "from": "a@26bac791d1d4", "to": "b@0123456789ab"}],
     },
     "traffic": {"fields": ["images_per_second"], "time": [1795320575.1], "figures": [[48.0]], "limit": 512},
 }
@@ -165,7 +165,7 @@ NEIGHBOURS_BODY: dict[str, Any] = KEY | {
     }
 }
 NEIGHBOURS_RESPONSES: Responses = {
-    **example(ENCODER | {"canary": 64, "neighbours": [{"index": 7, "cosine": 0.83, "image": DATA_URI}]}),
+    **example(ENCODER | {"canary": 256, "neighbours": [{"index": 143, "cosine": 0.97, "image": DATA_URI}]}),
     **failures(400, 401, 403, 404, 408, 413, 415, 422, 429, 503),
 }
 INFO_RESPONSES: Responses = {
@@ -198,10 +198,10 @@ INFO_RESPONSES: Responses = {
 FIGURES = {
     "rows": 256,
     "dimension": 256,
-    "participation_ratio": 20.3,
-    "effective_rank": 38.0,
-    "total_variance": 0.42,
-    "dead_fraction": 0.1,
+    "participation_ratio": 26.7,
+    "effective_rank": 38.2,
+    "total_variance": 0.37,
+    "dead_fraction": 0.0,
 }
 SWAP_RESPONSES: Responses = {
     **example(
@@ -209,7 +209,7 @@ SWAP_RESPONSES: Responses = {
             "served": ENCODER,
             "previous": ENCODER,
             "compared_with": ENCODER,
-            "judgement": {"passed": True, "reason": "as spread out as before", "candidate": FIGURES}
+            "judgement": {"passed": True, "reason": "as varied as it should be", "candidate": FIGURES}
             | {"incumbent": FIGURES},
         }
     ),

@@ -21,7 +21,7 @@ STREAM = "/events"  # does not end; tests/service/http/test_history.py reads it
 UPLOAD = "/admin/references/{model}"  # takes binary data alone; tests/service/watching/test_sidecar_bodies.py sends it
 APART = STREAM, UPLOAD
 OPERATIONS = [(method, path) for path, methods in DOCUMENT["paths"].items() for method in methods if path not in APART]
-VALUES = {"{name}": "fashion-directclr", "{version}": "dcded9d74e68"}
+VALUES = {"{name}": "fashion-byol", "{version}": "26bac791d1d4"}
 BINARY = {("get", "/moments")}  # its answer has no text form
 
 
@@ -32,7 +32,7 @@ def test_the_committed_document_is_what_the_service_says() -> None:
 
 @pytest.fixture(scope="module")
 async def pretrained(start: Start) -> AsyncIterator[httpx.AsyncClient]:
-    async with start(encoder=PRETRAINED / "fashion-directclr", encoders_dir=PRETRAINED) as (client, _):
+    async with start(encoder=PRETRAINED / "fashion-byol", encoders_dir=PRETRAINED) as (client, _):
         yield client
 
 
