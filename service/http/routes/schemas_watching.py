@@ -65,6 +65,7 @@ MOMENTS_RESPONSES: Responses = {
     200: {"content": {"application/octet-stream": BINARY}},
     **failures(401, 403, 404, 422, 503),
 }
+HEALTHY = "variance, participation ratio and band profile are near the reference over 1792 rows"
 SPECTRUM_RESPONSES: Responses = {
     **loose(
         ENCODER
@@ -72,7 +73,7 @@ SPECTRUM_RESPONSES: Responses = {
             "compared_with": ENCODER,
             "timestamp": 1795320580.72,
             "dimension": 256,
-            "verdict": {"state": "healthy", "reason": "the spectrum is near the reference over 1792 rows"},
+            "verdict": {"state": "healthy", "reason": HEALTHY},
             "windows": {
                 "300": {
                     "seconds": 300.0,
