@@ -39,7 +39,7 @@ class Experiment:
     """Of one thread of this project's development machine in bfloat16, all cases and seeds with their measurements.
     A to C, E and I as measured; others from steps that were timed, with a tenth for measuring."""
     gpu_hours: float
-    """Of one NVIDIA H200, one run after the other: D and F as timed, the others at 20 ms a step, which is what the host
+    """Of one NVIDIA H200, one run after the other: D and F as timed, the others at 16 to 26 ms a step, which the host
     takes to launch a step's kernels. Networks this narrow keep the card busy for 3 ms of it."""
     seeds: int = 2
     few_labels: bool = False
