@@ -53,8 +53,9 @@ class RunLog:
             records.append(record)
         if not records:
             raise ReportError(f"{log} is empty: the run's first epoch is not over")
-        card = folder / "encoder" / "encoder.json"
-        return cls(folder.name, records, json.loads(card.read_text()) if card.is_file() else {})
+        places = folder / "encoder" / "encoder.json", folder / "encoder.json"  # a run's; an encoder's beside its log
+        card = next((json.loads(place.read_text()) for place in places if place.is_file()), {})
+        return cls(folder.name, records, card)
 
     def series(self, value: Callable[[dict[str, Any]], Any]) -> tuple[list[int], list[float]]:
         """The epochs and values of all records that have the value."""

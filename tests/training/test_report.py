@@ -62,6 +62,12 @@ def test_a_report_is_one_file_with_every_curve_and_spectrum(tmp_path: Path) -> N
     assert "84.03%" in made  # a finished run brings its test accuracy
 
 
+def test_an_encoder_beside_its_log_brings_its_test_accuracy(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "shipped")
+    (folder / "encoder.json").write_text(json.dumps({"quality": {"knn": 0.8403}}))
+    assert "84.03%" in page([folder])
+
+
 def test_series_skip_the_records_without_the_value(tmp_path: Path) -> None:
     run = RunLog.read(write_run(tmp_path / "run"))
     assert run.series(lambda r: r["loss"] if r["epoch"] != 2 else None) == ([1, 3], [2.0, 2 / 3])
