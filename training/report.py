@@ -54,7 +54,7 @@ class RunLog:
         if not records:
             raise ReportError(f"{log} is empty: the run's first epoch is not over")
         places = folder / "encoder" / "encoder.json", folder / "encoder.json"  # a run's; an encoder's beside its log
-        card = next((json.loads(place.read_text()) for place in places if place.is_file()), {})
+        card: dict[str, Any] = next((json.loads(place.read_text()) for place in places if place.is_file()), {})
         return cls(folder.name, records, card)
 
     def series(self, value: Callable[[dict[str, Any]], Any]) -> tuple[list[int], list[float]]:
