@@ -62,7 +62,8 @@ class Spectrum:
     """The spectrum of L2-normalised rows, centred on their own mean: how many dimensions they use, how much they vary.
 
     rankme is of the centred rows' singular values. std_ratio is the mean standard deviation of a dimension times
-    sqrt(d): 1 for an isotropic cloud and 0 for a point.
+    sqrt(d): 1 for an isotropic cloud and 0 for a point. The participation ratio is not biased by n; where the rows are
+    too few for that, it is that of the sample's eigenvalues, so that a log holds no NaN, which JSON has not.
     """
 
     rows: int
@@ -82,12 +83,13 @@ class Spectrum:
         moments = Moments(rows.shape[1])
         moments.add(unit)
         eigenvalues = measures.spectrum(moments.covariance())
+        ratio = moments.participation_ratio()
         return cls(
             rows=len(rows),
             dimension=rows.shape[1],
             effective_rank=measures.effective_rank(eigenvalues),
             rankme=measures.rankme(eigenvalues.sqrt()),
-            participation_ratio=moments.participation_ratio(),
+            participation_ratio=ratio if math.isfinite(ratio) else measures.participation_ratio(eigenvalues),
             std_ratio=measures.std_ratio(unit),
             total_variance=float(eigenvalues.sum()),
             eigenvalues=eigenvalues,

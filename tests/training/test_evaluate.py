@@ -1,6 +1,7 @@
 """kNN against a naive loop, spectra against NumPy, and parity of evaluation with the bytes that a client sends."""
 
 import io
+import json
 import math
 
 import numpy as np
@@ -92,3 +93,12 @@ def test_the_curve_is_the_spectrum_at_log_spaced_ranks() -> None:
         assert value == pytest.approx(float(spectrum.eigenvalues[int(rank) - 1]), rel=1e-3)
     assert spectrum.std_ratio == pytest.approx(1, abs=0.05)
     assert spectrum.effective_rank <= spectrum.rankme <= 40
+
+
+def test_few_rows_have_a_participation_ratio_that_json_can_hold() -> None:
+    """20 rows at three points: the sample's own ratio, (tr C)^2 / tr C^2, where no unbiased one is known."""
+    rows = torch.eye(3).repeat(7, 1)[:20]
+    values = torch.linalg.eigvalsh(torch.cov(rows.double().T))
+    found = Spectrum.of(rows).summary()
+    assert found["participation_ratio"] == pytest.approx(float(values.sum() ** 2 / values.square().sum()), abs=0.005)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
