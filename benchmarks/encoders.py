@@ -76,7 +76,9 @@ def measure_statistics(encoder: nn.Module, images: Tensor, card: EncoderCard) ->
 def pixels(name: str, train: ImageSet, test: ImageSet) -> tuple[Tensor, Tensor]:
     """The rows (n, c h w) of one of PIXELS, of the training images and of the test's."""
     bank, queries = (images.images.flatten(1).float() / 255 for images in (train, test))
-    mean = bank.mean(0) if name == PIXELS[1] else 0.0
+    if name != PIXELS[1]:
+        return bank, queries
+    mean = bank.mean(0)
     return bank - mean, queries - mean
 
 

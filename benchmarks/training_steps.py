@@ -11,7 +11,7 @@ import argparse
 import sys
 import time
 from dataclasses import replace
-from itertools import chain, count, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,11 +20,12 @@ from torch import multiprocessing
 from torch.multiprocessing.spawn import ProcessException, spawn
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.training_speed import resident
 from models.backbones.resnet import Stem
 from training.data import DataError, ImageSet, Split, load_data
 from training.distributed import device_of
 from training.recipes import Recipe, recipe
-from training.trainer import Trainer
+from training.trainer import LOOK_BACK, Trainer
 
 WARM, PROFILED = 5, 5
 
@@ -40,18 +41,20 @@ def measure(_: int, chosen: Recipe, options: argparse.Namespace, barrier: Any, f
     trainer = Trainer(chosen, Split.of(train, held_out(train), 0), options.device, compiled=options.compile)
     trainer.method.train()
 
+    source = resident(trainer)
+
     def steps(n: int) -> None:
-        batches = chain.from_iterable(trainer.feed.batches(epoch, 0) for epoch in count())
-        for batch in islice(batches, n):
-            trainer.train_step(trainer.views(*batch))
+        for views in islice(source, n):
+            trainer.train_step(views)
         trainer.clock(wait=True)
 
     steps(WARM)
     barrier.wait()
     done, started, cpu = 0, time.perf_counter(), time.process_time()
-    while (spent := time.perf_counter() - started) < options.seconds:
-        steps(32 if trainer.asynchronous else 1)
-        done += 32 if trainer.asynchronous else 1
+    at_once = LOOK_BACK if trainer.asynchronous else 1
+    while time.perf_counter() - started < options.seconds:
+        steps(at_once)
+        done += at_once
     spent, cpu = time.perf_counter() - started, time.process_time() - cpu
     kernels = busy(steps) if trainer.device.type == "cuda" and options.processes == 1 else 0.0
     found.put((done, spent, cpu, kernels))

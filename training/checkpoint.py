@@ -15,6 +15,7 @@ import torch
 from pydantic import TypeAdapter
 
 from models import files
+from training.precision import Precision
 from training.recipes import Recipe
 
 
@@ -73,6 +74,12 @@ def began_with(path: Path) -> tuple[Recipe, dict[str, Any]]:
         return recipe_of(json.loads(state["recipe"])), json.loads(state.get("run", "{}"))
     except Exception as error:
         raise TrainingError(f"{path} is damaged, or no checkpoint of this version ({error}); start again") from error
+
+
+def precision_of(state: Mapping[str, Any]) -> Precision:
+    """The precision that a checkpoint's run computes in. Old ones do not say: there was no choice."""
+    began_in: Precision = state.get("precision", "bfloat16")
+    return began_in
 
 
 def write(path: Path, text: str) -> None:

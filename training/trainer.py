@@ -309,7 +309,7 @@ class Trainer:
             raise TrainingError(
                 f"the run began with {state['images']} images, not {len(self.split.fit)}: --data, --limit"
             )
-        began_in: Precision = state.get("precision", "bfloat16")  # old checkpoints lack it: there was no choice
+        began_in = checkpoint.precision_of(state)
         if self.asked not in ("auto", began_in):
             raise TrainingError(f"the run began in {began_in}, not {self.asked}: --precision {began_in}, or none")
         try:

@@ -35,9 +35,9 @@ def least_squares(correlation: Tensor, cross: Tensor, epsilon: float) -> Tensor:
     """argmin E|W f - t|^2 + ridge |W|^2, ridge = epsilon tr(F)/d, for F = E[f f^T] and E[t f^T], each (d, d)."""
     d = len(correlation)
     ridge = (epsilon * correlation.trace() / d).clamp_min(torch.finfo(correlation.dtype).tiny)
-    predictor: Tensor = torch.linalg.solve(
-        correlation + ridge * torch.eye(d, dtype=correlation.dtype, device=correlation.device), cross, left=False
-    )
+    regular = correlation.clone()
+    regular.diagonal().add_(ridge)
+    predictor: Tensor = torch.linalg.solve(regular, cross, left=False)
     return predictor
 
 

@@ -73,6 +73,14 @@ def test_it_runs_in_torch_near_float32_and_says_so(shipped: Artifact) -> None:
     assert int((cosines < PARITY_COSINE).sum()) <= 3  # of 256: the gate asks the first of them
 
 
+def test_every_canary_image_of_an_encoder_is_near_float32() -> None:
+    other = load(PRETRAINED / "cifar10-byol")
+    assert other.canary is not None
+    fast, exact = Embedder(other, dtype=BF16), Embedder(other)
+    cosines = nn.functional.cosine_similarity(fast.embed(other.canary.images), exact.embed(other.canary.images))
+    assert 0.9999 < float(cosines.min()) < 0.9999999  # near, and not the same
+
+
 def test_a_row_does_not_depend_on_its_batch(shipped: Artifact) -> None:
     assert shipped.canary is not None
     pixels = shipped.canary.images[:33]
