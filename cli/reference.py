@@ -65,8 +65,8 @@ def reference(
     if dataset is not None and dataset not in SOURCES:
         fail(f"--dataset: {dataset!r} is none of {', '.join(SOURCES)}", 2)
     try:
-        artifact = load(encoder)
-        if artifact.reference is not None and not (out or replace_old):
+        artifact = load(encoder, referenced=not (out or replace_old))  # the old one may be what is wrong with it
+        if artifact.reference is not None:
             fail(f"{encoder} has a reference already; --replace it, or write elsewhere with --out", 2)
         preprocessing = artifact.card.preprocessing
         images = room.ImageFolder.of(data, limit) if dataset is None and data else None

@@ -153,9 +153,10 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load(folder: str | os.PathLike[str]) -> Artifact:
+def load(folder: str | os.PathLike[str], *, referenced: bool = True) -> Artifact:
     """Read and check an artifact. The encoder comes back in eval mode, float32, on the CPU.
 
+    referenced: false leaves its reference and canary unread, for a caller that builds others.
     Raises ArtifactError, naming the file and the reason, when a file is missing, was changed since it was written,
     lacks a parameter, has one of another shape, or contradicts the card.
     """
@@ -169,13 +170,15 @@ def load(folder: str | os.PathLike[str]) -> Artifact:
     weights = _read_weights(root, card)
     graph = None if model is None else Graph(model, weights)
     found = Artifact(card, _encoder(root, card, weights), graph=graph)
-    if REFERENCE not in card.files:
+    if REFERENCE not in card.files or not referenced:
         return found
     tensors = _read_tensors(root, REFERENCE, card.files[REFERENCE])
     images, measured_on = tensors.pop(CANARY_IMAGES, None), tensors.pop(MEASURED_ON, None)
-    if measured_on is not None and bytes(measured_on.tolist()).hex() != card.identity:
+    if measured_on is not None and not card.is_of(bytes(measured_on.tolist()).hex()):
         _refuse(
-            root / REFERENCE, "it was measured on the weights of another encoder; `fullrank reference` builds its own"
+            root / REFERENCE,
+            "it was measured on an encoder of other weights, architecture or preprocessing; put those back, or build "
+            f"its own with `fullrank reference {root} --replace --data DIR`",
         )
     try:
         reference = Reference.from_tensors(tensors)

@@ -149,10 +149,8 @@ class EncoderCard(Strict):
         """SHA-256, in hexadecimal digits, of everything that determines an image's embedding.
 
         These are the weights, the preprocessing and the architecture, or the graph if the encoder is a graph only. A
-        graph made from the weights is left out: it computes the same. Schema version 1 hashes only the weights.
+        graph made from the weights is left out: it computes the same.
         """
-        if self.schema_version == 1:
-            return self.files[WEIGHTS]
         # Defaults are left out, so that a field added later does not change the identity.
         described = [
             it.model_dump(mode="json", exclude_defaults=True) if it is not None else self.files[GRAPH]
@@ -164,6 +162,14 @@ class EncoderCard(Strict):
     def revision(self) -> str:
         """The first 12 hexadecimal digits of `identity`."""
         return self.identity[:12]
+
+    def is_of(self, identity: str) -> bool:
+        """Whether what an artifact's reference or a corpus says of its encoder, identity or revision, is this one's.
+
+        Version 0.1.0 called its encoders (schema version 1) by their weights alone. What it wrote is still taken.
+        """
+        former = self.files[WEIGHTS] if self.schema_version == 1 else self.identity
+        return identity in (self.identity, self.revision, former, former[:12])
 
     @model_validator(mode="after")
     def _nested(self) -> "EncoderCard":

@@ -166,7 +166,7 @@ def begin(
         sweep(out)
         if (out / RUN).exists():
             there = Run.of(out)
-            if (there.encoder, there.revision) != (mine.encoder, mine.revision):
+            if not there.is_of(card):
                 raise BulkError(
                     f"{out} holds rows of {there.encoder}@{there.revision}, not of "
                     f"{card.name}@{card.revision}: choose another --out"

@@ -30,7 +30,7 @@ def referenced(
     """
     artifact = load(encoder)
     run = Run.of(out)
-    if (run.encoder, run.revision) != (artifact.card.name, artifact.card.revision):
+    if not run.is_of(artifact.card):
         raise BulkError(f"{out} holds rows of {run.encoder}@{run.revision}, not of {encoder}")
     if not run.inputs:
         raise BulkError(f"{out} holds no descriptors of the images; embed into it with --reference")

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from fullrank.merging import Merging
 from fullrank.moments import Moments
+from models.card import EncoderCard
 from scale.places import Place, write_all
 
 RUN = "run.json"
@@ -88,6 +89,10 @@ class Run:
     def torch_dtype(self) -> torch.dtype:
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
+
+    def is_of(self, card: EncoderCard) -> bool:
+        """Whether these are rows of this encoder."""
+        return self.encoder == card.name and card.is_of(self.revision)
 
     @classmethod
     def of(cls, out: Place) -> Self:

@@ -146,6 +146,21 @@ def test_a_data_set_gives_a_calibrated_reference_and_a_folder_the_canary(
     assert run("check", copy).exit_code == 0
 
 
+def test_an_edited_preprocessing_needs_a_reference_of_its_own(
+    small_artifact: Path, photographs: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    save(load(small_artifact), copy)
+    card = json.loads((copy / "encoder.json").read_text())
+    card["preprocessing"]["resize"] = "crop"
+    (copy / "encoder.json").write_text(json.dumps(card))
+    refused = run("check", copy)
+    assert refused.exit_code == 1
+    assert f"fullrank reference {copy} --replace --data DIR" in refused.stderr
+    assert run("reference", copy, "--data", photographs, "--replace").exit_code == 0
+    assert run("check", copy).exit_code == 0
+
+
 def test_a_precision_is_judged_by_the_canary_beside_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = PRETRAINED / "cifar10-directclr"
     artifact = load(encoder)
@@ -215,5 +230,5 @@ def test_a_reference_of_other_weights_is_refused(small_artifact: Path, tmp_path:
     assert load(tmp_path / "victim").reference is None  # a file that the card does not list is not read
     card["files"]["reference.safetensors"] = hashlib.sha256(stolen).hexdigest()
     (tmp_path / "victim" / "encoder.json").write_text(json.dumps(card))
-    with pytest.raises(ArtifactError, match="measured on the weights of another encoder"):
+    with pytest.raises(ArtifactError, match="measured on an encoder of other weights"):
         load(tmp_path / "victim")

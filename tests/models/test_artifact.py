@@ -49,14 +49,43 @@ def test_a_round_trip_keeps_every_bit(small_artifact: Path, tmp_path: Path) -> N
     assert second.canary.licence == "MIT"
 
 
-def test_the_revision_is_the_hash_of_the_weights(folder: Path) -> None:
+def test_other_weights_have_another_revision(folder: Path) -> None:
     before = load(folder).card.revision
     assert len(before) == 12
     rewrite_weights(folder, lambda weights: weights["conv1.weight"].add_(1e-6))
     card = EncoderCard.model_validate_json((folder / CARD).read_bytes())
     assert card.revision != before
-    with pytest.raises(ArtifactError, match="weights of another encoder"):  # the reference stayed that of the old ones
+    with pytest.raises(ArtifactError, match="an encoder of other weights"):  # the reference stayed that of the old ones
         load(folder)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_another_preprocessing_has_another_revision(folder: Path, version: int) -> None:
+    edit_card(folder, schema_version=version)
+    before = EncoderCard.model_validate_json((folder / CARD).read_bytes())
+    for changed in ({"resize": "crop"}, {"mean": [0.4]}, {"size": 32}, {"draft": 0}):
+        edit_card(folder, preprocessing=before.preprocessing.model_dump(mode="json") | changed)
+        card = EncoderCard.model_validate_json((folder / CARD).read_bytes())
+        assert card.revision != before.revision, changed
+        assert not card.is_of(before.identity)
+        with pytest.raises(ArtifactError, match="architecture or preprocessing"):
+            load(folder)
+    assert load(folder, referenced=False).reference is None
+
+
+def test_what_the_first_version_wrote_of_an_encoder_is_still_taken(folder: Path) -> None:
+    """It called an encoder by its weights alone."""
+    edit_card(folder, schema_version=1)
+    card = EncoderCard.model_validate_json((folder / CARD).read_bytes())
+    weights = card.files[WEIGHTS]
+    tensors = load_file(folder / REFERENCE)
+    tensors["encoder.sha256"] = torch.tensor(list(bytes.fromhex(weights)), dtype=torch.uint8)
+    save_file(tensors, folder / REFERENCE)
+    edit_card(folder, files=card.files | {REFERENCE: hashlib.sha256((folder / REFERENCE).read_bytes()).hexdigest()})
+    assert load(folder).reference is not None
+    assert card.is_of(weights[:12])
+    edit_card(folder, schema_version=2)
+    assert not EncoderCard.model_validate_json((folder / CARD).read_bytes()).is_of(weights[:12])
 
 
 def test_saving_over_an_artifact_replaces_it_and_over_anything_else_refuses(folder: Path, tmp_path: Path) -> None:

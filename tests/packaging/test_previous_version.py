@@ -1,4 +1,4 @@
-"""What an earlier version wrote is read by today's code: an encoder and its revision, the saved windows, the verdict.
+"""What an earlier version wrote is read by today's code: an encoder, what it called it, the saved windows, the verdict.
 
 tests/support/previous_version.py made the files, with the earlier version's own code.
 """
@@ -31,7 +31,7 @@ def artifact() -> Artifact:
 
 
 def test_the_encoder_is_the_same_encoder(artifact: Artifact) -> None:
-    assert artifact.card.revision == EXPECTED["revision"]
+    assert artifact.card.is_of(EXPECTED["revision"])
     assert artifact.canary is not None
     rows = normalize(Embedder(artifact).embed(artifact.canary.images[:4]))
     torch.testing.assert_close(rows, torch.tensor(EXPECTED["embeddings"]), atol=1e-5, rtol=0)
@@ -52,7 +52,7 @@ def test_the_windows_are_resumed_with_their_figures_and_verdict(
     monkeypatch.setattr(time, "time", lambda: saved + 30)  # as if the upgrade took half a minute
     store = WindowStore(tmp_path / "state", Metrics(__version__, "", "cpu"))
     with SpectrumMonitor(artifact.card.dimension, artifact.reference) as monitor:
-        assert store.restore(artifact.card.name, artifact.card.revision, monitor)
+        assert store.restore(artifact.card.name, EXPECTED["revision"], monitor)
         snapshot = monitor.snapshot()
         window = snapshot.windows[300.0]
         assert window.rows == EXPECTED["rows"]
@@ -60,10 +60,10 @@ def test_the_windows_are_resumed_with_their_figures_and_verdict(
         assert window.participation_ratio.estimate == pytest.approx(EXPECTED["participation_ratio"], rel=1e-9)
         assert [band.ratio.estimate for band in window.bands] == pytest.approx(EXPECTED["bands"], rel=1e-9)
         assert snapshot.verdict.state == EXPECTED["verdict"]
-        store.save(artifact.card.name, artifact.card.revision, monitor)
+        store.save(artifact.card.name, EXPECTED["revision"], monitor)
     store.close()
     again = WindowStore(tmp_path / "state", Metrics(__version__, "", "cpu"))
     with SpectrumMonitor(artifact.card.dimension, artifact.reference) as monitor:
-        assert again.restore(artifact.card.name, artifact.card.revision, monitor)
+        assert again.restore(artifact.card.name, EXPECTED["revision"], monitor)
         assert monitor.snapshot().windows[300.0].rows == EXPECTED["rows"]
     again.close()

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import tarfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import fsspec
@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from fullrank import Moments, Reference
 from fullrank.descriptors import describe
-from models.artifact import load
+from models.artifact import CARD, WEIGHTS, load, save
 from models.embedder import Embedder, normalize
 from models.preprocess import decode
 from scale import bulk, output, sources
@@ -165,6 +165,30 @@ def test_rows_of_two_encoders_are_never_mixed(images: Path, small_artifact: Path
     (tmp_path / bulk.RUN).write_text('{"encoder": "other", "revision": "0123"}')
     with pytest.raises(bulk.BulkError, match="holds rows of other@0123"):
         run(str(images), small_artifact, tmp_path)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_rows_of_two_preprocessings_are_never_mixed(
+    version: int, images: Path, small_artifact: Path, tmp_path: Path
+) -> None:
+    """Also where the corpus was begun by 0.1.0, which called an encoder by its weights alone: it goes on once."""
+    bare, out, found = tmp_path / "encoder", tmp_path / "out", sources.shards(str(images))
+    save(replace(load(small_artifact), reference=None, canary=None), bare)
+    said = json.loads((bare / CARD).read_text()) | {"schema_version": version}
+    (bare / CARD).write_text(json.dumps(said))
+    if version == 1:
+        out.mkdir()
+        former = said["files"][WEIGHTS][:12]
+        (out / bulk.RUN).write_text(json.dumps({"encoder": said["name"], "revision": former}))
+    assert len(bulk.begin(out, bare, found)) == 1
+    assert len(bulk.begin(out, bare, found)) == 1
+    assert Run.of(out).revision == load(bare).card.revision
+    said["preprocessing"] |= {"resize": "crop"}
+    (bare / CARD).write_text(json.dumps(said))
+    with pytest.raises(bulk.BulkError, match=r"holds rows of .*choose another --out"):
+        bulk.begin(out, bare, found)
+    with pytest.raises(bulk.BulkError, match="holds rows of"):
+        referenced(out, bare)
 
 
 @pytest.mark.parametrize("file_format", ["parquet", "npy"])
