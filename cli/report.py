@@ -39,7 +39,8 @@ def report(
         str | None, typer.Option(help="Column of a Parquet file that holds the rows.", show_default="embedding")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="A model of the service, known from POST /observe.", show_default="the served")
+        str | None,
+        typer.Option(help="A model of the service, known from POST /observe.", show_default="the served one"),
     ] = None,
     device: Device = "cpu",
     engine: Engine = "auto",

@@ -2,15 +2,17 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+import typer
 import yaml
 
 from cli.metrics import unit
 from service.settings import Settings
 from tools.architecture import ROOT
 from tools.reference import PAGES
+from tools.reference.command_line import section
 from tools.reference.metrics import serving
 
 DOCS = ROOT / "docs"
@@ -35,6 +37,26 @@ def test_units_follow_the_names() -> None:
     assert unit("fullrank_request_seconds") == "seconds"
     assert unit("fullrank_pending_bytes_limit") == "bytes"
     assert unit("fullrank_effective_rank") == "dimensions"
+
+
+def test_a_command_shows_defaults_of_zero_and_in_words_variables_and_what_may_be_left_out() -> None:
+    application = typer.Typer()
+
+    @application.command()
+    def grow(
+        where: str,
+        name: Annotated[str | None, typer.Argument(help="Whose.")] = None,
+        seed: Annotated[int, typer.Option(help="Where it begins.")] = 0,
+        width: Annotated[int | None, typer.Option(help="How wide.", show_default="the recipe's")] = None,
+        key: Annotated[str | None, typer.Option(help="The key.", envvar="FULLRANK_API_KEY")] = None,
+    ) -> None:
+        """Grow."""
+
+    written = section("fullrank grow", typer.main.get_command(application))
+    assert "fullrank grow WHERE [NAME] [OPTIONS]" in written
+    assert "| `--seed INTEGER` | `0` | Where it begins. |" in written
+    assert "| `--width INTEGER` | the recipe's | How wide. |" in written
+    assert "| `--key TEXT` |  | The key. Or `FULLRANK_API_KEY`. |" in written
 
 
 def listed(entry: Any) -> list[str]:

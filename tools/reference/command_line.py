@@ -29,9 +29,11 @@ def commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def value(parameter: Any) -> str:
-    """A default as it is typed; empty where there is none."""
+    """A default as it is typed, or what stands in its place in words; empty where there is none."""
     default = parameter.default
-    if default in (None, False, "") or callable(default) or parameter.required:
+    if isinstance(parameter.show_default, str):
+        return parameter.show_default
+    if default is None or default is False or default == "" or callable(default) or parameter.required:
         return ""
     if isinstance(default, list | tuple):
         return " ".join(f"`{it}`" for it in default)
@@ -49,15 +51,29 @@ def spelling(parameter: Any) -> str:
     return ", ".join(f"`{word} {kind}`" for word in words)
 
 
+def usage(name: str, arguments: list[Any]) -> str:
+    """The command with its arguments; in brackets those that may be left out."""
+    words = [name]
+    for it in arguments:
+        word = f"{(it.metavar or it.name).upper()}{'...' * (it.nargs == -1)}"
+        words.append(word if it.required else f"[{word}]")
+    return " ".join(words)
+
+
+def meaning(parameter: Any) -> str:
+    """What it is for, and the variable that sets it too."""
+    said = prose(getattr(parameter, "help", "") or "")
+    return f"{said} Or `{parameter.envvar}`." if parameter.envvar else said
+
+
 def section(name: str, command: Any) -> str:
     """One command."""
     parameters = [it for it in command.params if it.name != "help" and not getattr(it, "hidden", False)]
     wanted = [it for it in parameters if it.param_type_name == "argument"]
-    usage = " ".join([name, *(f"{(it.metavar or it.name).upper()}{'...' * (it.nargs == -1)}" for it in wanted)])
     options = " [OPTIONS]" if len(wanted) < len(parameters) else ""
-    made = f"\n## {name}\n\n```text\n{usage}{options}\n```\n\n{prose(command.help or '').strip()}\n"
+    made = f"\n## {name}\n\n```text\n{usage(name, wanted)}{options}\n```\n\n{prose(command.help or '').strip()}\n"
     if parameters:
-        rows = ((spelling(it), value(it), prose(getattr(it, "help", "") or "")) for it in parameters)
+        rows = ((spelling(it), value(it), meaning(it)) for it in parameters)
         made += "\n" + table(("", "default", "meaning"), rows)
     if name == "fullrank serve":
         made += "\nEvery [setting](settings.md#settings) is an option too: `FULLRANK_MAX_BATCH` is `--max-batch`.\n"
