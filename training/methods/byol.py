@@ -6,11 +6,9 @@ tau = 1 - (1 - tau_0)(cos(pi k/K) + 1)/2                                        
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from models.heads import mlp
-from training.methods.base import Encoder, Method, ParameterGroup
-from training.methods.predictive import Switches, crossed, grouped, regression, target_of
+from training.methods.base import Encoder
+from training.methods.predictive import Predictive, Switches, target_of
 from training.methods.predictor import LinearPredictor, MLPPredictor, NoPredictor, Predictor
 
 
@@ -36,41 +34,20 @@ class Options(Switches):
             raise ValueError("symmetric is true without a linear predictor; set linear_predictor too")
 
 
-class BYOL(Method):
+class BYOL(Predictive):
     """BYOL. Without the predictor or the stop-gradient (`predictor=False`, `stop_gradient=False`) it collapses.
 
     A projector shields the representation from most of the projection's collapse; `projector=False` removes it.
     """
 
     def __init__(self, encoder: Encoder, options: Options) -> None:
-        super().__init__(encoder)
-        self.options = options
+        super().__init__(encoder, options)
         width = encoder.dimension
         if options.projector:
             width = options.projection
             self.projector = mlp(encoder.dimension, options.hidden, width)
         self.predictor = predictor_of(width, options)
         self.target = target_of(encoder, self.projector, options)
-
-    def forward(self, views: Tensor) -> Tensor:
-        f = self.project(self.encoder(views))
-        t = crossed(self.target(views, f))
-        self.predictor.observe(f, t)
-        return regression(self.predictor(f), t)
-
-    def step(self, progress: float) -> None:
-        self.predictor.step()
-        self.target.follow(self.encoder, self.projector, self.options.tau(progress))
-
-    def parameter_groups(self) -> list[ParameterGroup]:
-        return grouped(self.encoder, self.projector, self.predictor, self.options)
-
-    def trivial_loss(self, images: int) -> float:
-        """0: every prediction equals its target."""
-        return 0.0
-
-    def watch(self) -> dict[str, list[float] | float]:
-        return self.predictor.watch()
 
 
 def predictor_of(width: int, options: Options) -> Predictor:

@@ -5,6 +5,7 @@ F = U diag(s) U^T,   p_j = sqrt(s_j) + epsilon max_j s_j,   W_p = U diag(p) U^T 
 W_p = E[t f^T] (F + epsilon tr(F)/d I)^-1                                               (optimal: least squares)
 """
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor
 
 from models.heads import mlp
-from training.methods.base import Encoder, Method, ParameterGroup, within
-from training.methods.predictive import Switches, crossed, grouped, regression, target_of
+from training.methods.base import Encoder, within
+from training.methods.predictive import Predictive, Switches, target_of
 from training.methods.predictor import LinearPredictor
 
 Variant = Literal["paper", "released", "optimal"]
@@ -42,18 +43,14 @@ def least_squares(correlation: Tensor, cross: Tensor, epsilon: float) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Switches):
-    """Published for STL-10 and CIFAR-10: rho 0.3, epsilon 0.1 (released: 0.01), projector 512-512-128, tau 0.996
+class ClosedFormOptions(Switches):
+    """Options of a predictor that is set. Published for STL-10 and CIFAR-10: rho 0.3, projector 512-512-128, tau 0.996
     constant, SGD 0.03, weight decay 4e-4, batch 128.
     """
 
     projection: int = 128
     hidden: int = 512
-    variant: Variant = "paper"
-    """`optimal` is table 1's: it predicts best and learns worst."""
     rho: float = 0.3
-    epsilon: float | None = None
-    """None: 0.1 for the paper's variant, 0.01 for the others."""
     frequency: int = 1
     """Steps from one closed form to the next; the predictor is trained in between."""
     momentum: float | None = 0.996
@@ -61,31 +58,40 @@ class Options(Switches):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.variant not in EPSILON:
-            raise ValueError(f"variant is {self.variant!r}; it must be one of {', '.join(EPSILON)}")
-        within("epsilon", self.epsilon or 0, 0, 1e3)
         within("frequency", self.frequency, 1, 1e9)
 
 
-class DirectPred(Method):
-    """BYOL with a linear predictor that is computed after every `frequency`-th step, not trained."""
+@dataclass(frozen=True, kw_only=True)
+class Options(ClosedFormOptions):
+    variant: Variant = "paper"
+    """`optimal` is table 1's: it predicts best and learns worst."""
+    epsilon: float | None = None
+    """None: 0.1 for the paper's variant, 0.01 for the others."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.variant not in EPSILON:
+            raise ValueError(f"variant is {self.variant!r}; it must be one of {', '.join(EPSILON)}")
+        within("epsilon", self.epsilon or 0, 0, 1e3)
+
+
+class ClosedForm(Predictive):
+    """BYOL with a linear predictor that is set to `solution` after every `frequency`-th step, not trained."""
+
+    options: ClosedFormOptions
+    predictor: LinearPredictor
     steps: Tensor
 
-    def __init__(self, encoder: Encoder, options: Options) -> None:
-        super().__init__(encoder)
-        self.options = options
-        self.epsilon = EPSILON[options.variant] if options.epsilon is None else options.epsilon
+    def __init__(self, encoder: Encoder, options: ClosedFormOptions) -> None:
+        super().__init__(encoder, options)
         self.projector = mlp(encoder.dimension, options.hidden, options.projection, affine=False)
         self.predictor = LinearPredictor(options.projection, rho=options.rho).requires_grad_(options.frequency > 1)
         self.target = target_of(encoder, self.projector, options)
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
-    def forward(self, views: Tensor) -> Tensor:
-        f = self.project(self.encoder(views))
-        t = crossed(self.target(views, f))
-        self.predictor.observe(f, t)
-        return regression(self.predictor(f), t)
+    @abstractmethod
+    def solution(self) -> Tensor:
+        """(projection, projection): W_p from the predictor's running statistics."""
 
     @torch.no_grad()
     def step(self, progress: float) -> None:
@@ -93,21 +99,19 @@ class DirectPred(Method):
         # To read the counter the host has to wait for an accelerator; every step is the usual frequency.
         if self.options.frequency == 1 or self.steps % self.options.frequency == 0:
             self.predictor.weight.copy_(self.solution())
-        self.target.follow(self.encoder, self.projector, self.options.tau(progress))
+        super().step(progress)
+
+
+class DirectPred(ClosedForm):
+    """W_p shares its input's eigenvectors; its eigenvalues follow from its input's."""
+
+    def __init__(self, encoder: Encoder, options: Options) -> None:
+        super().__init__(encoder, options)
+        self.variant = options.variant
+        self.epsilon = EPSILON[options.variant] if options.epsilon is None else options.epsilon
 
     def solution(self) -> Tensor:
-        """(projection, projection): W_p from the predictor's running statistics."""
-        known, variant = self.predictor, self.options.variant
-        if variant == "optimal":
+        known = self.predictor
+        if self.variant == "optimal":
             return least_squares(known.correlation, known.cross, self.epsilon)
-        return spectral(known.correlation, self.epsilon, released=variant == "released")
-
-    def parameter_groups(self) -> list[ParameterGroup]:
-        return grouped(self.encoder, self.projector, self.predictor, self.options)
-
-    def trivial_loss(self, images: int) -> float:
-        """0: every prediction equals its target."""
-        return 0.0
-
-    def watch(self) -> dict[str, list[float] | float]:
-        return self.predictor.watch()
+        return spectral(known.correlation, self.epsilon, released=self.variant == "released")

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from training.methods.base import Encoder, ParameterGroup, trainable, wide, within
+from training.methods.base import Encoder, Method, ParameterGroup, trainable, wide, within
+from training.methods.predictor import Predictor
 
 
 @wide
@@ -104,17 +105,51 @@ def target_of(encoder: Encoder, projector: nn.Module, switches: Switches) -> Tar
     return Target(switches.stop_gradient)
 
 
-def grouped(encoder: nn.Module, projector: nn.Module, predictor: nn.Module, switches: Switches) -> list[ParameterGroup]:
-    """The encoder and projector under the run's settings; the predictor, if it is trained, under its own."""
-    groups: list[ParameterGroup] = [{"params": trainable([*encoder.parameters(), *projector.parameters()])}]
-    if parameters := trainable(predictor.parameters()):
-        groups.append(
-            {
-                "params": parameters,
-                "lr_scale": switches.predictor_lr,
-                "constant_lr": switches.constant_predictor_lr,
-            }
-        )
-        if switches.predictor_weight_decay is not None:
-            groups[-1]["weight_decay"] = switches.predictor_weight_decay
-    return groups
+class Predictive(Method):
+    """The loss above. A subclass sets `predictor` and `target`, and if they differ `projector`, `cost` and `least`."""
+
+    options: Switches
+    predictor: Predictor
+    target: Target | SlowCopy
+    cost = staticmethod(regression)
+    least = 0.0
+    """`cost` of a prediction that equals its target."""
+
+    def __init__(self, encoder: Encoder, options: Switches) -> None:
+        super().__init__(encoder)
+        self.options = options
+
+    def forward(self, views: Tensor) -> Tensor:
+        f = self.project(self.encoder(views))
+        t = crossed(self.target(views, f))
+        self.predictor.observe(f, t)
+        return self.cost(self.predictor(f), t)
+
+    def step(self, progress: float) -> None:
+        self.predictor.step()
+        self.target.follow(self.encoder, self.projector, self.options.tau(progress))
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """The encoder and projector under the run's settings; the predictor, if it is trained, under its own."""
+        options = self.options
+        groups: list[ParameterGroup] = [
+            {"params": trainable([*self.encoder.parameters(), *self.projector.parameters()])}
+        ]
+        if parameters := trainable(self.predictor.parameters()):
+            groups.append(
+                {
+                    "params": parameters,
+                    "lr_scale": options.predictor_lr,
+                    "constant_lr": options.constant_predictor_lr,
+                }
+            )
+            if options.predictor_weight_decay is not None:
+                groups[-1]["weight_decay"] = options.predictor_weight_decay
+        return groups
+
+    def trivial_loss(self, images: int) -> float:
+        """Every prediction equals its target."""
+        return self.least
+
+    def watch(self) -> dict[str, list[float] | float]:
+        return self.predictor.watch()

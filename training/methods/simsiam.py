@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.heads import mlp
-from training.methods.base import Encoder, Method, ParameterGroup, wide, within
-from training.methods.predictive import Switches, crossed, grouped, target_of
+from training.methods.base import Encoder, wide, within
+from training.methods.predictive import Predictive, Switches, target_of
 from training.methods.predictor import LinearPredictor, MLPPredictor, NoPredictor, Predictor
 
 
@@ -43,38 +43,20 @@ class Options(Switches):
             raise ValueError("symmetric is true without a linear predictor; set linear_predictor too")
 
 
-class SimSiam(Method):
+class SimSiam(Predictive):
     """SimSiam. `predictor=False` or `stop_gradient=False` make it collapse; `projector=False` exposes h to collapse."""
 
+    cost = staticmethod(negative_cosine)
+    least = -1.0
+
     def __init__(self, encoder: Encoder, options: Options) -> None:
-        super().__init__(encoder)
-        self.options = options
+        super().__init__(encoder, options)
         width = encoder.dimension
         if options.projector:
             width = options.projection
             self.projector = mlp(encoder.dimension, *[width] * options.layers, final_norm=True)
         self.predictor = predictor_of(width, options)
         self.target = target_of(encoder, self.projector, options)
-
-    def forward(self, views: Tensor) -> Tensor:
-        z = self.project(self.encoder(views))
-        t = crossed(self.target(views, z))
-        self.predictor.observe(z, t)
-        return negative_cosine(self.predictor(z), t)
-
-    def step(self, progress: float) -> None:
-        self.predictor.step()
-        self.target.follow(self.encoder, self.projector, self.options.tau(progress))
-
-    def parameter_groups(self) -> list[ParameterGroup]:
-        return grouped(self.encoder, self.projector, self.predictor, self.options)
-
-    def trivial_loss(self, images: int) -> float:
-        """-1: every prediction equals its target."""
-        return -1.0
-
-    def watch(self) -> dict[str, list[float] | float]:
-        return self.predictor.watch()
 
 
 def predictor_of(width: int, options: Options) -> Predictor:
