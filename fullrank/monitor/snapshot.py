@@ -79,15 +79,20 @@ class Snapshot:
     waiting: int = 0
 
     @property
+    def uncounted(self) -> str:
+        """In words, how many rows were observed and are not in these figures yet; empty where all are."""
+        if not self.waiting:
+            return ""
+        rows = "1 row observed is" if self.waiting == 1 else f"{self.waiting} rows observed are"
+        return f"{rows} not counted yet: a block closes when it is full or after {min(self.windows) / GROUPS:g} s"
+
+    @property
     def waits_for(self) -> str:
         """In words, what has to come before these figures are complete; empty where they are."""
         seconds, window = min(self.windows.items())
         said = []
         if self.waiting:
-            said.append(
-                f"{self.waiting} rows observed are not counted yet: a block closes when it is full or after "
-                f"{seconds / GROUPS:g} s; snapshot(wait=10) or flush() does not wait for that"
-            )
+            said.append(self.uncounted)
         elif not window.rows:
             said.append(f"nothing was observed in the last {seconds:g} s")
         if window.rows and math.isnan(window.effective_rank):
@@ -107,7 +112,8 @@ class Snapshot:
         }
         known = [text for text, value in figures.items() if math.isfinite(value)]
         words = [f"{', '.join(known) or 'no figures'} over {window.rows} rows of the last {seconds:g} s"]
-        words += [text for text in (self.waits_for, f"{self.verdict.state}: {self.verdict.reason}") if text]
+        at_once = "snapshot(wait=10) and flush() count them at once" if self.waiting else ""
+        words += [it for it in (self.waits_for, at_once, f"{self.verdict.state}: {self.verdict.reason}") if it]
         return "\n".join(words)
 
     def measures(self) -> dict[str, Any]:

@@ -62,6 +62,20 @@ async def test_it_names_every_model_and_tells_one_of_them(start: Start) -> None:
             assert (await client.get("/history", params={"since": since})).status_code == 422
 
 
+async def test_the_first_image_is_seen_before_it_is_counted(start: Start) -> None:
+    """Else the page says "0 rows" for half a minute to a newcomer who has just sent one."""
+    async with start(windows="3600") as (client, _):
+        assert (await client.post("/embed", content=encoded(pictures(1)[0]))).status_code == 200
+        async with asyncio.timeout(120):
+            while "not counted yet" not in (said := (await client.get("/history")).json()["encoders"][0])["reason"]:
+                await asyncio.sleep(0.01)
+        assert said["rows"] == 0
+        assert said["reason"].startswith("the window holds 0 rows; ")
+        assert said["reason"].endswith(
+            "; 1 row observed is not counted yet: a block closes when it is full or after 360 s"
+        )
+
+
 async def test_without_a_monitor_it_says_so(start: Start) -> None:
     async with start(monitor=False) as (client, _):
         body = (await client.get("/history")).json()
