@@ -146,13 +146,31 @@ def judge_rows(
         checks.append(_intact(own, candidate.canary.embeddings))
     checks += varied(figures, baseline)
     faults = [str(check) for check in checks if not check.passed]
+    how = _judged_how(candidate, against)
     if not faults:
-        return Judgement(True, "as varied as it should be", tuple(checks), (), figures, baseline)
+        return Judgement(True, f"as varied as it should be; {how}", tuple(checks), (), figures, baseline)
     dead = _dead(figures, stored)
     whose = "the incumbent's" if baseline else "the stored"
     faults += [f"directions {it.first} to {it.last} hold {it.share:.2g} of {whose} variance" for it in dead]
     faults.append(f"{figures.leading} of {figures.dimension} directions hold 90 % of its variance")
-    return Judgement(False, "; ".join(faults), tuple(checks), dead, figures, baseline)
+    return Judgement(False, "; ".join([*faults, how]), tuple(checks), dead, figures, baseline)
+
+
+def _judged_how(candidate: Artifact, against: Artifact | None) -> str:
+    """By what a candidate is judged and on which images, in words; also how it takes them if its input is another."""
+    canary = incumbent_canary(against)
+    if against is None or canary is None:
+        own = 0 if candidate.canary is None else len(candidate.canary.images)
+        instead = "" if against is None else f", since {against.card.name} has none"
+        return f"judged by fixed floors on its own {own} canary images{instead}"
+    words = f"judged beside {against.card.name} on its {len(canary.images)} canary images"
+    taken, given = (_input(it.card.preprocessing) for it in (candidate, against))
+    return words if taken == given else f"{words}, {given}, which {candidate.card.name} takes at {taken}"
+
+
+def _input(preprocessing: Preprocessing) -> str:
+    colour = "grey" if preprocessing.channels == 1 else "colour"
+    return f"{preprocessing.size} x {preprocessing.size} pixels in {colour}"
 
 
 def synthetic(preprocessing: Preprocessing) -> Pixels:

@@ -146,6 +146,36 @@ def test_a_data_set_gives_a_calibrated_reference_and_a_folder_the_canary(
     assert run("check", copy).exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("candidate", "incumbent", "taken"),
+    [
+        (
+            "fashion-byol",
+            "cifar10-byol",
+            "32 x 32 pixels in colour, which fashion-byol takes at 28 x 28 pixels in grey",
+        ),
+        (
+            "cifar10-byol",
+            "fashion-byol",
+            "28 x 28 pixels in grey, which cifar10-byol takes at 32 x 32 pixels in colour",
+        ),
+    ],
+)
+def test_a_comparison_of_two_kinds_of_input_says_what_is_compared(candidate: str, incumbent: str, taken: str) -> None:
+    said = run("check", PRETRAINED / candidate, "--against", PRETRAINED / incumbent)
+    assert said.exit_code == 0
+    assert f"judged beside {incumbent} on its 256 canary images, {taken}\n" in said.output
+
+
+def test_an_incumbent_without_canary_images_is_said_to_be_none(small_artifact: Path, imported: Path) -> None:
+    alone = run("check", small_artifact)
+    assert alone.output.endswith("judged by fixed floors on its own 64 canary images\n")
+    beside = run("check", small_artifact, "--against", imported)
+    assert beside.output == alone.output.replace(" images\n", f" images, since {load(imported).card.name} has none\n")
+    same = run("check", small_artifact, "--against", small_artifact)
+    assert same.output.endswith(" on its 64 canary images\n")
+
+
 def test_an_edited_preprocessing_needs_a_reference_of_its_own(
     small_artifact: Path, photographs: Path, tmp_path: Path
 ) -> None:

@@ -210,8 +210,12 @@ SWAP_RESPONSES: Responses = {
             "served": ENCODER,
             "previous": ENCODER,
             "compared_with": ENCODER,
-            "judgement": {"passed": True, "reason": "as varied as it should be", "candidate": FIGURES}
-            | {"incumbent": FIGURES},
+            "judgement": {
+                "passed": True,
+                "reason": "as varied as it should be; judged beside fashion-byol on its 256 canary images",
+                "candidate": FIGURES,
+                "incumbent": FIGURES,
+            },
         }
     ),
     **failures(400, 401, 403, 404, 408, 409, 413, 415, 422, 503),
