@@ -8,6 +8,8 @@
         --write docs/measured/detection-lists.md
     python -m benchmarks.detection --forty --no-harm --laws 1 --encoder efficientnet-lite0 --source cifar10
     python -m benchmarks.detection --blind --at-end --laws 1 --write docs/measured/detection-lists.md
+    python -m benchmarks.detection --crowds --at-end --no-harm --laws 1 --encoder models/pretrained/fashion-byol \
+        --other models/pretrained/fashion-directclr --write docs/measured/detection-lists.md
     python -m benchmarks.detection.blocks --blocks 1000000
     python -m benchmarks.detection.summary --write docs/measured/detection.md
 
@@ -15,12 +17,13 @@ Traffic is the Fashion-MNIST test set, which neither the encoder nor its referen
 --unseen it is training images, which gave the encoder its gradient but no rule, no reference and no calibration
 anything, and the faults are those of `benchmarks.detection.unseen`; with --fresh further images and the faults of
 `benchmarks.detection.fresh`; with --forty the test set and those of `benchmarks.detection.forty`, with --blind of
-`benchmarks.detection.blind`. Each case runs on each law of healthy traffic (independent, sessions of 32 of one class, a
-class mix that turns in a day) and starts after a full healthy window at 20 rows a second; monitors with the default
-block, their clocks advanced by hand, are read every 256 rows at first, then every 1024. "Found" is the first reading
-with a state of the right kind, in rows since the case began. What a model's fault costs: `benchmarks.detection.harm`.
-An imported --encoder has no images of its own: --source names the data set of its traffic and of its reference. The
-rivals see the same window and alarm beyond their most extreme value on 15 healthy windows.
+`benchmarks.detection.blind`, with --crowds of `benchmarks.detection.crowds`, where --other is an older encoder. Each
+case runs on each law of healthy traffic (independent, sessions of 32 of one class, a class mix that turns in a day) and
+starts after a full healthy window at 20 rows a second; monitors with the default block, their clocks advanced by hand,
+are read every 256 rows at first, then every 1024. "Found" is the first reading with a state of the right kind, in rows
+since the case began. What a model's fault costs: `benchmarks.detection.harm`. An imported --encoder has no images of
+its own: --source names the data set of its traffic and of its reference. The rivals see the same window and alarm
+beyond their most extreme value on 15 healthy windows.
 """
 
 import argparse
@@ -38,6 +41,7 @@ from torch import Tensor
 from benchmarks._page import write_between
 from benchmarks.detection.blind import blind
 from benchmarks.detection.cases import Bench, Case, RowsBench
+from benchmarks.detection.crowds import crowds
 from benchmarks.detection.forty import forty
 from benchmarks.detection.fresh import fresh
 from benchmarks.detection.harm import BANK, QUERIES, Harm, by_harm
@@ -53,7 +57,7 @@ from models.references import BASIS_ROWS
 from tools.demo import COLLAPSED
 from training.data import SOURCES, ImageSet, load_split
 
-RATE, STEP = 20.0, 256
+STEP = 256
 # Rows of a case that are read block by block; those after, and healthy ones, come four blocks at a time.
 FINE, COARSE = 2048, 1024
 LAWS = ("independent", "sessions", "drifting")
@@ -64,11 +68,13 @@ CONTENT = 10**9
 
 @dataclass(frozen=True)
 class Outcome:
-    """Mode -> the state after the case's window, and the rows until the first state of the case's kind, if any."""
+    """Mode -> the state after the case's window and its reason, and the rows until the first state of the case's kind,
+    if any."""
 
     case: Case
     law: str
     states: dict[str, str]
+    reasons: dict[str, str]
     found: dict[str, int | None]
 
 
@@ -84,23 +90,25 @@ def watch(bench: Bench, case: Case, law: int, n: int, *, at_end: bool = False) -
             for mode in (OFF, BLIND)
         }
 
-        def show(rows: Tensor, inputs: Tensor, keys: list[int]) -> None:
+        def show(rows: Tensor, inputs: Tensor, keys: list[int], rate: float) -> None:
             hashes = np.array(keys, dtype=np.uint64)
-            now[0] += len(rows) / RATE
+            now[0] += len(rows) / rate
             monitors[OFF].observe(rows, hashes, inputs)
             monitors[BLIND].observe(rows, hashes)
 
         fresh = iter(range(CONTENT))
         for index in torch.split(draw(n, at), COARSE):
-            show(bench.clean[index], bench.inputs[index], [next(fresh) for _ in index])
+            show(bench.clean[index], bench.inputs[index], [next(fresh) for _ in index], bench.usual.rate)
         for monitor in monitors.values():
             monitor.flush()
         drawn = draw(n, at + n) if case.draw is None else case.draw(n)
         shown = 0
-        for index in (*torch.split(drawn[:FINE], STEP), *torch.split(drawn[FINE:], COARSE)):
+        # A step is as many seconds at any rate.
+        fine, step, coarse = (int(rows * case.rate / bench.usual.rate) for rows in (FINE, STEP, COARSE))
+        for index in (*torch.split(drawn[:fine], step), *torch.split(drawn[fine:], coarse)):
             shown += len(index)
             keys = [CONTENT + row if row in case.keyed else next(fresh) for row in index.tolist()]
-            show(case.pool[index], case.inputs[index], keys)
+            show(case.pool[index], case.inputs[index], keys, case.rate)
             watched = not at_end and case.kind != "none"
             for mode in [mode for mode, rows in found.items() if rows is None and watched]:
                 monitors[mode].flush()
@@ -108,11 +116,12 @@ def watch(bench: Bench, case: Case, law: int, n: int, *, at_end: bool = False) -
                     found[mode] = shown
         for monitor in monitors.values():
             monitor.flush()
-        states = {mode: monitor.snapshot().verdict.state for mode, monitor in monitors.items()}
+        verdicts = {mode: monitor.snapshot().verdict for mode, monitor in monitors.items()}
         monitors[OFF].record_canary(case.canary)
         monitors[OFF].flush()
-        states[ON] = monitors[OFF].snapshot().verdict.state
-    return Outcome(case, LAWS[law], states, found)
+        verdicts[ON] = monitors[OFF].snapshot().verdict
+    states = {mode: verdict.state for mode, verdict in verdicts.items()}
+    return Outcome(case, LAWS[law], states, {mode: verdict.reason for mode, verdict in verdicts.items()}, found)
 
 
 def line_of(outcomes: list[Outcome], alarms: list[str], lost: float) -> Line:
@@ -163,6 +172,7 @@ def main() -> None:
         ("preprocessing", "of preprocessing, of an encoder of colour images"),
         ("forty", "forty more, of which most need no particular architecture"),
         ("blind", "changes of pixels that no rule was made on"),
+        ("crowds", "changes of who sends what, and faults beneath them, that no rule was made on"),
     ):
         lists.add_argument(f"--{name}", dest="cases", action="store_const", const=name, default="test", help=meaning)
     parser.add_argument("--rows", type=int, default=6000, help="rows of a case: 6000 are 5 minutes at 20 a second")
@@ -208,6 +218,7 @@ def main() -> None:
         "preprocessing": preprocessing,
         "forty": forty,
         "blind": blind,
+        "crowds": crowds,
     }
     cases = [case for case in written[options.cases](bench, other) if options.only in case.name]
     for case in cases:
@@ -225,6 +236,7 @@ def main() -> None:
                 *states,
                 *found,
                 f"{time.monotonic() - started:.0f} s",
+                *(f"\n    {mode}: {outcomes[-1].reasons[mode]}" for mode in (OFF, ON)),
                 flush=True,
             )
     lost = {case.name: math.nan for case in cases}

@@ -30,7 +30,7 @@ class Case:
     """What goes wrong: `kind` is model, traffic or none; rows are pool[draw(n)], their descriptors inputs[draw(n)].
 
     strong: an effect that must be found; canary: the canary's embeddings now; keyed: indices whose repetitions carry
-    one content key each, as the service sends it; served: what a broken model makes of images.
+    one content key each, as the service sends it; served: what a broken model makes of images; rate: rows a second.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Case:
     strong: bool = True
     keyed: frozenset[int] = frozenset()
     served: Change | None = None
+    rate: float = 20.0
 
 
 class Bench:

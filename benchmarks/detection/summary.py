@@ -24,6 +24,7 @@ NAMES = {
     "preprocessing": "preprocessing",
     "forty": "forty",
     "blind": "blind changes of pixels",
+    "crowds": "blind changes of traffic",
 }
 Counts = Counter[tuple[str, str]]  # (truth, read as) -> runs
 
