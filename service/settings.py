@@ -93,7 +93,8 @@ class Settings(BaseSettings):
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (),
         description="Keys with scopes: SCOPE=KEY or SCOPE+SCOPE=KEY, comma-separated. The scopes are embed, observe "
-        "(POST /observe), metrics (/moments and, once a key names this scope, /metrics) and admin (all of /admin).",
+        "(POST /observe), metrics (/moments, /neighbours and, once a key names this scope, /metrics) and admin (all of "
+        "/admin).",
     )
     api_keys_file: Path | None = Field(
         None,

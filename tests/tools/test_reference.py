@@ -33,6 +33,14 @@ def test_every_setting_and_metric_is_described() -> None:
         assert all(cell.strip() for cell in (line.split("|")[i] for i in (1, 2, 3, 5))), line
 
 
+def test_every_parameter_of_a_route_has_a_meaning() -> None:
+    rows = re.findall(
+        r"^\| `[^|]*\| (?:query|header|path) \|.*", (DOCS / "reference" / "http.md").read_text(), re.MULTILINE
+    )
+    assert len(rows) > 20
+    assert [row for row in rows if not row.split("|")[4].strip()] == []
+
+
 def test_units_follow_the_names() -> None:
     assert unit("fullrank_request_seconds") == "seconds"
     assert unit("fullrank_pending_bytes_limit") == "bytes"

@@ -14,7 +14,8 @@ programs that generate clients. [Send images](../howto/send-images.md) has examp
 this page.
 
 Where the service has a key, send `Authorization: Bearer KEY`. [Keys](settings.md#keys) says which route needs which.
-Every failure is JSON with a `code`, a `message` and, where one is at fault, a `field`. 429 and 503 carry `Retry-After`.
+Every failure is JSON: `error` has a `code`, a `message` and, where one is at fault, a `field`. `/v1` and `/v2` answer
+in the shapes of their protocols. 429 and 503 carry `Retry-After`.
 """
 
 
@@ -34,6 +35,11 @@ def kind(schema: dict[str, Any]) -> str:
     return str(schema.get("type", ""))
 
 
+def described(parameter: dict[str, Any]) -> str:
+    """What a parameter means, in its own words or its schema's."""
+    return str(parameter.get("description") or parameter.get("schema", {}).get("description", ""))
+
+
 def section(method: str, path: str, operation: dict[str, Any]) -> str:
     """One route: what it does, its parameters, the bodies it takes and the statuses it answers with."""
     made = f"\n### {method} {path}\n\n{prose(operation.get('description', operation['summary']))}\n"
@@ -41,10 +47,7 @@ def section(method: str, path: str, operation: dict[str, Any]) -> str:
     if parameters:
         made += "\n" + table(
             ("parameter", "in", "type", "meaning"),
-            (
-                (f"`{it['name']}`", it["in"], kind(it.get("schema", {})), prose(it.get("description", "")))
-                for it in parameters
-            ),
+            ((f"`{it['name']}`", it["in"], kind(it.get("schema", {})), prose(described(it))) for it in parameters),
         )
     if bodies := operation.get("requestBody", {}).get("content"):
         made += f"\nBody: {', '.join(f'`{it}`' for it in bodies)}.\n"

@@ -79,8 +79,11 @@ class Referenced(BaseModel):
     canary: int = Field(description="Canary images it has embeddings of.")
 
 
+ModelName = Annotated[str, Path(pattern=f"^{NAME}$", description="A model's name at POST /observe.")]
+
+
 @router.put("/admin/references/{model}", responses=REFERENCE_RESPONSES, openapi_extra=REFERENCE_BODY)
-async def reference(request: Request, model: Annotated[str, Path(pattern=f"^{NAME}$")]) -> Referenced:
+async def reference(request: Request, model: ModelName) -> Referenced:
     """Store the reference with which rows of this model from POST /observe are compared, from now on.
 
     The body is what `save_file(reference.tensors(), ...)` writes. The model's windows begin anew.

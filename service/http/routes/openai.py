@@ -2,11 +2,11 @@
 
 import base64
 import contextlib
-from typing import Any
+from typing import Annotated, Any
 
 import orjson
 import torch
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 from fastapi.responses import Response
 
 from models.embedder import faulty, normalize
@@ -113,8 +113,11 @@ async def models(request: Request) -> OpenAIModels:
     return OpenAIModels(object="list", data=data)
 
 
+Name = Annotated[str, Path(description="A name that `GET /v1/models` lists, or NAME@REVISION.")]
+
+
 @router.get("/v1/models/{name}", responses=OPENAI_MODEL_RESPONSES)
-async def model(request: Request, name: str) -> OpenAIModel:
+async def model(request: Request, name: Name) -> OpenAIModel:
     """An encoder in service by one of its names."""
     return _model(name, service_of(request).served(name))
 

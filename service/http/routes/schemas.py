@@ -167,8 +167,13 @@ def body(model: type[BaseModel], value: Any) -> dict[str, Any]:
 
 KEY: dict[str, Any] = {"security": [{"key": []}, {}]}  # {}: no key is needed if none is set
 _FLAGS: dict[str, Any] = {
-    "normalize": {"type": "boolean", "default": True},
-    "encoding_format": {"type": "string", "enum": ["float", "base64"], "default": "float"},
+    "normalize": {"type": "boolean", "default": True, "description": "false: the rows as the encoder made them."},
+    "encoding_format": {
+        "type": "string",
+        "enum": ["float", "base64"],
+        "default": "float",
+        "description": "Of JSON. base64: little-endian float32.",
+    },
     "model": {"type": "string", "description": "An encoder in service, NAME or NAME@REVISION; else the default."},
 }
 _TIMEOUT = {

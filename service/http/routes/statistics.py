@@ -27,6 +27,7 @@ revealing = APIRouter(route_class=Revealing)
 observing = APIRouter(route_class=Observing)
 READERS = {NPY: observed.from_npy, observed.SAFETENSORS: observed.from_safetensors, ARROW: observed.from_arrow}
 Model = Annotated[str | None, Query(description="A model known from POST /observe; without it, the served encoder.")]
+Window = Annotated[float | None, Query(description="Seconds, one of the setting `windows`; without it, the longest.")]
 Packed = Annotated[bool, Query(description="Half the bytes: of the symmetric matrix only the upper triangle.")]
 Fleet = Annotated[bool, Query(description="Of all replicas that Ray Serve runs: each one's verdict and the fleet's.")]
 
@@ -58,9 +59,7 @@ def spectrum_of(service: Service, model: str | None) -> dict[str, Any]:
     openapi_extra=schemas.KEY,
     responses=schemas_watching.MOMENTS_RESPONSES,
 )
-async def moments(
-    request: Request, window: float | None = None, model: Model = None, packed: Packed = False
-) -> Response:
+async def moments(request: Request, window: Window = None, model: Model = None, packed: Packed = False) -> Response:
     """Exact moments of a window's unit-norm rows (default: the longest), as safetensors of float64.
 
     `fullrank.Moments.from_tensors` reads them and `merge` adds those of several replicas: the figure of a fleet. The
