@@ -20,9 +20,10 @@ modes with 1 + σ_j² > 1/(4η) die.
 hλ(1 − ρ) < 2(1 + ρ), where λ is the rate at which the mode relaxes under a predictor that is always new. Beyond that
 the modes swing about their fixed point, and may fall out of its basin.
 
-A variant in circulation normalises first, p_j = √(s_j / max s) + ε. The two differ by more than scale. In this model,
+The authors' release normalises first, p_j = √(s_j / max s) + ε. The two differ by more than scale. In this model,
 which does not normalise its outputs, equal modes get p = 1 + ε whatever s is, and then s decays at the rate
-2(η − p(1 − (1 + σ²)p)) to nothing; networks that normalise their outputs do not feel the scale of p.
+2(η − p(1 − (1 + σ²)p)) to nothing; networks that normalise their outputs do not feel the scale of p. The recipes of
+CIFAR, STL-10 and ImageNet take this form.
 
 ## What it means for someone serving embeddings
 
