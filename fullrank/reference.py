@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fullrank import measures, profile
-from fullrank.calibration.enough import MINIMUM_ROWS, divided, shortfall, wanted_rows
+from fullrank.calibration.enough import MINIMUM_ROWS, divided, needed_rows, shortfall, wanted_rows
 from fullrank.calibration.inputs import InputReference
 from fullrank.calibration.ranges import Calibration
 from fullrank.measures import noise_floor, numerical_rank
@@ -105,9 +105,11 @@ class Reference:
             return made
         finite = held.double().square().sum(1).isfinite()
         if int(finite.sum()) < MINIMUM_ROWS:
+            one = f"build it from {wanted_rows(d)} rows or more"
+            two = f"hold out {max(MINIMUM_ROWS, needed_rows(d))} or more"
             warnings.warn(
                 f"{int(finite.sum())} rows are held out, and calibration needs {MINIMUM_ROWS}: the reference is not "
-                f"calibrated, and general thresholds are used; build it from {wanted_rows(d)} rows or more",
+                f"calibrated, and general thresholds are used; {one if held_out_rows is None else two}",
                 stacklevel=2,
             )
             return made

@@ -41,6 +41,6 @@ def shortfall(basis_rows: int, held_out_rows: int, dimension: int) -> str:
         return ""
     return (
         f"the reference was measured on {basis_rows or 'unknown'} and {held_out_rows} rows of {dimension} dimensions, "
-        f"too few to tell an intact encoder from one half of whose units died: each part needs {needed}, so build it "
-        f"from {wanted_rows(dimension)} rows or more"
+        f"too few to tell an intact encoder from one half of whose units died: each part needs {needed}, or one set "
+        f"that is divided {wanted_rows(dimension)}"
     )

@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -160,7 +162,7 @@ def test_as_many_rows_are_held_out_as_calibration_needs_where_there_are_few():
 def test_a_reference_of_few_rows_warns_and_calls_nothing_healthy():
     d = 256
     rows = torch.randn(2500, d, generator=torch.Generator().manual_seed(1)) * torch.arange(1, d + 1) ** -0.5
-    with pytest.warns(UserWarning, match=r"50 and 50 rows of 256 dimensions.*each part needs 193.*from 1217 rows"):
+    with pytest.warns(UserWarning, match=r"50 and 50 rows of 256 dimensions.*each part needs 193, or .* divided 1217"):
         few = Reference.build(rows[:50], rows[50:100], calibrate=False)
     with SpectrumMonitor(d, few, clock=lambda: 0.0) as monitor:
         monitor.observe(rows[500:] * (torch.arange(d) % 2))
@@ -173,6 +175,19 @@ def test_a_reference_of_few_rows_warns_and_calls_nothing_healthy():
         verdict = monitor.snapshot().verdict
     assert verdict.state == "insufficient_data"
     assert "each part needs 193" in verdict.reason
+
+
+def test_what_is_missing_is_said_of_the_sets_that_were_given():
+    d = 128
+    rows = torch.randn(1121, d, generator=torch.Generator().manual_seed(2))
+    with pytest.warns(UserWarning, match="held out, and calibration needs 1024.*; build it from 1121 rows or more"):
+        Reference.build(rows[:-1])
+    with pytest.warns(UserWarning, match="1023 rows are held out, and calibration needs 1024.*; hold out 1024 or more"):
+        Reference.build(rows[:98], rows[98:])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Reference.build(rows[:97], rows[97:]).calibration is not None
+        assert Reference.build(rows).calibration is not None
 
 
 def test_files_of_before_the_schema_load_and_later_ones_are_refused(reference):
