@@ -20,7 +20,13 @@ T = TypeVar("T")
 
 
 class Client(Conversation):
-    """See the module; may be used from several threads."""
+    """The client, to be used in a `with` or closed; may be used from several threads.
+
+    options: `key`, the service's; `batch` (32) images in a request, `concurrency` (4) requests at a time; `retries`
+    (8), how often each is sent again while the service is full or starting (429, 503), after the seconds that it asks
+    for but at most `longest_wait` (30); `timeout` (60), seconds for one request; `progress` draws a bar on standard
+    error (needs rich). `model` and `revision` are those of the last rows.
+    """
 
     def __init__(self, url: str = "http://127.0.0.1:8000", **options: Any) -> None:
         super().__init__(url, **options)
@@ -100,7 +106,7 @@ class Client(Conversation):
 
 
 class AsyncClient(Conversation):
-    """Client, on an event loop."""
+    """Client, on an event loop, with the same options."""
 
     def __init__(self, url: str = "http://127.0.0.1:8000", **options: Any) -> None:
         super().__init__(url, **options)

@@ -81,11 +81,7 @@ class Conversation:
         timeout: float = 60.0,
         progress: bool = False,
     ) -> None:
-        """`batch` images in a request, `concurrency` requests at a time; each is sent again up to `retries` times
-
-        while the service is full or starting (429, 503), after the seconds it asks for but at most `longest_wait`.
-        `timeout` is in seconds, for one request. `progress` draws a bar on standard error (needs rich).
-        """
+        """`fullrank.client.Client` says what the options are."""
         if min(batch, concurrency) < 1:
             raise ValueError(f"batch and concurrency must be at least 1, not {batch} and {concurrency}")
         self.url, self.batch, self.concurrency = url.rstrip("/"), batch, concurrency

@@ -11,9 +11,9 @@ from fullrank.moments import Moments
 class Merging:
     """The sum of packed moments (`Moments.tensors(packed=True)`), exact, whatever their number.
 
-    What a collector of many replicas needs: a triangle is added as it came, eight times as fast as reading it into
-    `Moments` and merging that. Replicas of one reference share their shift; moments about another one take the longer
-    way, to the same result.
+    What a collector of many replicas needs: a triangle is added as it came, five to nine times as fast as reading it
+    into `Moments` and merging that. Replicas of one reference share their shift; moments about another one take the
+    longer way, to the same result.
     """
 
     def __init__(self, dimension: int) -> None:

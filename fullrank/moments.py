@@ -24,7 +24,7 @@ _ROUNDING = 1e-14
 
 
 class Moments:
-    """Count, sum, scatter and the fourth-order sums of rows around a fixed shift: float64, additive, order-free.
+    """Count, sum, scatter and sums of |y|^2 y and |y|^4 of rows y about a fixed shift: float64, additive, order-free.
 
     `shift` (d,) is where differences are taken; None takes the mean of the first rows added. It changes no result,
     only the rounding: around a shift within the cloud, a mean 10^6 times the spread is harmless. Products are taken in

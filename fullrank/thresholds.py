@@ -73,8 +73,8 @@ def thresholds(reference: Reference | None, rows: int = 6144) -> dict[str, float
 
     A signal counts as abnormal below it; `*_high`, `canary_angle`, `mean_shift_ratio`, `tail_shift`, `input_distance`,
     `texture_shift`, `evidence`, `zero_share` and `shared_answers` above it. A calibrated reference gives its own;
-    others the shares above. NaN where the reference does not determine one: comparisons with it are false, in PromQL as
-    here.
+    others fixed shares of themselves. NaN where the reference does not determine one: comparisons with it are false,
+    in PromQL as here.
     """
     signals = dict.fromkeys(SIGNALS, math.nan) | {
         "tail_energy_ratio_low": TAIL_LOW,

@@ -41,6 +41,16 @@ def test_every_parameter_of_a_route_has_a_meaning() -> None:
     assert [row for row in rows if not row.split("|")[4].strip()] == []
 
 
+def test_the_library_has_properties_defaults_as_they_are_typed_and_what_a_snapshot_holds() -> None:
+    page = PAGES["library.md"]()
+    assert "**`Snapshot.waits_for: str`**" in page
+    assert "**`Reference.shortfall: str`**" in page
+    assert 'Client(url: str = "http://127.0.0.1:8000"' in page
+    assert "clock: Callable[[], float] = time.monotonic" in page
+    assert {"### WindowStatistics", "### overlap", "### Merging"} <= set(page.splitlines())
+    assert not re.search(r"<built-in|<factory>|<function|= [,)]", page)
+
+
 def test_units_follow_the_names() -> None:
     assert unit("fullrank_request_seconds") == "seconds"
     assert unit("fullrank_pending_bytes_limit") == "bytes"

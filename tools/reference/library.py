@@ -4,24 +4,39 @@ import importlib
 import inspect
 import re
 from collections.abc import Iterator
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
 from tools.reference.text import prose
 
-# Public modules in the order in which a reader needs them.
-MODULES = (
-    "fullrank",
-    "fullrank.measures",
-    "fullrank.moments",
-    "fullrank.monitor",
-    "fullrank.reference",
-    "fullrank.descriptors",
-    "fullrank.verdict",
-    "fullrank.exposition",
-    "fullrank.client",
-    "fullrank.fleet",
-)
+# Public modules in the order in which a reader needs them, and of some the names that are public; else all.
+MODULES: dict[str, tuple[str, ...] | None] = {
+    "fullrank": (),
+    "fullrank.measures": None,
+    "fullrank.moments": None,
+    "fullrank.monitor": None,
+    "fullrank.monitor.snapshot": ("Snapshot", "Counters"),
+    "fullrank.statistics": ("WindowStatistics", "Band"),
+    "fullrank.bounds": ("Interval",),
+    "fullrank.reference": None,
+    "fullrank.descriptors": None,
+    "fullrank.neighbours": (
+        "squared_distances",
+        "nearest",
+        "overlap",
+        "rank_correlation",
+        "nearest_angle",
+        "hubness",
+        "local_dimension",
+        "LocalDimension",
+    ),
+    "fullrank.verdict": None,
+    "fullrank.exposition": None,
+    "fullrank.client": None,
+    "fullrank.fleet": None,
+    "fullrank.merging": None,
+}
 HEAD = """# Library
 
 What `pip install fullrank` gives. `python -m tools.reference` writes this page from the docstrings. The HTTP client and
@@ -29,9 +44,27 @@ the Prometheus collector need the extras `fullrank[client]` and `fullrank[promet
 """
 
 
+class Shown:
+    """A default as it is shown in a signature."""
+
+    def __init__(self, default: Any) -> None:
+        self.text = repr(default)
+        if isinstance(default, str):
+            self.text = f'"{default}"'
+        elif inspect.isbuiltin(default):
+            self.text = f"{default.__module__}.{default.__name__}"
+        elif inspect.isfunction(default) or self.text == "<factory>":
+            self.text = "..."
+
+    def __repr__(self) -> str:
+        return self.text
+
+
 def public(module: ModuleType) -> Iterator[tuple[str, Any]]:
-    """A module's public classes and functions: those of `__all__`, else those that are defined there."""
-    names = getattr(module, "__all__", None)
+    """A module's public classes and functions: those named above or in `__all__`, else those that are defined there."""
+    names = MODULES[module.__name__]
+    if names is None:
+        names = getattr(module, "__all__", None)
     for name in names if names is not None else vars(module):
         thing = getattr(module, name)
         if name.startswith("_") or not (inspect.isclass(thing) or inspect.isfunction(thing)):
@@ -43,10 +76,12 @@ def public(module: ModuleType) -> Iterator[tuple[str, Any]]:
 def signature(name: str, thing: Any) -> str:
     """The signature without the packages' names in its annotations."""
     try:
-        text = str(inspect.signature(thing))
+        given = inspect.signature(thing)
     except (TypeError, ValueError):
         return name
-    text = re.sub(r"<function \S+ at 0x[0-9a-f]+>", "...", text)  # a default that is a function
+    empty = inspect.Parameter.empty
+    shown = [it if it.default is empty else it.replace(default=Shown(it.default)) for it in given.parameters.values()]
+    text = str(given.replace(parameters=shown))
     text = re.sub(r"\b(?:[a-z_]+\.)+(?=[A-Z])|\bnumpy\.", "", text)
     return f"{name}{text}".replace("'", "").replace("(self, ", "(").replace("(self)", "()")
 
@@ -57,19 +92,25 @@ def described(thing: Any) -> str:
 
 
 def members(thing: type) -> Iterator[tuple[str, Any]]:
-    """A class's own public methods that say what they do."""
-    for name, member in vars(thing).items():
+    """A class's own public methods and properties that say what they do: how each is written, and what says it."""
+    for word, member in vars(thing).items():
+        name = f"{thing.__name__}.{word}"
         inner = member.__func__ if isinstance(member, classmethod | staticmethod) else member
-        if not name.startswith("_") and inspect.isfunction(inner) and inner.__doc__:
-            yield name, inner
+        read = inner.fget if isinstance(inner, property) else inner.func if isinstance(inner, cached_property) else None
+        if word.startswith("_") or not inner.__doc__:
+            continue
+        if inspect.isfunction(inner):
+            yield signature(name, inner), inner
+        elif read is not None:
+            yield signature(name, read).replace("() -> ", ": "), inner
 
 
 def section(name: str, thing: Any) -> str:
     """One class or function."""
     text = f"\n### {name}\n\n```python\n{signature(name, thing)}\n```\n\n{described(thing)}\n"
     if inspect.isclass(thing):
-        for word, member in members(thing):
-            text += f"\n**`{signature(f'{name}.{word}', member)}`**\n\n{described(member)}\n"
+        for written, member in members(thing):
+            text += f"\n**`{written}`**\n\n{described(member)}\n"
     return text
 
 
@@ -80,7 +121,7 @@ def page() -> str:
         module = importlib.import_module(name)
         made += f"\n## {name}\n\n{described(module)}\n"
         for word, thing in public(module):
-            if id(thing) not in shown and name != "fullrank":
+            if id(thing) not in shown:
                 shown.add(id(thing))
                 made += section(word, thing)
     return made
