@@ -7,6 +7,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from service.durations import Durations, Series
 
 PHASES = ("decode", "queue", "forward", "encode")
+WINDOWS = ("saved", "unsaved", "restored", "refused")
+CANARY = ("finite", "nonfinite", "failed")
 REJECTIONS = ("overloaded", "unready", "deadline", "client_deadline", "disconnected", "invalid", "nonfinite")
 # The routes that alerts and dashboards watch, and the statuses of each. Their series start at zero: a rate needs that.
 EMBEDDING_ROUTES = (
@@ -99,11 +101,11 @@ class Metrics:
             ["result"],
             registry=r,
         )
-        self.canary = {result: canary.labels(result) for result in ("finite", "nonfinite", "failed")}
+        self.canary = {result: canary.labels(result) for result in CANARY}
         windows = Counter(
             "fullrank_persisted_windows", "What became of a monitor's windows in state_dir.", ["result"], registry=r
         )
-        self.windows = {result: windows.labels(result) for result in ("saved", "unsaved", "restored", "refused")}
+        self.windows = {result: windows.labels(result) for result in WINDOWS}
         self.unobserved = Counter(
             "fullrank_unobserved_images",
             "Embedded images that never reached the monitor: its queue was full, or it refused them.",

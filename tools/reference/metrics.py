@@ -3,6 +3,10 @@
 from collections.abc import Iterable, Iterator
 
 from cli.metrics import MONITOR, SERVICE, TRAINING, Described, described
+from fullrank.monitor.snapshot import FATES
+from fullrank.rules import STATES
+from fullrank.thresholds import SIGNALS
+from service.metrics import CANARY, PHASES, REJECTIONS, WINDOWS
 from tools.reference.text import table
 
 HEAD = """# Metrics
@@ -24,7 +28,7 @@ SPECTRUM = """
 ## Spectrum and verdict
 
 One set for each encoder, with the labels `model` and `revision`. Rows of `POST /observe` have the revision `observed`.
-`window` is a duration such as `5m` or `1h`; `bound` is `estimate`, `lower` or `upper`.
+`window` is a duration such as `5m` or `1h`; `rank` is the last direction of a band, or an eigenvalue's place.
 
 """
 RUN = """
@@ -33,9 +37,29 @@ RUN = """
 Exported by `fullrank train --metrics-port PORT`, with the label `run`.
 
 """
+LABELS = """
+## Values of labels
+
+"""
 PROCESS = """
 Beside these are the usual `process_*` and `python_info` of the Prometheus client.
 """
+
+
+def values() -> str:
+    """What labels say whose name does not tell."""
+    known = {
+        "`phase`": PHASES,
+        "`reason` of `fullrank_rejected_images_total`": REJECTIONS,
+        "`result` of `fullrank_canary_images_total`": CANARY,
+        "`result` of `fullrank_persisted_windows_total`": WINDOWS,
+        "`fate` of `fullrank_rows_total`": FATES,
+        "`bound`": ("lower", "estimate", "upper"),
+        "`part`": ("head", "tail"),
+        "`state`": STATES,
+        "`signal`": SIGNALS,
+    }
+    return table(("label", "values"), ((name, " ".join(f"`{it}`" for it in them)) for name, them in known.items()))
 
 
 def serving() -> list[Described]:
@@ -62,4 +86,6 @@ def page() -> str:
         + table(header, rows(monitor, ("model", "revision")))
         + RUN
         + table(header, rows(training, ("run",)))
+        + LABELS
+        + values()
     )
