@@ -39,7 +39,7 @@ RUN = {
     **{f"docs/tutorial/{it}.md": {"sh": DOCS} for it in ("first-alert", "own-encoder")},
     **{
         f"docs/howto/{it}.md": dict.fromkeys(("sh", "python"), DOCS)
-        for it in ("gate", "own-method", "report", "send-images", "thresholds", "train")
+        for it in ("export", "gate", "own-method", "report", "send-images", "thresholds", "train")
     },
 }
 NOT_RUN = re.compile(r"<!-- not run here: (.+?) -->\n$")

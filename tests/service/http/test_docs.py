@@ -22,6 +22,7 @@ from tests.support.process import running
 ROOT = Path(__file__).parents[3]
 BLOCK = re.compile(r"(<!-- not run here: .+? -->\n)?```(sh|python|text|json)\n(.*?)```", re.DOTALL)
 PAGES = (
+    "howto/export.md",
     "howto/gate.md",
     "howto/own-method.md",
     "howto/report.md",
