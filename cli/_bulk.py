@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cli.common import Dtype, Engine, errors, fail, show, worded
+from cli.common import Dtype, Engine, errors, fail, show, usable_folder, usable_output, worded
 
 if TYPE_CHECKING:
     from scale.bulk import Written
@@ -47,6 +47,10 @@ def embed_folder(
     unread: list[str] = []
     try:
         folder = place(out)
+        if isinstance(folder, Path):
+            usable_folder(folder, "--out")
+        if reference is not None:
+            _usable(reference)
         found = shards(source)
         _fits(encoder, how)
         inputs = reference is not None
@@ -64,10 +68,22 @@ def embed_folder(
     except (bulk.BulkError, PlaceError, SourceError, ArtifactError) as error:
         fail("\n".join([*unread, str(error)]))
     show(to_json(report), f"{source} in {out}", as_json)
+    if report["rows"] and report["errors"] == report["rows"]:
+        fail(f"no image of {source} has an embedding; the errors in {out} say why. Mend the source and remove {out}")
     for reason in unread:
         errors.print(f"fullrank: {reason}", style="red", soft_wrap=True)
     if unread:
         fail(f"{len(unread)} of {len(found)} shards could not be read; the same command tries them again")
+
+
+def _usable(reference: Path) -> None:
+    """End the command, before anything is embedded, if the reference could not be written."""
+    if reference.suffix == ".safetensors":
+        usable_output(reference, "--reference")
+        return
+    usable_folder(reference, "--reference")
+    if reference.exists() and not (reference / "encoder.json").is_file():
+        fail(f"--reference: {reference} exists and is no encoder; name another folder", 2)
 
 
 def _fits(encoder: Path, how: How) -> None:

@@ -1,6 +1,7 @@
 """Shared parts of the commands: options, errors and printing."""
 
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -14,16 +15,24 @@ console = Console(markup=False, highlight=False)
 errors = Console(stderr=True, markup=False, highlight=False)
 
 
+def unusable(device: str) -> str | None:
+    """Why torch cannot compute on a device; None if it can."""
+    if device == "cpu":
+        return None
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        return f"{device!r} cannot be used here: {reason}; cpu always can"
+    return None
+
+
 def usable(device: str) -> str:
     """A device that torch can compute on. Raises BadParameter."""
-    if device != "cpu":
-        import torch
-
-        try:
-            torch.empty(1, device=device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).partition("\n")[0]
-            raise typer.BadParameter(f"{device!r} cannot be used here: {reason}; cpu always can") from error
+    if reason := unusable(device):
+        raise typer.BadParameter(reason)
     return device
 
 
@@ -82,10 +91,16 @@ def worded(message: object) -> str:
 
 
 def usable_folder(path: Path, option: str) -> None:
-    """End the command, before any work, if `path` or what it lies in is a file."""
-    for folder in (path, *path.absolute().parents):
-        if folder.exists() and not folder.is_dir():
-            fail(f"{option}: {folder} is a file; name a folder", 2)
+    """End the command, before any work, if `path` or what it lies in is a file, or a folder that is read-only."""
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        fail(f"{option}: {there} is a file; name a folder", 2)
+    _writable(there, option)
+
+
+def _writable(folder: Path, option: str) -> None:
+    if not os.access(folder, os.W_OK | os.X_OK):
+        fail(f"{option}: {folder} is read-only here; name another place", 2)
 
 
 def printed(values: Any, text: str, as_json: bool) -> None:
@@ -111,7 +126,8 @@ def usable_output(path: Path, option: str) -> None:
     if path.is_dir():
         fail(f"{option}: {path} is a folder; name a file", 2)
     if not path.absolute().parent.is_dir():
-        fail(f"{option}: {path.absolute().parent} is not a folder", 2)
+        fail(f"{option}: {path.absolute().parent} is not a folder; make it first", 2)
+    _writable(path.absolute().parent, option)
 
 
 def write(path: Path, content: bytes, option: str) -> None:

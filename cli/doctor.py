@@ -2,7 +2,6 @@
 
 import os
 import platform
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -119,17 +118,10 @@ def threads(settings: "Settings") -> Finding:
 
 def port(settings: "Settings") -> Finding:
     """Check that the service can listen on its port."""
-    where = f"{settings.host}:{settings.port}"
-    try:
-        family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((settings.host, settings.port))
-    except OSError as error:
-        return Finding(
-            "port", "fail", f"{where}: {error.strerror or error}; set FULLRANK_PORT, or end who listens there"
-        )
-    return Finding("port", "ok", f"{where} is free")
+    from service.http.app import unheard
+
+    reason = unheard(settings)
+    return Finding("port", "fail" if reason else "ok", reason or f"{settings.host}:{settings.port} is free")
 
 
 def writable(folder: Path) -> Finding:

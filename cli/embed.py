@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cli import _bulk
-from cli.common import AsJson, Device, Dtype, Engine, errors, fail, printed, worded, write
+from cli.common import AsJson, Device, Dtype, Engine, errors, fail, printed, usable_output, worded, write
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,6 +90,8 @@ def embed(
     for option, value in (("--ray", ray), ("--reference", reference)):
         if value is not None:
             fail(f"{option} needs a folder of rows: name one with --out", 2)
+    if out is not None:
+        usable_output(Path(out), "--out")
     files = [Path(source) for source in sources]
     results = _embed_here(files, encoder, device, engine, dtype) if encoder else _embed_there(files, url or "", key)
     _put(files, results, None if out is None else Path(out), as_json)

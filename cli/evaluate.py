@@ -38,12 +38,15 @@ def evaluate(
 
     Example: fullrank evaluate models/pretrained/fashion-directclr
     """
+    import torch
+
     from models.artifact import ArtifactError, load
     from training import evaluate as room
     from training.data import SOURCES, DataError, load_data
     from training.finetune import sgd_table
     from training.plugins import PluginError, load_installed
     from training.plugins import load as load_plugin
+    from training.precision import choose
 
     if protocol and str(encoder) == "pixels":
         fail("--sgd: pixels have no encoder to fine-tune; --probes measures them", 2)
@@ -55,6 +58,8 @@ def evaluate(
         load_installed()
         for each in plugin or []:
             load_plugin(each)
+        if protocol:
+            choose(precision or "auto", torch.device(device))  # type: ignore[arg-type]
         folder = _folder(encoder)
         artifact = None if str(encoder) == "pixels" else load(folder)
         trained_on = artifact.card.training.get("data") if artifact else "fashion"

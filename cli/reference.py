@@ -50,7 +50,9 @@ def reference(
         show(values, "reference", as_json)
         return
     encoder = Path(source)
-    usable_folder(out or encoder, "--out")
+    if not encoder.is_dir():
+        fail(f"{source} is no encoder's folder: give one, or {ROWS}")
+    usable_folder(out or encoder, "--out" if out else "SOURCE")
     import torch
     from rich.progress import Progress
 

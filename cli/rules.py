@@ -21,10 +21,12 @@ def rules(
     Example: fullrank rules monitoring/
     """
     usable_folder(out, "OUT")
+    if taken := next((out / part for part in PARTS if (out / part).exists()), None):
+        fail(f"OUT: {taken} exists; give a new folder")
     try:
         for part in PARTS:
             shutil.copytree(SHIPPED / part, out / part)
     except OSError as error:
-        fail(f"{worded(error)}; give a new folder" if isinstance(error, FileExistsError) else error)
-    paths = [str(path) for path in sorted(out.rglob("*")) if path.is_file()]
+        fail(f"OUT: {worded(error)}")
+    paths = [str(path) for part in PARTS for path in sorted((out / part).rglob("*")) if path.is_file()]
     printed({"files": paths}, "\n".join(paths), as_json)

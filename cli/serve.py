@@ -2,7 +2,7 @@
 
 import typer
 
-from cli.common import fail
+from cli.common import fail, unusable
 
 
 def serve(context: typer.Context) -> None:
@@ -11,12 +11,16 @@ def serve(context: typer.Context) -> None:
     from pydantic_settings import CliApp
 
     from service.http.app import serve as run_service
-    from service.settings import Settings
+    from service.settings import NONE, Settings
 
     try:
-        run_service(CliApp.run(Settings, context.args))
+        settings = CliApp.run(Settings, context.args)
     except ValidationError as error:
         fail("; ".join(_words(".".join(map(str, it["loc"])), it["msg"]) for it in error.errors()), 2)
+    if settings.encoder != NONE and (reason := unusable(settings.device)):
+        fail(f"device: {reason}", 2)
+    try:
+        run_service(settings)
     except RuntimeError as error:
         fail(error)
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.common import AsJson, DataFolder, Device, fail, printed
+from cli.common import AsJson, DataFolder, Device, fail, printed, usable_folder
 
 OPTIMIZERS, GUARDS = ("sgd", "lars", "adamw"), ("warn", "stop", "off")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -72,7 +72,7 @@ def train(
     ] = "auto",
     guard: Annotated[str, typer.Option(help="On collapse: warn, stop or off.")] = "warn",
     guard_share: Annotated[
-        float, typer.Option(help="Collapse: total variance below this share of the untrained twin's.")
+        float, typer.Option(min=0.0, max=1.0, help="Collapse: total variance below this share of the untrained twin's.")
     ] = 0.1,
     keep: Annotated[int, typer.Option(min=0, help="Encoders kept in OUT/encoders, one an epoch.")] = 1,
     tracker: Annotated[
@@ -148,6 +148,7 @@ def train(
     chosen = replace(chosen, architecture=_architecture(chosen, backbone, width, stem))
     if crop is not None:
         chosen = _cropped(chosen, crop)
+    usable_folder(began.parent, "--out")
     run = Run(
         out=began.parent,
         data=data,
@@ -219,7 +220,11 @@ def _architecture(recipe: Any, backbone: str | None, width: int | None, stem: st
         shape |= {"in_channels": channels} | ({"size": size} if "size" in fields else {})
         return type(recipe.architecture)(**(recipe.architecture.model_dump() | shape))
     except ValueError as error:
-        reason = "; ".join(each["msg"] for each in error.errors()) if hasattr(error, "errors") else str(error)
+        reason = (
+            "; ".join(each["msg"].removeprefix("Value error, ") for each in error.errors())
+            if hasattr(error, "errors")
+            else str(error)
+        )
         fail(f"--backbone: {reason}", 2)
 
 

@@ -110,20 +110,36 @@ def save(artifact: Artifact, folder: str | os.PathLike[str]) -> Artifact:
     """Write `artifact` to `folder`, and return it with its file hashes (hence its revision) filled in.
 
     The write is atomic: everything is written beside the folder first, then renamed into place. An artifact that is
-    already there is replaced. Anything else there raises ArtifactError.
+    already there is replaced. What else lies in its folder, such as the log of its training, stays if it is the same
+    encoder. Anything else there raises ArtifactError.
     """
     target = Path(folder)
     if target.exists() and not (target / CARD).is_file():
         raise ArtifactError(f"{target} exists and is not an encoder artifact; choose another folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-        fresh = Path(scratch, "new")
+        fresh, old = Path(scratch, "new"), Path(scratch, "old")
         fresh.mkdir()
         card = _write(artifact, fresh)
         if target.exists():
-            target.rename(Path(scratch, "old"))
+            target.rename(old)
         fresh.rename(target)
+        if old.exists():
+            _keep_others(old, target, card)
     return replace(artifact, card=card)
+
+
+def _keep_others(old: Path, folder: Path, card: EncoderCard) -> None:
+    """Take along what is no part of the artifact. Beside another encoder it would be that of the former one."""
+    try:
+        before = _read_card(old)
+    except ArtifactError:
+        return
+    if before.files.get(WEIGHTS) != card.files[WEIGHTS] or before.identity != card.identity:
+        return
+    for path in old.iterdir():
+        if path.name != CARD and path.name not in before.files and not (folder / path.name).exists():
+            path.rename(folder / path.name)
 
 
 def _write(artifact: Artifact, folder: Path) -> EncoderCard:
@@ -201,7 +217,7 @@ def _read_card(root: Path) -> EncoderCard:
         _refuse(path, "missing; is this an encoder's folder?")
     except ValidationError as error:
         first = error.errors()[0]
-        _refuse(path, f"{'.'.join(map(str, first['loc'])) or 'content'}: {first['msg']}")
+        _refuse(path, f"{'.'.join(map(str, first['loc'])) or 'content'}: {first['msg'].removeprefix('Value error, ')}")
 
 
 def _read_bytes(root: Path, name: str, expected: str) -> bytes:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from fullrank.descriptors import describe, width
-from models.artifact import load
+from models.artifact import CARD, load
 from models.decode import ImageError
 from models.embedder import Embedder, faulty, normalize
 from models.files import SCRATCH
@@ -159,6 +159,8 @@ def begin(
             raise BulkError(
                 f"{out} lies in the source {root}: the next run would take rows for images; choose another --out"
             )
+    if (out / CARD).exists():
+        raise BulkError(f"{out} is an encoder's folder: choose another --out")
     card = load(encoder).card
     mine = Run(card.name, card.revision, file_format, inputs, dtype)
     try:
@@ -186,7 +188,7 @@ def begin(
         mine.save(out)
         complete = mine.complete(out)
     except OSError as error:
-        raise BulkError(f"{out}: {error}") from error
+        raise BulkError(f"{out}: {error.strerror or error}; choose another --out") from error
     return [shard for shard in shards if shard.name not in complete]
 
 

@@ -73,6 +73,7 @@ def train(recipe: Recipe, run: Run, console: Console | None = None) -> Artifact:
     """
     device = distributed.setup(run.device)
     first = distributed.rank() == 0
+    check_place(run)
     console = console or Console(stderr=True, quiet=not first)
     if device.type == "cpu":
         memory.keep_freed()
@@ -149,6 +150,17 @@ def train(recipe: Recipe, run: Run, console: Console | None = None) -> Artifact:
     return artifact
 
 
+def check_place(run: Run) -> None:
+    """Raise TrainingError, before any work, if the run's folder is a file, or holds another run."""
+    if run.out.exists() and not run.out.is_dir():
+        raise TrainingError(f"{run.out} is a file; --out is the folder of a run")
+    path = run.out / "checkpoint.pt"
+    if run.resume and path.exists():
+        return
+    if any(p.exists() for p in (path, run.out / "log.jsonl", run.out / "encoder")) and distributed.rank() == 0:
+        raise TrainingError(f"{run.out} holds another run; pass --resume to go on with it, or another --out")
+
+
 def check_sizes(recipe: Recipe, split: Split) -> None:
     if len(split.fit) < recipe.batch_size or len(split.held_out) < LEAST_HELD_OUT:
         raise DataError(
@@ -168,17 +180,13 @@ def check_sizes(recipe: Recipe, split: Split) -> None:
 
 
 def claim(trainer: Trainer, run: Run) -> list[dict[str, Any]]:
-    """Take the run's folder; return the records of the epochs done. Raises TrainingError if it holds another run."""
+    """Take the run's folder; return the records of the epochs done."""
     path, log = run.out / "checkpoint.pt", run.out / "log.jsonl"
-    if run.out.exists() and not run.out.is_dir():
-        raise TrainingError(f"{run.out} is a file; --out is the folder of a run")
     if run.resume and path.exists():
         records = trainer.restore(checkpoint.load(path, trainer.recipe, trainer.device))
         if distributed.rank() == 0:  # after a kill between checkpoint and log, the log lacks a line
             checkpoint.write(log, "".join(json.dumps(record) + "\n" for record in records))
         return records
-    if any(p.exists() for p in (path, log, run.out / "encoder")) and distributed.rank() == 0:
-        raise TrainingError(f"{run.out} holds another run; pass --resume to go on with it, or another --out")
     run.out.mkdir(parents=True, exist_ok=True)
     return []
 
@@ -193,7 +201,10 @@ def watchers_of(trainer: Trainer, run: Run) -> list[watch.Watcher]:
     if run.tensorboard:
         watchers.append(watch.TensorBoard(run.out / "tensorboard", settings))
     if run.metrics_port is not None:
-        watchers.append(watch.prometheus(run.metrics_port, run.out.name, trainer.recipe.epochs))
+        try:
+            watchers.append(watch.prometheus(run.metrics_port, run.out.name, trainer.recipe.epochs))
+        except OSError as error:
+            raise TrainingError(f"--metrics-port {run.metrics_port}: {error.strerror}; name another port") from error
     for name in run.trackers:
         start = found(name)
         try:

@@ -67,7 +67,7 @@ def load(name: str) -> None:
     function = found(name)
     try:
         function()
-    except Exception as error:  # it is foreign code, and may raise any exception
+    except (Exception, SystemExit) as error:  # it is foreign code, and may raise any exception
         raise PluginError(f"{name} failed: {type(error).__name__}: {error}") from error
 
 
@@ -94,5 +94,9 @@ def imported_module(name: str) -> Any:
         sys.path.append(str(Path.cwd()))
     try:
         return importlib.import_module(name)
-    except Exception as error:  # it is foreign code, and may raise any exception
-        raise PluginError(f"{name} cannot be imported: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # it is foreign code, and may raise any exception
+        absent = not name or (isinstance(error, ModuleNotFoundError) and error.name == name.partition(".")[0])
+        remedy = f"; name a module that is installed or lies in {Path.cwd()}" if absent else ""
+        raise PluginError(
+            f"{name or 'an empty name'} cannot be imported: {type(error).__name__}: {error}{remedy}"
+        ) from error

@@ -69,7 +69,10 @@ class Trainer:
         encoder: Any = recipe.architecture.build()
         if init is not None:
             if init.card.architecture is None or init.card.architecture != recipe.architecture:
-                raise TrainingError(f"{init.card.name} is {init.card.architecture}, not {recipe.architecture}")
+                raise TrainingError(
+                    f"--init: {init.card.name} is {init.card.architecture or 'an ONNX graph'}, "
+                    f"not {recipe.architecture}; --backbone, --width, --stem and the data set decide on that"
+                )
             encoder.load_state_dict(init.encoder.state_dict())
         method = build(recipe.method, encoder, recipe.options)
         distributed.synchronise(method, self.device)

@@ -168,7 +168,8 @@ def _blocked(path: Path, error: Exception) -> str:
     except DAMAGE:
         names = []
     if not names:
-        return f"{path} cannot be read as tensors: {str(error).partition(chr(10))[0]}"
+        reason = str(error).partition("\n")[0].partition(" In PyTorch 2.6,")[0]  # torch's advice is to run its code
+        return f"{path} cannot be read as tensors: {reason}"
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return (
         f"{path} holds more than tensors and containers: {', '.join(names[:SHOWN])}{more}. Making such objects may run "

@@ -1,6 +1,7 @@
 """The app factory, and the server process that runs the app."""
 
 import asyncio
+import errno
 import functools
 import gc
 import logging
@@ -193,9 +194,25 @@ def _allow_files(connections: int) -> None:
         log.warning("max_connections is %d, but this process may have %d files open (ulimit -n)", connections, allowed)
 
 
+def unheard(settings: Settings) -> str | None:
+    """Why nobody can listen on the host and port of the settings, with the remedy; None if somebody can."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        taken = error.errno in (errno.EADDRINUSE, errno.EACCES)
+        remedy = "set FULLRANK_PORT, or end who listens there" if taken else "set FULLRANK_HOST to one of this machine"
+        return f"{settings.host}:{settings.port}: {error.strerror or error}; {remedy}"
+    return None
+
+
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then answer every accepted request. Raises RuntimeError if it cannot start."""
     logs.configure(settings.log_format)
+    if reason := unheard(settings):  # before the encoder is loaded
+        raise RuntimeError(reason)
     server = build_server(settings)
     server.run()
     if server.service.failure is not None:

@@ -1,6 +1,8 @@
 """The front door: what it prints, what it exits with, and what it says to a slip of the finger."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -90,6 +92,25 @@ def test_train_lists_recipes() -> None:
         (("embed", "nope.png", "--encoder", DEFAULT), 1, "nope.png: No such file or directory"),
         (("embed", "docs", "--encoder", DEFAULT), 1, "docs is a folder; embed it with --out DIR"),
         (("check", "nowhere", "--device", "cudaa"), 2, "cannot be used here"),
+        (("reference", "README.md", "--data", "docs"), 1, "README.md is no encoder's folder: give one"),
+        (("evaluate", "nowhere", "--sgd", "--precision", "int8"), 1, "precision is 'int8'; it must be one of"),
+        (("train", "fashion-byol", "--guard-share", "nan"), 2, "--guard-share"),
+        (
+            ("train", "fashion-byol", "--backbone", "vit_tiny_patch5"),
+            2,
+            "--backbone: size 28 is no multiple of patch 5",
+        ),
+        (
+            ("train", "fashion-byol", "--dataset", "folder", "--data", "examples"),
+            1,
+            "too few to hold a fifth of them out",
+        ),
+        (("train", "fashion-byol", "--plugin", "no_such"), 2, "name a module that is installed or lies in"),
+        # Said before anything is read or computed:
+        (("train", "fashion-byol", "--out", "README.md"), 2, "--out: README.md is a file; name a folder"),
+        (("embed", "x.png", "--encoder", "nowhere", "--out", "no/x.npy"), 2, "/no is not a folder; make it first"),
+        (("embed", "docs", "--encoder", "nowhere", "--out", "README.md"), 2, "--out: README.md is a file"),
+        (("embed", "docs", "--encoder", DEFAULT, "--out", DEFAULT), 1, "is an encoder's folder: choose another --out"),
     ],
 )
 def test_mistakes_are_named(arguments: tuple[str, ...], code: int, message: str) -> None:
@@ -98,6 +119,34 @@ def test_mistakes_are_named(arguments: tuple[str, ...], code: int, message: str)
     assert message in result.stderr
     assert "Traceback" not in result.output
     assert "Errno" not in result.output
+
+
+def test_a_folder_that_is_read_only_is_named_before_any_work(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    if os.access(closed, os.W_OK):
+        pytest.skip("root may write anywhere")
+    said = f"--out: {closed} is read-only here; name another place"
+    for arguments in (
+        ("train", "fashion-byol", "--data", "nowhere", "--out", closed / "run"),
+        ("embed", "x.png", "--encoder", "nowhere", "--out", closed / "x.npy"),
+        ("embed", "docs", "--encoder", "nowhere", "--out", closed / "rows"),
+        ("export", "nowhere", "--onnx", "--out", closed),
+        ("reference", DEFAULT, "--data", "nowhere", "--out", closed / "encoder"),
+        ("report", DEFAULT, "--out", closed / "report.html"),
+    ):
+        result = run(*arguments)
+        assert result.exit_code == 2
+        assert said in result.stderr, arguments
+
+
+@pytest.mark.parametrize("target", ["README.md", "docs", "no/such.safetensors"])
+def test_a_reference_that_cannot_be_written_is_said_before_a_corpus_is_embedded(target: str, tmp_path: Path) -> None:
+    arguments = ("embed", "examples", "--encoder", DEFAULT, "--out", tmp_path / "rows")
+    result = run(*arguments, "--reference", target)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("fullrank: --reference: ")
+    assert not (tmp_path / "rows").exists()
 
 
 def test_embed_refuses_rows_that_are_no_embedding(small_artifact: Path, tmp_path: Path) -> None:
@@ -190,6 +239,22 @@ def test_rules_writes_what_belongs_to_this_version(tmp_path: Path) -> None:
         there, here = (sorted(it for it in (root / part).rglob("*") if it.is_file()) for root in (out, ROOT / "deploy"))
         assert here
         assert [it.read_bytes() for it in there] == [it.read_bytes() for it in here]
+    (out / "alertmanager").rename(tmp_path / "elsewhere")
     again = run("rules", out)
     assert again.exit_code == 1
-    assert "give a new folder" in again.stderr
+    assert again.stderr == f"fullrank: OUT: {out / 'grafana'} exists; give a new folder\n"
+    assert not (out / "alertmanager").exists()
+
+
+def test_a_port_that_is_taken_and_a_device_that_is_not_there_end_serve_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = run("serve", "--port", port, "--encoder", "nowhere")
+    assert result.exit_code == 1
+    assert f"fullrank: 127.0.0.1:{port}: Address already in use; set FULLRANK_PORT" in result.stderr
+    result = run("serve", "--host", "host.invalid", "--port", 0, "--encoder", "nowhere")
+    assert result.exit_code == 1
+    assert "set FULLRANK_HOST" in result.stderr
+    result = run("serve", "--device", "cuda:99", "--encoder", "nowhere")
+    assert result.exit_code == 2
+    assert "fullrank: device: 'cuda:99' cannot be used here: " in result.stderr

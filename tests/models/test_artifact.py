@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,21 @@ def test_saving_over_an_artifact_replaces_it_and_over_anything_else_refuses(fold
         save(artifact, mine)
     assert (mine / "thesis.txt").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "mine"]
+
+
+def test_what_lies_beside_an_artifact_stays_with_the_same_encoder(folder: Path, tmp_path: Path) -> None:
+    artifact = load(folder)
+    (folder / "log.jsonl").write_text("{}")
+    (folder / "notes").mkdir()
+    (folder / "notes" / "a.txt").write_text("mine")
+    save(replace(artifact, reference=None, canary=None), folder)
+    assert sorted(path.name for path in folder.iterdir()) == [CARD, WEIGHTS, "log.jsonl", "notes"]
+    assert (folder / "notes" / "a.txt").read_text() == "mine"
+    with torch.no_grad():
+        artifact.encoder.get_parameter("conv1.weight").add_(1)
+    save(artifact, folder)  # another encoder: the log is not its own
+    assert sorted(path.name for path in folder.iterdir()) == [CARD, WEIGHTS, REFERENCE]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy"]
 
 
 def test_an_encoder_without_a_reference_loads(folder: Path) -> None:

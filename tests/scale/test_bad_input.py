@@ -50,6 +50,17 @@ def tar(path: Path, *members: tuple[str, bytes]) -> Path:
     return path
 
 
+def test_a_source_without_one_good_image_fails(embed: Embed, tmp_path: Path) -> None:
+    listed = tmp_path / "list.txt"
+    listed.write_text("a.png\nb.png\n")
+    code, said = embed(listed)
+    assert code == 1
+    assert f"no image of {listed} has an embedding; the errors in {tmp_path / 'out'} say why" in said
+    assert rows(tmp_path / "out") == {
+        name: f"[Errno 2] No such file or directory: '{name}'" for name in ("a.png", "b.png")
+    }
+
+
 def test_a_list_that_names_an_image_twice_is_refused(embed: Embed, tmp_path: Path) -> None:
     listed = tmp_path / "list.txt"
     listed.write_text("a.png\n\nb.png\r\n a.png\n")
@@ -197,8 +208,8 @@ def test_a_file_in_the_place_of_the_folder_is_named(embed: Embed, tmp_path: Path
     (tmp_path / "data" / "a.png").write_bytes(PNG)
     (tmp_path / "file").write_text("x")
     code, said = embed(tmp_path / "data", tmp_path / "file")
-    assert code == 1
-    assert f"{tmp_path / 'file'}: " in said
+    assert code == 2
+    assert f"--out: {tmp_path / 'file'} is a file; name a folder" in said
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="mounting needs root")

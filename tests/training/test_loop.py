@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -203,6 +204,13 @@ def test_unknown_options_and_recipes_are_named(tmp_path: Path) -> None:
         train(replace(small(), options={"d0": 99}), Run(tmp_path / "run", data=SAMPLE), QUIET)
     with pytest.raises(ValueError, match="fashion-directclr"):
         recipe("fashion-directclear")
+
+
+def test_a_port_for_metrics_that_is_taken_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("0.0.0.0", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(TrainingError, match=f"--metrics-port {port}: Address already in use; name another port"):
+            train(small(epochs=1), Run(tmp_path, data=SAMPLE, limit=800, metrics_port=port), QUIET)
 
 
 def test_a_run_can_start_from_an_encoder(finished: Path, tmp_path: Path) -> None:

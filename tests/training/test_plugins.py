@@ -86,6 +86,7 @@ def fullrank(*arguments: object) -> Result:
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder, as the one the command runs in; what the plugin registers is forgotten afterwards."""
     (tmp_path / "their_plugin.py").write_text(PLUGIN)
+    (tmp_path / "ends.py").write_text("raise SystemExit('bye')")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield tmp_path
@@ -129,6 +130,9 @@ def test_own_method_backbone_and_data_train_into_an_encoder_that_needs_no_plugin
     ("flags", "message"),
     [
         (("--plugin", "nowhere_to_be_found"), "nowhere_to_be_found cannot be imported: ModuleNotFoundError"),
+        (("--plugin", "nowhere_to_be_found"), "; name a module that is installed or lies in /"),
+        (("--plugin", ""), "an empty name cannot be imported"),
+        (("--plugin", "ends"), "ends cannot be imported: SystemExit: bye\n"),
         (("--plugin", "their_plugin:read"), "their_plugin:read failed: TypeError"),
         (("--plugin", "their_plugin:none"), "their_plugin has no 'none'"),
         (("--method", "hinge"), "--method: 'hinge' is none of simclr"),

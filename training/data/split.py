@@ -68,6 +68,8 @@ def load_split(
     chosen: FileSet | ShardSet
     if isinstance(images, FileSet):
         fit, chosen = _cut_files(images, held_out, limit, seed)
+        if not len(chosen):
+            raise DataError(f"{len(fit)} images of {root} are too few to hold a fifth of them out: give more")
     elif limit is None:
         fit, chosen = _cut_shards(images, held_out)
     else:

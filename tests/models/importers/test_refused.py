@@ -194,6 +194,15 @@ def test_a_wrong_family_is_refused(tmp_path: Path) -> None:
         import_encoder(tmp_path / "c.pth", Options(pool="cls"))
 
 
+def test_nobody_is_told_to_run_a_file_s_code(tmp_path: Path) -> None:
+    """torch's own error says that loading without `weights_only` will likely succeed."""
+    path = tmp_path / "c.pth"
+    path.write_bytes(pickle.dumps({"state_dict": {}}, protocol=4))
+    with pytest.raises(ImportRefusedError, match="cannot be read as tensors: Weights only load failed") as refused:
+        import_encoder(path)
+    assert "weights_only" not in str(refused.value)
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 def test_objects_are_named_and_left_out_and_code_is_not_run(legacy: bool, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
