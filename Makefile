@@ -1,6 +1,7 @@
 # Every target sets up .venv by itself, from the exact versions in requirements/. TORCH_INDEX chooses the build of torch:
 #   make serve TORCH_INDEX=https://download.pytorch.org/whl/cpu    the CPU build, small
 #   make serve TORCH_INDEX=https://download.pytorch.org/whl/cu130  another CUDA build
+# A .venv that exists keeps the build it has: `make clean` first.
 TORCH   ?= $(shell cat requirements/torch.txt) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 PYTHON  ?= python3
 HOST    ?= 127.0.0.1
