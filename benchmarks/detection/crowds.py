@@ -24,7 +24,8 @@ WEAK = (
     "a stale cache answers a tenth",
 )
 SEASON, FIRST_HALF = (2, 4), (0, 1, 2, 3, 4)  # classes
-NIGHT = 1.0  # rows a second
+# Rows a second; and a night in these, 400 seconds: after 300 a window still has the last rows of the day.
+NIGHT, NIGHT_ROWS = 1.0, 400
 
 
 def crowds(bench: Bench, other: Artifact) -> list[Case]:
@@ -107,7 +108,7 @@ def _traffic(bench: Bench) -> list[Case]:
         replace(base, name="a season of two classes", draw=_season(bench)),
         replace(base, name="half of the classes vanish", draw=_of(bench, FIRST_HALF)),
         replace(base, name="a crawler takes class after class", draw=crawled),
-        replace(base, name="night, a batch of two classes", draw=lambda m: _of(bench, SEASON)(m // 20), rate=NIGHT),
+        replace(base, name="night, a batch of two classes", draw=lambda m: _of(bench, SEASON)(NIGHT_ROWS), rate=NIGHT),
         replace(share("a tenth are one tile", tile, 0.1), keyed=first),
         replace(share("half are one tile", tile, 0.5), keyed=first),
         share("a customer's logos, a third", pictures.logos(n // 3, shape, generator), 1 / 3),
@@ -136,7 +137,7 @@ def _harmless(bench: Bench, trained: Tensor) -> list[Case]:
 
     base = bench.usual
     return [
-        replace(base, name="night, the usual mix", draw=lambda m: usual(m // 20), rate=NIGHT),
+        replace(base, name="night, the usual mix", draw=lambda m: usual(NIGHT_ROWS), rate=NIGHT),
         replace(_beside(bench, "a re-index beside, two thirds", trained, 2 / 3), kind="none"),
         replace(base, name="each request three times", draw=again(3), keyed=everything),
         replace(base, name="each request twice, no keys", draw=again(2)),
@@ -173,7 +174,7 @@ def _model(bench: Bench, other: Artifact, trained: Tensor) -> list[Case]:
         replace(
             upside_down,
             name="images upside down at night",
-            draw=lambda m: bench.traffic.independent(m // 20),
+            draw=lambda m: bench.traffic.independent(NIGHT_ROWS),
             rate=NIGHT,
         ),
         _stale(bench, older),

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.detection import pictures
 from benchmarks.detection.cases import Bench, Case
-from benchmarks.detection.crowds import FIRST_HALF, SEASON, WEAK, crowds
+from benchmarks.detection.crowds import FIRST_HALF, NIGHT_ROWS, SEASON, WEAK, crowds
 from models.artifact import load
 from tools.architecture import ROOT
 from training.data import SAMPLE
@@ -47,7 +47,7 @@ def test_both_sides_are_counted(made: tuple[Bench, torch.Tensor, dict[str, Case]
     assert {name for name, case in cases.items() if not case.strong} == set(WEAK)
     for case in cases.values():
         drawn = (case.draw or bench.traffic.independent)(ROWS)
-        assert len(drawn) == ROWS * case.rate / 20
+        assert len(drawn) == (NIGHT_ROWS if "night" in case.name else ROWS)
         assert int(drawn.max()) < len(case.pool) == len(case.inputs)
         blamed = case.kind == "model" and "cache" not in case.name
         assert blamed == (not torch.equal(case.canary, bench.canary)), case.name
