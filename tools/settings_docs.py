@@ -6,6 +6,7 @@ from service.settings import PRETRAINED, Settings
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "settings.md"
 MARK = "<!-- settings -->\n"
+COUNTED = {"threads": "the CPUs less one, at least 1", "decode_threads": "the same, at most 4"}
 
 
 def table() -> str:
@@ -17,10 +18,10 @@ def table() -> str:
 
 
 def _default(name: str, value: object) -> str:
-    if name in ("threads", "decode_threads"):
-        return "by the CPUs"
+    if name in COUNTED:
+        return COUNTED[name]
     if isinstance(value, Path):
-        return f"`{Path('pretrained') / value.relative_to(PRETRAINED)}`"
+        return f"`{Path('models/pretrained') / value.relative_to(PRETRAINED)}`"
     if isinstance(value, tuple):
         value = ",".join(f"{it:g}" if isinstance(it, float) else str(it) for it in value)
     if value is None or value in ("", {}):
