@@ -158,6 +158,9 @@ def _rows(paths: list[Path], kinds: list[str], column: str | None, data: Path | 
                 artifact = load(paths[1])
                 if artifact.reference is None:
                     fail(f"{paths[1]} has no reference to judge by: fullrank reference {paths[1]} --data DIR")
+                if others := sorted("@".join(it) for it in first.made_by if not artifact.card.is_of(it[1])):
+                    own = f"{artifact.card.name}@{artifact.card.revision}"
+                    fail(f"{paths[0]} holds rows of {', '.join(others)}, not of {own}: give the encoder that made them")
                 subjects = [of_rows(first, artifact.reference, artifact.card.name, progress)]
             else:
                 second = open_rows(paths[1], column)

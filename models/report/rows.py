@@ -1,6 +1,6 @@
 """Reads rows from .npy and Parquet files in chunks, so that a file may be larger than memory."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,11 +27,15 @@ class Chunk:
 
 
 class Rows(Protocol):
-    """Rows on disk: how many there are, how wide they are, and the chunks in their order."""
+    """Rows on disk: how many there are, how wide they are, and the chunks in their order.
+
+    made_by: name and revision of each encoder that the files themselves say they are of; empty where they say nothing.
+    """
 
     path: Path
     count: int
     dimension: int
+    made_by: frozenset[tuple[str, str]]
 
     def chunks(self, size: int = CHUNK) -> Iterator[Chunk]: ...
 
@@ -52,6 +56,8 @@ def open_rows(path: Path, column: str | None = None) -> Rows:
 
 class NpyRows:
     """Rows of a .npy file. FILE.txt beside it, one name a line, names them, as `fullrank embed --out` writes it."""
+
+    made_by = frozenset[tuple[str, str]]()
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -105,10 +111,12 @@ class ParquetRows:
         self.count = 0
         self.dimension = 0
         self._named = True
+        self.made_by = frozenset[tuple[str, str]]()
         for file in files:
             try:
                 with pq.ParquetFile(file) as opened:
                     self._check(file, opened.schema_arrow, pa)
+                    self.made_by |= _made_by(opened.schema_arrow.metadata or {})
                     self.count += opened.metadata.num_rows
             except pa.ArrowException as error:
                 raise RowsError(f"{file}: not a Parquet file that can be read ({error})") from error
@@ -162,6 +170,12 @@ class ParquetRows:
         with np.errstate(over="ignore"):
             rows[valid] = flat.reshape(n, width)
         return torch.from_numpy(rows)
+
+
+def _made_by(metadata: Mapping[bytes, bytes]) -> frozenset[tuple[str, str]]:
+    """Name and revision of the encoder, as `fullrank embed --out` writes them."""
+    said = [metadata.get(key, b"").decode(errors="replace") for key in (b"encoder", b"revision")]
+    return frozenset({(said[0], said[1])}) if all(said) else frozenset()
 
 
 def _is_list(kind: Any, pa: Any) -> bool:

@@ -203,6 +203,19 @@ def test_rows_that_cannot_be_matched_are_still_measured(tmp_path: Path) -> None:
     assert "cannot be matched" in page
 
 
+def test_rows_are_judged_by_no_encoder_but_the_one_that_made_them(encoders: tuple[Path, Path], tmp_path: Path) -> None:
+    rows = torch.randn(300, load(encoders[0]).card.dimension, generator=torch.Generator().manual_seed(0)).tolist()
+    own = load(encoders[0]).card.revision
+    for revision, code in ((own, 0), ("0123456789ab", 1)):
+        schema = pa.schema([("embedding", pa.list_(pa.float32()))], {"encoder": "sound", "revision": revision})
+        pq.write_table(pa.table({"embedding": rows}, schema), tmp_path / "rows.parquet")
+        page = tmp_path / f"{code}.html"
+        done = run(tmp_path / "rows.parquet", "--against", encoders[0], "--out", page)
+        assert done.exit_code == code, done.stderr
+        assert page.exists() is (code == 0)
+    assert f"holds rows of sound@0123456789ab, not of sound@{own}: give the encoder that made them" in done.stderr
+
+
 def test_rows_are_judged_by_an_encoder(encoders: tuple[Path, Path], tmp_path: Path) -> None:
     reference = load(encoders[0]).reference
     assert reference is not None
