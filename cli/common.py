@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -101,6 +102,17 @@ def usable_folder(path: Path, option: str) -> None:
 def _writable(folder: Path, option: str) -> None:
     if not os.access(folder, os.W_OK | os.X_OK):
         fail(f"{option}: {folder} is read-only here; name another place", 2)
+
+
+def usable_name(name: str) -> None:
+    """End the command, before any work, if an encoder cannot be called so."""
+    from models.card import NAME
+
+    if not re.fullmatch(NAME, name):
+        fail(
+            f"--name: {name!r} must be 1 to 64 letters, digits, '.', '_' and '-', and begin with one of the first two",
+            2,
+        )
 
 
 def printed(values: Any, text: str, as_json: bool) -> None:

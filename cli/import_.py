@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cli.common import AsJson, errors, fail, printed
+from cli.common import AsJson, errors, fail, printed, usable_name
 
 if TYPE_CHECKING:
     from models.artifact import Artifact
@@ -58,6 +58,8 @@ def import_(
 
     if weights not in (None, "online", "ema"):
         fail(f"--weights: {weights!r} is neither online nor ema", 2)
+    if name:
+        usable_name(name)
     lengths = _lengths(nested_dimensions or "")
     options = Options(family, weights, pool, preprocess, _settings(setting or []), name, licence, strip, lengths)  # type: ignore[arg-type]
     try:

@@ -1,7 +1,6 @@
 """fullrank train."""
 
 import json
-import re
 import shlex
 import sys
 from dataclasses import replace
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.common import AsJson, DataFolder, Device, fail, printed, usable_folder
+from cli.common import AsJson, DataFolder, Device, fail, printed, usable_folder, usable_name
 
 OPTIMIZERS, GUARDS = ("sgd", "lars", "adamw"), ("warn", "stop", "off")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -87,7 +86,6 @@ def train(
 
     Example: fullrank train fashion-directclr --epochs 5 --out runs/first
     """
-    from models.card import NAME
     from training.checkpoint import StoppedError, began_with
     from training.checkpoint import describe as described
     from training.data import DataError
@@ -106,11 +104,8 @@ def train(
     for flag, value, allowed in (*choices, ("precision", precision, PRECISIONS)):
         if value is not None and value not in allowed:
             fail(f"--{flag}: {value!r} is none of {', '.join(allowed)}", 2)
-    if name and not re.fullmatch(NAME, name):
-        fail(
-            f"--name: {name!r} must be 1 to 64 letters, digits, '.', '_' and '-', and begin with one of the first two",
-            2,
-        )
+    if name:
+        usable_name(name)
     settings: dict[str, Any] = {}
     try:
         load_installed()

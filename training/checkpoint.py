@@ -4,6 +4,7 @@ import io
 import json
 import signal
 import threading
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -17,6 +18,8 @@ from pydantic import TypeAdapter
 from models import files
 from training.precision import Precision
 from training.recipes import Recipe
+
+AGAIN = "remove it, or name another --out, to begin anew"
 
 
 class TrainingError(RuntimeError):
@@ -49,13 +52,24 @@ def save(state: Mapping[str, Any], path: Path) -> None:
     _replace(path, buffer.getbuffer(), f"; {kept}. Make room, then --resume")
 
 
+def refused(path: Path, error: Exception) -> str:
+    """In words, why a file cannot be read as a checkpoint."""
+    if isinstance(error, OSError):
+        return f"{path}: {error.strerror or error}"
+    if not zipfile.is_zipfile(path):
+        reason = "torch.save did not write it, or not to its end"
+    else:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
+    return f"{path} is damaged, or no checkpoint of this version ({reason})"
+
+
 def load(path: Path, recipe: Recipe, device: torch.device) -> dict[str, Any]:
     """Load the state in `path`. Raises TrainingError if it is damaged or of a run by another recipe."""
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location=device)
         made_by = describe(recipe_of(json.loads(state["recipe"])))
     except Exception as error:  # on damaged bytes torch may raise any exception
-        raise TrainingError(f"{path} is damaged, or no checkpoint of this version ({error}); start again") from error
+        raise TrainingError(f"{refused(path, error)}; {AGAIN}") from error
     wanted = describe(recipe)
     if made_by["name"] != wanted["name"]:
         raise TrainingError(f"{path} is a run of {made_by['name']}, not of {wanted['name']}")
@@ -73,7 +87,7 @@ def began_with(path: Path) -> tuple[Recipe, dict[str, Any]]:
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
         return recipe_of(json.loads(state["recipe"])), json.loads(state.get("run", "{}"))
     except Exception as error:
-        raise TrainingError(f"{path} is damaged, or no checkpoint of this version ({error}); start again") from error
+        raise TrainingError(f"{refused(path, error)}; {AGAIN}") from error
 
 
 def precision_of(state: Mapping[str, Any]) -> Precision:

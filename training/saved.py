@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from models.artifact import Artifact, EncoderCard
-from training.checkpoint import TrainingError, describe, precision_of, recipe_of
+from training.checkpoint import TrainingError, describe, precision_of, recipe_of, refused
 from training.data import SOURCES
 from training.plugins import OwnArchitecture, PluginError
 
@@ -28,7 +28,7 @@ def artifact_of(path: Path) -> Artifact:
     except (OSError, PluginError):
         raise
     except Exception as error:  # on damaged bytes torch may raise any exception
-        reason = f"{path} is damaged, or no checkpoint of this version ({error}); a run writes checkpoint.pt"
+        reason = f"{refused(path, error)}; a run writes checkpoint.pt"
         raise TrainingError(reason) from error
     architecture = None if isinstance(recipe.architecture, OwnArchitecture) else recipe.architecture
     card = EncoderCard(

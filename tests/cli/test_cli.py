@@ -76,6 +76,7 @@ def test_train_lists_recipes() -> None:
         (("train", "fashion-byol", "--data", "nowhere"), 1, "dataset-fashion-mnist"),
         (("train", "--resume", "--out", "nowhere"), 2, "nowhere/checkpoint.pt does not exist; name the recipe"),
         (("train", "fashion-byol", "--name", "../x"), 2, "--name: '../x' must be"),
+        (("import", "nowhere", "--name", "my model"), 2, "--name: 'my model' must be"),
         (("train", "fashion-byol", "--seed", "99999999999999999999"), 2, "--seed"),
         (("evaluate", "nowhere"), 1, "is not a folder"),
         (("check", "nowhere"), 1, "is not a folder"),
@@ -147,6 +148,27 @@ def test_a_reference_that_cannot_be_written_is_said_before_a_corpus_is_embedded(
     assert result.exit_code == 2
     assert result.stderr.startswith("fullrank: --reference: ")
     assert not (tmp_path / "rows").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"hello", "torch.save did not write it"), (b"", "torch.save did not write it"), (None, "it has no 'recipe'")],
+)
+def test_a_checkpoint_that_cannot_be_read_is_named_with_the_reason(
+    content: bytes | None, reason: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(content) if content is not None else torch.save({"model": {}}, path)
+    before = path.read_bytes()
+    for arguments in (
+        ("train", "--resume", "--out", tmp_path),
+        ("train", "fashion-byol", "--resume", "--out", tmp_path),
+    ):
+        result = run(*arguments)
+        assert result.exit_code == 1
+        assert f"{path} is damaged, or no checkpoint of this version ({reason}" in result.stderr
+        assert "remove it, or name another --out" in result.stderr
+    assert path.read_bytes() == before
 
 
 def test_embed_refuses_rows_that_are_no_embedding(small_artifact: Path, tmp_path: Path) -> None:

@@ -66,7 +66,11 @@ def test_a_checkpoint_becomes_an_artifact_and_a_graph(checkpoint: Path, tmp_path
         (["{encoder}"], 2, "choose what to write: --onnx, --torch-export, --safetensors"),
         (["{encoder}", "--safetensors"], 2, "--out: name the folder"),
         (["{damaged}", "--onnx"], 2, "--out: name the folder"),
-        (["{damaged}", "--onnx", "--out", "{new}"], 1, "is damaged, or no checkpoint of this version"),
+        (
+            ["{damaged}", "--onnx", "--out", "{new}"],
+            1,
+            "is damaged, or no checkpoint of this version (torch.save did not",
+        ),
         (["{nowhere}", "--onnx"], 1, "is not a folder"),
         (["{encoder}", "--onnx", "--out", "{damaged}"], 2, "damaged.pt"),
     ],
