@@ -155,6 +155,16 @@ def test_equal_steps_are_equal() -> None:
     assert len({case.name for case in cases}) == 20
 
 
+def test_a_run_that_another_experiment_has_made_is_not_made_again() -> None:
+    done = [{"experiment": "G", "name": case.name, "seed": 0, "knn": 0.5} for case in EXPERIMENTS["G"].cases]
+    taken = [experiments.made_before("H", case, 0, done) for case in EXPERIMENTS["H"].cases]
+    expected = [case.settings["batch_size"] == 256 for case in EXPERIMENTS["H"].cases]
+    assert [it is not None for it in taken] == expected
+    assert {(it["experiment"], it["knn"]) for it in taken if it} == {("H", 0.5)}
+    assert experiments.made_before("H", EXPERIMENTS["H"].cases[8], 1, done) is None
+    assert experiments.made_before("I", EXPERIMENTS["I"].cases[0], 0, done) is None
+
+
 def test_the_picture_draws_every_method_that_has_a_spectrum() -> None:
     rows = torch.randn(400, 16, generator=torch.Generator().manual_seed(0)) * torch.logspace(0, -6, 16)
     names = ["SIGReg", "SimCLR", *TWINS.values()]
