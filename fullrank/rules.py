@@ -69,6 +69,12 @@ _UNLIKE = Case(
     "; but the inputs differ from the reference's and the canary is intact: images of another kind, which the model "
     "puts in few directions",
 )
+_ALIKE = Case(
+    "inputs differ, recent canary, variance left",
+    "traffic_shifted",
+    "; but the inputs differ from the reference's and the canary is intact: images of another kind, which the model "
+    "puts near one another",
+)
 _REPEATED = Case(
     "rows repeat",
     "traffic_narrowed",
@@ -169,7 +175,7 @@ RULES: tuple[Rule, ...] = (
         "estimate",
         "complete_collapse",
         "total variance {seen.estimate:.3g} is below {limit:.3g} {n}: all embeddings lie near one point",
-        (_ONE_PICTURE, _SHRUNK, _FOREIGN),
+        (_ONE_PICTURE, _SHRUNK, _FOREIGN, _ALIKE),
     ),
     Rule(
         "answers shared by inputs that differ",

@@ -52,7 +52,8 @@ __all__ = [
 ]
 
 MINIMUM_ROWS = 256
-# Inputs that shrank excuse rows that shrank, down to these shares of what the inputs keep.
+# Inputs that shrank excuse rows that shrank, down to these shares of what the inputs keep. An intact canary lets other
+# inputs excuse a variance down to the second: one answer to all, from a cache that the canary passes by, leaves less.
 EXCUSED_BAND_SHARE = 0.5
 EXCUSED_VARIANCE_SHARE = 0.03
 # Rows of which so many are copies repeat; a model that collapsed as well leaves fewer directions than this share.
@@ -162,6 +163,10 @@ class Reading:
         share = self.window.total_variance / self.reference.total_variance
         return self.inputs.variance_ratio < VARIANCE_SHARE and share >= EXCUSED_VARIANCE_SHARE * kept
 
+    def variance_is_left(self) -> bool:
+        """Whether rows differ more than those of a cache or buffer that gives nearly one answer to all."""
+        return self.window.total_variance >= EXCUSED_VARIANCE_SHARE * self.reference.total_variance
+
     def inputs_shrank_as_much(self) -> bool:
         """Whether inputs shrank, as near-copies make them, and all of the rows' bands with them but no further."""
         if not (self.inputs.weakest_band < INPUTS_SHRUNK and self.all_shrank()):
@@ -226,6 +231,9 @@ CONDITIONS: dict[str, Callable[[Reading], bool]] = {
     "inputs are usual": Reading.inputs_usual,
     "inputs differ": Reading.inputs_differ,
     "inputs differ, recent canary": lambda it: it.inputs_differ() and it.canary_is_recent,
+    "inputs differ, recent canary, variance left": lambda it: (
+        it.inputs_differ() and it.canary_is_recent and it.variance_is_left()
+    ),
     "inputs are usual, no recent canary": lambda it: it.inputs_usual() and not it.canary_is_recent,
     "inputs are usual, ratio collapsed, no recent canary": lambda it: (
         it.inputs_usual() and it.ratio_collapsed() and not it.canary_is_recent

@@ -155,6 +155,7 @@ TOLD_BY = {
     "inputs are usual, ratio collapsed, no recent canary": "participation_ratio_collapse",
     "inputs are foreign": "input_distance",
     "inputs differ, recent canary": "input_distance",
+    "inputs differ, recent canary, variance left": "input_distance",
 }
 ABOVE = {"input_distance"} | {rule.threshold for rule in RULES if rule.side == "above"}
 # The last trailing band, which no query can pick, is told with the weakest one.

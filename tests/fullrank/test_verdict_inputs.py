@@ -46,6 +46,33 @@ def test_few_directions_are_the_traffics_where_inputs_differ_and_the_canary_is_i
     assert snapshot.window_verdicts[300.0].state == (state if canary != "turned" else "dimensional_collapse")
 
 
+@pytest.mark.parametrize(
+    ("alike", "inputs", "canary", "state"),
+    [
+        (4, "differ", "intact", "traffic_shifted"),
+        (4, "differ", "none", "complete_collapse"),
+        (4, "usual", "intact", "complete_collapse"),
+        (4, "differ", "turned", "model_fault"),
+        (10, "differ", "intact", "complete_collapse"),
+    ],
+)
+def test_rows_near_one_another_are_the_traffics_only_while_some_variance_is_left(
+    world, known, alike, inputs, canary, state
+):
+    rows, usual = world.rows(3000, 24), inputs_of(world.rows(3000, 24))
+    near = rows / rows.norm(dim=1, keepdim=True) + alike * known.mean.float()
+    far = usual + 0.5 * usual.std(0)
+    with SpectrumMonitor(D, known, (300.0,), clock=lambda: 0.0) as monitor:
+        monitor.observe(near, inputs=usual if inputs == "usual" else far)
+        if canary != "none":
+            monitor.record_canary(world.rows(48, 3 if canary == "intact" else 77))
+        assert monitor.flush(120)
+        snapshot = monitor.snapshot()
+    share = snapshot.windows[300.0].total_variance / known.total_variance
+    assert (share < 0.1, share > 0.03) == (True, alike == 4)
+    assert snapshot.verdict.state == state, snapshot.verdict
+
+
 def test_near_copies_of_one_picture_are_narrow_traffic_and_hide_no_collapse(world, known):
     """80 % are one picture with a little noise: all directions shrink, those of the inputs too."""
     healthy, copies = world.rows(3000, 40), world.rows(1, 41) + 0.01 * world.rows(3000, 42)
