@@ -19,7 +19,7 @@ STATES = (
 
 @dataclass(frozen=True)
 class Case:
-    """Where a rule's signal is beyond its threshold and `when`, one of `fullrank.verdict.CONDITIONS`,
+    """Where a rule's signal is beyond its threshold and `when`, one of `fullrank.reading.CONDITIONS`,
     holds: this state instead."""
 
     when: str
@@ -31,7 +31,7 @@ class Case:
 class Rule:
     """One line of the table.
 
-    signal: what `fullrank.verdict.READERS` reads.
+    signal: what `fullrank.reading.READERS` reads.
     window: "canary": the fixed images; "rows": the rows since a change, else a window; "rows, twice": where there was
         a change, the shortest window as well, so that an earlier change does not hide a later one.
     side: "below" or "above".

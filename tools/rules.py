@@ -9,8 +9,8 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
+from fullrank.reading import CONDITIONS
 from fullrank.rules import RULES, STATES, Rule
-from fullrank.verdict import CONDITIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 ALERTS = ROOT / "deploy" / "prometheus" / "rules" / "embeddings.yml"

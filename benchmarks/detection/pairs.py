@@ -26,9 +26,10 @@ from benchmarks.detection.runs import HOURS, five
 from fullrank import Moments, Reference, SpectrumMonitor
 from fullrank.dependence import input_correlation
 from fullrank.neighbours import between, squared_distances
+from fullrank.reading import Reading
 from fullrank.sample import SAMPLE_ROWS, thinned
 from fullrank.statistics import WindowStatistics
-from fullrank.verdict import Reading, Verdict, thresholds
+from fullrank.verdict import Verdict, thresholds
 
 ROWS = 6144
 FAULT_EVERY = 10

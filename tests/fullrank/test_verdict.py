@@ -9,7 +9,8 @@ import torch
 from fullrank import Reference, SpectrumMonitor
 from fullrank.calibration.inputs import InputReading
 from fullrank.calibration.resample import calibrated
-from fullrank.verdict import CONDITIONS, READERS, RULES, SIGNALS, STATES, diagnose, thresholds
+from fullrank.reading import CONDITIONS, READERS
+from fullrank.verdict import RULES, SIGNALS, STATES, diagnose, thresholds
 from tests.support.simulated import D, project, verdict, watched
 
 
