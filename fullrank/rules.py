@@ -102,7 +102,9 @@ _MODEL = (
 )
 _OTHER = (
     Case(
-        "inputs are usual", "traffic_shifted", "; the canary is intact: images of a kind their descriptors do not tell"
+        "inputs are usual",
+        "traffic_shifted",
+        "; the canary is intact: images of a kind their descriptors do not tell, or answers that are not this model's",
     ),
     Case(
         "inputs differ",
