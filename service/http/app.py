@@ -5,6 +5,7 @@ import errno
 import functools
 import gc
 import logging
+import os
 import signal
 import socket
 import threading
@@ -195,16 +196,20 @@ def _allow_files(connections: int) -> None:
 
 
 def unheard(settings: Settings) -> str | None:
-    """Why nobody can listen on the host and port of the settings, with the remedy; None if somebody can."""
+    """Why the server could not listen on its host and port, with the remedy; None if it can."""
+
+    async def listen() -> None:
+        loop = asyncio.get_running_loop()
+        (await loop.create_server(asyncio.Protocol, settings.host, settings.port, start_serving=False)).close()
+
     try:
-        family, kind, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+        asyncio.run(listen())
     except OSError as error:
-        taken = error.errno in (errno.EADDRINUSE, errno.EACCES)
+        number = error.errno or 0  # below 0 it is one of names and addresses
+        reason = os.strerror(number) if number > 0 else error.strerror or str(error)
+        taken = number in (errno.EADDRINUSE, errno.EACCES)
         remedy = "set FULLRANK_PORT, or end who listens there" if taken else "set FULLRANK_HOST to one of this machine"
-        return f"{settings.host}:{settings.port}: {error.strerror or error}; {remedy}"
+        return f"{settings.host}:{settings.port}: {reason}; {remedy}"
     return None
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.http.app import Server, serve
+from service.http.app import Server, serve, unheard
 from service.settings import Settings
 from tests.support.app import held
 from tests.support.images import as_files, encoded, pictures
 from tests.support.process import get, ready, running, until
+from tools.stack import free_port
 
 IMAGES = [encoded(picture) for picture in pictures(4)]
 
@@ -104,6 +105,17 @@ def test_sigterm_answers_what_was_accepted(settings: Callable[..., Settings]) ->
             thread.join(120)
         assert statuses == [200] * 3
         until(lambda: server.service.phase == "stopped")
+
+
+@pytest.mark.parametrize("host", ["", "0.0.0.0", "127.0.0.1", "localhost"])
+def test_only_an_address_that_is_taken_is_a_reason_not_to_serve(settings: Callable[..., Settings], host: str) -> None:
+    chosen = settings(host=host, port=free_port())
+    assert unheard(chosen) is None
+    assert unheard(chosen) is None, "to try it is not to keep it"
+    with socket.create_server(("0.0.0.0", chosen.port)):
+        assert unheard(chosen) == (
+            f"{host}:{chosen.port}: Address already in use; set FULLRANK_PORT, or end who listens there"
+        )
 
 
 def test_an_encoder_that_cannot_be_trusted_ends_serving_with_the_reason(
