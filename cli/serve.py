@@ -1,5 +1,8 @@
 """fullrank serve."""
 
+import difflib
+from collections.abc import Iterable
+
 import typer
 
 from cli.common import fail, unusable
@@ -13,6 +16,7 @@ def serve(context: typer.Context) -> None:
     from service.http.app import serve as run_service
     from service.settings import NONE, Settings
 
+    _refuse_unknown(context.args, Settings.model_fields)
     try:
         settings = CliApp.run(Settings, context.args)
     except ValidationError as error:
@@ -23,6 +27,17 @@ def serve(context: typer.Context) -> None:
         run_service(settings)
     except RuntimeError as error:
         fail(error)
+
+
+def _refuse_unknown(arguments: Iterable[str], settings: Iterable[str]) -> None:
+    """End the command at an option that does not exist. argparse prints sixty lines of usage before it says so."""
+    options = {f"--{name.replace('_', '-')}" for name in settings}
+    known = {"--help"} | options | {f"--no-{option[2:]}" for option in options}
+    for option in (it.partition("=")[0] for it in arguments if it.startswith("--")):
+        if option not in known:
+            near = difflib.get_close_matches(option.replace("_", "-"), sorted(options), 1, 0.5)
+            hint = f"did you mean {near[0]}?" if near else "`fullrank serve --help` lists them"
+            fail(f"{option} is no option of fullrank serve; {hint}", 2)
 
 
 def _words(setting: str, message: str) -> str:
