@@ -139,7 +139,8 @@ def usable_output(path: Path, option: str) -> None:
         fail(f"{option}: {path} is a folder; name a file", 2)
     if not path.absolute().parent.is_dir():
         fail(f"{option}: {path.absolute().parent} is not a folder; make it first", 2)
-    _writable(path.absolute().parent, option)
+    if path.is_file() or not path.exists():  # else a device, such as /dev/stdout
+        _writable(path.absolute().parent, option)
 
 
 def write(path: Path, content: bytes, option: str) -> None:

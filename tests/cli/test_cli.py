@@ -127,6 +127,7 @@ def test_a_folder_that_is_read_only_is_named_before_any_work(tmp_path: Path) -> 
     closed.mkdir(mode=0o500)
     if os.access(closed, os.W_OK):
         pytest.skip("root may write anywhere")
+    assert run("check", "nowhere", "--junit", "/dev/null").exit_code == 1  # a device in a folder of root's
     said = f"--out: {closed} is read-only here; name another place"
     for arguments in (
         ("train", "fashion-byol", "--data", "nowhere", "--out", closed / "run"),
