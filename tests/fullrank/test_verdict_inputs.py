@@ -19,6 +19,16 @@ def known(world, reference):
     return calibrated(reference, rows, inputs=inputs_of(rows), windows=6, blocks=60)
 
 
+def seen(world, known, rows, inputs, canary):
+    """What a monitor says of rows and their inputs, beside a canary that is "intact", "turned" or "none"."""
+    with SpectrumMonitor(D, known, (300.0,), clock=lambda: 0.0) as monitor:
+        monitor.observe(rows, inputs=inputs)
+        if canary != "none":
+            monitor.record_canary(world.rows(48, 3 if canary == "intact" else 77))
+        assert monitor.flush(120)
+        return monitor.snapshot()
+
+
 @pytest.mark.parametrize(
     ("inputs", "canary", "state"),
     [
@@ -33,12 +43,7 @@ def test_few_directions_are_the_traffics_where_inputs_differ_and_the_canary_is_i
 ):
     rows, usual = project(world.rows(3000, 24), 8, seed=8), inputs_of(world.rows(3000, 24))
     far = usual + 0.5 * usual.std(0)
-    with SpectrumMonitor(D, known, (300.0,), clock=lambda: 0.0) as monitor:
-        monitor.observe(rows, inputs=usual if inputs == "usual" else far)
-        if canary != "none":
-            monitor.record_canary(world.rows(48, 3 if canary == "intact" else 77))
-        assert monitor.flush(120)
-        snapshot = monitor.snapshot()
+    snapshot = seen(world, known, rows, usual if inputs == "usual" else far, canary)
     usually = known.calibration.range("input_distance", 3000)
     assert (usually.high < snapshot.inputs.distance < usually.narrow_high) is (inputs == "differ")
     assert snapshot.verdict.state == state
@@ -62,12 +67,7 @@ def test_rows_near_one_another_are_the_traffics_only_while_some_variance_is_left
     rows, usual = world.rows(3000, 24), inputs_of(world.rows(3000, 24))
     near = rows / rows.norm(dim=1, keepdim=True) + alike * known.mean.float()
     far = usual + 0.5 * usual.std(0)
-    with SpectrumMonitor(D, known, (300.0,), clock=lambda: 0.0) as monitor:
-        monitor.observe(near, inputs=usual if inputs == "usual" else far)
-        if canary != "none":
-            monitor.record_canary(world.rows(48, 3 if canary == "intact" else 77))
-        assert monitor.flush(120)
-        snapshot = monitor.snapshot()
+    snapshot = seen(world, known, near, usual if inputs == "usual" else far, canary)
     share = snapshot.windows[300.0].total_variance / known.total_variance
     assert (share < 0.1, share > 0.03) == (True, alike == 4)
     assert snapshot.verdict.state == state, snapshot.verdict
