@@ -119,7 +119,7 @@ def _watched(encoder: Encoder, monitor: SpectrumMonitor, compared_with: str, gro
         monitor.windows,
         monitor.blocks(groups),
         snapshot.verdict.state,
-        snapshot.verdict.reason,
+        snapshot.reason,
         monitor.counters.seen,
         monitor.reference is not None,
         snapshot.canary,

@@ -87,6 +87,13 @@ class Snapshot:
         return f"{rows} not counted yet: a block closes when it is full or after {min(self.windows) / GROUPS:g} s"
 
     @property
+    def reason(self) -> str:
+        """The verdict's reason. Who sent the first images and reads "0 rows" would take it that they went astray: where
+        rows are too few, it says how many are not counted yet."""
+        waits = self.verdict.state == "insufficient_data" and self.waiting
+        return f"{self.verdict.reason}; {self.uncounted}" if waits else self.verdict.reason
+
+    @property
     def waits_for(self) -> str:
         """In words, what has to come before these figures are complete; empty where they are."""
         seconds, window = min(self.windows.items())
@@ -135,7 +142,7 @@ class Snapshot:
         value = {
             "timestamp": self.timestamp,
             "dimension": self.dimension,
-            "verdict": asdict(self.verdict),
+            "verdict": {"state": self.verdict.state, "reason": self.reason},
             "window_verdicts": {f"{seconds:g}": asdict(it) for seconds, it in self.window_verdicts.items()},
             "windows": windows,
             "thresholds": self.thresholds,

@@ -129,13 +129,10 @@ def _models(service: Service) -> list[dict[str, Any]]:
         models[served.name, False] = entry | {"state": None, "reason": "the monitor is off", "rows": 0}
     for model, revision, monitor in service.monitors():
         snapshot = monitor.snapshot()
-        verdict, window = snapshot.verdict, snapshot.windows[min(snapshot.windows)]
+        window = snapshot.windows[min(snapshot.windows)]
         entry = {"model": model, "revision": revision, "observed": revision == REVISION, "watched": True}
         entry |= {"gone": False}
-        # Who sent the first images and reads "0 rows" would take it that they went astray.
-        waits = verdict.state == "insufficient_data" and snapshot.waiting
-        reason = f"{verdict.reason}; {snapshot.uncounted}" if waits else verdict.reason
-        entry |= {"state": verdict.state, "reason": reason, "rows": window.rows}
+        entry |= {"state": snapshot.verdict.state, "reason": snapshot.reason, "rows": window.rows}
         models[model, revision == REVISION] = entry
     for track in service.history.models():
         if (track.model, track.observed) not in models:

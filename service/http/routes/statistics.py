@@ -73,8 +73,9 @@ async def moments(request: Request, window: Window = None, model: Model = None, 
             422, "invalid_field", f"window {seconds:g} is not kept; choose one of {known} (s)", field="window"
         )
     metadata = {"model": identity["model"], "revision": identity["revision"], "window": f"{seconds:g}"}
-    verdict = monitor.snapshot().verdict
-    metadata |= {"verdict": verdict.state, "reason": verdict.reason, "seen": str(sum(monitor.counters.rows.values()))}
+    snapshot = monitor.snapshot()
+    metadata |= {"verdict": snapshot.verdict.state, "reason": snapshot.reason}
+    metadata |= {"seen": str(sum(monitor.counters.rows.values()))}
     body = await asyncio.to_thread(lambda: save(monitor.moments(seconds).tensors(packed=packed), metadata))
     return Response(body, media_type="application/octet-stream")
 
