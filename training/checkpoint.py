@@ -36,6 +36,11 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     return described
 
 
+def how(settings: Mapping[str, Any], precision: Precision) -> dict[str, Any]:
+    """What a card says of a run beside its recipe: the command that began it, and its number format."""
+    return {"command": settings.get("command", ""), "precision": precision}
+
+
 def recipe_of(described: dict[str, Any]) -> Recipe:
     """The inverse of `describe`. Fields that an older version did not know get their defaults."""
     return TypeAdapter(Recipe).validate_python(described)

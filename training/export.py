@@ -98,7 +98,6 @@ def finish(
     test: Images | None,
     twins: Sequence[Twin],
     folder: Path,
-    command: str = "",
     limit: int | None = None,
     progress: Progress = silent,
 ) -> Artifact:
@@ -107,7 +106,7 @@ def finish(
     Without a test set they are measured on the held-out images.
     """
     split = trainer.split
-    artifact = trainer.artifact(command)
+    artifact = trainer.artifact()
     asked = test if test is not None else split.held_out
     bank = split.known() if limit is None else split.labelled
     embedder = Embedder(artifact, trainer.device)

@@ -58,7 +58,7 @@ class Run:
 
     def settings(self) -> dict[str, Any]:
         """The settings that a resumed run uses unless others are given, as JSON-ready values."""
-        kept = "limit device threads workers compile checkpoint_minutes keep"
+        kept = "command limit device threads workers compile checkpoint_minutes keep"
         kept += " guard guard_share tensorboard metrics_port trackers plugins"
         data = None if self.data is None else str(self.data.absolute())
         return {"data": data} | {name: getattr(self, name) for name in kept.split()}
@@ -85,6 +85,8 @@ def train(recipe: Recipe, run: Run, console: Console | None = None) -> Artifact:
     init = load(run.init) if run.init else None
     trainer = Trainer(recipe, split, device, init, run.workers, run.compile, run.precision)
     trainer.settings = run.settings()
+    if first:
+        export.servable(trainer.artifact())  # a backbone that cannot be served is refused now, not after its epochs
     twins = guard.twins(trainer) if first else []
     judge = Guard([twin.geometry for twin in twins], trainer.trivial_loss(), run.guard_share)
     records = claim(trainer, run)
@@ -104,7 +106,7 @@ def train(recipe: Recipe, run: Run, console: Console | None = None) -> Artifact:
         def after_step() -> None:
             nonlocal saved
             each = 2 * recipe.batch_size
-            bar.advance(extra=f"loss {trainer.last_loss:.4f}  {each * bar.rate():,.0f} views/s")
+            bar.advance(extra=watch.now(trainer.numbers(), each * bar.rate()))
             if not first:  # the other processes go on, so that the first one can end its step
                 return
             watchers.step(trainer.step, trainer.numbers())
@@ -141,9 +143,9 @@ def train(recipe: Recipe, run: Run, console: Console | None = None) -> Artifact:
                     raise TrainingError(f"{warning}. The guard stopped the run; its checkpoint is intact")
     distributed.shutdown()
     if not first:
-        return trainer.artifact(run.command)
+        return trainer.artifact()
     with stages(console) as stage:
-        artifact = export.finish(trainer, test, twins, run.out / "encoder", run.command, run.limit, stage)
+        artifact = export.finish(trainer, test, twins, run.out / "encoder", run.limit, stage)
     console.print(f"{run.out / 'encoder'}: {json.dumps(artifact.card.quality)}", soft_wrap=True, markup=False)
     if "collapsed" in artifact.card.quality:
         console.print(artifact.card.quality["collapsed"], style="bold red", soft_wrap=True, markup=False)

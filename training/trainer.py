@@ -243,8 +243,8 @@ class Trainer:
             self.last_loss = value
         self.unread.clear()
 
-    def artifact(self, command: str = "") -> Artifact:
-        """The present encoder as an artifact without a reference. `command` is the command that trained it."""
+    def artifact(self) -> Artifact:
+        """The present encoder as an artifact without a reference. Its card names the command that began the run."""
         architecture = self.recipe.architecture
         own = isinstance(architecture, OwnArchitecture)
         card = EncoderCard(
@@ -253,7 +253,7 @@ class Trainer:
             graph="encoder.onnx" if own else None,
             preprocessing=self.preprocessing,
             dimension=self.method.encoder.dimension,
-            training=checkpoint.describe(self.recipe) | {"command": command, "precision": self.precision},
+            training=checkpoint.describe(self.recipe) | checkpoint.how(self.settings, self.precision),
         )
         return Artifact(card, self.method.encoder)
 

@@ -47,6 +47,11 @@ def line(record: Record) -> str:
     )
 
 
+def now(values: Mapping[str, float], views_per_second: float) -> str:
+    """What stands beside the bar after a step."""
+    return f"loss {values['loss']:.4f}  rate {values['learning_rate']:.3g}  {views_per_second:,.0f} views/s"
+
+
 class Watchers(Watcher):
     """All watchers of a run. A failing one does not end the run: it is named once, and rests until the epoch's end."""
 
@@ -128,7 +133,10 @@ class Tracker(Watcher):
         self.log(step, {f"step/{name}": value for name, value in values.items()})
 
     def __call__(self, record: Record) -> None:
-        self.log(int(record["step"]), scalars(record))
+        values = scalars(record)
+        # No number is called `step`: trackio reserves the name, and MLflow's files have a folder of it for step/loss.
+        step = values.pop("step")
+        self.log(int(step), values)
 
 
 def scalars(record: Record) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 import shutil
 import sys
 from dataclasses import replace
@@ -24,6 +25,7 @@ from training.data import SAMPLE, DataError, Split, read_fashion_mnist
 from training.loop import Run, train
 from training.progress import shown
 from training.recipes import recipe
+from training.saved import artifact_of
 from training.trainer import Trainer
 
 TRACKER = """
@@ -145,8 +147,10 @@ def test_resume_needs_no_other_flag(elsewhere: Path, tmp_path: Path, monkeypatch
         return step(trainer, views)
 
     monkeypatch.setattr(Trainer, "train_step", stopped)
-    begun = ("train", "fashion-directclr", "--data", SAMPLE, "--out", "run", "--checkpoint-minutes", 0, *FLAGS)
-    stop = fullrank(*begun, "--tracker", "failing_tracker_for_a_test:start")
+    begun = ["train", "fashion-directclr", "--data", str(SAMPLE), "--out", "run", "--checkpoint-minutes", "0", *FLAGS]
+    begun += ["--tracker", "failing_tracker_for_a_test:start"]
+    monkeypatch.setattr(sys, "argv", ["fullrank", *begun])
+    stop = fullrank(*begun)
     assert stop.exit_code == 130
     said = "the tracker failing_tracker_for_a_test:start failed: ConnectionError: the server is gone"
     assert stop.stderr.count(said) == 1
@@ -161,11 +165,17 @@ def test_resume_needs_no_other_flag(elsewhere: Path, tmp_path: Path, monkeypatch
         "is a run of fashion-directclr, not of fashion-byol"
         in fullrank("train", "fashion-byol", "--resume", "--out", "run").stderr
     )
+    monkeypatch.setattr(sys, "argv", ["fullrank", "train", "--resume", "--out", "run"])
     done = fullrank("train", "--resume", "--out", "run")
     assert done.exit_code == 0, done.output
     assert "resumed at step 10" in done.stderr
     assert Path("steps").read_text().splitlines()[5].startswith("11 ")
     assert load(Path("run/encoder")).card.revision == load(elsewhere / "run" / "encoder").card.revision
+    made = [load(Path("run", path)) for path in ("encoder", "encoders/epoch-0002")] + [
+        artifact_of(Path("run/checkpoint.pt"))
+    ]
+    for artifact in made:
+        assert artifact.card.training["command"] == shlex.join(["fullrank", *begun]), "what would make it again"
 
 
 def test_what_a_run_will_need_is_opened_before_its_first_step(tmp_path: Path) -> None:

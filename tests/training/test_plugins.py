@@ -3,7 +3,6 @@
 import json
 import sys
 from collections.abc import Iterator
-from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +63,11 @@ class Tiny(Encoder):
         return torch.flatten(F.adaptive_avg_pool2d(self.layers(x), 1), 1)
 
 
+class Sums(Tiny):
+    def forward(self, x):
+        return super().forward(x).cumsum(1)
+
+
 def read(folder, split):
     generator = torch.Generator().manual_seed(len(split))
     labels = torch.arange(900) % 3
@@ -74,6 +78,7 @@ def read(folder, split):
 def register():
     register_method("hinge", Hinge)
     register_backbone("tiny", lambda size, channels: Tiny(channels))
+    register_backbone("sums", lambda size, channels: Sums(channels))
     register_data("noise", Source(read, Path("."), 16, 1, (0.4,), (0.2,), "CC0-1.0", redistributable=True))
 """
 
@@ -93,7 +98,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     sys.modules.pop("their_plugin", None)
     METHODS.pop("hinge", None)
     SOURCES.pop("noise", None)
-    BACKBONES.pop("tiny", None)
+    BACKBONES.clear()
 
 
 def test_own_method_backbone_and_data_train_into_an_encoder_that_needs_no_plugin(elsewhere: Path) -> None:
@@ -146,6 +151,15 @@ def test_what_is_not_there_is_named(elsewhere: Path, flags: tuple[str, ...], mes
     assert message in result.stderr
 
 
+def test_a_backbone_that_cannot_be_served_is_refused_before_the_first_step(elsewhere: Path) -> None:
+    """Without encoders of the epochs it would be found out after the last one."""
+    flags = ("--plugin", "their_plugin:register", "--dataset", "noise", "--backbone", "sums", "--batch-size", "64")
+    refused = fullrank("train", "fashion-simclr", *flags, "--keep", "0", "--out", "run")
+    assert refused.exit_code == 1
+    assert "the backbone has no ONNX graph, and cannot be served without its plugin: " in refused.stderr
+    assert not Path("run").exists()
+
+
 def test_a_method_without_options_is_refused() -> None:
     class Bare(METHODS["simclr"]):  # type: ignore[misc]
         def __init__(self, encoder: object) -> None:
@@ -156,8 +170,12 @@ def test_a_method_without_options_is_refused() -> None:
 
 
 def test_installed_plugins_are_entry_points(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = EntryPoint("theirs", "their_plugin:register", plugins.GROUP)
-    monkeypatch.setattr(plugins, "entry_points", lambda group: [entry] if group == plugins.GROUP else [])
+    """A distribution as pip leaves it: a folder of metadata beside the module."""
+    metadata = elsewhere / "theirs-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[fullrank.plugins]\ntheirs = their_plugin:register\n")
+    monkeypatch.syspath_prepend(elsewhere)
     plugins.load_installed()
     assert "hinge" in METHODS
     assert "noise" in SOURCES

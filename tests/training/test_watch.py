@@ -47,6 +47,10 @@ def test_an_epochs_line_has_what_matters() -> None:
         assert words in line
 
 
+def test_the_bar_has_loss_and_rate() -> None:
+    assert watch.now({"loss": 2.5, "learning_rate": 0.05}, 1234.5) == "loss 2.5000  rate 0.05  1,234 views/s"
+
+
 def test_prometheus_serves_the_agreed_names(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: it may listen while this binds
@@ -103,6 +107,9 @@ def test_a_tracker_is_given_every_number_at_its_step() -> None:
     assert seen[1][0] == 10
     assert seen[1][1]["representation/effective_rank"] == 10.0
     assert "predictor_alignment" not in seen[1][1]
+    names = {name for _, values in seen for name in values}
+    folders = {name.rpartition("/")[0] for name in names}
+    assert not names & (folders | {"step"}), "no name is another's folder, which MLflow's files cannot store"
 
 
 class Failing(watch.Watcher):
