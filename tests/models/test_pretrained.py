@@ -1,21 +1,28 @@
 """The encoders we ship are what we say they are, on the sample that lies beside them."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
 import models
 from benchmarks.encoders import table
+from cli import app
 from models.artifact import Artifact, load
 from models.embedder import Embedder, normalize
 from models.references import SYNTHETIC, synthetic_canary
 from service import settings
 from tools import demo
+from training.checkpoint import TrainingError, describe
 from training.data import SAMPLE, ImageSet, read_fashion_mnist
 from training.evaluate import Spectrum, evaluate_pixels, knn_accuracy
+from training.loop import Run
+from training.recipes import Recipe
 
 PRETRAINED = Path(models.__file__).parent / "pretrained"
 DEFAULT = settings.DEFAULT.name
@@ -98,6 +105,27 @@ def test_the_colour_encoder_is_whole_and_ships_none_of_its_data(name: str) -> No
     assert artifact.reference is not None
     assert artifact.reference.participation_ratio > 5
     assert sum(path.stat().st_size for path in (PRETRAINED / name).iterdir()) < 15e6
+
+
+@pytest.mark.parametrize("name", [*HEALTHY, *COLOUR])
+def test_the_page_s_command_still_asks_for_what_the_card_says_was_run(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every field of the recipe that `fullrank train` would run today, up to its first step."""
+    page = (Path(__file__).parents[2] / "docs" / "measured" / "encoders.md").read_text()
+    (command,) = re.findall(rf"^\| `{name}` \| .* \| `fullrank (train .*)` \|$", page, re.MULTILINE)
+    asked: list[Recipe] = []
+
+    def ask(recipe: Recipe, run: Run) -> None:
+        asked.append(recipe)
+        raise TrainingError("asked")
+
+    monkeypatch.setattr("training.loop.train", ask)
+    # On a CPU: the card's machine had a GPU, and this one need not.
+    CliRunner().invoke(app, [*shlex.split(command.replace(" --device cuda", "")), "--out", str(tmp_path / "run")])
+    expected = describe(asked[0])
+    said = load(PRETRAINED / name).card.training
+    assert {key: said.get(key) for key in expected} == expected
 
 
 def test_the_page_s_figures_are_of_the_encoders_that_are_shipped() -> None:

@@ -238,11 +238,12 @@ def test_compiled_and_plain_forward_agree() -> None:
     assert losses[0] == pytest.approx(losses[1], rel=2e-2)  # bfloat16 rounds in other places
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "constant"])
-def test_the_learning_rate_follows_the_recipe(schedule: str) -> None:
+@pytest.mark.parametrize(("schedule", "end"), [("cosine", 0.0), ("cosine", 0.5), ("constant", 1.0)])
+def test_the_learning_rate_follows_the_recipe(schedule: str, end: float) -> None:
     images = read_fashion_mnist(SAMPLE, "train").take(slice(0, 300))
-    settings = small(batch_size=32, epochs=4, schedule=schedule, warmup=0.25, learning_rate=0.1, clip=1.0)
-    trainer = Trainer(settings, Split.of(images, 128, seed=0))
+    settings = {"schedule": schedule, "final_lr": end if schedule == "cosine" else 0.0, "learning_rate": 0.1}
+    recipe = small(batch_size=32, epochs=4, warmup=0.25, clip=1.0, **settings)
+    trainer = Trainer(recipe, Split.of(images, 128, seed=0))
     rates = [trainer.train_epoch()["learning_rate"] for _ in range(4)]
     assert rates[0] == pytest.approx(0.1)
-    assert rates[3] == pytest.approx(0.1 if schedule == "constant" else 0.0, abs=0.005)
+    assert rates[3] == pytest.approx(0.1 * end, abs=0.005)

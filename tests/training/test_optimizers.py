@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch import nn
 
 from tests.support.training import TINY
 from training.methods import METHODS, build
@@ -85,6 +86,43 @@ def test_every_parameter_is_in_one_group_and_biases_are_neither_decayed_nor_adap
                 assert group["adapt"] == (p.ndim > 1)
                 assert group["weight_decay"] == (chosen.weight_decay if p.ndim > 1 else 0)
                 assert group["lr_scale"] == (1 if p.ndim > 1 else chosen.bias_lr_scale)
+
+
+def test_a_projector_of_scales_is_a_weight_to_lars_and_no_bias() -> None:
+    chosen = recipe("cifar10-simclr")
+    method = build("simclr", TINY.build(), {"projector": "diagonal"})
+    (scale,) = method.projector.parameters()
+    (group,) = (it for it in optimizer(method, chosen).param_groups if any(p is scale for p in it["params"]))
+    assert (group["adapt"], group["weight_decay"], group["lr_scale"]) == (True, chosen.weight_decay, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "per_256", "batch", "end"),
+    [
+        ("cifar10-simclr", 1.0, 512, 0.0),  # Chen et al. 2020, B.9
+        ("cifar100-simclr", 1.0, 512, 0.0),
+        ("stl10-simclr", 1.0, 512, 0.0),
+        ("cifar10-directclr", 1.0, 512, 0.0),
+        ("stl10-directclr", 1.0, 512, 0.0),
+        ("cifar10-simsiam", 0.03, 512, 0.0),  # Chen & He 2021, D
+        ("imagenet-simsiam", 0.05, 512, 0.0),
+        ("imagenet-byol", 0.45, 4096, 0.0),  # the released preset of 100 epochs
+        ("imagenet-barlow-twins", 0.2, 2048, 0.001),  # facebookresearch/barlowtwins, main.py
+        ("imagenet-vicreg", 0.2, 2048, 0.001),  # facebookresearch/vicreg, main_vicreg.py
+    ],
+)
+def test_a_rate_is_published_for_256_images_and_scaled_linearly(
+    name: str, per_256: float, batch: int, end: float
+) -> None:
+    chosen = recipe(name)
+    assert (chosen.batch_size, chosen.final_lr) == (batch, end)
+    assert chosen.learning_rate == pytest.approx(per_256 * batch / 256)
+
+
+@pytest.mark.parametrize("name", ["cifar10-simclr", "cifar100-simclr", "stl10-simclr", "imagenet-simclr"])
+def test_simclrs_head_ends_in_batch_norm_as_in_its_release(name: str) -> None:
+    options = recipe(name).options | {"hidden": 8, "projection": 8}
+    assert isinstance(build("simclr", TINY.build(), options).projector[-1], nn.BatchNorm1d)
 
 
 def test_only_simsiams_predictor_keeps_its_rate() -> None:

@@ -42,7 +42,7 @@ class Options:
     hidden: int | None = None
     """None: the representation's dimension."""
     final_norm: bool = False
-    """End the projector in a BatchNorm without scale and shift, as Google's code does."""
+    """End the projector in a BatchNorm, as Google's code does. Ours has no scale and shift; theirs learns a scale."""
     rank: int | None = None
     """Rank of the low-rank projector; None is DirectCLR's share, 360 of 2048."""
     temperature: float = 0.5
