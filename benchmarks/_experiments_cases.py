@@ -59,7 +59,11 @@ LINEAR = (
     _linear("DirectPred, as released, epsilon 0.1", variant="released", epsilon=0.1),
     _linear("DirectPred, optimal predictor", variant="optimal"),
     _linear("DirectCopy", "directcopy"),
+    _linear("DirectPred, predictor trained", frequency=1_000_000_000),
 )
+"""The last is BYOL's linear predictor in DirectPred's network and with its views, which in the first are BYOL's: less
+saturation, and a projector whose BatchNorm has a scale and a shift."""
+TWO_LAYERS = {"momentum": 0.99, "constant_momentum": True}
 TIAN = {"batch_size": 128, "learning_rate": 0.06, "weight_decay": 2e-4, "schedule": "constant", "warmup": 0.0}
 SIMCLR_ON_CIFAR: dict[str, Any] = {"augmentation": SIMCLR_CIFAR, "batch_size": 128, "learning_rate": 0.3}
 PROJECTORS = tuple(
@@ -94,7 +98,7 @@ FEW_LABELS = (
 
 EXPERIMENTS: dict[str, Experiment] = {
     "A": Experiment(
-        "SimCLR's z loses dimensions as it trains, and more of them with more weight decay (Jing et al., figure 2)",
+        "SimCLR's z loses dimensions as it trains (Jing et al., figure 2), and more of them with more weight decay",
         "fashion",
         4096,
         16,
@@ -148,9 +152,13 @@ EXPERIMENTS: dict[str, Experiment] = {
         None,
         16,
         30,
-        (Case("BYOL, two layers", "byol", {"momentum": 0.99, "constant_momentum": True}), *LINEAR),
-        8,
-        1.2,
+        (
+            Case("BYOL, two layers", "byol", TWO_LAYERS),
+            *LINEAR,
+            Case("BYOL, two layers, DirectPred's views", "byol", TWO_LAYERS, {"augmentation": SIMCLR_CIFAR}),
+        ),
+        10,
+        1.5,
         2,
         settings=TIAN,
     ),

@@ -16,7 +16,15 @@ def table(letter: str, records: Sequence[Record]) -> list[str]:
     scores = {"knn": "kNN %", "linear": "linear %"} | (shares if EXPERIMENTS[letter].few_labels else {})
     mine = [r for r in records if r["experiment"] == letter and "error" not in r]
     aligned = ["alignment"] if any(r["epochs"][-1]["alignment"] is not None for r in mine) else []
-    heads = [*scores.values(), "variance of h", "dead of h", "dead of z", "dead of z by epoch", *aligned, "seeds"]
+    heads = [
+        *scores.values(),
+        "variance of h",
+        "dead of h",
+        "dead of z",
+        "dead of z by epoch, first seed",
+        *aligned,
+        "seeds",
+    ]
     lines = ["", f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     # Pixels and twins are the same beside every case of a seed, but for z, which is that of the first case's projector.
     once = {r["seed"]: r for r in reversed(mine)}.values()

@@ -20,6 +20,7 @@ from benchmarks._methods_claims import (
 )
 from benchmarks._methods_configurations import SCALES, TWINS, Scale, configurations
 from benchmarks._page import mean_and_error
+from benchmarks.encoders import PIXELS
 
 
 def batch_table(scale: Scale, records: Sequence[Record]) -> str:
@@ -87,14 +88,19 @@ def page(scale_name: str, records: Sequence[Record]) -> str:
     facts = ", ".join(
         f"{key.replace('_', ' ')} {value}" for key, value in asdict(scale).items() if key != "batch_sizes"
     )
-    precisions = Counter(record.get("precision", "not recorded") for record in records)
+    trained = [record for record in records if record["name"] != PIXELS[1]]
+    precisions = Counter(record.get("precision", "not recorded") for record in trained)
     told = ", ".join(f"{name} {count}" for name, count in sorted(precisions.items()))
-    lines = [f"Scale `{scale_name}`: {facts}; runs: {len(records)}; precision of the runs: {told}.", ""]
+    lines = [f"Scale `{scale_name}`: {facts}; runs: {len(trained)}; precision of the runs: {told}.", ""]
     lines.append(
         "| method | kNN % | linear % | rank of h | rank of z | of | dead of h | dead of z | variance of z | alignment"
         " | seconds | seeds |"
     )
     lines.append("|---" * 12 + "|")
+    lines += [
+        f"| {PIXELS[1]} | {100 * it['knn']:.1f} | {100 * it['linear']:.1f} |" + " |" * 9
+        for it in of(records, PIXELS[1])
+    ]
     lines += [row(name, of(records, name)) for name in TWINS.values() if of(records, name)]
     for configuration in configurations(scale):
         mine = of(records, configuration.name)

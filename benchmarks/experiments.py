@@ -4,6 +4,7 @@
     python -m benchmarks.experiments A [--seeds 3] [--device cuda] [--data DIR] [--minutes 20]
     python -m benchmarks.experiments --write docs/measured/methods.md
     python -m benchmarks.experiments E --log RUN.jsonl    # what `fullrank lab eigenspace-alignment --run` reads
+    python -m benchmarks.experiments I --pixels           # measure pixels again for the runs that are there
 
 Every run appends a line to benchmarks/experiments.jsonl, and what is there is not run again. A dimension is dead when
 its eigenvalue of the covariance of L2-normalised rows lies under 1e-5 (z) or 1e-4 (h) of the largest.
@@ -21,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks._experiments_cases import EXPERIMENTS, Case, recipe_of
+from benchmarks._experiments_cases import EXPERIMENTS, Case, Experiment, recipe_of
+from benchmarks._experiments_claims import claims_table
 from benchmarks._experiments_page import Record, page
 from benchmarks._page import write_between
 from benchmarks.encoders import PIXELS, pixels
@@ -70,18 +72,36 @@ def fine_tuned(artifact: Artifact, known: ImageSet, test: ImageSet, device: str)
     return found
 
 
+def chosen_images(experiment: Experiment, seed: int, data: tuple[ImageSet, ImageSet]) -> tuple[Split, ImageSet]:
+    """The training images, cut in those that train and 512 that are held out, and the test images."""
+    train, test = data
+    whole = experiment.data != "fashion"
+    return Split.of(train.take(slice(experiment.images)), 512, seed), test if whole else test.take(slice(2000))
+
+
+def of_pixels(experiment: Experiment, known: ImageSet, test: ImageSet) -> Record:
+    """What raw pixels read, their mean taken off: the bar that needs no network.
+
+    The probe is the encoders' own where that takes seconds, on Fashion-MNIST, and ridge regression on CIFAR-10. With
+    few labels it is the encoders' too, on the same images that they are fine-tuned on.
+    """
+    bank, queries = pixels(PIXELS[1], known, test)
+    found = accuracies(bank, known, queries, test, "cpu", "lbfgs" if experiment.data == "fashion" else "ridge")
+    for name, share in SHARES.items() if experiment.few_labels else ():
+        rows = few_labels(known.labels, share)
+        found[name] = linear_probe(bank[rows], known.labels[rows], queries, test.labels).top1
+    return found
+
+
 def run(letter: str, case: Case, seed: int, data: tuple[ImageSet, ImageSet], device: str) -> Record:
     """Train one case; its geometry after every epoch, its accuracies at the end, and both untrained twins'."""
     experiment = EXPERIMENTS[letter]
-    train, test = (images.take(slice(n)) for images, n in zip(data, (experiment.images, 2000), strict=True))
-    if experiment.data != "fashion":
-        test = data[1]
+    split, test = chosen_images(experiment, seed, data)
     record: Record = {"experiment": letter, "name": case.name, "seed": seed, "options": case.options}
-    trainer = Trainer(recipe_of(experiment, case, seed), Split.of(train, 512, seed), device)
-    known = trainer.split.fit
+    trainer = Trainer(recipe_of(experiment, case, seed), split, device)
+    known = split.fit
     assert isinstance(known, ImageSet)
-    bank, queries = pixels(PIXELS[1], known, test)
-    record["pixels"] = accuracies(bank, known, queries, test, device, "ridge")
+    record["pixels"] = of_pixels(experiment, known, test)
     for twin in twins(trainer):
         embedder = Embedder(twin.artifact, device)
         bank, h = embedder.embed_arrays(known.images), embedder.embed_arrays(test.images)
@@ -119,6 +139,16 @@ def made_before(letter: str, case: Case, seed: int, done: Sequence[Record]) -> R
     return None
 
 
+def with_pixels(letter: str, done: Sequence[Record], data: tuple[ImageSet, ImageSet]) -> list[Record]:
+    """The records, with pixels measured again beside every run of the experiment."""
+    measured: dict[int, Record] = {}
+    for seed in {record["seed"] for record in done if record["experiment"] == letter}:
+        split, test = chosen_images(EXPERIMENTS[letter], seed, data)
+        assert isinstance(split.fit, ImageSet)
+        measured[seed] = of_pixels(EXPERIMENTS[letter], split.fit, test)
+    return [r | {"pixels": measured[r["seed"]]} if r["experiment"] == letter else r for r in done]
+
+
 def alignment_log(letter: str, done: list[Record]) -> str:
     """A run's log as the lab on alignment reads it, one line an epoch; only the mean over directions is on record."""
     epochs = next(record["epochs"] for record in done if record["experiment"] == letter and "epochs" in record)
@@ -137,11 +167,13 @@ def main() -> None:
     parser.add_argument(
         "--log", type=Path, help="write the alignment by epoch of the experiment's first run, run nothing"
     )
+    parser.add_argument("--pixels", action="store_true", help="measure pixels again beside its runs, train nothing")
     parser.add_argument("--write", type=Path, help="replace the experiments' part of this page, run nothing")
     given = parser.parse_args()
     done = [json.loads(line) for line in given.results.read_text().splitlines()] if given.results.exists() else []
     if given.write:
         write_between(given.write, "<!-- experiments -->", "<!-- end of experiments -->", page(done))
+        write_between(given.write, "<!-- claims -->", "<!-- end of claims -->", claims_table(done))
     if given.experiment is None:
         print(page(done))
         return
@@ -153,6 +185,10 @@ def main() -> None:
         torch.set_num_threads(1)
     experiment, deadline = EXPERIMENTS[given.experiment], time.monotonic() + 60 * given.minutes
     data: Any = load_data(experiment.data, given.data)
+    if given.pixels:
+        again = with_pixels(given.experiment, done, data)
+        given.results.write_text("".join(json.dumps(record) + "\n" for record in again))
+        return
     for seed in range(given.seeds or experiment.seeds):
         for case in experiment.cases:
             key = (given.experiment, case.name, seed)

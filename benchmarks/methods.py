@@ -21,7 +21,8 @@ from benchmarks._methods_claims import Record
 from benchmarks._methods_configurations import SCALES, TWINS, Configuration, Scale, configurations, recipe_of
 from benchmarks._methods_page import page
 from benchmarks._page import write_between
-from benchmarks.experiments import geometry
+from benchmarks.encoders import PIXELS, pixels
+from benchmarks.experiments import accuracies, geometry
 from models.embedder import Embedder
 from training.data import ImageSet, Split, load_data
 from training.evaluate import knn_accuracy
@@ -29,6 +30,13 @@ from training.guard import twins
 from training.loop import Trainer, TrainingError
 from training.memory import keep_freed
 from training.probe import linear_probe
+
+
+def pixel_record(scale: Scale, data: tuple[ImageSet, ImageSet]) -> Record:
+    """What raw pixels read in the very same measurements, without their mean; no seed changes it."""
+    train, test = (images.take(slice(n)) for images, n in zip(data, (scale.images, scale.tests), strict=True))
+    bank, queries = pixels(PIXELS[1], train, test)
+    return {"name": PIXELS[1], "seed": 0} | accuracies(bank, train, queries, test, "cpu")
 
 
 def twin_records(scale: Scale, seed: int, data: tuple[ImageSet, ImageSet], device: str) -> list[Record]:
@@ -110,6 +118,8 @@ def main() -> None:
     table = [it for it in configurations(scale) if given.only in it.name]
     pairs = [(it, seed) for seed in range(given.seeds) for it in table if not it.reason]
     pairs += [(it, 0) for it in table if it.reason]
+    if given.only in PIXELS[1] and not any(record["name"] == PIXELS[1] for record in done):
+        keep({"scale": given.scale, **pixel_record(scale, data)}, given.results, done, console)  # type: ignore[arg-type]
     for configuration, seed in pairs:
         known = {r["name"] for r in done if r["seed"] == seed}
         if given.only in "Untrained" and not known >= set(TWINS.values()):

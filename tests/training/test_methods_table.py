@@ -14,7 +14,8 @@ from benchmarks._experiments_page import table as experiments_table
 from benchmarks._methods_claims import CLAIMS, REASONS, Claim, knn
 from benchmarks._methods_configurations import SCALES, TWINS, configurations, recipe_of
 from benchmarks._methods_page import fallen, page, summary
-from benchmarks.methods import run, twin_records
+from benchmarks.encoders import PIXELS
+from benchmarks.methods import pixel_record, run, twin_records
 from benchmarks.methods_picture import picture
 from training.data import SAMPLE, load_data
 from training.methods import METHODS, build
@@ -29,33 +30,41 @@ def records(a: list[float], b: list[float]) -> list[dict[str, object]]:
 @pytest.mark.parametrize(
     ("a", "b", "verdict"),
     [
-        ([0.8, 0.7], [0.6, 0.5], "75 against 55: seen"),
-        ([0.5, 0.5], [0.6, 0.6], "50 against 60: **not seen**"),
-        ([0.8, 0.5], [0.6, 0.6], "65 against 60: **unclear**, the seeds disagree"),
+        ([0.8, 0.7], [0.6, 0.5], "75 against 55 (20.0 ± 0.0): seen"),
+        ([0.5, 0.5], [0.6, 0.6], "50 against 60 (-10.0 ± 0.0): **not seen**"),
+        ([0.8, 0.5], [0.6, 0.6], "65 against 60 (5.0 ± 15.0): **unclear**, the seeds disagree"),
         ([0.8, 0.8], [], "not measured"),
-        ([0.8], [0.6, 0.99], "80 against 60: seen"),
+        ([0.8], [0.6, 0.99], "80 against 60 (20.0): seen"),
+        ([0.62, 0.72], [0.6, 0.6], "67 against 60 (7.0 ± 5.0): **unclear**, chance alone makes gaps of 10.0"),
+        ([0.63], [0.6], "63 against 60 (3.0): **unclear**, chance alone makes gaps of 3.6"),
+        ([0.63] * 4, [0.6] * 4, "63 against 60 (3.0 ± 0.0): seen"),
     ],
 )
-def test_a_claim_is_seen_only_if_every_seed_shows_it(a: list[float], b: list[float], verdict: str) -> None:
+def test_a_claim_is_seen_only_if_every_seed_shows_it_and_chance_does_not(
+    a: list[float], b: list[float], verdict: str
+) -> None:
     assert CLAIM.verdict(records(a, b)) == verdict
 
 
 def test_an_accuracy_below_the_untrained_twins_counts_for_nothing() -> None:
     twin = [{"name": TWINS["initial"], "seed": s, "knn": x} for s, x in enumerate((0.7, 0.72))]
-    assert CLAIM.verdict([*records([0.8, 0.7], [0.6, 0.5]), *twin]) == "75 against 55: seen"
+    assert CLAIM.verdict([*records([0.8, 0.7], [0.6, 0.5]), *twin]).endswith(": seen")
     said = CLAIM.verdict([*records([0.7, 0.7], [0.6, 0.5]), *twin])
-    assert said == "70 against 55: not counted, both below the untrained twin's 71"
+    assert said.endswith(": not counted, both below the untrained twin's 71")
+    said = replace(CLAIM, tolerance=2).verdict([*records([0.8, 0.8], [0.6, 0.5]), *twin])
+    assert said.endswith(": not counted, the second below the untrained twin's 71")
 
 
-def test_parity_is_of_the_means() -> None:
+def test_parity_is_of_the_means_and_to_be_better_is_no_fault() -> None:
     level = replace(CLAIM, tolerance=2)
     assert level.verdict(records([0.80, 0.82], [0.82, 0.80])).endswith(": seen")
     assert level.verdict(records([0.80, 0.80], [0.85, 0.84])).endswith("**not seen**")
+    assert level.verdict(records([0.85, 0.84], [0.80, 0.80])).endswith(": seen")
 
 
 def test_a_run_that_diverged_counts_for_nothing() -> None:
     broken = {"name": "a", "seed": 1, "error": "the loss is nan"}
-    assert CLAIM.verdict([*records([0.8], [0.6, 0.5]), broken]) == "80 against 60: seen"
+    assert CLAIM.verdict([*records([0.8], [0.6, 0.5]), broken]) == "80 against 60 (20.0): seen"
     assert "| SimCLR | diverged |" in page("small", [{**broken, "name": "SimCLR"}])
     assert "| SimCLR | not run |" in page("small", [])
 
@@ -101,6 +110,9 @@ def test_a_run_measures() -> None:
     both = twin_records(scale, 0, load_data("fashion", SAMPLE), "cpu")  # type: ignore[arg-type]
     assert [each["name"] for each in both] == list(TWINS.values())
     assert 0 <= both[0]["z"]["dead"] <= 128
+    bare = pixel_record(scale, load_data("fashion", SAMPLE))  # type: ignore[arg-type]
+    cells = f"| {100 * bare['knn']:.1f} | {100 * bare['linear']:.1f} |"
+    assert f"| {PIXELS[1]} {cells}" in page("small", [bare, *both, record])
 
 
 def test_dead_dimensions_are_those_far_below_the_largest() -> None:
