@@ -151,14 +151,20 @@ def test_with_few_labels_the_twins_are_fine_tuned_too(monkeypatch: pytest.Monkey
     threads = torch.get_num_threads()
     small = replace(EXPERIMENTS["I"], width=4, images=700, epochs=1)
     monkeypatch.setitem(EXPERIMENTS, "I", small)
+    monkeypatch.setitem(experiments.SHARES, "finetune_one_percent", 0.2)  # enough rows for the probe of pixels
+    monkeypatch.setitem(experiments.SHARES, "finetune_ten_percent", 0.4)
     monkeypatch.setitem(experiments.EPOCHS, "finetune_one_percent", 2)
     monkeypatch.setitem(experiments.EPOCHS, "finetune_ten_percent", 2)
     record = experiments.run("I", small.cases[2], 0, load_data("fashion", SAMPLE), "cpu")  # type: ignore[arg-type]
     torch.set_num_threads(threads)
-    for row in (record, record["untrained_initial"], record["untrained_measured"]):
+    for row in (record, record["pixels"], record["untrained_initial"], record["untrained_measured"]):
         assert 0.05 < row["finetune_one_percent"] <= 1
         assert 0.05 < row["finetune_ten_percent"] <= 1
     assert "| 1 % of labels | 10 % |" in experiments_table("I", [record])[1]
+    without = {"linear": record["pixels"]["linear"] + 0.1, "knn": 0.5}
+    other = record | {"experiment": "C", "pixels": without}
+    again = experiments.with_pixels("I", [record | {"pixels": without}, other], load_data("fashion", SAMPLE))  # type: ignore[arg-type]
+    assert [it["pixels"] for it in again] == [record["pixels"], without]
 
 
 def test_equal_steps_are_equal() -> None:
