@@ -108,23 +108,15 @@ def _lengths(text: str) -> tuple[int, ...]:
 
 def _with_reference(artifact: "Artifact", data: Path, limit: int) -> "tuple[Artifact, list[str]]":
     """Add a reference of the images in `data` and a synthetic canary. Also returns the files that were unreadable."""
-    from rich.progress import Progress
-
     from models.references import SYNTHETIC, ImageFolder, enough, from_images, synthetic_canary
+    from training.progress import stages
 
     preprocessing = artifact.card.preprocessing
     images = ImageFolder.of(data, limit)
     enough(len(images), artifact.card.dimension)
     canary = synthetic_canary(preprocessing)
-    with Progress(console=errors, transient=True) as bar:
-        task = bar.add_task("embedding", total=len(images))
-        done = from_images(
-            artifact,
-            images.pixels(preprocessing),
-            canary,
-            SYNTHETIC,
-            progress=lambda stage, n: bar.update(task, description=stage, advance=n),
-        )
+    with stages(errors, embedding=len(images)) as progress:
+        done = from_images(artifact, images.pixels(preprocessing), canary, SYNTHETIC, progress=progress)
     return done, images.skipped
 
 

@@ -54,13 +54,13 @@ def reference(
         fail(f"{source} is no encoder's folder: give one, or {ROWS}")
     usable_folder(out or encoder, "--out" if out else "SOURCE")
     import torch
-    from rich.progress import Progress
 
     from models import references as room
     from models.artifact import ArtifactError, load, save
     from models.embedder import Embedder
     from models.gate import hold_to_float32
     from training.data import SOURCES, DataError, chunks_of, load_data
+    from training.progress import stages
 
     if data is None and dataset is None:
         fail("--data: give a folder of image files, or --dataset one of " + ", ".join(SOURCES), 2)
@@ -84,15 +84,14 @@ def reference(
         fixed = room.canary_images(None if canary == "synthetic" else Path(canary), preprocessing)
         embedder = Embedder(artifact, device, getattr(torch, dtype), engine=engine)
         hold_to_float32(embedder, artifact, fixed)
-        with Progress(console=errors, transient=True) as bar:
-            task = bar.add_task("embedding", total=count)
+        with stages(errors, embedding=count) as progress:
             done = room.from_images(
                 artifact,
                 pixels,
                 fixed,
                 room.SYNTHETIC if canary == "synthetic" else licence,
                 embedder=embedder,
-                progress=lambda stage, n: bar.update(task, description=stage, advance=n),
+                progress=progress,
             )
         save(done, out or encoder)
     except (ArtifactError, DataError, room.ImagesError, OSError) as error:

@@ -4,11 +4,12 @@ A training run's export, `fullrank import --data` and `fullrank reference` all u
 service would see them, in chunks, and keeps only the encoder's rows.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -33,15 +34,18 @@ CHUNK = 256
 CHUNK_PIXELS = 1 << 22  # of all images in a chunk that is read from files
 SYNTHETIC = "CC0-1.0 (synthetic)"
 
-Progress = Callable[[str, int], None]
-"""Called with what is being done, such as "embedding" or "calibrating", and how many images of it are newly done."""
+
+class Progress(Protocol):
+    """Called with a stage, "embedding" or "calibrating", how much of it is newly done, and of how much, where known."""
+
+    def __call__(self, stage: str, done: int, total: int | None = None, /) -> None: ...
 
 
 class ImagesError(ValueError):
     """Raised if no reference can be made of the images: none, too few or unreadable. The message says what to do."""
 
 
-def silent(stage: str, images: int) -> None:
+def silent(stage: str, done: int, total: int | None = None) -> None:
     """Show no progress."""
 
 
@@ -163,6 +167,13 @@ def _referenced(
     first, second = splits
     dtype = str(embedder.dtype).removeprefix("torch.")
     expected = normalize(embedder.embed(canary))
+    before = 0
+
+    def drawn(done: int, total: int) -> None:
+        nonlocal before
+        progress("calibrating", done - before, total)
+        before = done
+
     with _as_images_error():
         reference = Reference.build(
             first,
@@ -171,7 +182,7 @@ def _referenced(
             dtype=dtype,
             labels=labels,
             inputs=inputs,
-            progress=lambda done, total: progress("calibrating", 0),
+            progress=drawn,
         )
     return replace(artifact, reference=reference, canary=Canary(canary, expected, licence))
 

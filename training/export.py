@@ -110,9 +110,10 @@ def finish(
     asked = test if test is not None else split.held_out
     bank = split.known() if limit is None else split.labelled
     embedder = Embedder(artifact, trainer.device)
-    queries = embed(embedder, asked, lambda n: progress("measuring", n))
     labelled = int(split.labelled.labels.min()) >= 0 and test is not None
-    known = embed(embedder, bank, lambda n: progress("measuring", n)) if labelled else queries
+    total = len(asked) + (len(bank) if labelled else 0)
+    queries = embed(embedder, asked, lambda n: progress("measuring", n, total))
+    known = embed(embedder, bank, lambda n: progress("measuring", n, total)) if labelled else queries
     found = quality(*known, *queries, labelled=labelled) | {
         "projection": Spectrum.of(trainer.project(queries[0])).summary()
     }

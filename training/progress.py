@@ -1,7 +1,7 @@
 """Progress display of a run: a bar on a terminal, plain lines if the output goes to a file."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -50,24 +50,29 @@ def shown(console: Console, title: str, total: int | None, done: int = 0, every:
 
 
 class Stages:
-    """Shows work in stages of unknown length. Call `stages(stage, images)`, as `models.references.Progress` says."""
+    """Shows work in stages. Call `stages(stage, newly_done, total)`, as `models.references.Progress` says."""
 
-    def __init__(self, console: Console, bar: Progress) -> None:
+    def __init__(self, console: Console, bar: Progress, known: Mapping[str, int]) -> None:
         self.console = console
         self.bar = bar
+        self.known = known
         self.tasks: dict[str, int] = {}
 
-    def __call__(self, stage: str, images: int) -> None:
+    def __call__(self, stage: str, done: int, total: int | None = None) -> None:
         if stage not in self.tasks:
-            self.tasks[stage] = int(self.bar.add_task(escape(stage), total=None, extra=""))
+            total = total or self.known.get(stage)
+            self.tasks[stage] = int(self.bar.add_task(escape(stage), total=total, extra=""))
             if not self.console.is_terminal:
                 self.console.print(f"{stage} ...", markup=False, soft_wrap=True)
-        self.bar.update(self.tasks[stage], advance=images)  # type: ignore[arg-type]
+        self.bar.update(self.tasks[stage], advance=done)  # type: ignore[arg-type]
 
 
 @contextmanager
-def stages(console: Console) -> Iterator[Stages]:
-    """Show stages with their counts of images on a terminal, or as plain lines, one at the start of each stage."""
+def stages(console: Console, **known: int) -> Iterator[Stages]:
+    """Show stages with their counts on a terminal, or as plain lines, one at the start of each stage.
+
+    known: how much there is to do, by stage.
+    """
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        yield Stages(console, bar)
+        yield Stages(console, bar, known)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -23,7 +24,7 @@ from training import trainer as training_loop
 from training.checkpoint import StoppedError, TrainingError
 from training.data import SAMPLE, DataError, Split, read_fashion_mnist
 from training.loop import Run, train
-from training.progress import shown
+from training.progress import shown, stages
 from training.recipes import recipe
 from training.saved import artifact_of
 from training.trainer import Trainer
@@ -197,6 +198,17 @@ def test_steps_are_shown_in_plain_lines_where_there_is_no_terminal() -> None:
     with shown(Console(file=quiet), "epoch 1/2", 10) as steps:
         steps.advance()
     assert quiet.getvalue() == ""
+
+
+def test_a_stage_is_shown_with_how_much_there_is_to_do() -> None:
+    out = io.StringIO()
+    with stages(Console(file=out, width=200, force_terminal=True), embedding=40) as stage:
+        stage("embedding", 40)
+        stage("calibrating", 3, 12)
+        stage("calibrating", 4, 12)
+    said = re.sub(r"\x1b\[[0-9;?]*\w", "", out.getvalue())
+    assert re.search(r"embedding .* 40/40", said)
+    assert re.search(r"calibrating .* 7/12", said)
 
 
 def test_step_times_wait_for_an_asynchronous_device(monkeypatch: pytest.MonkeyPatch) -> None:
