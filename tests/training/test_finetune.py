@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from models.artifact import load
 from models.embedder import Embedder
-from training.data import SAMPLE, ImageSet, read_fashion_mnist
+from training.data import SAMPLE, ImageSet, read_fashion_mnist, read_folder
+from training.data.files import read_flat
 from training.finetune import EPOCHS, sgd_table, supervised
 from training.probe import linear_probe
 
@@ -40,3 +42,21 @@ def test_the_table_has_every_protocol_and_other_sizes_are_refused(small_artifact
     assert set(table) == {f"sgd_{name}_top{k}" for name in EPOCHS for k in (1, 5)}
     with pytest.raises(ValueError, match="images of 20 pixels; small takes 28"):
         supervised(artifact, ImageSet(train.images[..., :20, :20], train.labels), test, epochs=1)
+
+
+def test_files_are_fine_tuned_on_as_their_images_in_memory_are(small_artifact: Path, tmp_path: Path) -> None:
+    """PNG loses nothing, and the files are of the encoder's size."""
+    artifact = load(small_artifact)
+    sets = {"train": two_classes("train", 160), "val": two_classes("test", 60)}
+    for split, images in sets.items():
+        for at, (pixels, label) in enumerate(zip(images.images, images.labels.tolist(), strict=True)):
+            folder = tmp_path / split / f"class-{label}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels[0].numpy()).save(folder / f"{at:03}.png")
+    files = {split: read_folder(tmp_path, name) for split, name in (("train", "train"), ("val", "test"))}
+    order = {split: images.labels.argsort(stable=True) for split, images in sets.items()}
+    expected = sgd_table(artifact, *(sets[split].take(order[split]) for split in sets), epochs=1)
+    found = sgd_table(artifact, *files.values(), epochs=1)
+    assert found == {key: value for key, value in expected.items() if "linear" not in key}
+    with pytest.raises(ValueError, match="no labels"):
+        sgd_table(artifact, read_flat(tmp_path, "train"), files["val"], epochs=1)
