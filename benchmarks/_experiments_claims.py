@@ -200,7 +200,7 @@ def flat(letter: str, records: Sequence[Record]) -> list[Record]:
 
 def claims_table(records: Sequence[Record]) -> str:
     """Two tables: what was held against experiments, and what needs a GPU."""
-    lines = ["| claim | source | published | by | here | seeds | |", "|---|---|---|---|---|---|---|"]
+    lines = ["| claim | source | published | by | here | seeds | verdict |", "|---|---|---|---|---|---|---|"]
     for letter, published, claim in NEAR:
         mine = flat(letter, records)
         measured, _, verdict = claim.verdict(mine).partition(": ")
