@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from benchmarks._experiments_page import ended, one_a_seed
 from benchmarks._methods_claims import (
-    UNMEASURED,
     Claim,
     Record,
     alignment,
@@ -186,14 +186,13 @@ FAR = [
 
 def flat(letter: str, records: Sequence[Record]) -> list[Record]:
     """An experiment's records as claims read them: each run after its last and its first epoch, and a seed's twins."""
-    mine = [record for record in records if record["experiment"] == letter and "error" not in record]
+    mine = ended(letter, records)
     ends = [record | record["epochs"][-1] for record in mine]
     starts = [{"name": it["name"] + EARLY, "seed": it["seed"]} | it["epochs"][0] for it in mine]
-    once = {record["seed"]: record for record in reversed(mine)}
     twins = [
-        {"name": name, "seed": seed} | record[f"untrained_{kind}"]
+        {"name": name, "seed": record["seed"]} | record[f"untrained_{kind}"]
         for kind, name in TWINS.items()
-        for seed, record in once.items()
+        for record in one_a_seed(mine)
     ]
     return [*ends, *starts, *twins]
 
@@ -203,9 +202,9 @@ def claims_table(records: Sequence[Record]) -> str:
     lines = ["| claim | source | published | by | here | seeds | verdict |", "|---|---|---|---|---|---|---|"]
     for letter, published, claim in NEAR:
         mine = flat(letter, records)
-        measured, _, verdict = claim.verdict(mine).partition(": ")
-        if measured == UNMEASURED:
-            measured, verdict = "", f"not run: `python -m benchmarks.experiments {letter}`"
+        measured, verdict = claim.read(mine)
+        if not measured:
+            verdict = f"not run: `python -m benchmarks.experiments {letter}`"
         cells = [claim.says, claim.source, published, letter, measured, str(len(claim.seeds(mine)) or ""), verdict]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "| claim | source | published | needs a GPU | hours |", "|---|---|---|---|---|"]

@@ -10,11 +10,22 @@ from benchmarks.encoders import PIXELS
 Record = dict[str, Any]
 
 
+def ended(letter: str, records: Sequence[Record]) -> list[Record]:
+    """The experiment's runs that did not diverge."""
+    return [record for record in records if record["experiment"] == letter and "error" not in record]
+
+
+def one_a_seed(runs: Sequence[Record]) -> list[Record]:
+    """The first run of each seed. Pixels and twins are the same beside every case of a seed, but for z, which is that
+    of the first case's projector."""
+    return list({run["seed"]: run for run in reversed(runs)}.values())
+
+
 def table(letter: str, records: Sequence[Record]) -> list[str]:
     """One experiment's rows: each case after its last epoch, and both untrained twins."""
     shares = {"finetune_one_percent": "1 % of labels", "finetune_ten_percent": "10 %"}
     scores = {"knn": "kNN %", "linear": "linear %"} | (shares if EXPERIMENTS[letter].few_labels else {})
-    mine = [r for r in records if r["experiment"] == letter and "error" not in r]
+    mine = ended(letter, records)
     aligned = ["alignment"] if any(r["epochs"][-1]["alignment"] is not None for r in mine) else []
     heads = [
         *scores.values(),
@@ -26,8 +37,7 @@ def table(letter: str, records: Sequence[Record]) -> list[str]:
         "seeds",
     ]
     lines = ["", f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
-    # Pixels and twins are the same beside every case of a seed, but for z, which is that of the first case's projector.
-    once = {r["seed"]: r for r in reversed(mine)}.values()
+    once = one_a_seed(mine)
     rows = [(f"untrained, {it} statistics", [r[f"untrained_{it}"] for r in once]) for it in ("initial", "measured")]
     for case in EXPERIMENTS[letter].cases:
         rows.append((case.name, [r | r["epochs"][-1] for r in mine if r["name"] == case.name]))

@@ -62,10 +62,15 @@ class Claim:
         return sorted(first.keys() & second.keys())
 
     def verdict(self, records: Sequence[Record]) -> str:
+        said, judged = self.read(records)
+        return f"{said}: {judged}" if said else UNMEASURED
+
+    def read(self, records: Sequence[Record]) -> tuple[str, str]:
+        """Both sides' means and their gap, and what they make of the claim. Empty where no seed has both sides."""
         a, b = self.sides(records)
         seeds = self.seeds(records)
         if not seeds:
-            return UNMEASURED
+            return "", ""
         first, second = (statistics.fmean(values[seed] for seed in seeds) for values in (a, b))
         gaps = [a[seed] - b[seed] for seed in seeds]
         gap = statistics.fmean(gaps)
@@ -76,16 +81,16 @@ class Claim:
         # To be level with what an untrained network beats is no merit; for an order one side above it is enough.
         if bar is not None and (second if self.tolerance is not None else max(first, second)) <= bar:
             which = "both" if max(first, second) <= bar else "the second"
-            return f"{said}: not counted, {which} below the untrained twin's {bar:.3g}"
+            return said, f"not counted, {which} below the untrained twin's {bar:.3g}"
         if self.tolerance is not None:
             seen = gap >= -self.tolerance
         elif min(gaps) <= 0 < max(gaps):
-            return f"{said}: **unclear**, the seeds disagree"
+            return said, "**unclear**, the seeds disagree"
         elif self.metric in ACCURACIES and abs(gap) < chance(gaps):
-            return f"{said}: **unclear**, chance alone makes gaps of {chance(gaps):.1f}"
+            return said, f"**unclear**, chance alone makes gaps of {chance(gaps):.1f}"
         else:
             seen = gap > 0
-        return f"{said}: {'seen' if seen else '**not seen**'}"
+        return said, "seen" if seen else "**not seen**"
 
 
 def chance(gaps: Sequence[float]) -> float:

@@ -25,23 +25,27 @@ from benchmarks.encoders import PIXELS, pixels
 from benchmarks.experiments import accuracies, geometry
 from models.embedder import Embedder
 from training.data import ImageSet, Split, load_data
-from training.evaluate import knn_accuracy
 from training.guard import twins
 from training.loop import Trainer, TrainingError
 from training.memory import keep_freed
-from training.probe import linear_probe
+
+
+def first_images(scale: Scale, data: tuple[ImageSet, ImageSet]) -> tuple[ImageSet, ImageSet]:
+    """The training and the test images that the scale takes."""
+    train, test = data
+    return train.take(slice(scale.images)), test.take(slice(scale.tests))
 
 
 def pixel_record(scale: Scale, data: tuple[ImageSet, ImageSet]) -> Record:
     """What raw pixels read in the very same measurements, without their mean; no seed changes it."""
-    train, test = (images.take(slice(n)) for images, n in zip(data, (scale.images, scale.tests), strict=True))
+    train, test = first_images(scale, data)
     bank, queries = pixels(PIXELS[1], train, test)
     return {"name": PIXELS[1], "seed": 0} | accuracies(bank, train, queries, test, "cpu")
 
 
 def twin_records(scale: Scale, seed: int, data: tuple[ImageSet, ImageSet], device: str) -> list[Record]:
     """What both untrained twins read in the very same measurements: SimCLR's heads, no step taken."""
-    train, test = (images.take(slice(n)) for images, n in zip(data, (scale.images, scale.tests), strict=True))
+    train, test = first_images(scale, data)
     trainer = Trainer(recipe_of(configurations(scale)[0], scale, seed), Split.of(train, 512, seed), device)
     records = []
     for twin in twins(trainer):
@@ -53,11 +57,7 @@ def twin_records(scale: Scale, seed: int, data: tuple[ImageSet, ImageSet], devic
 
 
 def measured(bank: Tensor, train: ImageSet, h: Tensor, z: Tensor, test: ImageSet) -> Record:
-    return {
-        "knn": knn_accuracy(bank, train.labels, h, test.labels),
-        "linear": linear_probe(bank, train.labels, h, test.labels).top1,
-        **geometry(h, z, curves=True),
-    }
+    return accuracies(bank, train, h, test, "cpu") | geometry(h, z, curves=True)
 
 
 def run(configuration: Configuration, scale: Scale, seed: int, data: tuple[ImageSet, ImageSet], device: str) -> Record:
@@ -65,7 +65,7 @@ def run(configuration: Configuration, scale: Scale, seed: int, data: tuple[Image
 
     `seconds` are those of training: the process's own on the CPU, whatever else the machine does, else the wall's.
     """
-    train, test = (images.take(slice(n)) for images, n in zip(data, (scale.images, scale.tests), strict=True))
+    train, test = first_images(scale, data)
     record: Record = {"name": configuration.name, "seed": seed, "options": configuration.options}
     trainer = Trainer(recipe_of(configuration, scale, seed), Split.of(train, 0, seed), device)
     record["precision"] = trainer.precision

@@ -90,9 +90,15 @@ def began_with(path: Path) -> tuple[Recipe, dict[str, Any]]:
     """The recipe of the run that wrote the checkpoint, and the run's settings. Raises TrainingError as `load` does."""
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-        return recipe_of(json.loads(state["recipe"])), json.loads(state.get("run", "{}"))
+        return recipe_of(json.loads(state["recipe"])), settings_of(state)
     except Exception as error:
         raise TrainingError(f"{refused(path, error)}; {AGAIN}") from error
+
+
+def settings_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a checkpoint's run. Old ones have none."""
+    settings: dict[str, Any] = json.loads(state.get("run", "{}"))
+    return settings
 
 
 def precision_of(state: Mapping[str, Any]) -> Precision:

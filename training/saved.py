@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from models.artifact import Artifact, EncoderCard
-from training.checkpoint import TrainingError, describe, how, precision_of, recipe_of, refused
+from training.checkpoint import TrainingError, describe, how, precision_of, recipe_of, refused, settings_of
 from training.data import SOURCES
 from training.plugins import OwnArchitecture, PluginError
 
@@ -24,8 +24,7 @@ def artifact_of(path: Path) -> Artifact:
         encoder = recipe.architecture.build()
         own = {name.removeprefix(PREFIX): it for name, it in state["method"].items() if name.startswith(PREFIX)}
         encoder.load_state_dict(own)
-        run = json.loads(state.get("run", "{}"))
-        progress = {"checkpoint_step": int(state["step"])} | how(run, precision_of(state))
+        progress = {"checkpoint_step": int(state["step"])} | how(settings_of(state), precision_of(state))
     except (OSError, PluginError):
         raise
     except Exception as error:  # on damaged bytes torch may raise any exception
