@@ -3,6 +3,7 @@
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -83,7 +84,9 @@ class Trainer:
         self.forward: Callable[[Tensor], Tensor] = self.method
         if distributed.world_size() > 1:
             cards = [self.device] if self.device.type == "cuda" else None
-            self.forward = DistributedDataParallel(self.method, device_ids=cards, broadcast_buffers=False)
+            with warnings.catch_warnings():  # torch 2.13 has another name for broadcast_buffers, which 2.12 lacks
+                warnings.simplefilter("ignore", FutureWarning)
+                self.forward = DistributedDataParallel(self.method, device_ids=cards, broadcast_buffers=False)
         if compiled:
             self.forward = torch.compile(self.forward)
         self.augmentations = recipe.augmentation, recipe.second or recipe.augmentation

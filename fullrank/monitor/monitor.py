@@ -98,6 +98,10 @@ class SpectrumMonitor:
         """Count rows that the caller left out because it had handed over the same content before."""
         self._worker.count_duplicates(rows)
 
+    def count_unsampled(self, rows: int) -> None:
+        """Count rows that the caller left out at random, so that the monitor sees no more than it should."""
+        self._worker.count_unsampled(rows)
+
     def record_canary(self, embeddings: ArrayLike) -> None:
         """Hand over what the reference's canary images embed to now, (m, d). ValueError for another shape."""
         if self.reference is None or self.reference.canary is None:

@@ -32,13 +32,14 @@ _SINCE = 0.0
 
 @dataclass
 class Counters:
-    """Totals since the start, for `rate()`: they only grow."""
+    """Totals since the start, for `rate()`: they only grow. unsampled: rows that the caller left out of its sample."""
 
     rows: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FATES, 0))
     trace_product: float = 0.0
     frobenius_product: float = 0.0
     band_energy: dict[int, float] = field(default_factory=dict)
     seconds: float = 0.0
+    unsampled: int = 0
 
     @property
     def seen(self) -> int:
@@ -54,6 +55,7 @@ class Counters:
         self.trace_product += more.trace_product
         self.frobenius_product += more.frobenius_product
         self.seconds += more.seconds
+        self.unsampled += more.unsampled
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -95,8 +96,8 @@ class Worker:
     def counters(self) -> Counters:
         """The totals as they are now."""
         with self.wake:
-            c = self._counters
-            return Counters(dict(c.rows), c.trace_product, c.frobenius_product, dict(c.band_energy), c.seconds)
+            totals = self._counters
+            return replace(totals, rows=dict(totals.rows), band_energy=dict(totals.band_energy))
 
     def put(self, batch: Batch) -> None:
         """Hand over rows; those beyond the buffer's room are dropped and counted. Never waits for the statistics."""
@@ -117,6 +118,11 @@ class Worker:
         with self.wake:
             self._taken += rows
             self._counters.rows["duplicate"] += rows
+
+    def count_unsampled(self, rows: int) -> None:
+        """Count rows that were left out at random."""
+        with self.wake:
+            self._counters.unsampled += rows
 
     def put_canary(self, rows: Tensor) -> None:
         """Hand over what the canary images embed to now."""

@@ -76,7 +76,9 @@ class Observer:
             which, copies = sample.choose(contents, None if clients is None else clients.tolist())
         if copies:
             monitor.count_duplicates(copies)
-        self.metrics.unsampled.inc(len(rows) - len(which) - copies)
+        if unsampled := len(rows) - len(which) - copies:
+            monitor.count_unsampled(unsampled)
+            self.metrics.unsampled.inc(unsampled)
         return (pixels, rows) if len(which) == len(rows) else (pixels[which], rows[which])
 
     def rough_keys(self, pixels: Pixels) -> list[int]:

@@ -13,4 +13,5 @@ def torchrun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("torchrun")
     result = torchrun_script(folder / "two", "whole")
     assert result.returncode == 0, result.stderr[-4000:]
+    assert "FutureWarning" not in result.stderr
     return folder

@@ -133,6 +133,8 @@ function model(s) {
 function traffic(s, w, store) {
   const rows = s.counters.rows;
   const lost = rows.dropped + rows.nonfinite + rows.zero;
+  const fates = lost ? `${number(rows.dropped)} dropped, ${number(rows.nonfinite)} not finite, ${number(rows.zero)} zero` : "none dropped";
+  const unsampled = s.counters.unsampled;
   const share = store.column("duplicate_share").slice(-20).findLast(known); // not every point has new rows
   const distance = { of: "distance of the images from the reference's", value: s.inputs?.distance, limit: s.thresholds.input_distance, metric: "fullrank_input_distance" };
   const texture = { of: "shift of their textures", value: s.inputs?.texture_shift, limit: s.thresholds.texture_shift, metric: "fullrank_texture_shift" };
@@ -143,7 +145,7 @@ function traffic(s, w, store) {
     {
       name: "Rows",
       value: number(w.rows),
-      note: `in the last ${duration(w.seconds)}; ${lost ? `${number(rows.dropped)} dropped, ${number(rows.nonfinite)} not finite, ${number(rows.zero)} zero since the start` : "none dropped since the start"}`,
+      note: `in the last ${duration(w.seconds)}; ${fates}${unsampled ? ` and ${number(unsampled)} left out at random, beyond the monitor's rate,` : ""} since the start`,
       tone: lost ? "bad" : w.rows ? "good" : "",
       runbook: lost ? "EmbeddingMonitorDropping" : "EmbeddingInsufficientData",
       metric: "fullrank_rows",

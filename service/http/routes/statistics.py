@@ -117,7 +117,9 @@ async def observe(request: Request) -> Response:
     sender = client_of(request) if context_of(request.scope).front.grants else 0
     monitor, watched = await service.sidecar.observe(model, observation, sender)
     rows = 0 if observation.rows is None else len(observation.rows)
-    service.metrics.unsampled.inc(rows - watched)
+    if watched < rows:
+        monitor.count_unsampled(rows - watched)
+        service.metrics.unsampled.inc(rows - watched)
     said = {"model": model, "rows": rows, "watched": watched, "dimension": monitor.dimension}
     return Response(orjson.dumps(said), 202, media_type=JSON)
 

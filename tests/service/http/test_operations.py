@@ -119,8 +119,9 @@ async def test_beyond_its_rate_the_monitor_sees_a_sample(start: Start) -> None:
     async with start(monitor_rate=1e-6) as (client, service):  # what may come at once, and no more
         for seed in range(3):
             await send(client, service, 128, seed)
-        rows = service.current.monitor.counters.rows  # type: ignore[union-attr]
-        assert rows == {"sampled": BURST, "duplicate": 0, "dropped": 0, "nonfinite": 0, "zero": 0}
+        counters = service.current.monitor.counters  # type: ignore[union-attr]
+        assert counters.rows == {"sampled": BURST, "duplicate": 0, "dropped": 0, "nonfinite": 0, "zero": 0}
+        assert counters.unsampled == 3 * 128 - BURST
         assert f"fullrank_unsampled_images_total {3 * 128 - BURST}.0" in (await client.get("/metrics")).text
 
 

@@ -63,6 +63,9 @@ def test_of_more_images_than_the_rate_so_many_are_observed_at_random(
         def observe(self, rows: Rows, keys: object, inputs: np.ndarray) -> None:
             seen.extend(zip(rows[:, 0], inputs[:, 0], strict=True))
 
+        def count_unsampled(self, rows: int) -> None:
+            pass
+
     now = 0.0
     monkeypatch.setattr("service.watching.observer.Sample", lambda *options: Sample(*options, lambda: now))
     observer, busy, quiet = Observer(metrics, rate=40.0), Monitor(), Monitor()
