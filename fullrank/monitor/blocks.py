@@ -96,7 +96,8 @@ class BlockMaker:
         return sum(len(part.rows) + part.zeros for part in self._open)
 
     def forget_open(self) -> None:
-        """Drop the rows of the block that is not closed yet."""
+        """Drop the rows of the block that is not closed yet, and count them. Those of zeros were counted before."""
+        self._count(Counters({"dropped": sum(len(part.rows) for part in self._open)}))
         self._open = []
 
     def _sift(self, batch: Batch) -> Batch:

@@ -155,7 +155,8 @@ class SpectrumMonitor:
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Resume the windows of a `state`, as much older as the time since; rows observed before this call are
-        forgotten. So are the state's inputs of images once some come with textures, or without, as theirs were not.
+        forgotten, those of a block that is not closed yet counted as dropped. So are the state's inputs of images once
+        some come with textures, or without, as theirs were not.
 
         ValueError for a damaged state and for one of another dimension or reference: nothing spans two encoders.
         """

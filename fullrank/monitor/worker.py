@@ -230,8 +230,7 @@ class Worker:
         """Count the rows that a failure lost as dropped."""
         with self.wake:
             lost = self._taken - self._counters.seen - self.blocks.open_rows - self._pending_rows
-            self._counters.rows["dropped"] += max(0, lost)
-            self._taken -= max(0, lost)
+            self._count(Counters({"dropped": max(0, lost)}))
 
     def _has_work(self) -> bool:
         waiting = self._pending_rows >= self.block_rows or self._canary_rows is not None
@@ -240,6 +239,7 @@ class Worker:
     def _count(self, more: Counters) -> None:
         with self.wake:
             self._counters.add(more)
+            self._taken -= more.rows.get("dropped", 0)  # nothing waits for them any more
 
 
 def _end(workers: "weakref.WeakSet[Worker]") -> None:

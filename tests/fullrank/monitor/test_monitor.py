@@ -93,6 +93,23 @@ def test_a_restart_resumes_its_window(monitor, reference, clock):
         assert [w.rows for w in again.snapshot().windows.values()] == [512, 1024]
 
 
+def test_rows_that_a_restore_forgets_are_dropped_and_waited_for_no_more(monitor):
+    monitor.observe(rows_of(256))
+    monitor.flush(120)
+    state = monitor.state()
+    monitor.observe(torch.cat((rows_of(259, 1), torch.zeros(2, D))))
+    deadline = time.monotonic() + 120
+    while monitor.counters.rows["zero"] < 2 or monitor.counters.rows["sampled"] < 510:  # 5 are left over
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    monitor.restore(state)
+    snapshot = monitor.snapshot()
+    assert snapshot.waiting == 0
+    assert snapshot.windows[300.0].rows == 256
+    rows = {fate: count for fate, count in snapshot.counters.rows.items() if count}
+    assert rows == {"sampled": 510, "zero": 2, "dropped": 5}
+
+
 @pytest.mark.parametrize("name", ["dimension", "reference", "saved", "0.ages", "0.scatter"])
 def test_a_state_that_is_damaged_or_of_another_encoder_is_refused(monitor, reference, name):
     monitor.observe(rows_of(256))
