@@ -143,7 +143,7 @@ def _embed_there(files: list[Path], url: str, key: str | None) -> "Results":
                 except (EmbeddingError, OSError) as error:
                     results.append(worded(error))
             return results
-    except (EmbeddingError, OSError) as error:
+    except (EmbeddingError, ValueError, OSError) as error:
         fail(error)
 
 

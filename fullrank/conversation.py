@@ -81,7 +81,11 @@ class Conversation:
         timeout: float = 60.0,
         progress: bool = False,
     ) -> None:
-        """`fullrank.client.Client` says what the options are."""
+        """`fullrank.client.Client` says what the options are. ValueError for a url that is none, and counts below 1."""
+        try:
+            httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise ValueError(f"url: {url!r} is no address: {error}") from error
         if min(batch, concurrency) < 1:
             raise ValueError(f"batch and concurrency must be at least 1, not {batch} and {concurrency}")
         self.url, self.batch, self.concurrency = url.rstrip("/"), batch, concurrency
@@ -120,8 +124,12 @@ class Conversation:
         )
         response = yield from self._answered(request)
         if response.is_success:
-            rows = np.load(io.BytesIO(response.content), allow_pickle=False)
-            return Part(rows, (response.headers["X-Model"], response.headers["X-Revision"]))
+            try:
+                encoder = response.headers["X-Model"], response.headers["X-Revision"]
+                return Part(np.load(io.BytesIO(response.content), allow_pickle=False), encoder)
+            except (LookupError, ValueError, EOFError) as error:  # not ours: a proxy's, perhaps
+                message = f"{self.url} answered {response.status_code}, and no embeddings; is it a fullrank service?"
+                raise EmbeddingError("http", message, status=response.status_code) from error
         refusal = self._refusal(response, batch)
         if refusal.code not in TOO_MUCH or len(batch.images) == 1:
             raise refusal

@@ -138,8 +138,11 @@ def read(
 ) -> Replica:
     """GET /moments of the replica at `url`, with or without a scheme or the path. FleetError says what went wrong."""
     base = url if "://" in url else f"http://{url}"
-    parts = urllib.parse.urlsplit(base)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
+    try:
+        parts = urllib.parse.urlsplit(base)
+    except ValueError:  # such as half an IPv6 address
+        parts = None
+    if parts is None or parts.scheme not in ("http", "https") or not parts.netloc:
         raise FleetError(f"{url}: expected an address such as http://10.0.0.7:8000")
     given = {"window": None if window is None else f"{window:g}", "model": model, "packed": "true"}
     query = urllib.parse.urlencode({name: value for name, value in given.items() if value is not None})

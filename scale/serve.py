@@ -84,7 +84,7 @@ class Peers:
             await self.report()
             await self._obey()
         except Exception as error:
-            log.warning("no report to the collector: %s", error or type(error).__name__)
+            log.warning("no report to the collector: %s", str(error) or type(error).__name__)
 
     async def report(self, *, whole: bool = False, last: bool = False) -> None:
         """Send a report; moments go with it thirty times a window, or if `whole`. Raises an error of AWAY.
@@ -226,7 +226,7 @@ class Started:
         try:
             await asyncio.wait_for(self.peers.report(last=True), 5)
         except Exception as error:
-            log.warning("no last report to the collector: %s", error or type(error).__name__)
+            log.warning("no last report to the collector: %s", str(error) or type(error).__name__)
 
 
 class ReplicaDeployment:

@@ -86,4 +86,4 @@ class Health:
                 images = gates.synthetic(served.artifact.card.preprocessing)[-1:]
                 await self._engine.embed(served, images, time.monotonic() + PROBE, observed=False)
             except Exception as error:
-                log.error("%s does not embed: %s", served, error or type(error).__name__)
+                log.error("%s does not embed: %s", served, str(error) or type(error).__name__)

@@ -130,7 +130,7 @@ class CanaryWatch:
             job = await engine.embed(encoder, images, deadline, observed=False, yields_for=pause)
         except Exception as error:
             self._metrics.canary["failed"].inc(len(images))
-            log.error("canary images could not be embedded: %s", error or type(error).__name__)
+            log.error("canary images could not be embedded: %s", str(error) or type(error).__name__)
             return False
         self.rows[part] = job.rows
         finite = int(np.isfinite(job.rows).all(axis=1).sum())

@@ -46,6 +46,15 @@ def test_lines_hold_the_embedding_or_the_error(files: list[Path], small_artifact
     assert "1 of 3 images" in err
 
 
+@pytest.mark.parametrize(
+    ("url", "words"), [("http://127.0.0.1:80a", "Invalid port: '80a'"), ("http://[::1", "Invalid")]
+)
+def test_an_address_that_is_none_is_said_in_a_sentence(url: str, words: str) -> None:
+    code, out, err = run(BOOT, "--url", url)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"fullrank: url: {url!r} is no address: {words}")
+
+
 def test_the_good_rows_are_written_with_their_names(files: list[Path], small_artifact: Path, tmp_path: Path) -> None:
     out = tmp_path / "rows.npy"
     assert run(*files, "--encoder", small_artifact, "--out", out)[0] == 1

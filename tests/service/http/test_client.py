@@ -143,8 +143,10 @@ def test_failures_are_said_in_words() -> None:
         client.embed(b"x")
 
     class Proxy(BaseHTTPRequestHandler):
+        status = 502
+
         def do_POST(self) -> None:
-            self.send_response(502)
+            self.send_response(self.status)
             self.end_headers()
             self.wfile.write(b"<html>bad gateway</html>")
 
@@ -157,10 +159,15 @@ def test_failures_are_said_in_words() -> None:
             url = f"http://127.0.0.1:{proxy.server_port}"
             with Client(url) as client, pytest.raises(EmbeddingError, match="answered 502: <html>bad gateway"):
                 client.embed(b"x")
+            Proxy.status = 200
+            with Client(url) as client, pytest.raises(EmbeddingError, match="answered 200, and no embeddings"):
+                client.embed(b"x")
         finally:
             proxy.shutdown()
     with pytest.raises(ValueError, match="at least 1"):
         Client(batch=0)
+    with pytest.raises(ValueError, match="url: 'http://a:80b' is no address: Invalid port: '80b'"):
+        Client("http://a:80b")
 
 
 def test_rows_of_two_encoders_are_never_mixed(settings: Callable[..., Settings], paths: list[Path]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from service.encoders.registry import Service
 from service.engine.queue import Job, Pixels, Queue
 from service.watching.canary import SECONDS_TOGETHER, SHARE, CanaryWatch, embed_in_turns
-from tests.support.app import Start
+from tests.support.app import Start, held
 from tests.support.images import pictures
 
 pytestmark = pytest.mark.anyio
@@ -87,6 +87,15 @@ async def test_a_saturated_engine_spends_no_more_than_the_share_on_it(
                 canary = (count(*FINITE) or 0) - before
         # However slow the machine has become, each few wait for their share of a cycle.
         assert canary <= images * (time.monotonic() - started) / watch.cycle + 2 * watch.few
+
+
+async def test_images_that_are_late_are_said_to_be(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    async with start(canary_period=600) as (_, service):
+        watch = watch_of(service)
+        watch._period = 0.0
+        with held(service.current):
+            assert not await watch._embed(service.engine, service.current, slice(0, 1), 0.0)
+    assert "canary images could not be embedded: TimeoutError" in caplog.text
 
 
 async def test_the_pace_follows_from_what_an_image_costs(start: Start) -> None:

@@ -57,6 +57,11 @@ def replicas(settings: Callable[..., Settings]) -> Iterator[list[tuple[str, Serv
         yield found
 
 
+def test_an_address_that_is_none_is_named() -> None:
+    with pytest.raises(FleetError, match=r"http://\[::1: expected an address such as"):
+        read("http://[::1")
+
+
 def test_the_fleet_is_the_rows_of_all_replicas_together(replicas: list[tuple[str, Server, torch.Tensor]]) -> None:
     urls = [url for url, _, _ in replicas]
     result = run(*urls, "--key", KEY, "--json")
