@@ -109,7 +109,9 @@ def device(settings: "Settings") -> Finding:
 
 def threads(settings: "Settings") -> Finding:
     """Check that a forward pass has no more threads than the process has cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    from service.settings import available_cpus
+
+    cores = available_cpus()
     words = f"{settings.threads} for a forward pass, {settings.decode_threads} for decoding, on {cores} cores"
     if settings.threads > cores:
         return Finding("threads", "note", f"{words}: threads would wait for each other; FULLRANK_THREADS={cores}")
@@ -183,8 +185,8 @@ def scraped(url: str) -> Finding:
         answer = httpx.get(f"{url}/api/v1/query", params={"query": 'sum(up{job=~"(.+/)?fullrank"})'}, timeout=10)
         result = answer.raise_for_status().json()["data"]["result"]
         groups = httpx.get(f"{url}/api/v1/rules", timeout=10).raise_for_status().json()["data"]["groups"]
-    except (httpx.HTTPError, ValueError, KeyError) as error:
-        return Finding("prometheus", "fail", f"{url}: {error or type(error).__name__}")
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError) as error:
+        return Finding("prometheus", "fail", f"{url}: {str(error) or type(error).__name__}")
     rules = sum(rule.get("name", "").startswith("Embedding") for group in groups for rule in group["rules"])
     replicas = int(float(result[0]["value"][1])) if result else 0
     if not rules:

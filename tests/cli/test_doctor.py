@@ -68,6 +68,18 @@ def test_a_taken_port_a_bad_folder_and_too_many_threads(
     assert "FULLRANK_THREADS=" in found["threads"][1]
 
 
+def test_threads_are_held_to_a_containers_quota(
+    small_artifact: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "cpu.max").write_text("200000 100000\n")
+    monkeypatch.setattr("service.settings.CGROUP", tmp_path)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setenv("FULLRANK_THREADS", "4")
+    _, found = examine("--encoder", small_artifact)
+    assert found["threads"][0] == "note"
+    assert "on 2 cores: threads would wait for each other; FULLRANK_THREADS=2" in found["threads"][1]
+
+
 def test_a_setting_and_an_encoder_that_are_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     code, found = examine("--encoder", tmp_path / "nowhere[1]")
     assert code == 1
@@ -76,6 +88,11 @@ def test_a_setting_and_an_encoder_that_are_wrong(monkeypatch: pytest.MonkeyPatch
     code, found = examine()
     assert code == 1
     assert found["settings"][1].startswith("port: ")
+
+
+def test_an_address_of_prometheus_that_is_none(small_artifact: Path) -> None:
+    code, found = examine("--encoder", small_artifact, "--prometheus", "http://127.0.0.1:90a")
+    assert (code, found["prometheus"]) == (1, ("fail", "http://127.0.0.1:90a: Invalid port: '90a'"))
 
 
 def test_it_asks_a_real_prometheus(tool: Callable[[str], str], small_artifact: Path, tmp_path: Path) -> None:
