@@ -297,6 +297,11 @@ class Settings(BaseSettings):
     def _without_newline(cls, key: object) -> object:
         return key.strip() if isinstance(key, str) else key
 
+    @field_validator("windows")
+    @classmethod
+    def _shortest_first(cls, windows: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(sorted(windows))
+
     @field_validator("device")
     @classmethod
     def _names_a_device(cls, device: str) -> str:

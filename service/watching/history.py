@@ -201,6 +201,8 @@ class History:
             track.state = verdict.state
         rows = sum(snapshot.counters.rows.values())
         duplicates = snapshot.counters.rows["duplicate"]
+        if track.counted is not None and (rows < track.counted[1] or duplicates < track.counted[2]):
+            track.counted = None  # of a monitor that began anew, as with another reference under the same name
         before, track.counted = track.counted, (now, rows, duplicates)
         track.ring.add(_point(snapshot, now, before))
 

@@ -77,6 +77,11 @@ def test_a_wrong_flag_is_named(monkeypatch: pytest.MonkeyPatch, flags: list[str]
     assert "short" not in result.output.replace("--api-key short", "")
 
 
+def test_windows_may_come_in_any_order() -> None:
+    """The canary's pace and the share of each sender follow from the shortest, which is taken to be the first."""
+    assert Settings.model_validate({"windows": "3600,60,300"}).windows == (60.0, 300.0, 3600.0)
+
+
 @pytest.mark.parametrize(
     ("files", "cpus"),
     [

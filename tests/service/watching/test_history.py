@@ -98,6 +98,18 @@ def test_points_hold_what_the_snapshot_says() -> None:
     assert history.of("a", True, 0) is None
 
 
+def test_the_totals_of_a_renewed_monitor_give_no_rate_below_zero() -> None:
+    """A model keeps its name where its reference was replaced, or where it came back after an hour of silence."""
+    history = History()
+    for at, count in enumerate((640, 96, 160)):
+        with monitor_of(rows(count)) as monitor:
+            history.record([("a", "observed", monitor)], {}, NOW + 10 * at)
+    kept = history.of("a", True, 0)
+    assert kept is not None
+    rates = kept["figures"][:, FIGURES.index("rows_per_second")].tolist()
+    assert rates == pytest.approx([math.nan, math.nan, 6.4], rel=1e-6, nan_ok=True)
+
+
 def test_too_few_rows_leave_no_spectrum() -> None:
     history = History()
     with monitor_of(rows(8)) as monitor:
