@@ -80,7 +80,10 @@ async def _stream(service: Service, document: dict[str, Any]) -> AsyncIterator[b
             model = document["model"]
             if document["default"] and service.in_service():
                 model = service.current.name
-            document = update(service, model, since)
+            try:
+                document = update(service, model, since)
+            except Problem:  # it was replaced: the answer has begun, so who asks again is told
+                return
 
 
 def _message(event: str, value: Any) -> bytes:

@@ -198,11 +198,10 @@ async def infer(request: Request) -> Response:
     service.served(model := model_of(request))  # an unknown model is refused before the body is read
     body = await read_by(request, deadline, request.body())
     asked, images = await payload.apart(len(body), understood, body, request.headers.get(LENGTH), service.settings)
-    if asked.parameters.timeout:
-        own = context_of(request.scope).started + asked.parameters.timeout / 1e6
-        if own < deadline:
-            deadline = own
-            context_of(request.scope).client_deadline = True
+    context = context_of(request.scope)
+    if 0 < asked.parameters.timeout < 1e6 * (deadline - context.started):  # it may be too long for a float
+        deadline = context.started + asked.parameters.timeout / 1e6
+        context.client_deadline = True
     answer = await embedded(request, images, deadline, model)
     return answered(answer, asked)
 
@@ -243,7 +242,8 @@ def sources(tensor: Input, tail: bytes, settings: Settings) -> list[Source]:
         raise _wrong(f"binary_data_size says {size or 0} bytes, but {len(tail)} follow the JSON", field)
     payload.check_count(shape[0] if shape else 0, settings, field)
     if tensor.name == "pixels":
-        if len(shape) != 4 or shape[1] not in (1, 3):
+        # A side may be text of thousands of digits: Python would refuse to write their product out.
+        if len(shape) != 4 or shape[1] not in (1, 3) or max(shape) >= 2**63:
             raise _wrong(f"shape must be [n, 1 or 3, height, width], not {shape}", field)
         pixels = np.frombuffer(tail, np.uint8) if tensor.data is None else _numbers(tensor.data, field)
         if pixels.size != (wanted := math.prod(shape)):

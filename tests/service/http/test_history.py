@@ -144,6 +144,22 @@ async def test_events_come_as_the_history_and_the_spectrum(url: str) -> None:
     assert httpx.head(f"{url}/events", timeout=120).status_code == 200  # and ends
 
 
+async def test_a_stream_about_an_encoder_that_was_replaced_ends_and_asking_again_says_why(
+    settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("service.http.routes.history.PERIOD", 0.05)
+    with running(settings(encoders="beta", windows="20,60")) as (url, it), httpx.Client(timeout=120) as client:
+        with client.stream("GET", f"{url}/events", params={"model": "beta"}) as response:
+            lines = response.iter_lines()
+            assert next(lines).startswith("retry: ")
+            swap = it.service.swap("collapsed", "off", "beta")
+            asyncio.run_coroutine_threadsafe(swap, it.service.loop).result(120)
+            rest = list(lines)  # ends, once its history is the other's; a part of an answer would raise
+        assert any(line.startswith("event: update") for line in rest)
+        assert get(f"{url}/events", model="beta").status_code == 404
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 async def test_the_number_of_listeners_is_bounded(settings: Callable[..., Settings]) -> None:
     with running(settings()) as (url, server), httpx.Client(timeout=120) as client:
         server.service.listeners.limit = 2

@@ -132,6 +132,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no images": ({"inputs": [PIXELS | {"shape": [0, 1, 8, 8]}]}, "greater than 0"),
     "negative": ({"inputs": [PIXELS | {"shape": [-1, 1, -8, 8]}]}, "greater than 0"),
     "overflowing": ({"inputs": [PIXELS | {"shape": [1, 1, 2**62, 2**62]}]}, "elements, not 64"),
+    "thousands of digits": ({"inputs": [PIXELS | {"shape": [1, 1, "9" * 4000, "9" * 4000]}]}, "1 or 3"),
     "too few": ({"inputs": [PIXELS | {"data": [1]}]}, "means 64 elements, not 1"),
     "too small": ({"inputs": [PIXELS | {"shape": [1, 1, 4, 16]}]}, "at least 8"),
     "above 255": ({"inputs": [PIXELS | {"data": [256] * 64}]}, "0 to 255"),
@@ -160,6 +161,16 @@ async def test_bad_json_is_refused_in_the_protocols_shape(shared: tuple[httpx.As
     assert response.status_code == 422, response.text
     assert set(response.json()) == {"error"}
     assert words in response.json()["error"]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("timeout", [0, 2**63, "9" * 400])
+async def test_a_timeout_beyond_the_services_limit_changes_nothing(
+    shared: tuple[httpx.AsyncClient, Service], timeout: int | str
+) -> None:
+    body = {"inputs": [FILES], "parameters": {"timeout": timeout}}
+    response = await shared[0].post("/v2/models/alpha/infer", json=body)
+    assert response.status_code == 200, response.text
 
 
 @pytest.mark.anyio
