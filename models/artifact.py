@@ -215,6 +215,8 @@ def _read_card(root: Path) -> EncoderCard:
         return EncoderCard.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         _refuse(path, "missing; is this an encoder's folder?")
+    except OSError as error:
+        _refuse(path, f"cannot be read: {error.strerror}")
     except ValidationError as error:
         first = error.errors()[0]
         _refuse(path, f"{'.'.join(map(str, first['loc'])) or 'content'}: {first['msg'].removeprefix('Value error, ')}")
@@ -226,6 +228,8 @@ def _read_bytes(root: Path, name: str, expected: str) -> bytes:
         data = path.read_bytes()
     except FileNotFoundError:
         _refuse(path, f"missing, though {CARD} lists it")
+    except OSError as error:
+        _refuse(path, f"cannot be read: {error.strerror}")
     if hashlib.sha256(data).hexdigest() != expected:
         _refuse(path, f"its SHA-256 is not the one in {CARD}: it was changed or damaged; restore or re-export it")
     return data

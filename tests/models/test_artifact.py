@@ -50,6 +50,14 @@ def test_a_round_trip_keeps_every_bit(small_artifact: Path, tmp_path: Path) -> N
     assert second.canary.licence == "MIT"
 
 
+@pytest.mark.parametrize("name", [CARD, WEIGHTS, REFERENCE])
+def test_a_file_that_cannot_be_read_is_named(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    with pytest.raises(ArtifactError, match=f"{name}: cannot be read: Is a directory"):
+        load(folder)
+
+
 def test_other_weights_have_another_revision(folder: Path) -> None:
     before = load(folder).card.revision
     assert len(before) == 12
