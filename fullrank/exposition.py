@@ -140,15 +140,7 @@ def _families() -> dict[str, GaugeMetricFamily | CounterMetricFamily]:
 def _gauges(snapshot: Snapshot) -> Iterator[tuple[str, list[str], float]]:
     for seconds, w in snapshot.windows.items():
         window = duration(seconds)
-        for name in (
-            "effective_rank",
-            "rankme",
-            "stable_rank",
-            "total_variance",
-            "mean_cosine",
-            "zero_share",
-            "wasserstein_uniformity",
-        ):
+        for name in _OF_A_WINDOW:
             yield name, [window], getattr(w, name)
         yield "numerical_rank", [window], float("nan") if "numerical_rank" in w.unknown else w.numerical_rank
         yield "window_rows", [window], w.rows

@@ -215,7 +215,9 @@ class Sidecar:
 
     def _check_memory(self, needed: int, what: str, field: str) -> None:
         """Raise InvalidError if so many more bytes would exceed the limit."""
-        held = (memory_of(it.monitor.dimension, it.monitor.input_width or 0) for it in self._models.values())
+        # A copy: another thread may add a model meanwhile.
+        models = self._models.copy().values()
+        held = (memory_of(it.monitor.dimension, it.monitor.input_width or 0) for it in models)
         room = self._settings.max_observed_bytes - sum(held)
         if needed > room:
             message = (
