@@ -9,6 +9,8 @@ from benchmarks.encoders import PIXELS
 
 Record = dict[str, Any]
 
+EPOCHS = 10
+
 
 def ended(letter: str, records: Sequence[Record]) -> list[Record]:
     """The experiment's runs that did not diverge."""
@@ -19,6 +21,13 @@ def one_a_seed(runs: Sequence[Record]) -> list[Record]:
     """The first run of each seed. Pixels and twins are the same beside every case of a seed, but for z, which is that
     of the first case's projector."""
     return list({run["seed"]: run for run in reversed(runs)}.values())
+
+
+def spaced(epochs: Sequence[Record]) -> list[Record]:
+    """At most EPOCHS of these, evenly spaced, the first and the last among them."""
+    if len(epochs) <= EPOCHS:
+        return list(epochs)
+    return [epochs[round(place * (len(epochs) - 1) / (EPOCHS - 1))] for place in range(EPOCHS)]
 
 
 def table(letter: str, records: Sequence[Record]) -> list[str]:
@@ -32,7 +41,7 @@ def table(letter: str, records: Sequence[Record]) -> list[str]:
         "variance of h",
         "dead of h",
         "dead of z",
-        "dead of z by epoch, first seed",
+        "dead of z over the epochs, first seed",
         *aligned,
         "seeds",
     ]
@@ -50,7 +59,7 @@ def table(letter: str, records: Sequence[Record]) -> list[str]:
         if not found:
             lines.append(f"| {name} | not run |" + " |" * (len(heads) - 1))
             continue
-        course = ", ".join(str(it["z"]["dead"]) for it in found[0].get("epochs", []))
+        course = ", ".join(str(it["z"]["dead"]) for it in spaced(found[0].get("epochs", [])))
         cells = [mean_and_error([100 * r[key] for r in found], 1) for key in scores]
         cells.append(mean_and_error([r["h"]["total_variance"] for r in found], 3))
         cells += [

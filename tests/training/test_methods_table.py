@@ -10,6 +10,7 @@ from benchmarks import experiments
 from benchmarks._experiments_cases import EXPERIMENTS
 from benchmarks._experiments_cases import recipe_of as experiment_recipe
 from benchmarks._experiments_page import page as experiments_page
+from benchmarks._experiments_page import spaced
 from benchmarks._experiments_page import table as experiments_table
 from benchmarks._methods_claims import CLAIMS, REASONS, Claim, knn
 from benchmarks._methods_configurations import SCALES, TWINS, configurations, recipe_of
@@ -145,6 +146,22 @@ def test_an_experiment_is_measured_beside_both_twins(monkeypatch: pytest.MonkeyP
     assert lines[4].startswith("| untrained, initial statistics | ")
     assert "of 32 |" in lines[6]
     assert "1 of 18 runs" in experiments_page([record])
+
+
+def test_a_long_course_is_shown_by_ten_epochs() -> None:
+    assert [it["epoch"] for it in spaced([{"epoch": epoch} for epoch in range(1, 81)])] == [
+        1,
+        10,
+        19,
+        27,
+        36,
+        45,
+        54,
+        62,
+        71,
+        80,
+    ]
+    assert [it["epoch"] for it in spaced([{"epoch": epoch} for epoch in range(1, 10)])] == list(range(1, 10))
 
 
 def test_with_few_labels_the_twins_are_fine_tuned_too(monkeypatch: pytest.MonkeyPatch) -> None:
