@@ -32,7 +32,8 @@ PAGES = (
     "tutorial/first-alert.md",
     "tutorial/own-encoder.md",
 )
-SLOW = {"howto/own-method.md", "howto/train.md", "tutorial/own-encoder.md"}  # they train
+# They train, or make four reports.
+SLOW = {"howto/own-method.md", "howto/report.md", "howto/train.md", "tutorial/own-encoder.md"}
 
 
 @pytest.fixture(scope="module")
