@@ -255,7 +255,10 @@ def test_images_left_out_of_the_sample_are_said(browser: Browser, healthy: tuple
     url, _ = healthy
     spectrum, document = get(f"{url}/spectrum").json(), get(f"{url}/history").json()
     with opened(browser, url, **{r":\d+/(events|history|spectrum)(\?|$)": answering(document, spectrum)}) as page:
-        for unsampled, said in ((0, "; none dropped since"), (384, "; none dropped and 384 left out at random, beyond")):
+        for unsampled, said in (
+            (0, "; none dropped since"),
+            (384, "; none dropped and 384 left out at random, beyond"),
+        ):
             spectrum["counters"]["unsampled"] = unsampled
             expect(tile(page, "Rows")).to_contain_text(said)
 
