@@ -13,13 +13,11 @@ from email.message import Message
 from http.client import HTTPException
 from typing import IO, Any, Self
 
-from safetensors import SafetensorError
-from safetensors.torch import load
-
 from fullrank import measures
 from fullrank.measures import minimum_rows
 from fullrank.moments import Moments, merge
 from fullrank.monitor.snapshot import to_json
+from fullrank.stored import tensors_in
 from fullrank.thresholds import PARTICIPATION_COLLAPSE_SHARE, VARIANCE_SHARE
 
 UNKNOWN = "unknown"
@@ -160,8 +158,8 @@ def read(
     try:
         length = int.from_bytes(body[:8], "little")
         metadata = json.loads(body[8 : 8 + length]).get("__metadata__", {})
-        moments = Moments.from_tensors(load(body))
-    except (SafetensorError, ValueError, AttributeError) as error:
+        moments = Moments.from_tensors(tensors_in(body))
+    except (ValueError, AttributeError) as error:
         raise FleetError(f"{url}: answered something that is not moments: {error}") from error
     identity = {name: str(metadata.get(name, UNKNOWN)) for name in ("model", "revision", "window", "verdict")}
     seen = str(metadata.get("seen", ""))

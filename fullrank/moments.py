@@ -11,6 +11,7 @@ from torch import Tensor
 from fullrank import measures
 from fullrank.measures import LARGEST_CORRECTION, MINIMUM_ROWS_ENTROPY, effective_rank, entropy_correction
 from fullrank.rows import ArrayLike, as_rows, as_tensor
+from fullrank.stored import check_plain
 
 MINIMUM_ROWS_PARTICIPATION = 32
 # Rows that carry the variance: fewer, and the estimate is theirs and not their law's.
@@ -129,6 +130,7 @@ class Moments:
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
         """The inverse of `tensors`, packed or not. ValueError names what is missing, misshapen or not finite."""
+        check_plain(tensors, "moments: tensor")
         d = tensors["sum"].numel() if "sum" in tensors else 0
         matrix: dict[str, tuple[int, ...]] = {"scatter": (d, d)}
         if "triangle" in tensors:

@@ -19,6 +19,7 @@ from fullrank.moments import Moments
 from fullrank.neighbours import nearest_angle
 from fullrank.profile import band_sums, log_bands, merged_bands
 from fullrank.rows import ArrayLike, as_rows, as_tensor, unit
+from fullrank.stored import check_plain
 
 __all__ = ["Reference", "band_sums", "log_bands", "merged_bands"]
 
@@ -219,6 +220,7 @@ class Reference:
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> Self:
         """The inverse of `tensors`. ValueError that names a tensor which is missing, misshapen or not finite."""
+        check_plain(tensors, "reference: tensor")
         version = tensors.get("schema_version", torch.zeros(1)).flatten().tolist()
         if len(version) != 1 or not version[0] <= SCHEMA:
             raise ValueError(
@@ -236,21 +238,20 @@ class Reference:
         shapes |= {"eigenvalues": (d,), "rows": (1,), **dict.fromkeys(_SCALARS, (1,))}
         if "canary" in tensors:
             shapes["canary"] = (len(tensors["canary"]) if tensors["canary"].ndim else 0, d)
+        shapes |= {name: (1,) for name in ("canary_noise", "basis_rows") if name in tensors}
         for name, shape in shapes.items():
             tensor = tensors[name]
             if tuple(tensor.shape) != shape:
                 raise ValueError(f"reference: {name} has shape {tuple(tensor.shape)}, expected {shape}")
             # The scalars may be NaN: too few rows to tell.
-            if name not in _SCALARS and not torch.isfinite(tensor).all():
+            if name not in (*_SCALARS, "canary_noise") and not torch.isfinite(tensor).all():
                 raise ValueError(f"reference: {name} is not finite")
         if not (tensors["band_energy"] > 0).all() or not float(tensors["total_variance"]) > 0:
             raise ValueError(
                 "reference: band_energy and total_variance must be above 0: nothing can be compared with rows that are "
                 "one point; build it from an encoder's healthy embeddings"
             )
-        if "canary_noise" in tensors and tensors["canary_noise"].shape != (1,):
-            raise ValueError(f"reference: canary_noise has shape {tuple(tensors['canary_noise'].shape)}, expected (1,)")
-        dtype = bytes(tensors["dtype"].to(torch.uint8).tolist()).decode("ascii", "replace")
+        dtype = bytes(tensors["dtype"].to(torch.uint8).flatten().tolist()).decode("ascii", "replace")
         _dtype(dtype)
         vector = {name: tensors[name].to("cpu", torch.float64) for name in (*_VECTORS, "basis")}
         scalar = {name: float(tensors[name]) for name in _SCALARS}
@@ -265,7 +266,7 @@ class Reference:
             canary_participation_ratio=scalar["canary_participation_ratio"],
             bands=bands,
             rows=int(tensors["rows"]),
-            basis_rows=int(tensors.get("basis_rows", torch.zeros(1)).flatten()[0]),
+            basis_rows=int(tensors.get("basis_rows", 0)),
             canary=tensors["canary"].to("cpu", torch.float32) if "canary" in tensors else None,
             dtype=dtype,
             calibration=Calibration.from_tensors(tensors, len(bands)),

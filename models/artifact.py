@@ -19,13 +19,12 @@ from typing import NoReturn
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from safetensors.torch import save_file
 from torch import Tensor
 
 from fullrank.reference import Reference
+from fullrank.stored import check_plain, tensors_in
 from models.backbones import Encoder
 from models.card import (
     GRAPH,
@@ -190,7 +189,7 @@ def load(folder: str | os.PathLike[str], *, referenced: bool = True) -> Artifact
         return found
     tensors = _read_tensors(root, REFERENCE, card.files[REFERENCE])
     images, measured_on = tensors.pop(CANARY_IMAGES, None), tensors.pop(MEASURED_ON, None)
-    if measured_on is not None and not card.is_of(bytes(measured_on.tolist()).hex()):
+    if measured_on is not None and not card.is_of(bytes(measured_on.flatten().to(torch.uint8).tolist()).hex()):
         _refuse(
             root / REFERENCE,
             "it was measured on an encoder of other weights, architecture or preprocessing; put those back, or build "
@@ -236,10 +235,13 @@ def _read_bytes(root: Path, name: str, expected: str) -> bytes:
 
 
 def _read_tensors(root: Path, name: str, expected: str) -> dict[str, Tensor]:
+    data = _read_bytes(root, name, expected)
     try:
-        return load_tensors(_read_bytes(root, name, expected))
-    except SafetensorError as error:
-        _refuse(root / name, f"not a safetensors file ({error})")
+        tensors = tensors_in(data)
+        check_plain(tensors, "tensor")
+    except ValueError as error:
+        _refuse(root / name, str(error))
+    return tensors
 
 
 def _read_graph(root: Path, card: EncoderCard) -> bytes | None:

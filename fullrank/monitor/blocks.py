@@ -95,9 +95,14 @@ class BlockMaker:
         """Rows of the block that is not closed yet, rows of zeros among them."""
         return sum(len(part.rows) + part.zeros for part in self._open)
 
+    @property
+    def uncounted(self) -> int:
+        """Rows of the block that is not closed yet that no counter has: those of zeros were counted as they came."""
+        return sum(len(part.rows) for part in self._open)
+
     def forget_open(self) -> None:
-        """Drop the rows of the block that is not closed yet, and count them. Those of zeros were counted before."""
-        self._count(Counters({"dropped": sum(len(part.rows) for part in self._open)}))
+        """Drop the rows of the block that is not closed yet, and count them."""
+        self._count(Counters({"dropped": self.uncounted}))
         self._open = []
 
     def _sift(self, batch: Batch) -> Batch:

@@ -229,7 +229,7 @@ class Worker:
     def _write_off(self) -> None:
         """Count the rows that a failure lost as dropped."""
         with self.wake:
-            lost = self._taken - self._counters.seen - self.blocks.open_rows - self._pending_rows
+            lost = self._taken - self._counters.seen - self.blocks.uncounted - self._pending_rows
             self._count(Counters({"dropped": max(0, lost)}))
 
     def _has_work(self) -> bool:

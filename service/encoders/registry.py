@@ -196,11 +196,13 @@ class Service:
 
     def _admitting(self, images: int, model: str | None) -> Served:
         """The encoder that a request goes to. Raises NotFoundError or UnreadyError."""
-        if not len(self.roster) or self.phase == "stopped":
+        try:
+            served = self.served(model)
+            if self.phase == "stopped":
+                raise UnreadyError("draining", "this replica is shutting down; send the request again", retry_after=1)
+        except UnreadyError:
             self.metrics.rejected["unready"].inc(images)
-        served = self.served(model)
-        if self.phase == "stopped":
-            raise UnreadyError("draining", "this replica is shutting down; send the request again", retry_after=1)
+            raise
         return served
 
     async def _refuse(self, full: OverloadError, images: int) -> NoReturn:

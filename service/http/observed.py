@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor
 
 from fullrank.descriptors import THUMBNAIL, thumbnails
+from fullrank.stored import tensors_in
 from service.http import arrow
 from service.http.errors import Problem
 from service.http.payload import json_object
@@ -62,9 +61,9 @@ def from_npy(body: bytes) -> Observation:
 def from_safetensors(body: bytes) -> Observation:
     """What was observed: tensors rows, keys (n,) int, inputs, thumbnails (n, c, s, s) uint8, canary. Raises Problem."""
     try:
-        tensors = load(body)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise _invalid("body", f"the body is no safetensors file: {error}") from error
+        tensors = tensors_in(body)
+    except ValueError as error:
+        raise _invalid("body", f"the body is {error}") from error
     allowed = (*FIELDS, "thumbnails")
     if unknown := sorted(tensors.keys() - set(allowed)):
         raise _invalid("body", f"unknown tensor {unknown[0]!r}; the file may hold {', '.join(allowed)}")

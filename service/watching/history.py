@@ -90,18 +90,20 @@ class Ring:
         for points in (self._fine, self._coarse):
             while points and self._read(points[-1])["time"][0] >= now:
                 points.pop()
-        data = point.tobytes()
+        self._weigh(point)
+        self._fine.append(point.tobytes())
+
+    def _weigh(self, point: Points) -> None:
+        """Keep the worst of the step that is not over; the first point of another step ends it."""
+        now = point["time"][0]
         if self._worst:
             worst = self._read(self._worst)
-            if worst["time"][0] // STEP != now // STEP:
-                if worst["time"][0] < now:
-                    self._coarse.append(self._worst)
-                self._worst = data
-            elif self._badness(point) >= self._badness(worst):
-                self._worst = data
-        else:
-            self._worst = data
-        self._fine.append(data)
+            if worst["time"][0] // STEP == now // STEP:
+                if self._badness(point) < self._badness(worst):
+                    return
+            elif worst["time"][0] < now:
+                self._coarse.append(self._worst)
+        self._worst = point.tobytes()
 
     def since(self, start: float) -> Points:
         """The points after `start` and no older than KEPT, by time."""
@@ -132,6 +134,10 @@ class Ring:
                 raise ValueError("a point has a state that there is not")
             kept.clear()
             kept.extend(point.tobytes() for point in points)
+        self._worst = b""
+        for data in self._fine:  # the step that was not over goes on with what it had
+            if (point := self._read(data))["time"][0] // STEP == self.latest // STEP:
+                self._weigh(point)
 
     def _read(self, data: bytes) -> Points:
         return np.frombuffer(data, self._dtype)

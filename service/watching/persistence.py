@@ -11,18 +11,19 @@ import hashlib
 import json
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from fullrank import SpectrumMonitor
 from fullrank import __version__ as VERSION
+from fullrank.stored import tensors_in
 from models.files import SCRATCH, write
 from service.metrics import Metrics
 
@@ -52,6 +53,7 @@ class WindowStore:
         self._metrics = metrics
         self._longest = longest
         self._lock: IO[bytes] | None = None
+        self._saving = threading.Lock()
         if folder is None:
             return
         try:
@@ -100,11 +102,12 @@ class WindowStore:
 
     def save_all(self, monitors: Iterable[Watched], history: Kept | None = None) -> None:
         """Save the windows of all these monitors, and the state of a history. Blocks; raises nothing."""
-        for model, revision, monitor in monitors:
-            self.save(model, revision, monitor)
-        if history is not None:
-            self._save_history(*history)
-        self._tidy(self._longest)
+        with self._saving:  # at the end of the service one may be under way: it must not overwrite what is newer
+            for model, revision, monitor in monitors:
+                self.save(model, revision, monitor)
+            if history is not None:
+                self._save_history(*history)
+            self._tidy(self._longest)
 
     def _save_history(self, tensors: dict[str, Tensor], index: str) -> None:
         if self._folder is None:
@@ -170,9 +173,9 @@ def _parsed(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the header of a file. Raises ValueError if it is no safetensors file."""
     data = path.read_bytes()
     try:
-        tensors = load(data)
+        tensors = tensors_in(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
-    except (SafetensorError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"it is damaged: {error}") from error
     return tensors, header
 

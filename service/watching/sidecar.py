@@ -9,10 +9,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load
-
 from fullrank import Reference, SpectrumMonitor
+from fullrank.stored import tensors_in
 from service.failures import ConflictError, InvalidError, NotFoundError
 from service.settings import Settings
 from service.watching.observation import Observation
@@ -114,9 +112,12 @@ class Sidecar:
         """Run for ever: remove models that got no rows for the longest window, and read references that changed."""
         while True:
             await asyncio.sleep(LOOK)
-            async with self._opening:
-                await self._end(self._idle())
-            await self.reload()
+            try:
+                async with self._opening:
+                    await self._end(self._idle())
+                await self.reload()
+            except Exception:
+                log.exception("idle models were not removed, or references not read again")
 
     async def reload(self) -> None:
         """Read references whose files changed. Their models begin with empty windows: nothing spans two references."""
@@ -233,8 +234,8 @@ class Sidecar:
             return None
         try:
             # Read, not mapped: the file may be overwritten, and a mapped one would end the process (SIGBUS).
-            reference = Reference.from_tensors(load(path.read_bytes()))
-        except (ValueError, SafetensorError, OSError) as error:
+            reference = Reference.from_tensors(tensors_in(path.read_bytes()))
+        except (ValueError, OSError) as error:
             raise InvalidError("bad_reference", f"{path.name}: {error}", field="model") from error
         if reference.dimension != dimension:
             message = f"{path.name} describes {reference.dimension} dimensions, the rows have {dimension}"
@@ -271,8 +272,8 @@ class Sidecar:
 
 def _parsed(body: bytes) -> Reference:
     try:
-        return Reference.from_tensors(load(body))
-    except (ValueError, KeyError, SafetensorError) as error:
+        return Reference.from_tensors(tensors_in(body))
+    except ValueError as error:
         raise InvalidError("bad_reference", f"the body is no reference: {error}", field="body") from error
 
 

@@ -171,6 +171,22 @@ def test_a_failure_on_a_block_is_logged_and_survived(monitor, monkeypatch, caplo
     assert monitor.snapshot().windows[300.0].rows >= 300
 
 
+def test_zeros_of_an_open_block_are_not_taken_off_what_a_failure_lost(monitor, monkeypatch):
+    monitor.observe(torch.cat((rows_of(5), torch.zeros(2, D))))
+    deadline = time.monotonic() + 120
+    while monitor.counters.rows["zero"] < 2:  # they and the 5 make no block yet
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    with monkeypatch.context() as patch:
+        patch.setattr("fullrank.monitor.blocks.BlockMaker._sift", lambda *_: 1 / 0)
+        monitor.observe(rows_of(300, 2))
+        monitor.flush(120)
+    assert monitor.flush(120)
+    rows = {fate: count for fate, count in monitor.counters.rows.items() if count}
+    assert rows == {"sampled": 5, "zero": 2, "dropped": 300}
+    assert monitor.snapshot().waiting == 0
+
+
 def test_the_three_lines_of_the_readme_print_a_number(capsys):
     text = (Path(__file__).parents[3] / "README.md").read_text()
     (block,) = re.findall(r"```python\n(from fullrank import SpectrumMonitor\n.*?)```", text, re.DOTALL)

@@ -62,6 +62,19 @@ def test_of_old_points_the_worst_of_each_step_is_kept() -> None:
     assert sum(map(len, ring.state())) <= (FINE + COARSE) * POINT.itemsize
 
 
+def test_a_restart_within_a_step_loses_nothing_of_it() -> None:
+    """A ring that is stored and restored at every 97th point ends with what one that never stopped has."""
+    steady, restarted = Ring(POINT, severity), Ring(POINT, severity)
+    states = np.random.default_rng(0).integers(0, 5, 4 * FINE)
+    for i, state in enumerate(states):
+        steady.add(point(NOW + 15 * i, int(state)))
+        restarted.add(point(NOW + 15 * i, int(state)))
+        if i % 97 == 0:
+            stored, restarted = restarted.state(), Ring(POINT, severity)
+            restarted.restore(*stored)
+    np.testing.assert_array_equal(restarted.since(0), steady.since(0))
+
+
 def test_a_clock_that_is_set_back_leaves_the_order() -> None:
     ring = Ring(POINT, severity)
     for at in (NOW, NOW + 15, NOW + 600, NOW + 30, NOW + 45):

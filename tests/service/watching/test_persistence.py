@@ -2,10 +2,12 @@
 
 import os
 import re
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import numpy as np
@@ -59,6 +61,32 @@ def test_a_window_is_resumed_as_it_was(tmp_path: Path, metrics: Metrics) -> None
         torch.testing.assert_close(theirs.eigenvalues, mine.eigenvalues)
         assert not store.restore("m", "another", after)  # no such file is no fault
     assert results(metrics) == {"saved": 1, "restored": 1}
+
+
+def test_an_older_save_does_not_overwrite_a_newer_one(tmp_path: Path, metrics: Metrics) -> None:
+    """As where the service ends while it saves."""
+    store, release = WindowStore(tmp_path, metrics), threading.Event()
+    with monitor_of(100) as older, monitor_of(400) as newer, monitor_of(0) as after:
+        begun = threading.Event()
+
+        def state() -> dict[str, torch.Tensor]:
+            begun.set()
+            release.wait(60)
+            return older.state()
+
+        slow = cast(SpectrumMonitor, SimpleNamespace(state=state))
+        first = threading.Thread(target=store.save_all, args=([("m", "r", slow)],))
+        second = threading.Thread(target=store.save_all, args=([("m", "r", newer)],))
+        first.start()
+        assert begun.wait(60)
+        second.start()
+        second.join(0.3)  # time for it to overtake, were it not made to wait
+        release.set()
+        first.join(60)
+        second.join(60)
+        assert store.restore("m", "r", after)
+        assert after.snapshot().windows[300.0].rows == 400
+    assert results(metrics) == {"saved": 2, "restored": 1}
 
 
 def test_rows_age_while_nobody_serves(tmp_path: Path, metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:

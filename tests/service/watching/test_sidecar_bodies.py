@@ -200,14 +200,36 @@ async def test_a_reference_is_replaced_without_a_restart(start: Start, tmp_path:
         assert "have 16 dimensions, the reference 8" in error_of(refused, 422, "bad_reference")["message"]
         assert path.read_bytes() == good
         assert (await spectrum(client, service))["windows"]["300"]["rows"] == 900
+        odd = save_tensors(a_reference().tensors() | {"mean": torch.zeros(D, dtype=torch.float8_e5m2)})
+        refused = await client.put("/admin/references/theirs", content=odd)
+        assert "'mean' is of torch.float8_e5m2" in error_of(refused, 422, "bad_reference")["message"]
         # By hand, in the folder: damaged, it is not used; then removed.
-        path.write_bytes(b"damaged")
-        await service.sidecar.reload()
-        assert (await spectrum(client, service))["verdict"]["state"] == "healthy"
+        for damaged in (b"damaged", odd):
+            path.write_bytes(damaged)
+            await service.sidecar.reload()
+            assert (await spectrum(client, service))["verdict"]["state"] == "healthy"
         path.unlink()
         await service.sidecar.reload()
         assert (await spectrum(client, service))["reference"] is None
         assert [it.name for it in tmp_path.iterdir()] == []
+
+
+async def test_a_failure_does_not_end_the_watch_on_references(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("service.watching.sidecar.LOOK", 0.01)
+    async with start(references_dir=tmp_path, **SIDECAR) as (client, service):
+        body = {"model": "theirs", "rows": rows_of(900, 10).tolist()}
+        assert (await client.post("/observe", json=body)).status_code == 202
+        with monkeypatch.context() as patch:
+            patch.setattr("service.watching.sidecar.Sidecar._stamp", lambda *_: 1 / 0)
+            async with asyncio.timeout(60):
+                while "references not read again" not in caplog.text:
+                    await asyncio.sleep(0.01)
+        (tmp_path / "theirs.safetensors").write_bytes(save_tensors(a_reference().tensors()))
+        async with asyncio.timeout(60):
+            while service.sidecar.get("theirs").reference is None:
+                await asyncio.sleep(0.01)
 
 
 async def test_a_reference_needs_a_folder_a_name_and_the_admin_scope(start: Start, tmp_path: Path) -> None:
@@ -230,6 +252,8 @@ async def test_a_sidecar_serves_no_encoder_and_says_so(start: Start) -> None:
         assert (await client.get("/info")).json()["encoder"] is None
         image = await client.post("/embed", content=b"x", headers={"content-type": "image/png"})
         assert "POST /observe" in error_of(image, 404, "no_encoder")["message"]
+        reason = {"reason": "unready"}
+        assert service.metrics.registry.get_sample_value("fullrank_rejected_images_total", reason) == 0
         swap = await client.post("/admin/encoders", json={"name": "alpha"})
         error_of(swap, 404, "no_encoder")
         error_of(await client.get("/spectrum"), 404, "no_such_model")
