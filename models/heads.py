@@ -1,28 +1,38 @@
 """Training heads: layers after the representation that only training uses and that are not exported."""
 
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+FinalNorm = Literal["none", "plain", "scaled"]
+
 
 def mlp(
-    *widths: int, hidden_bias: bool = False, final_bias: bool = False, affine: bool = True, final_norm: bool = False
+    *widths: int,
+    hidden_bias: bool = False,
+    final_bias: bool = False,
+    affine: bool = True,
+    final_norm: FinalNorm = "none",
 ) -> nn.Sequential:
     """Linear layers of the given widths with BatchNorm and ReLU between them: (n, widths[0]) -> (n, widths[-1]).
 
     Two widths make a single linear layer. The last layer has no normalisation (BYOL, Grill et al. 2020, sec. 3.3)
-    unless `final_norm` adds a BatchNorm without scale and shift (SimSiam, Chen & He 2021). `affine` says whether the
-    hidden BatchNorms have them.
+    unless `final_norm` adds a BatchNorm: a plain one, without scale and shift (SimSiam, Chen & He 2021), or one with a
+    scale alone (SimCLR's code). `affine` says whether the hidden BatchNorms have both.
     """
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths[:-1]):
         layers += [nn.Linear(inputs, outputs, bias=hidden_bias)]
         layers += [nn.BatchNorm1d(outputs, affine=affine), nn.ReLU(inplace=True)]
     layers.append(nn.Linear(widths[-2], widths[-1], bias=final_bias))
-    if final_norm:
-        layers.append(nn.BatchNorm1d(widths[-1], affine=False))
+    if final_norm != "none":
+        norm = nn.BatchNorm1d(widths[-1], affine=final_norm == "scaled")
+        if norm.affine:
+            norm.bias.requires_grad_(False)  # it stays at 0
+        layers.append(norm)
     return nn.Sequential(*layers)
 
 

@@ -16,6 +16,8 @@ from training.methods.directclr import info_nce
 from training.methods.predictive import Target
 from training.methods.predictor import NoPredictor
 from training.methods.simclr import nt_xent
+from training.optimizers import optimizer
+from training.recipes import recipe
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -141,6 +143,24 @@ def test_simclr_projectors() -> None:
         matrix = build("simclr", small_encoder(), {"projector": "low-rank"} | options).project(torch.eye(32))
         singular = torch.linalg.svdvals(matrix)
         torch.testing.assert_close(singular, (torch.arange(32) < rank).float(), atol=1e-5, rtol=0)
+
+
+def test_simclrs_head_ends_in_a_batchnorm_that_learns_a_scale_and_no_shift() -> None:
+    """As Google's code builds it; the normalisation against its formula."""
+    model = train(small("simclr", final_norm=True))
+    scale, shift = model.projector[-1].weight, model.projector[-1].bias
+    assert scale.requires_grad
+    assert not torch.allclose(scale, torch.ones(()))
+    assert not shift.any()
+    h = torch.randn(40, 32, generator=torch.Generator().manual_seed(0))
+    rows = model.projector[:-1](h)
+    expected = scale * (rows - rows.mean(0)) / (rows.var(0, correction=0) + 1e-5).sqrt()
+    torch.testing.assert_close(model.project(h), expected, rtol=1e-4, atol=1e-5)
+    settings = recipe("cifar10-simclr")
+    assert settings.options["final_norm"]
+    (mine,) = (group for group in optimizer(model, settings).param_groups if any(p is scale for p in group["params"]))
+    assert (mine["weight_decay"], mine["adapt"]) == (0.0, False)
+    assert not any(p is shift for group in optimizer(model, settings).param_groups for p in group["params"])
 
 
 def test_directclr_sends_no_direct_gradient_past_d0() -> None:

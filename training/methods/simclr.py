@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.heads import Diagonal, Fixed, low_rank, mlp, orthogonal
+from models.heads import Diagonal, FinalNorm, Fixed, low_rank, mlp, orthogonal
 from training.distributed import gather
 from training.methods.base import Encoder, Method, wide, within
 
@@ -42,7 +42,7 @@ class Options:
     hidden: int | None = None
     """None: the representation's dimension."""
     final_norm: bool = False
-    """End the projector in a BatchNorm, as Google's code does. Ours has no scale and shift; theirs learns a scale."""
+    """End the projector in a BatchNorm that learns a scale and no shift, as Google's code does."""
     rank: int | None = None
     """Rank of the low-rank projector; None is DirectCLR's share, 360 of 2048."""
     temperature: float = 0.5
@@ -61,7 +61,7 @@ class SimCLR(Method):
     def __init__(self, encoder: Encoder, options: Options) -> None:
         super().__init__(encoder)
         d = encoder.dimension
-        norm = options.final_norm
+        norm: FinalNorm = "scaled" if options.final_norm else "none"
         self.temperature = options.temperature
         rank = max(1, d * 360 // 2048) if options.rank is None else options.rank
         within("rank", rank, 1, d)

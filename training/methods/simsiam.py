@@ -54,7 +54,7 @@ class SimSiam(Predictive):
         width = encoder.dimension
         if options.projector:
             width = options.projection
-            self.projector = mlp(encoder.dimension, *[width] * options.layers, final_norm=True)
+            self.projector = mlp(encoder.dimension, *[width] * options.layers, final_norm="plain")
         self.predictor = predictor_of(width, options)
         self.target = target_of(encoder, self.projector, options)
 
