@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from benchmarks import _experiments_slopes
 from benchmarks._experiments_page import ended, one_a_seed
 from benchmarks._methods_claims import (
     Claim,
@@ -24,6 +25,7 @@ TRAINED, TWO, PAPER, RELEASED = "BYOL, linear predictor", "BYOL, two layers", "D
 OPTIMAL = "DirectPred, optimal predictor"
 SAME_NETWORK, SAME_VIEWS = "DirectPred, predictor trained", "BYOL, two layers, DirectPred's views"
 SMALL, LARGE = "batch 64, rate 1.0", "batch 1024, rate 1.0"
+EQUAL = {"G": "epochs", "H": "steps"}
 NEVER = "--option frequency=1000000000"
 EIGHT = "torchrun --nproc-per-node 8 $(which fullrank)"
 
@@ -110,8 +112,7 @@ NEAR = [
         "D", "Tian", "32 to 41", "probe: DirectPred (released) over the optimal predictor", linear, RELEASED, OPTIMAL
     ),
     _level("D", "Wang", "level", "DirectCopy level with DirectPred (released)", "DirectCopy", RELEASED),
-    *_batches("G", "epochs"),
-    *_batches("H", "steps"),
+    *(near for letter, equal in EQUAL.items() for near in _batches(letter, equal)),
     *_few_labels(),
 ]
 
@@ -207,6 +208,7 @@ def claims_table(records: Sequence[Record]) -> str:
             verdict = f"not run: `python -m benchmarks.experiments {letter}`"
         cells = [claim.says, claim.source, published, letter, measured, str(len(claim.seeds(mine)) or ""), verdict]
         lines.append(f"| {' | '.join(cells)} |")
+    lines += [_experiments_slopes.claim(letter, equal, ended(letter, records)) for letter, equal in EQUAL.items()]
     lines += ["", "| claim | source | published | needs a GPU | hours |", "|---|---|---|---|---|"]
     for says, source, published, commands, hours in FAR:
         run = ", ".join(f"`{command}`" for command in commands)

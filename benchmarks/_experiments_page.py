@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks import _experiments_slopes
 from benchmarks._experiments_cases import EXPERIMENTS
 from benchmarks._page import mean_and_error
 from benchmarks.encoders import PIXELS
@@ -82,4 +83,5 @@ def page(records: Sequence[Record]) -> str:
     for letter in EXPERIMENTS:
         if any(record["experiment"] == letter for record in records):
             lines += ["", f"**{letter}: {EXPERIMENTS[letter].says}.**", *table(letter, records)]
+            lines += _experiments_slopes.table(letter, ended(letter, records))
     return "\n".join(lines)
