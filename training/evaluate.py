@@ -12,7 +12,7 @@ from fullrank import Moments, measures
 from models.artifact import Artifact
 from models.embedder import Embedder, normalize
 from models.engines import Name
-from training.data import Images, ImageSet
+from training.data import DataError, Images, ImageSet
 from training.probe import LEAST_ROWS, few_labels, linear_probe
 
 NEIGHBOURS = 20
@@ -116,7 +116,10 @@ class Spectrum:
 def embed(
     embedder: Embedder, images: Images, progress: Callable[[int], None] = lambda images: None
 ) -> tuple[Tensor, Tensor]:
-    """Embed a set, in memory or on disk, by the path that serves files: (n, d) representations and (n,) labels."""
+    """Embed a set, in memory or on disk, by the path that serves files: (n, d) representations and (n,) labels.
+
+    Raises DataError if none of the images can be decoded.
+    """
     rows: list[Tensor] = []
     labels: list[Tensor] = []
     for chunk in images.chunks(embedder.card.preprocessing):
@@ -124,6 +127,8 @@ def embed(
         for part in torch.split(chunk.images, CHUNK):
             rows.append(embedder.embed_arrays(part))
             progress(len(part))
+    if not rows:
+        raise DataError(f"none of the {len(images)} images can be decoded: is this the folder?")
     return torch.cat(rows), torch.cat(labels)
 
 
@@ -137,10 +142,16 @@ def evaluate(
 ) -> dict[str, Any]:
     """kNN of the served embedding (bank: `train`, queries: `test`) and the spectrum of the test set's embeddings.
 
-    `probes` adds linear probes on all labels and, stratified, on 1 % and 10 % of them, top-1 and top-5.
+    `probes` adds linear probes on all labels and, stratified, on 1 % and 10 % of them, top-1 and top-5. Of images
+    without labels it measures the spectrum only.
     """
     embedder = Embedder(artifact, device, engine=engine)
-    bank, queries = embed(embedder, train), embed(embedder, test)
+    queries = embed(embedder, test)
+    if int(queries[1].min()) < 0:
+        if probes:
+            raise ValueError("these images have no labels to fit a probe to")
+        return quality(*queries, *queries, labelled=False)
+    bank = embed(embedder, train)
     return quality(*bank, *queries) | (probe_table(*bank, *queries) if probes else {})
 
 

@@ -15,7 +15,9 @@ from training.data import (
     DataError,
     ImageSet,
     cifar,
+    load_data,
     load_split,
+    load_test,
     read_cifar10,
     read_cifar100,
     read_fashion_mnist,
@@ -133,6 +135,20 @@ def test_a_cifar_pickle_cannot_run_code(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="refused to load"):
         read_cifar10(tmp_path, "train")
     assert not (tmp_path / "ran").exists()
+
+
+def test_an_empty_set_is_named(tmp_path: Path) -> None:
+    for name in ("train", "t10k"):
+        write_idx(tmp_path / f"{name}-images-idx3-ubyte", torch.zeros(0, 28, 28))
+        write_idx(tmp_path / f"{name}-labels-idx1-ubyte", torch.zeros(0))
+    for read in (load_data, load_test):
+        with pytest.raises(DataError, match=r"the (train|test) set of fashion in \S+ is empty; unpack it again"):
+            read("fashion", tmp_path)
+    for name in ("train", "test"):
+        batch = {"data": np.zeros((0, 3072), np.uint8), "fine_labels": []}
+        (tmp_path / name).write_bytes(pickle.dumps(batch))
+    with pytest.raises(DataError, match=r"the train set of cifar100 in \S+ is empty"):
+        load_data("cifar100", tmp_path)
 
 
 def test_a_cifar_label_out_of_range_is_damage(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def _read_python(form: Form, path: Path) -> ImageSet:
 
 def _image_set(form: Form, path: Path, rows: torch.Tensor, labels: torch.Tensor) -> ImageSet:
     labels = labels.long()
-    if int(labels.min()) < 0 or int(labels.max()) >= form.classes:
+    if bool(((labels < 0) | (labels >= form.classes)).any()):
         raise DataError(f"{path}: a label lies outside 0..{form.classes - 1}: damaged; {form.remedy}")
     return ImageSet(rows.reshape(-1, 3, 32, 32), labels)
 

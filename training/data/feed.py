@@ -38,6 +38,7 @@ class Stream(IntEnum):
     CROPS = 2
     SHARDS = 3
     VIEWS = 4
+    METHOD = 5
 
 
 def seeded(stream: Stream, *numbers: int) -> Generator:
@@ -110,7 +111,7 @@ class Streamed:
             pin_memory=self.pin,
             worker_init_fn=_outlive,
         )
-        for first, second, unreadable in loader:
+        for first, second, unreadable in _from(loader):
             self.unreadable |= set(unreadable)
             yield first, second
 
@@ -151,7 +152,7 @@ class Sharded:
             pin_memory=self.pin,
             worker_init_fn=_outlive,
         )
-        for first, second, unreadable in islice(loader, start, len(self) // self.batch_size):
+        for first, second, unreadable in islice(_from(loader), start, len(self) // self.batch_size):
             self.unreadable |= set(unreadable)
             yield first, second
 
@@ -208,9 +209,18 @@ def _shares(order: Tensor, batch_size: int, start: int) -> Iterator[Tensor]:
 
 
 Sample = tuple[Tensor, list[str]]
+Batch = tuple[Tensor, Tensor, list[str]]
 
 
-def _collate(samples: list[Sample]) -> tuple[Tensor, Tensor, list[str]]:
+def _from(loader: DataLoader[Sample]) -> Iterator[Batch]:
+    """The loader's batches. A worker's DataError comes with its traceback in its message, and leaves without."""
+    try:
+        yield from loader
+    except DataError as error:
+        raise DataError(str(error).rstrip().rpartition("DataError: ")[2]) from None
+
+
+def _collate(samples: list[Sample]) -> Batch:
     crops = torch.stack([crops for crops, _ in samples], dim=1).contiguous(memory_format=torch.contiguous_format)
     return crops[0], crops[1], [name for _, names in samples for name in names]
 

@@ -77,13 +77,14 @@ class ShardSet:
 def read_folder(folder: Path, split: str) -> FileSet | ShardSet:
     """Read FOLDER/train/CLASS/*.jpg and FOLDER/val/CLASS/*.jpg, or FOLDER/*train*.tar and FOLDER/*val*.tar.
 
-    Class folders are numbered in alphabetical order. Raises DataError if there is neither.
+    Class folders are numbered in the alphabetical order of those to train on. Raises DataError if there is neither,
+    or for a class that is not among those.
     """
     for name in SPLITS[split]:
         if shards := sorted(folder.glob(f"*{name}*.tar")):
             return ShardSet(tuple(shards), tuple(count_images(shard) for shard in shards))
         if (folder / name).is_dir():
-            return _class_folders(folder / name)
+            return _class_folders(folder / name, folder / SPLITS["train"][0])
     names = " or ".join(SPLITS[split])
     raise DataError(f"{folder} has no folder {names} of class folders and no shards *{names}*.tar; {REMEDY}")
 
@@ -98,16 +99,21 @@ def read_flat(folder: Path, split: str) -> FileSet:
     return FileSet(found, torch.full((len(found),), -1))
 
 
-def _class_folders(folder: Path) -> FileSet:
+def _class_folders(folder: Path, numbered_by: Path) -> FileSet:
+    """The images of the class folders in `folder`, with the labels of their names in `numbered_by`, if there is one."""
     classes = sorted(path for path in folder.iterdir() if path.is_dir())
+    known = numbered_by if numbered_by.is_dir() else folder
+    numbers = {name: label for label, name in enumerate(sorted(path.name for path in known.iterdir() if path.is_dir()))}
     paths: list[Path] = []
     labels: list[int] = []
-    for label, name in enumerate(classes):
-        found = sorted(path for path in name.iterdir() if path.suffix.lower() in SUFFIXES)
+    for path in classes:
+        found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
         if not found:
-            raise DataError(f"{name} holds no images ({', '.join(SUFFIXES)}); {REMEDY}")
+            raise DataError(f"{path} holds no images ({', '.join(SUFFIXES)}); {REMEDY}")
+        if path.name not in numbers:
+            raise DataError(f"{path} is a class that {known} has not; remove it, or add its images there")
         paths += found
-        labels += [label] * len(found)
+        labels += [numbers[path.name]] * len(found)
     if not paths:
         raise DataError(f"{folder} holds no class folders; {REMEDY}")
     return FileSet(tuple(paths), torch.tensor(labels))

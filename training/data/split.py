@@ -54,13 +54,13 @@ def load_split(
     """
     source = SOURCES[name]
     root = folder or source.default
-    images = source.read(root, "train")
+    images = _read(name, root, "train")
     if isinstance(images, ImageSet):
         if not source.unlabelled:
             images = images.take(slice(limit))
         split = Split.of(images, min(held_out, len(images) // 5), seed)
         if source.unlabelled:
-            unlabelled = source.read(root, "unlabelled")
+            unlabelled = _read(name, root, "unlabelled")
             assert isinstance(unlabelled, ImageSet)
             return replace(split, fit=unlabelled.take(slice(limit)))
         return split
@@ -76,6 +76,13 @@ def load_split(
         raise DataError("--limit does not cut shards; name a folder with fewer of them")
     how = source.sized(size)
     return Split(fit, load(chosen, held_out, how), load(fit, BANK, how), images)
+
+
+def _read(name: str, root: Path, split: str) -> ImageSet | FileSet | ShardSet:
+    images = SOURCES[name].read(root, split)
+    if not len(images):
+        raise DataError(f"the {split} set of {name} in {root} is empty; unpack it again, or name another --data")
+    return images
 
 
 def _cut_files(images: FileSet, held_out: int, limit: int | None, seed: int) -> tuple[FileSet, FileSet]:
@@ -99,7 +106,7 @@ def load_test(name: str, folder: Path | None = None, limit: int | None = None) -
     source = SOURCES[name]
     if not source.tested:
         return None
-    images = source.read(folder or source.default, "test")
+    images = _read(name, folder or source.default, "test")
     if isinstance(images, ImageSet):
         return images.take(slice(limit))
     if isinstance(images, FileSet) and limit is not None:  # files are ordered by class
@@ -109,9 +116,8 @@ def load_test(name: str, folder: Path | None = None, limit: int | None = None) -
 
 def load_data(name: str, folder: Path | None = None) -> tuple[Images, Images]:
     """(train, test), both labelled, of a data set of SOURCES. Raises DataError."""
-    source = SOURCES[name]
-    root = folder or source.default
-    return source.read(root, "train"), source.read(root, "test")
+    root = folder or SOURCES[name].default
+    return _read(name, root, "train"), _read(name, root, "test")
 
 
 def chunks_of(images: Images, preprocessing: Preprocessing, limit: int) -> Iterator[Pixels]:
