@@ -257,7 +257,11 @@ def read_run(path: Path) -> tuple[list[float], list[list[float]]]:
             f"run: no line of {path} has 'epoch' and 'predictor_alignment'; the run must have a linear predictor "
             "and log its alignment with the correlation matrix"
         )
-    return [float(e["epoch"]) for e in usable], [[float(v) for v in e["predictor_alignment"]] for e in usable]
+    try:
+        return [float(e["epoch"]) for e in usable], [[float(v) for v in e["predictor_alignment"]] for e in usable]
+    except (TypeError, ValueError) as error:
+        reason = "'epoch' must be a number, and 'predictor_alignment' a list of numbers"
+        raise ParameterError(f"run: {path}: {reason} ({error})") from error
 
 
 def fastest(given: Parameters, f: Tensor, p: Tensor) -> float:

@@ -226,6 +226,10 @@ def find(name: str) -> Lab:
             found: Result = module.run(given)
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             raise Diverged(f"a matrix has no decomposition any more: take a smaller rate or step ({error})") from error
+        except Diverged:
+            raise
+        except ArithmeticError as error:
+            raise Diverged(f"a number is beyond float64: take parameters nearer to the defaults ({error})") from error
         return found
 
     return Lab(name, module.__doc__ or "", module.EXAMPLE, module.Parameters, run)

@@ -123,8 +123,8 @@ def integrate(
 
 def fixed_points(noise: float, decay: float) -> tuple[float, float]:
     """(p₋, p₊) for τ = 1; NaN above the threshold."""
-    root = torch.tensor(1 - 4 * decay * (1 + noise), dtype=F64).sqrt()
-    return float((1 - root) / (2 * (1 + noise))), float((1 + root) / (2 * (1 + noise)))
+    root = float(torch.tensor(1 - 4 * decay * (1 + noise), dtype=F64).sqrt())
+    return 2 * decay / (1 + root), (1 + root) / (2 * (1 + noise))  # 1 - root itself drowns in rounding
 
 
 def farthest(values: Tensor, centre: float) -> float:

@@ -305,7 +305,7 @@ def survivors(given: Parameters) -> list[Claim]:
     spread = torch.linspace(0, given.strongest, d, dtype=F64)
     levels = sorted({0.08, 0.1, given.weight_decay})
     times = [1.05 * time_to_die(spread, level) for level in levels]
-    until = max(10.0, *(time for time in times if time <= LONGEST))
+    until = max([10.0, *(time for time in times if time <= LONGEST)])
     start = orthogonal(given.generator(), d).expand(len(levels), -1, -1) / rate**0.5
     predictor = torch.eye(d, dtype=F64).expand(len(levels), -1, -1)
     model = Model(spread, torch.tensor(levels, dtype=F64)[:, None, None], rate)

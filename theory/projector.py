@@ -181,6 +181,12 @@ def numerical_rank(matrix: Tensor) -> int:
     return int((values > 1e-6 * values[0]).sum()) if values[0] > 0 else 0
 
 
+def seen_in(learned: Tensor, rows: Tensor, claim: Claim) -> Claim:
+    """`claim` on the rank of what was learned, a difference of rows: a millionth of it must be above their rounding."""
+    share = float(torch.linalg.matrix_norm(learned, 2) / torch.linalg.matrix_norm(rows, 2))
+    return where(share > 1e-8, f"r changes by {share:.2g} of its size only, and its rounding shows", claim)
+
+
 def run(given: Parameters) -> Result:
     d, kept = given.dimension, given.kept
     rest = d - kept
@@ -222,7 +228,8 @@ def run(given: Parameters) -> Result:
     for name, (before, expected, law) in variants.items():
         after = train(given, before, block=False)
         learned = (after(test) - before(test))[:, kept:]
-        claims.append(exactly(f"{name}: rank of what r[d₀:] learned", law, expected, numerical_rank(learned)))
+        claim = exactly(f"{name}: rank of what r[d₀:] learned", law, expected, numerical_rank(learned))
+        claims.append(seen_in(learned, before(test), claim) if expected else claim)
         values = torch.linalg.svdvals(learned) / len(test) ** 0.5
         lines.append(Line(name, index, values.clamp(min=1e-17).tolist()))
 
@@ -233,7 +240,11 @@ def run(given: Parameters) -> Result:
     ranks = rank_of(with_skip[kept:, kept:]), rank_of(without[kept:, kept:])
     seen = rank_of(with_skip[:kept, :kept])
     claims += [
-        exactly("all trained, skip: rank of what r[d₀:] learned", "d − d₀", rest, numerical_rank(learned)),
+        seen_in(
+            learned,
+            start(given)(test),
+            exactly("all trained, skip: rank of what r[d₀:] learned", "d − d₀", rest, numerical_rank(learned)),
+        ),
         exactly("all trained, no skip: effective rank of r[d₀:]", "0", 0, ranks[1]),
         # The spectrum's entropy is at least the mean of its parts' entropies, weighted by their variances: dropping the
         # covariance between the parts adds at most the entropy of the weights (Araki and Lieb 1970).

@@ -111,8 +111,8 @@ class Parameters(Settings):
 
 def largest_rate(ratio: float, noisy: int, batch: int) -> float:
     """The rate, in units of 1/σ², beyond which an ignored noisy block grows instead of dying at k = ratio σ² > 2σ²."""
-    pull, noise = ratio - 2, (ratio**2 + 4) * (noisy + 1) / batch
-    return min(1.6 / ratio, 2 * pull / (pull**2 + noise)) if pull > 0 else 1.6 / max(ratio, 1.0)
+    pull, noise = ratio - 2, (ratio * ratio + 4) * (noisy + 1) / batch
+    return min(1.6 / ratio, 2 * pull / (pull * pull + noise)) if pull > 0 else 1.6 / max(ratio, 1.0)
 
 
 def gradient(w: Tensor, x: Tensor, augmented: Tensor) -> Tensor:

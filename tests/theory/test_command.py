@@ -109,6 +109,7 @@ def test_without_matplotlib_the_claims_are_there_and_the_message_is_clear(
         (["no-such-lab"], "No such command"),
         (["strong-augmentation", "--amplitude", "-1"], "amplitude must be at least 0"),
         (["strong-augmentation", "--noisy", "16"], "noisy must be below dimension"),
+        (["strong-augmentation", "--amplitude", "1e308"], "rate must be at most 1.6e-308"),
         (["implicit-regularization", "--depth", "0"], "depth must be at least 1"),
         (["implicit-regularization", "--depth", "2.5"], "valid integer"),
         (["frustration", "--frustrated", "1.5"], "frustrated must be at least 0 and at most 1"),
@@ -160,6 +161,31 @@ def test_a_run_log_is_read_and_judged(tmp_path: Path) -> None:
         found = json.loads(result.stdout)["claims"][-1]
         assert found["observed"] == pytest.approx(0.45)
         assert found["verdict"] == verdict
+
+
+@pytest.mark.parametrize("value", ['"high"', "0.5", '[0.5, "high"]', "[null]"])
+def test_a_log_without_numbers_is_named(value: str, tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text(f'{{"epoch": 1, "predictor_alignment": {value}}}\n')
+    result = lab("eigenspace-alignment", "--run", str(tmp_path / "log.jsonl"))
+    assert result.exit_code == 2
+    assert "'predictor_alignment' a list of numbers" in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["noncontrastive-dynamics", "--step", "1e-320"],
+        ["noncontrastive-dynamics", "--augmentation", "1e308"],
+        ["eigenspace-alignment", "--step", "1e-320"],
+        ["frustration", "--step", "1e-320"],
+        ["measurement", "--shift", "1e308"],
+        ["strong-augmentation", "--variance", "1e308"],
+    ],
+)
+def test_what_float64_cannot_hold_is_exit_1_and_named(argv: list[str], tmp_path: Path) -> None:
+    result = lab(*argv, "--out", str(tmp_path))
+    assert result.exit_code == 1
+    assert "a number is beyond float64: take parameters nearer to the defaults" in " ".join(result.stdout.split())
 
 
 def test_the_committed_pages_are_those_of_the_labs() -> None:

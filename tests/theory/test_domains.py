@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from theory import directpred, label_graph, linear_byol, projector
+from theory import directpred, label_graph, linear_byol, noncontrastive_dynamics, projector
 from theory.lab import find
 from theory.toys import F64, normal, runge_kutta
 
@@ -129,6 +129,13 @@ def test_a_step_is_at_most_one_over_the_curvature() -> None:
     assert torch.equal(moved.a, plain.a)
 
 
+def test_no_mode_that_dies_in_time_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As at a `strongest` of 20,000, where all modes above the threshold are waited for in vain."""
+    monkeypatch.setattr(noncontrastive_dynamics, "LONGEST", 1.0)
+    claims = noncontrastive_dynamics.survivors(noncontrastive_dynamics.Parameters(dimension=4, weight_decay=0.09))
+    assert {claim.verdict for claim in claims} == {"outside"}
+
+
 @pytest.mark.parametrize("balance", [-1.0, -0.1, 0.0, 0.1, 0.8])
 def test_a_twin_head_lets_no_output_fall_slower_than_its_law(balance: float) -> None:
     rate, time, start = 0.04, 192.0, 1 - balance
@@ -215,6 +222,8 @@ def test_no_claim_fails_where_one_did(name: str, values: dict[str, Any]) -> None
             {"seed": 856, "depth": 2, "noise": 0.007423827, "rate": 5.041253594781185, "steps": 326},
             "no gradient flow",
         ),
+        # What was learned drowns in the rounding of what was there before.
+        ("projector", {"dimension": 8, "kept": 3, "rate": 1e-12, "steps": 50}, "its rounding shows"),
         # Five dimensions: whether one dies is chance.
         (
             "implicit-regularization",
