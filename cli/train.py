@@ -122,13 +122,14 @@ def train(
                 fail(f"{began} is a run of {chosen.name}, not of {recipe}")
             settings["data"] = Path(settings["data"]) if settings.get("data") else None
             settings |= {key: tuple(settings.get(key, ())) for key in ("plugins", "trackers")}
-            for each in settings["plugins"]:
+            for each in () if plugin else settings["plugins"]:
                 load(each)
+            chosen = replace(chosen, name=name or chosen.name)
         elif not recipe:
             fail(f"--resume: {began} does not exist; name the recipe to begin with", 2)
         else:
             chosen = replace(find(recipe), name=name or recipe)
-            chosen = _own(chosen, method, dataset)
+        chosen = _own(chosen, method, dataset)
         for each in tracker or settings.get("trackers", ()):
             found(each)
     except (ValueError, PluginError) as error:
@@ -172,6 +173,10 @@ def train(
         fail(error, 130)
     except (DataError, TrainingError, ValueError, OSError) as error:
         fail(error)
+    except RuntimeError as error:
+        if not _out_of_memory(error):
+            raise
+        fail(f"{run.device} has too little memory for this: lower --batch-size or --width, or cut it with --accumulate")
     if as_json:
         printed(artifact.card.model_dump(mode="json"), "", as_json)
 
@@ -180,18 +185,31 @@ def _own(recipe: Any, method: str | None, dataset: str | None) -> Any:
     """The recipe with another method (and that method's own options) or another data set."""
     from training.data import SOURCES
     from training.methods import METHODS
+    from training.plugins import brought
 
     for flag, value, known in (("method", method, METHODS), ("dataset", dataset, SOURCES)):
         if value is not None and value not in known:
             fail(f"--{flag}: {value!r} is none of {', '.join(known)}", 2)
     if method is not None and method != recipe.method:
         recipe = replace(recipe, method=method, options={})
-    return recipe if dataset is None else replace(recipe, data=dataset)
+    recipe = recipe if dataset is None else replace(recipe, data=dataset)
+    brought("data set", recipe.data, SOURCES)
+    brought("method", recipe.method, METHODS)
+    return recipe
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device has no memory left. For a CPU torch has no type of its own of error."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _was_given(context: typer.Context, setting: str) -> bool:
     """Whether a run's setting was given on the command line."""
-    source = context.get_parameter_source({"compile": "compiled", "trackers": "tracker"}.get(setting, setting))
+    source = context.get_parameter_source(
+        {"compile": "compiled", "trackers": "tracker", "plugins": "plugin"}.get(setting, setting)
+    )
     return source is not None and source.name == "COMMANDLINE"
 
 
@@ -240,6 +258,6 @@ def _options(pairs: list[str]) -> dict[str, Any]:
             fail(f"--option {pair!r}: write NAME=VALUE, for example d0=64 or predictor=false", 2)
         try:
             options[key] = json.loads(value)
-        except json.JSONDecodeError:
+        except ValueError:  # no JSON, or a number of thousands of digits
             options[key] = value
     return options

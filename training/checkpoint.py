@@ -68,12 +68,24 @@ def refused(path: Path, error: Exception) -> str:
     return f"{path} is damaged, or no checkpoint of this version ({reason})"
 
 
+def read(path: Path, device: torch.device | str = "cpu", mmap: bool = False) -> dict[str, Any]:
+    """The state in `path`, if every part of the file has its checksum, at which torch does not look.
+
+    On damaged bytes it may raise any exception.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise ValueError(f"{damaged} does not have its checksum")
+    state: dict[str, Any] = torch.load(path, weights_only=True, map_location=device, mmap=mmap)
+    return state
+
+
 def load(path: Path, recipe: Recipe, device: torch.device) -> dict[str, Any]:
     """Load the state in `path`. Raises TrainingError if it is damaged or of a run by another recipe."""
     try:
-        state: dict[str, Any] = torch.load(path, weights_only=True, map_location=device)
+        state = read(path, device)
         made_by = describe(recipe_of(json.loads(state["recipe"])))
-    except Exception as error:  # on damaged bytes torch may raise any exception
+    except Exception as error:
         raise TrainingError(f"{refused(path, error)}; {AGAIN}") from error
     wanted = describe(recipe)
     if made_by["name"] != wanted["name"]:

@@ -125,6 +125,11 @@ class Guard:
         self.trivial_before = trivial
         return f"collapse in epoch {epoch}: {'; '.join(told)}" if told else None
 
+    def recall(self, record: Mapping[str, Any]) -> None:
+        """Remember the last epoch of a run that goes on, from its record."""
+        self.faulty_before = bool(record.get("guard"))
+        self.trivial_before = self.at_trivial(float(record["loss"]))
+
     def at_trivial(self, loss: float) -> bool:
         """Whether the loss is that of an encoder that gives every image the same row."""
         return self.trivial is not None and abs(loss - self.trivial) <= AT_TRIVIAL * max(1.0, abs(self.trivial))

@@ -90,6 +90,8 @@ def train(recipe: Recipe, run: Run, console: Console | None = None) -> Artifact:
     twins = guard.twins(trainer) if first else []
     judge = Guard([twin.geometry for twin in twins], trainer.trivial_loss(), run.guard_share)
     records = claim(trainer, run)
+    if records:
+        judge.recall(records[-1])
     path = run.out / "checkpoint.pt"
     watchers = watch.Watchers(
         watchers_of(trainer, run) if first else (),
@@ -114,7 +116,7 @@ def train(recipe: Recipe, run: Run, console: Console | None = None) -> Artifact:
                 checkpoint.save(trainer.state(records), path)
                 saved = time.monotonic()
             if stop.is_set():
-                raise StoppedError(f"stopped after step {trainer.step} and saved; --resume goes on from there")
+                raise stopped(trainer)
 
         while trainer.epoch < recipe.epochs:
             title = f"epoch {trainer.epoch + 1}/{recipe.epochs}"
@@ -141,6 +143,8 @@ def train(recipe: Recipe, run: Run, console: Console | None = None) -> Artifact:
                 console.print(warning, style="bold red", soft_wrap=True, markup=False)
                 if run.guard == "stop":
                     raise TrainingError(f"{warning}. The guard stopped the run; its checkpoint is intact")
+            if stop.is_set():
+                raise stopped(trainer)
     distributed.shutdown()
     if not first:
         return trainer.artifact()
@@ -152,6 +156,10 @@ def train(recipe: Recipe, run: Run, console: Console | None = None) -> Artifact:
     return artifact
 
 
+def stopped(trainer: Trainer) -> StoppedError:
+    return StoppedError(f"stopped after step {trainer.step} and saved; --resume goes on from there")
+
+
 def check_place(run: Run) -> None:
     """Raise TrainingError, before any work, if the run's folder is a file, or holds another run."""
     if run.out.exists() and not run.out.is_dir():
@@ -160,6 +168,8 @@ def check_place(run: Run) -> None:
     if run.resume and path.exists():
         return
     if any(p.exists() for p in (path, run.out / "log.jsonl", run.out / "encoder")) and distributed.rank() == 0:
+        if run.resume:
+            raise TrainingError(f"{run.out} holds a run without its checkpoint.pt; name another --out to begin anew")
         raise TrainingError(f"{run.out} holds another run; pass --resume to go on with it, or another --out")
 
 

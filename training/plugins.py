@@ -7,16 +7,19 @@ distribution names its plugin as an entry point of the group `fullrank.plugins`.
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+from torch import nn
 
 from models.backbones import Encoder
 from models.preprocess import Strict
 from training.data.sources import SOURCES, Source
 from training.methods import METHODS, Method, options_class
 
+T = TypeVar("T")
 GROUP = "fullrank.plugins"
 BACKBONES: dict[str, Callable[[int, int], Encoder]] = {}
 
@@ -44,6 +47,13 @@ def register_backbone(name: str, build: Callable[[int, int], Encoder]) -> None:
     BACKBONES[name] = build
 
 
+def brought(kind: str, name: str, table: Mapping[str, T]) -> T:
+    """The part `name` of a table that plugins add to. Raises PluginError if no plugin in this process did."""
+    if name not in table:
+        raise PluginError(f"no plugin brings the {kind} {name!r}; name it with --plugin")
+    return table[name]
+
+
 class OwnArchitecture(Strict):
     """The architecture of a plugin's backbone. Its artifact is an ONNX graph, so that serving it needs no plugin."""
 
@@ -52,10 +62,11 @@ class OwnArchitecture(Strict):
     in_channels: Literal[1, 3] = 3
 
     def build(self) -> Encoder:
-        """Build the backbone. Raises PluginError if no plugin in this process registered it."""
-        if self.name not in BACKBONES:
-            raise PluginError(f"no plugin brings the backbone {self.name!r}; name it with --plugin")
-        return BACKBONES[self.name](self.size, self.in_channels)
+        """Build the backbone. Raises PluginError if no plugin in this process registered it, or if it is no encoder."""
+        built = brought("backbone", self.name, BACKBONES)(self.size, self.in_channels)
+        if not isinstance(built, nn.Module) or not isinstance(getattr(built, "dimension", None), int):
+            raise PluginError(f"the backbone {self.name!r} is no module with a whole number `dimension`")
+        return built
 
 
 def load(name: str) -> None:

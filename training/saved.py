@@ -3,12 +3,10 @@
 import json
 from pathlib import Path
 
-import torch
-
 from models.artifact import Artifact, EncoderCard
-from training.checkpoint import TrainingError, describe, how, precision_of, recipe_of, refused, settings_of
+from training.checkpoint import TrainingError, describe, how, precision_of, read, recipe_of, refused, settings_of
 from training.data import SOURCES
-from training.plugins import OwnArchitecture, PluginError
+from training.plugins import OwnArchitecture, PluginError, brought
 
 PREFIX = "encoder."
 
@@ -17,17 +15,16 @@ def artifact_of(path: Path) -> Artifact:
     """The encoder at the checkpoint's step, without a reference. Raises TrainingError if it is no such file,
     PluginError if no plugin in this process brings the backbone or the data set that it was trained with."""
     try:
-        state = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+        state = read(path, mmap=True)
         recipe = recipe_of(json.loads(state["recipe"]))
-        if recipe.data not in SOURCES:
-            raise PluginError(f"no plugin brings the data set {recipe.data!r}; name it with --plugin")
+        source = brought("data set", recipe.data, SOURCES)
         encoder = recipe.architecture.build()
         own = {name.removeprefix(PREFIX): it for name, it in state["method"].items() if name.startswith(PREFIX)}
         encoder.load_state_dict(own)
         progress = {"checkpoint_step": int(state["step"])} | how(settings_of(state), precision_of(state))
     except (OSError, PluginError):
         raise
-    except Exception as error:  # on damaged bytes torch may raise any exception
+    except Exception as error:
         reason = f"{refused(path, error)}; a run writes checkpoint.pt"
         raise TrainingError(reason) from error
     architecture = None if isinstance(recipe.architecture, OwnArchitecture) else recipe.architecture
@@ -35,7 +32,7 @@ def artifact_of(path: Path) -> Artifact:
         name=recipe.name,
         architecture=architecture,
         graph="encoder.onnx" if architecture is None else None,
-        preprocessing=SOURCES[recipe.data].sized(recipe.image_size),
+        preprocessing=source.sized(recipe.image_size),
         dimension=encoder.dimension,
         training=describe(recipe) | progress,
     )

@@ -34,6 +34,7 @@ LOOK_BACK = 32
 """Steps on an accelerator between two looks at it: to read a loss or a clock the host has to wait for the step."""
 
 
+DIVERGED = "the last checkpoint is intact. Lower the learning rate"
 TOTALS = ("loss", "seconds", "data_seconds", "watched_seconds")
 
 
@@ -146,7 +147,12 @@ class Trainer:
             start = self.clock(watched)
             views = self.views(*next(batches))
             ready = self.clock(watched)
-            self.unread.append(self.train_step(views))
+            torch.manual_seed(seeded(Stream.METHOD, self.recipe.seed, self.step, distributed.rank()).initial_seed())
+            try:
+                self.unread.append(self.train_step(views))
+            except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+                reason = f"a matrix has no decomposition after step {self.step - 1}"
+                raise TrainingError(f"{reason}; {DIVERGED}") from error
             if not self.asynchronous or len(self.unread) == LOOK_BACK or self.step == end:
                 self.read_losses()
             done = self.clock(watched or self.step == end)
@@ -156,6 +162,7 @@ class Trainer:
                 self.totals["watched_seconds"] += done - start
             if self.step < end:  # the epoch's last step is followed by its record, and saved with it
                 after_step()
+        self.check_finite()
         totals = self.totals
         self.totals = dict.fromkeys(TOTALS, 0.0)
         total_loss = float(distributed.all_reduce(torch.tensor(totals["loss"], device=self.device)))
@@ -239,9 +246,7 @@ class Trainer:
         values = torch.stack(self.unread).tolist() if self.unread else []
         for step, value in enumerate(values, self.step - len(values)):
             if not math.isfinite(value):
-                raise TrainingError(
-                    f"the loss is {value} at step {step}; the last checkpoint is intact. Lower the learning rate"
-                )
+                raise TrainingError(f"the loss is {value} at step {step}; {DIVERGED}")
             self.totals["loss"] += value
             self.last_loss = value
         self.unread.clear()
@@ -261,10 +266,14 @@ class Trainer:
         return Artifact(card, self.method.encoder)
 
     def rows(self, progress: Callable[[int], None] = lambda images: None) -> Rows:
-        """Embed training and held-out images with the present encoder, by the serving path."""
+        """Embed training and held-out images with the present encoder, by the serving path.
+
+        Raises TrainingError if a representation is not finite.
+        """
         embedder = Embedder(self.artifact(), self.device)
         parts = self.split.labelled.images[:BANK], self.split.held_out.images[:QUERIES]
-        bank, held_out = (embed_in_chunks(embedder, images, progress) for images in parts)
+        embedded = (embed_in_chunks(embedder, images, progress) for images in parts)
+        bank, held_out = (self.finite("a representation", rows) for rows in embedded)
         return Rows(bank, held_out)
 
     def measure(self, rows: Rows | None = None) -> dict[str, Any]:
@@ -285,17 +294,23 @@ class Trainer:
     def project(self, h: Tensor) -> Tensor:
         """Project representations (n, d) to the space of the loss, in evaluation mode: (n, k) on the CPU."""
         self.method.eval()
-        return self.method.project(h.to(self.device)).float().cpu()
+        return self.finite("a projection", self.method.project(h.to(self.device)).float().cpu())
+
+    def check_finite(self) -> None:
+        """Raise TrainingError, naming it, if a weight or a running statistic is not finite."""
+        for name, tensor in self.method.state_dict().items():
+            self.finite(name, tensor)
+
+    def finite(self, name: str, tensor: Tensor) -> Tensor:
+        """`tensor` itself. Raises TrainingError, naming it, if it is not finite."""
+        if not tensor.isfinite().all():
+            raise TrainingError(f"{name} is not finite after step {self.step - 1}; {DIVERGED}")
+        return tensor
 
     def state(self, records: list[dict[str, Any]]) -> dict[str, Any]:
         """The state that a resumed run needs. Raises TrainingError if a value in it is not finite."""
         self.read_losses()
-        for name, tensor in self.method.state_dict().items():
-            if tensor.is_floating_point() and not tensor.isfinite().all():
-                raise TrainingError(
-                    f"{name} is not finite after step {self.step - 1}; the last checkpoint is intact."
-                    " Lower the learning rate"
-                )
+        self.check_finite()
         return {
             "recipe": json.dumps(checkpoint.describe(self.recipe)),
             "images": len(self.split.fit),
@@ -310,7 +325,10 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> list[dict[str, Any]]:
-        """Restore a state, and return its records. Raises TrainingError for another number of images or precision."""
+        """Restore a state, and return its records.
+
+        Raises TrainingError for another number of images, another precision, or another method or backbone's state.
+        """
         if state["images"] != len(self.split.fit):
             raise TrainingError(
                 f"the run began with {state['images']} images, not {len(self.split.fit)}: --data, --limit"
@@ -324,8 +342,15 @@ class Trainer:
             raise TrainingError(f"the run began in {began_in} and cannot go on here: {error}") from error
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
-        self.method.load_state_dict(state["method"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        try:
+            self.method.load_state_dict(state["method"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise TrainingError(
+                f"the checkpoint is of other code of {self.recipe.method} or its backbone ({reason}); go back to that,"
+                " or name another --out"
+            ) from error
         self.step = state["step"]
         self.totals = dict.fromkeys(TOTALS, 0.0) | state["totals"]
         records: list[dict[str, Any]] = json.loads(state["records"])

@@ -78,6 +78,16 @@ def test_a_loss_at_its_trivial_value_is_named_when_it_stays_there() -> None:
     assert guard(record(5, 4.84), geometry()) is not None
 
 
+def test_a_resumed_run_remembers_the_last_epoch() -> None:
+    guard = Guard([TWIN], trivial_loss=4.844)
+    guard.recall(record(1, 4.84))
+    assert "same row" in str(guard(record(2, 4.84), geometry()))
+    guard.recall(record(2, 4.5))
+    assert guard(record(3, 4.84), geometry()) is None
+    guard.recall(record(1, 1.0) | {"guard": "collapse in epoch 1: the loss"})  # type: ignore[dict-item]
+    assert guard(record(2, 1.0, steps=10), geometry(1e-3)) is not None
+
+
 def test_before_batch_norm_has_settled_a_fault_has_to_last() -> None:
     guard = Guard([TWIN], None)
     assert [bool(guard(record(n, 1.0, steps=10), geometry(h))) for n, h in ((1, 1e-3), (2, 0.2), (3, 1e-3))] == [

@@ -159,9 +159,14 @@ def test_resume_needs_no_other_flag(elsewhere: Path, tmp_path: Path, monkeypatch
     assert [step for step, _ in logged] == ["1", "2", "8", "9", "10"], "it rests until the epoch is over, at step 8"
     assert int(logged[2][1]) > 10, "and is told of the epoch"
     monkeypatch.setattr(Trainer, "train_step", step)
-    other = fullrank("train", "--resume", "--out", "run", "--epochs", 3)
-    assert other.exit_code == 1
-    assert "a run with epochs = 2, not 3" in other.stderr
+    for flag, value, message in (
+        ("--epochs", 3, "a run with epochs = 2, not 3"),
+        ("--method", "simclr", "a run with method = directclr, not simclr"),
+        ("--name", "other", "a run of fashion-directclr, not of other"),
+    ):
+        other = fullrank("train", "--resume", "--out", "run", flag, value)
+        assert other.exit_code == 1
+        assert message in other.stderr
     assert (
         "is a run of fashion-directclr, not of fashion-byol"
         in fullrank("train", "fashion-byol", "--resume", "--out", "run").stderr
@@ -177,6 +182,14 @@ def test_resume_needs_no_other_flag(elsewhere: Path, tmp_path: Path, monkeypatch
     ]
     for artifact in made:
         assert artifact.card.training["command"] == shlex.join(["fullrank", *begun]), "what would make it again"
+
+
+def test_too_little_memory_is_a_sentence(tmp_path: Path) -> None:
+    """A projector of 4 TB."""
+    begun = ("train", "fashion-byol", "--data", SAMPLE, "--out", tmp_path / "run", *FLAGS[:-4])
+    result = fullrank(*begun, "--option", f"hidden={2**31 - 1}")
+    assert result.exit_code == 1
+    assert "cpu has too little memory for this: lower --batch-size or --width, or cut it" in result.stderr
 
 
 def test_what_a_run_will_need_is_opened_before_its_first_step(tmp_path: Path) -> None:

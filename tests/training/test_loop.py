@@ -22,8 +22,9 @@ from tests.support.training import OPTIONS, TINY
 from training import checkpoint
 from training.data import SAMPLE, DataError, Split, read_fashion_mnist
 from training.loop import Run, Trainer, TrainingError, train
-from training.methods import METHODS
+from training.methods import METHODS, SimCLR
 from training.recipes import Recipe, recipe
+from training.saved import artifact_of
 
 ROOT = Path(__file__).parents[2]
 QUIET = Console(file=io.StringIO())
@@ -124,14 +125,28 @@ def test_a_run_killed_in_the_middle_of_an_epoch_resumes_its_exact_loss_curve(met
     assert load(out / "encoder").card.revision == load(tmp_path / "whole" / "encoder").card.revision
 
 
-def test_ctrl_c_saves_between_steps(tmp_path: Path) -> None:
-    """One signal, delivered while the first epoch's line is printed: the next step is the last."""
-    out, before = tmp_path / "run", signal.getsignal(signal.SIGINT)
-    console = AfterFirstEpoch(lambda: os.kill(os.getpid(), signal.SIGINT))
+def test_ctrl_c_saves_between_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One signal, delivered in the first step of the second epoch: it is the last one."""
+    out, before, step = tmp_path / "run", signal.getsignal(signal.SIGINT), Trainer.train_step
+
+    def interrupted(trainer: Trainer, views: torch.Tensor) -> torch.Tensor:
+        if trainer.step == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(trainer, views)
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
     with pytest.raises(checkpoint.StoppedError, match="stopped after step 7 and saved; --resume"):
-        train(small(), Run(out, data=SAMPLE), console)
+        train(small(), Run(out, data=SAMPLE), QUIET)
     assert torch.load(out / "checkpoint.pt", weights_only=True)["step"] == 7
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_between_epochs_stops_there_also_if_an_epoch_is_one_step(tmp_path: Path) -> None:
+    console = AfterFirstEpoch(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(checkpoint.StoppedError, match="stopped after step 1 and saved; --resume"):
+        train(small(batch_size=560, epochs=3), Run(tmp_path, data=SAMPLE, limit=700), console)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 1
+    assert len(log(tmp_path)) == 1
 
 
 def test_a_full_disk_keeps_the_last_checkpoint_readable(finished: Path, tmp_path: Path) -> None:
@@ -167,6 +182,51 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(finished: Path, tmp_path: 
     (copy / "checkpoint.pt").write_bytes((copy / "checkpoint.pt").read_bytes()[:1000])
     with pytest.raises(TrainingError, match="damaged"):
         train(small(), resume, QUIET)
+    (copy / "checkpoint.pt").unlink()
+    with pytest.raises(TrainingError, match=r"a run without its checkpoint.pt; name another --out"):
+        train(small(), resume, QUIET)
+
+
+def test_a_changed_bit_of_a_weight_is_damage(finished: Path, tmp_path: Path) -> None:
+    """torch loads it without a word."""
+    path = Path(shutil.copytree(finished, tmp_path / "copy")) / "checkpoint.pt"
+    weight = torch.load(path, weights_only=True)["method"]["encoder.conv1.weight"].numpy().tobytes()
+    content = bytearray(path.read_bytes())
+    content[content.index(weight) + 3] ^= 0x40
+    path.write_bytes(content)
+    assert torch.load(path, weights_only=True)["method"]["encoder.conv1.weight"].numpy().tobytes() != weight
+    with pytest.raises(TrainingError, match=r"damaged, .* does not have its checksum"):
+        train(small(), Run(path.parent, data=SAMPLE, resume=True), QUIET)
+    with pytest.raises(TrainingError, match=r"damaged, .* does not have its checksum"):
+        artifact_of(path)
+
+
+def test_a_checkpoint_of_other_code_is_named(finished: Path, tmp_path: Path) -> None:
+    """As of a plugin that was edited since: its method has another buffer."""
+    copy = Path(shutil.copytree(finished, tmp_path / "copy"))
+    state = torch.load(copy / "checkpoint.pt", weights_only=True)
+    state["method"]["queue"] = torch.zeros(3)
+    torch.save(state, copy / "checkpoint.pt")
+    with pytest.raises(TrainingError, match=r'other code of directclr .*"queue".*; go back to that, or name another'):
+        train(small(), Run(copy, data=SAMPLE, resume=True), QUIET)
+
+
+class Masked(SimCLR):
+    """A method that draws from torch's global generator."""
+
+    def forward(self, views: torch.Tensor) -> torch.Tensor:
+        return super().forward(torch.dropout(views, 0.5, train=True))
+
+
+def test_a_method_that_draws_random_numbers_resumes_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "simclr", Masked)
+    split = Split.of(read_fashion_mnist(SAMPLE, "train").take(slice(0, 400)), 128, seed=0)
+    whole, early, late = (Trainer(small("simclr", batch_size=64), split) for _ in range(3))
+    expected = [whole.train_epoch()["loss"] for _ in range(2)]
+    first = early.train_epoch()["loss"]
+    torch.randn(1000)
+    late.restore(early.state([]))
+    assert [first, late.train_epoch()["loss"]] == expected
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
@@ -195,6 +255,20 @@ def test_a_diverging_run_names_the_step_and_keeps_the_last_good_state(finished: 
         trainer.method.encoder.conv1.weight[0] = torch.inf
     with pytest.raises(TrainingError, match=r"encoder\.conv1\.weight is not finite after step -1"):
         trainer.state([])
+
+
+@pytest.mark.parametrize("method", ["directpred", "directcopy"])
+def test_a_predictor_without_a_closed_form_is_a_divergence(method: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        TrainingError, match=r"a matrix has no decomposition after step \d+; .* Lower the learning rate"
+    ):
+        train(small(method, learning_rate=1e12), Run(tmp_path / "run", data=SAMPLE), QUIET)
+
+
+def test_weights_that_an_epoch_s_last_step_breaks_are_not_measured(tmp_path: Path) -> None:
+    settings = small("byol", learning_rate=1e38, batch_size=560)
+    with pytest.raises(TrainingError, match=r"\S+ is not finite after step \d; the last checkpoint is intact"):
+        train(settings, Run(tmp_path / "run", data=SAMPLE, limit=700), QUIET)
 
 
 def test_unknown_options_and_recipes_are_named(tmp_path: Path) -> None:

@@ -218,6 +218,7 @@ def test_unknown_options_are_refused(name: str) -> None:
         ("directclr", {"d0": 1.5}, "d0 is 1.5: .*integer"),
         ("directclr", {"depth": 3}, "directclr has no option 'depth'; it takes d0, temperature"),
         ("simclr", {"projection": 0}, "projection is 0; it must be at least 1"),
+        ("simclr", {"projection": 10**30}, "it must be at least 1 and below 2\\^31"),
         ("byol", {"predictor": "no"}, "predictor is 'no': .*boolean"),
         ("byol", {"momentum": "high"}, "momentum is 'high': .*number"),
         ("directpred", {"predictor": False}, "directpred has no option 'predictor'"),

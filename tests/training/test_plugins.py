@@ -16,6 +16,7 @@ from models.artifact import load as load_artifact
 from models.embedder import Embedder
 from training import plugins
 from training.data import SOURCES
+from training.evaluate import Spectrum
 from training.methods import METHODS
 from training.plugins import BACKBONES, PluginError
 
@@ -79,6 +80,7 @@ def register():
     register_method("hinge", Hinge)
     register_backbone("tiny", lambda size, channels: Tiny(channels))
     register_backbone("sums", lambda size, channels: Sums(channels))
+    register_backbone("bare", lambda size, channels: nn.Conv2d(channels, 12, 3))
     register_data("noise", Source(read, Path("."), 16, 1, (0.4,), (0.2,), "CC0-1.0", redistributable=True))
 """
 
@@ -129,6 +131,19 @@ def test_own_method_backbone_and_data_train_into_an_encoder_that_needs_no_plugin
         expected = artifact.canary.embeddings
         torch.testing.assert_close(rows / rows.norm(dim=1, keepdim=True), expected, rtol=0, atol=1e-4)
     assert fullrank("train", "--resume", "--out", "run").exit_code == 0, "the run knows its plugins"
+    Path("their_plugin.py").rename("renamed_plugin.py")
+    sys.modules.pop("their_plugin")
+    METHODS.pop("hinge")
+    SOURCES.pop("noise")
+    moved = fullrank("train", "--resume", "--out", "run", "--plugin", "renamed_plugin:register")
+    assert moved.exit_code == 0, moved.output
+    for kind, table, name in (("method", METHODS, "hinge"), ("data set", SOURCES, "noise")):
+        table.pop(name)
+        gone = fullrank("train", "--resume", "--out", "run", "--plugin", "json")
+        assert (gone.exit_code, f"no plugin brings the {kind} '{name}'; name it with --plugin" in gone.stderr) == (
+            2,
+            True,
+        )
 
 
 @pytest.mark.parametrize(
@@ -158,6 +173,13 @@ def test_a_backbone_that_cannot_be_served_is_refused_before_the_first_step(elsew
     assert refused.exit_code == 1
     assert "the backbone has no ONNX graph, and cannot be served without its plugin: " in refused.stderr
     assert not Path("run").exists()
+
+
+def test_a_backbone_without_a_dimension_is_named(elsewhere: Path) -> None:
+    flags = ("--plugin", "their_plugin:register", "--dataset", "noise", "--backbone", "bare", "--out", "run")
+    refused = fullrank("train", "fashion-simclr", *flags)
+    assert refused.exit_code == 1
+    assert "the backbone 'bare' is no module with a whole number `dimension`" in refused.stderr
 
 
 def test_a_method_without_options_is_refused() -> None:
@@ -197,6 +219,15 @@ def test_a_flat_folder_of_unlabelled_images_is_a_data_set(elsewhere: Path) -> No
     assert card["preprocessing"]["size"] == 16
     assert load_artifact("run/encoder").reference is not None
     assert fullrank("report", "run", "--out", "report.html").exit_code == 0
+    evaluated = fullrank("evaluate", "run", "--data", "photographs", "--json")
+    assert evaluated.exit_code == 0, evaluated.output
+    assert json.loads(evaluated.stdout).keys() == {"rows"} | Spectrum.of(torch.randn(4, 2)).summary().keys()
+    probed = fullrank("evaluate", "run", "--data", "photographs", "--probes")
+    assert (probed.exit_code, "these images have no labels to fit a probe to" in probed.stderr) == (1, True)
+    for file in (elsewhere / "photographs").rglob("*.png"):
+        file.write_bytes(b"not an image")
+    unreadable = fullrank("evaluate", "run", "--data", "photographs")
+    assert "none of the 700 images can be decoded: is this the folder?" in unreadable.stderr
     (elsewhere / "empty").mkdir()
     empty = fullrank("train", "fashion-simclr", "--dataset", "folder", "--data", "empty", "--out", "other")
     assert "holds no image files" in empty.stderr

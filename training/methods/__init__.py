@@ -50,8 +50,12 @@ def build(name: str, encoder: Encoder, options: dict[str, Any]) -> Method:
             TypeAdapter(known[option], config=ConfigDict(strict=True)).validate_python(value)
         except ValidationError as error:
             raise ValueError(f"{option} is {value!r}: {error.errors()[0]['msg']}") from error
-        if type(value) is int and int in (known[option], *getattr(known[option], "__args__", ())) and value < 1:
-            raise ValueError(f"{option} is {value}; it must be at least 1")
+        if (
+            type(value) is int
+            and int in (known[option], *getattr(known[option], "__args__", ()))
+            and not 1 <= value < 2**31
+        ):
+            raise ValueError(f"{option} is {value}; it must be at least 1 and below 2^31")
     return method(encoder, options_class(method)(**options))
 
 

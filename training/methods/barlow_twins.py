@@ -46,6 +46,7 @@ class Options:
 
     def __post_init__(self) -> None:
         within("redundancy", self.redundancy, 0, 1e3)
+        within("scale", self.scale, 0, 1e6)
 
 
 class BarlowTwins(Method):

@@ -29,7 +29,8 @@ class Method(nn.Module, ABC):
     """A self-supervised method around an encoder: `forward(views)` is the loss, `step(progress)` what follows it.
 
     A subclass takes the encoder and a frozen dataclass of options, whose fields are what `--option` sets, and sets
-    `projector` if it has one.
+    `projector` if it has one. It may draw from torch's global generator, which is seeded before each step: a resumed
+    run draws the same.
     """
 
     projector: nn.Module
