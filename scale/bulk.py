@@ -159,11 +159,11 @@ def begin(
             raise BulkError(
                 f"{out} lies in the source {root}: the next run would take rows for images; choose another --out"
             )
-    if (out / CARD).exists():
-        raise BulkError(f"{out} is an encoder's folder: choose another --out")
     card = load(encoder).card
     mine = Run(card.name, card.revision, file_format, inputs, dtype)
     try:
+        if (out / CARD).exists():
+            raise BulkError(f"{out} is an encoder's folder: choose another --out")
         out.mkdir(parents=True, exist_ok=True)
         sweep(out)
         if (out / RUN).exists():

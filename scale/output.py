@@ -13,18 +13,19 @@ where nothing is renamed, an upload is seen whole or not at all.
 import io
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Self, get_args
 
 import numpy as np
 import torch
-from safetensors.torch import load, load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from fullrank.merging import Merging
 from fullrank.moments import Moments
+from fullrank.stored import check_plain, tensors_in
 from models.card import EncoderCard
 from scale.places import Place, write_all
 
@@ -202,21 +203,26 @@ class Run:
 
 
 def merged(run: Run, out: Place) -> Moments:
-    """The moments of all rows of an output. Raises BulkError if it has none."""
+    """The moments of all rows of an output. Raises BulkError if it has none, or a shard is damaged."""
     merging: Merging | None = None
-    for state in _moments(run, out):
-        merging = merging or Merging(state["sum"].numel())
-        merging.add(state)
+    for shard in run.shards(out):
+        with _reading(run, out, shard, MOMENTS):
+            state = _tensors(_moments_file(out, shard))
+            merging = merging or Merging(state["sum"].numel())
+            merging.add(state)
     if merging is None:
         raise BulkError(f"{out} holds no complete shard yet")
     return merging.total()
 
 
 def report(out: Place) -> Report:
-    """The report on a folder of output. Raises BulkError if it holds none."""
+    """The report on a folder of output. Raises BulkError if it holds none, or a shard is damaged."""
     run = Run.of(out)
     whole = merged(run, out)
-    errors = [run.read_errors(out, shard) for shard in run.shards(out)]
+    errors = []
+    for shard in run.shards(out):
+        with _reading(run, out, shard):
+            errors.append(run.read_errors(out, shard))
     few = whole.count < 2
     return Report(
         encoder=run.encoder,
@@ -241,15 +247,18 @@ def sampled(run: Run, out: Place, wanted: Sequence[int]) -> tuple[Tensor, Tensor
     order = np.argsort(numbers, kind="stable")
     rows = inputs = torch.empty(0)
     start = at = 0
-    for shard, state in zip(run.shards(out), _moments(run, out), strict=True):
-        end = start + int(state["scalars"][0])
+    for shard in run.shards(out):
+        with _reading(run, out, shard, MOMENTS):
+            end = start + int(_tensors(_moments_file(out, shard))["scalars"][0])
         upto = int(np.searchsorted(numbers[order], end))
         if upto > at:
             places = order[at:upto]
             taken = numbers[places] - start
-            found = torch.from_numpy(run.read_rows(out, shard)[taken])
-            good = torch.tensor([error is None for error in run.read_errors(out, shard)])
-            described = _tensors(_inputs_file(out, shard))["inputs"][good][taken]
+            with _reading(run, out, shard):
+                found = torch.from_numpy(run.read_rows(out, shard)[taken])
+                good = torch.tensor([error is None for error in run.read_errors(out, shard)])
+            with _reading(run, out, shard, INPUTS):
+                described = _tensors(_inputs_file(out, shard))["inputs"][good][taken]
             if not len(rows):
                 rows = torch.empty(len(numbers), found.shape[1])
                 inputs = torch.empty(len(numbers), described.shape[1])
@@ -263,13 +272,16 @@ def sampled(run: Run, out: Place, wanted: Sequence[int]) -> tuple[Tensor, Tensor
     return rows, inputs
 
 
-def _moments(run: Run, out: Place) -> Iterator[dict[str, Tensor]]:
-    for shard in run.shards(out):
-        path = _moments_file(out, shard)
-        try:
-            yield _tensors(path)
-        except Exception as error:  # safetensors raises kinds of its own
-            raise BulkError(f"{path}: {error}; remove {run.rows_file(out, shard).name} and run again") from error
+@contextmanager
+def _reading(run: Run, out: Place, shard: str, ending: str = "") -> Iterator[None]:
+    """Raise BulkError, with the remedy, for what a shard's damaged file raises. ending: the file's, if not of rows."""
+    try:
+        yield
+    except Exception as error:  # safetensors, pyarrow and stores raise kinds of their own
+        rows = run.rows_file(out, shard)
+        file = out / f"{shard}{ending}" if ending else rows
+        reason = str(error).removeprefix(f"{file}: ") or type(error).__name__
+        raise BulkError(f"{file}: {reason}; if that lasts, remove {rows.name} and run again") from error
 
 
 def _moments_file(out: Place, shard: str) -> Place:
@@ -281,7 +293,9 @@ def _inputs_file(out: Place, shard: str) -> Place:
 
 
 def _tensors(file: Place) -> dict[str, Tensor]:
-    return load_file(file) if isinstance(file, Path) else load(file.read_bytes())
+    tensors = tensors_in(file.read_bytes())
+    check_plain(tensors, "tensor")
+    return tensors
 
 
 def _opened(file: Place) -> Path | io.BytesIO:

@@ -123,13 +123,22 @@ class Crew:
                 raise BulkError(f"no actor started within {START:g} s; `ray status` says which CPUs or GPUs are free")
             for reference in ready:
                 actor = self._start(reference) if reference in self._starting else self._finish(reference)
-                while left and sum(it is actor for it, _ in self._working.values()) < AHEAD:
+                while actor and left and sum(it is actor for it, _ in self._working.values()) < AHEAD:
                     shard = left.popleft()
                     self._working[actor.embed.remote(shard)] = actor, shard
 
     def _start(self, reference: Any) -> Any:
+        """The actor, ready; None if it died, while others start or work. Raises BulkError if it was the last."""
         actor = self._starting.pop(reference)
-        self._result(reference)
+        try:
+            self._result(reference)
+        except self._ray.exceptions.RayActorError as error:
+            if self._starting or self._started:
+                return None
+            raise BulkError(
+                f"every process died {ATTEMPTS + 1} times as it loaded the encoder, perhaps because memory ran out; "
+                "run the same command again to go on, with fewer --processes"
+            ) from error
         self._started = True
         return actor
 

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, Self
 
 import numpy as np
 
@@ -261,9 +261,24 @@ def _downloaded(addresses: Sequence[str]) -> dict[str, bytes | Exception]:
     return found
 
 
+class _Member(tarfile.TarInfo):
+    """A member of an archive. A damaged header is an error: tarfile takes all but the first for the archive's end."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise  # zeros: the end
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(
+                f"damaged or cut short at byte {archive.offset} ({error}); copy it or pack it again"
+            ) from error
+
+
 def _members(shard: Shard) -> Iterator[Item]:
     count = 0
-    with open_name(shard.paths[0]) as file, tarfile.open(fileobj=file, mode="r|") as archive:
+    with open_name(shard.paths[0]) as file, tarfile.open(fileobj=file, mode="r|", tarinfo=_Member) as archive:
         for member in archive:
             if not member.isfile() or not member.name.lower().endswith(SUFFIXES):
                 continue
@@ -276,6 +291,11 @@ def _members(shard: Shard) -> Iterator[Item]:
                 raise tarfile.TarError(f"{member.name} is cut short")
             yield Item(_id(member.name), data)
             count += 1
+        while rest := archive.fileobj.read(1 << 20):
+            if rest.strip(b"\0"):
+                raise tarfile.ReadError(
+                    "there is more behind its end: it is damaged, or two archives in one; pack it again"
+                )
     if not count:
         raise SourceError(f"{shard.paths[0]} holds no images ({', '.join(SUFFIXES)})")
 

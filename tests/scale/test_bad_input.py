@@ -9,6 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from cli import app
@@ -134,6 +136,61 @@ def test_an_id_that_comes_twice_in_a_shard_is_named_and_the_other_shards_are_don
     assert f"{data / 'empty.tar'} holds no images (.jpg" in said
     assert "2 of 3 shards could not be read" in said
     assert {it.name for it in (tmp_path / "out").glob("*.parquet")} == {"good.parquet"}
+
+
+def damaged(content: bytes, second: int, kind: str) -> bytes:
+    """A tar archive whose second member begins at this byte, with a fault."""
+    return {
+        "header": content[: second + 10] + b"?" + content[second + 11 :],
+        "cut at a member": content[:second],
+        "cut in a header": content[: second + 100],
+        "cut in a member": content[: second + 600],
+        "two in one": content * 2,
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["header", "cut at a member", "cut in a header", "cut in a member", "two in one"])
+def test_a_damaged_archive_is_named_and_none_of_its_images_is_lost_in_silence(
+    embed: Embed, tmp_path: Path, kind: str
+) -> None:
+    whole = tar(tmp_path / "whole.tar", ("a.png", PNG), ("b.png", PNG), ("c.png", PNG))
+    with tarfile.open(whole) as archive:
+        second = archive.getmembers()[1].offset
+    bad = tmp_path / "bad.tar"
+    bad.write_bytes(damaged(whole.read_bytes(), second, kind))
+    code, said = embed(bad)
+    assert code == 1
+    assert f"{bad}: " in said
+    assert "holds no complete shard yet" in said
+    assert rows(tmp_path / "out") == {}
+    assert embed(whole, tmp_path / "other")[0] == 0
+    assert len(rows(tmp_path / "other")) == 3
+
+
+@pytest.mark.parametrize("name", ["parquet", "jsonl", "moments.safetensors", "float8"])
+def test_a_damaged_file_of_the_output_is_named_and_the_run_goes_on_without_it(
+    embed: Embed, tmp_path: Path, name: str
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    for index in range(3):
+        (data / f"{index}.png").write_bytes(PNG)
+    form = "parquet" if name in ("parquet", "float8") else "npy"
+    more = ("--format", form)
+    assert embed(data, out, *more)[0] == 0
+    [row_file] = out.glob(f"*.{form}")
+    ending = "moments.safetensors" if name == "float8" else name
+    [file] = out.glob(f"*.{ending}")
+    if name == "float8":
+        save_file({key: it.to(torch.float8_e4m3fn) for key, it in load_file(file).items()}, file)
+    else:
+        file.write_bytes(file.read_bytes()[: 40 if name == "jsonl" else -20])
+    code, said = embed(data, out, *more)
+    assert code == 1, said
+    assert f"{row_file.stem}." in said
+    assert f"if that lasts, remove {row_file.name} and run again" in said
+    row_file.unlink()
+    assert embed(data, out, *more)[0] == 0
 
 
 def test_what_a_parquet_file_lacks_is_named(embed: Embed, tmp_path: Path) -> None:
