@@ -155,3 +155,8 @@ def test_pods_are_spread_by_their_own_labels() -> None:
     [constraint] = pod(objects)["topologySpreadConstraints"]
     [workload] = [it for (kind, _), it in objects.items() if kind == "Deployment"]
     assert constraint["labelSelector"]["matchLabels"] == workload["spec"]["selector"]["matchLabels"]
+    own = '{"maxSkew": 1, "labelSelector": {"matchLabels": {"tier": "ml"}}}'
+    [constraint] = pod(render("spread", "--set-json", f"topologySpreadConstraints=[{own}]"))[
+        "topologySpreadConstraints"
+    ]
+    assert constraint["labelSelector"] == {"matchLabels": {"tier": "ml"}}

@@ -12,9 +12,12 @@ from tests.support.chart import environment, pod, render
 
 
 def test_keda_asks_for_what_waits_and_never_for_nothing() -> None:
-    objects = render("keda")
+    objects = render("keda", "--set", "keda.cooldownPeriod=90")
     scaled = objects["ScaledObject", "web-fullrank"]["spec"]
     assert scaled["minReplicaCount"] >= 1
+    autoscaler = scaled["advanced"]["horizontalPodAutoscalerConfig"]  # KEDA's own cooldown is for the way to none
+    assert autoscaler["behavior"]["scaleDown"] == {"stabilizationWindowSeconds": 90}
+    assert scaled["triggers"][0]["useCachedMetrics"] is True
     trigger = scaled["triggers"][0]["metadata"]
     assert trigger["query"].startswith("sum(fullrank_pending_images{")
     assert trigger["query"].endswith(" or vector(0)")

@@ -194,7 +194,7 @@ spec:
   {{- with .Values.topologySpreadConstraints }}
   topologySpreadConstraints:
     {{- range . }}
-    - {{- toYaml (merge (deepCopy .) (dict "labelSelector" (dict "matchLabels" (include "fullrank.selector" $ | fromYaml)))) | nindent 6 }}
+    - {{- toYaml (hasKey . "labelSelector" | ternary . (merge (dict "labelSelector" (dict "matchLabels" (include "fullrank.selector" $ | fromYaml))) .)) | nindent 6 }}
     {{- end }}
   {{- end }}
 {{- end }}
