@@ -176,7 +176,11 @@ def load(folder: str | os.PathLike[str], *, referenced: bool = True) -> Artifact
     lacks a parameter, has one of another shape, or contradicts the card.
     """
     root = Path(folder)
-    if not root.is_dir():
+    try:
+        found_there = root.is_dir()
+    except OSError as error:  # no permission to look, or a name too long for the file system
+        _refuse(root, f"cannot be read: {error.strerror}")
+    if not found_there:
         raise ArtifactError(f"{root} is not a folder; an encoder is a folder holding {CARD} and {WEIGHTS}")
     card = _read_card(root)
     if WEIGHTS not in card.files:

@@ -59,7 +59,7 @@ FAMILIES: dict[str, Family] = {
         lightly_train.FAMILY,
     )
 }
-SHAPES = (RuntimeError, TypeError, ValueError, IndexError, ArithmeticError)
+UNLIKE = (RuntimeError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
 PREPROCESSING = ("size", "to", "resize", "interpolation", "antialias", "centre", "mean", "std", "scale")
 
 
@@ -113,10 +113,10 @@ def import_encoder(source: Path, options: Options | None = None) -> tuple[Artifa
         module = loaded(architecture, found)
     except ImportRefusedError as error:
         raise ImportRefusedError(f"{error}{hints(checkpoint, options.family)}") from error
-    except SHAPES as error:  # of tensors that a family's own names never have
-        raise ImportRefusedError(
-            f"{checkpoint.path} has names of {family.name}, and shapes that none of its encoders has ({error})"
-        ) from error
+    except UNLIKE as error:  # of tensors that a family's own names never have, or of a config that is none of its
+        beside = f", or {', '.join(checkpoint.records)} beside it is damaged" if checkpoint.records else ""
+        what = f"names of {family.name}, and shapes that none of its encoders has{beside}"
+        raise ImportRefusedError(f"{checkpoint.path} has {what} ({error!r})") from error
     card = EncoderCard(
         name=_name(options.name or (source.stem if source.is_file() else source.name)),
         architecture=architecture,
@@ -239,7 +239,8 @@ def _origin(text: str, options: Options) -> str:
 
 def _source(checkpoint: Checkpoint, family: Family, found: Found, questions: Questions, options: Options) -> Source:
     config = checkpoint.records.get("config.json")
-    timms = (config.get("pretrained_cfg") or {}).get("license") if isinstance(config, Mapping) else None
+    timms = config.get("pretrained_cfg") if isinstance(config, Mapping) else None
+    stated = timms.get("license") if isinstance(timms, Mapping) else None
     reasons: dict[str, int] = {}
     for reason in found.dropped.values():
         reasons[reason] = reasons.get(reason, 0) + 1
@@ -247,7 +248,7 @@ def _source(checkpoint: Checkpoint, family: Family, found: Found, questions: Que
         family=family.name,
         file=checkpoint.path.name,
         sha256=checkpoint.sha256,
-        licence=options.licence or checkpoint.licence or str(timms or ""),
+        licence=options.licence or checkpoint.licence or str(stated or ""),
         weights=found.weights,
         kept=len(found.tensors),
         dropped=reasons,

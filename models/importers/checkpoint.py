@@ -62,6 +62,8 @@ def read(source: Path, strip: bool = False) -> Checkpoint:
         _hash(part, digest)
         loaded, stubs = _load(part, strip)
         left_out |= stubs
+        if len(parts) > 1 and not isinstance(loaded, dict):
+            raise ImportRefusedError(f"{part} holds no tensors by name, though {path.name} names it; copy it again")
         content = loaded if len(parts) == 1 else content | loaded
     licence = _licence(path.parent) if beside else ""
     return Checkpoint(content, path, digest.hexdigest(), records, licence, tuple(sorted(left_out)))

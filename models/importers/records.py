@@ -21,7 +21,7 @@ def preprocessing(record: Any, where: str) -> Preprocessing:
                 return _hugging_face(record)
             if "pretrained_cfg" in record or "crop_pct" in record or "input_size" in record:
                 return _timm(record)
-        except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
             if isinstance(error, ImportRefusedError):
                 raise
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)

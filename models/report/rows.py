@@ -81,7 +81,8 @@ class NpyRows:
         if missing > 0:
             raise RowsError(f"{path}: {missing} bytes are missing from its end: it was cut off")
         names = path.with_suffix(".txt")
-        lines = names.read_text(errors="replace").splitlines() if names.is_file() else []
+        # Not splitlines: names may hold what else ends a line.
+        lines = names.read_text(errors="replace").removesuffix("\n").split("\n") if names.is_file() else []
         self._ids = lines if len(lines) == self.count else None
 
     def chunks(self, size: int = CHUNK) -> Iterator[Chunk]:

@@ -186,3 +186,8 @@ def test_loading_never_unpickles(folder: Path) -> None:
     edit_card(folder, files=files | {WEIGHTS: hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()})
     with pytest.raises(ArtifactError, match="not a safetensors file"):
         load(folder)
+
+
+def test_a_place_that_cannot_be_looked_at_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="x: cannot be read: File name too long"):
+        load(tmp_path / ("x" * 300))

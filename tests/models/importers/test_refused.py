@@ -1,6 +1,7 @@
 """What is no encoder, or no data, is refused with its reason, and nothing that it holds is run."""
 
 import argparse
+import json
 import os
 import pickle
 import zipfile
@@ -130,6 +131,17 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         ),
         "has names of timm, and shapes that none of its encoders has",
     ),
+    "half a gated layer": (
+        lambda p: torch.save(
+            {
+                "embeddings.cls_token": torch.ones(1, 1, 4),
+                "embeddings.patch_embeddings.projection.weight": torch.ones(4, 3, 2, 2),
+                "encoder.layer.0.mlp.gate_proj.weight": torch.ones(8, 4),
+            },
+            p,
+        ),
+        r"has names of huggingface, and shapes that none of its encoders has.*blocks\.0\.mlp\.up_proj\.weight",
+    ),
     "a packed storage": (lambda p: packed(p, "/data/0"), r"data/0 unpacks from \d+ to 67108864 bytes"),
     "a packed pickle": (lambda p: packed(p, "data.pkl"), r"data\.pkl unpacks from \d+ to 67108864 bytes"),
     "depth unknown": (
@@ -173,6 +185,30 @@ def test_it_is_refused_with_its_reason(name: str, tmp_path: Path) -> None:
         import_encoder(tmp_path / "c.pth")
     with pytest.raises(ImportRefusedError):
         import_encoder(tmp_path / "c.pth", Options(strip=True))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"architecture": "resnet18", "pretrained_cfg": "a1_in1k"}, "config.json: this preprocessing cannot be read"),
+        ([1], "or config.json beside it is damaged"),
+    ],
+)
+def test_a_record_of_another_form_is_refused(config: object, message: str, tmp_path: Path) -> None:
+    names = {"conv1.weight": "embedder.embedder.convolution.weight"} if config == [1] else {}
+    save_file({names.get(name, name): tensor for name, tensor in resnet().items()}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ImportRefusedError, match=message):
+        import_encoder(tmp_path)
+
+
+def test_a_shard_without_names_is_refused(tmp_path: Path) -> None:
+    torch.save(resnet(), tmp_path / "a.bin")
+    torch.save([torch.ones(2)], tmp_path / "b.bin")
+    index = {"weight_map": {"conv1.weight": "a.bin", "fc.weight": "b.bin"}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    with pytest.raises(ImportRefusedError, match=r"b\.bin holds no tensors by name, though pytorch_model.bin.index"):
+        import_encoder(tmp_path)
 
 
 def test_a_wrong_family_is_refused(tmp_path: Path) -> None:

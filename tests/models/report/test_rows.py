@@ -31,9 +31,10 @@ def test_npy_of_every_float(tmp_path: Path, dtype: type) -> None:
 
 def test_names_lie_beside_a_npy_file(tmp_path: Path) -> None:
     np.save(tmp_path / "rows.npy", ROWS)
-    (tmp_path / "rows.txt").write_text("".join(f"{i}.png\n" for i in range(100)))
+    names = [f"{i}.png" for i in range(98)] + ["a\u2028b\x85c.png", "d\x1ce.png"]
+    (tmp_path / "rows.txt").write_text("".join(f"{name}\n" for name in names))
     ids = [name for it in open_rows(tmp_path / "rows.npy").chunks(30) for name in it.ids or ()]
-    assert ids == [f"{i}.png" for i in range(100)]
+    assert ids == names
 
 
 @pytest.mark.parametrize("kind", ["list", "large_list", "fixed"])
