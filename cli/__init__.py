@@ -1,5 +1,7 @@
 """The command `fullrank`. Each subcommand has a file, which imports other packages only when it runs."""
 
+import io
+import sys
 from collections.abc import Callable
 from typing import Annotated
 
@@ -22,7 +24,7 @@ from cli import (
     train,
 )
 from cli._completion import mend_zsh
-from cli.common import EXIT_CODES, plain_warnings
+from cli.common import EXIT_CODES, complain, plain_warnings
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -71,6 +73,13 @@ def options(
 
 
 def main() -> None:
+    """Run the command. What the system refuses (a folder, a disk) ends it with a sentence, wherever it happens."""
     mend_zsh()
     plain_warnings()
-    app(prog_name="fullrank")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be Unicode
+    try:
+        app(prog_name="fullrank")
+    except OSError as error:
+        complain(error)
+        sys.exit(1)

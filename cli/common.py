@@ -58,8 +58,13 @@ Device = Annotated[str, typer.Option(callback=usable, help="cpu, cuda, cuda:1, .
 
 
 def fail(message: object, code: int = 1) -> NoReturn:
-    errors.print(f"fullrank: {shown(message)}", style="red", soft_wrap=True)
+    complain(message)
     raise typer.Exit(code)
+
+
+def complain(message: object) -> None:
+    """Print an error."""
+    errors.print(f"fullrank: {shown(message)}", style="red", soft_wrap=True)
 
 
 def plain_warnings() -> None:

@@ -185,10 +185,12 @@ def scraped(url: str) -> Finding:
         answer = httpx.get(f"{url}/api/v1/query", params={"query": 'sum(up{job=~"(.+/)?fullrank"})'}, timeout=10)
         result = answer.raise_for_status().json()["data"]["result"]
         groups = httpx.get(f"{url}/api/v1/rules", timeout=10).raise_for_status().json()["data"]["groups"]
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError) as error:
+        rules = sum(rule.get("name", "").startswith("Embedding") for group in groups for rule in group["rules"])
+        replicas = int(float(result[0]["value"][1])) if result else 0
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         return Finding("prometheus", "fail", f"{url}: {str(error) or type(error).__name__}")
-    rules = sum(rule.get("name", "").startswith("Embedding") for group in groups for rule in group["rules"])
-    replicas = int(float(result[0]["value"][1])) if result else 0
+    except (ValueError, TypeError, LookupError, AttributeError):
+        return Finding("prometheus", "fail", f"{url}: its answers are not those of a Prometheus; is this its address?")
     if not rules:
         return Finding("prometheus", "fail", f"{url} has no rules of ours: fullrank rules DIR writes them")
     if not replicas:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -111,7 +112,7 @@ def _put(files: list[Path], results: "Results", out: Path | None, as_json: bool)
         content = io.BytesIO()
         np.save(content, np.stack([row for _, row in good]))
         names = "".join(f"{file}\n" for file, _ in good)
-        write(out.with_suffix(".txt"), names.encode(), "--out")
+        write(out.with_suffix(".txt"), os.fsencode(names), "--out")  # the names' own bytes, which need not be UTF-8
         write(out, content.getvalue(), "--out")
     if out is not None and as_json:
         failed = {str(file): reason for file, reason in bad.items()}

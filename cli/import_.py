@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cli.common import AsJson, errors, fail, printed, usable_name
+from cli.common import AsJson, errors, fail, printed, usable_folder, usable_name
 
 if TYPE_CHECKING:
     from models.artifact import Artifact
@@ -69,6 +69,7 @@ def import_(
             fail(f"--out: {target} is the source itself; give another folder", 2)
         if target.exists() and not (target / "encoder.json").is_file():
             fail(f"--out: {target} exists and is no encoder; give another folder", 2)
+        usable_folder(target, "--out")
         skipped: list[str] = []
         if data is not None:
             artifact, skipped = _with_reference(artifact, data, limit)

@@ -76,7 +76,7 @@ def report(
         fail(f"{' and '.join(kinds)} cannot be compared: give two encoders, two files of rows, or rows and then the "
              "encoder that judges them", 2)  # fmt: skip
     page, values = made
-    write(out, page.encode(), "--out")
+    write(out, page.encode(errors="backslashreplace"), "--out")  # names of files need not be Unicode
     printed(values | {"page": str(out)}, str(out), as_json)
 
 

@@ -62,6 +62,23 @@ def test_our_warnings_are_sentences_and_others_keep_their_place() -> None:
     assert "FutureWarning: old" in rest[0]
 
 
+def test_what_the_system_refuses_is_a_sentence() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "cli", "report", "x" * 300], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"fullrank: {'x' * 300}: File name too long\n"
+
+
+def test_names_that_are_no_unicode_are_printed_with_escapes(tmp_path: Path) -> None:
+    out = os.fsencode(tmp_path) + b"/not\xffunicode"
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    command = [sys.executable, "-m", "cli", "rules", out]
+    done = subprocess.run(command, capture_output=True, cwd=ROOT, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert rb"/not\udcffunicode/prometheus/rules/serving.yml" in done.stdout
+
+
 def test_train_lists_recipes() -> None:
     lines = run("train", "--list").stdout.splitlines()
     assert [line.split()[0] for line in lines[:3]] == ["fashion-simclr", "fashion-directclr", "fashion-byol"]

@@ -1,7 +1,9 @@
 """fullrank doctor: what it finds on a machine that can serve, and on ones that cannot."""
 
+import http.server
 import json
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import app
+from cli.doctor import Finding, scraped
 from service.settings import PRETRAINED
 from tools.stack import free_port, prometheus
 
@@ -93,6 +96,24 @@ def test_a_setting_and_an_encoder_that_are_wrong(monkeypatch: pytest.MonkeyPatch
 def test_an_address_of_prometheus_that_is_none(small_artifact: Path) -> None:
     code, found = examine("--encoder", small_artifact, "--prometheus", "http://127.0.0.1:90a")
     assert (code, found["prometheus"]) == (1, ("fail", "http://127.0.0.1:90a: Invalid port: '90a'"))
+
+
+@pytest.mark.parametrize("answer", [b"[]", b'{"data": null}', b'{"data": {"result": [{}], "groups": []}}', b"<html>"])
+def test_an_address_of_something_else(answer: bytes) -> None:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        said = f"{url}: its answers are not those of a Prometheus; is this its address?"
+        assert scraped(url) == Finding("prometheus", "fail", said)
+        server.shutdown()
 
 
 def test_it_asks_a_real_prometheus(tool: Callable[[str], str], small_artifact: Path, tmp_path: Path) -> None:

@@ -140,3 +140,14 @@ def test_what_cannot_be_done_is_said(arguments: list[str], says: str, small_arti
     code, _, err = run(*(it.format(encoder=small_artifact, tmp=tmp_path) for it in arguments))
     assert code in (1, 2)
     assert says in err
+
+
+def test_a_name_that_is_no_unicode_keeps_its_bytes_beside_its_row(small_artifact: Path, tmp_path: Path) -> None:
+    names = [b"not\xffunicode.png", "ü.png".encode()]
+    files = [Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)) for name in names]
+    for file in files:
+        file.write_bytes(BOOT.read_bytes())
+    code, _, err = run(*files, "--encoder", small_artifact, "--out", tmp_path / "rows.npy")
+    assert code == 0, err
+    assert (tmp_path / "rows.txt").read_bytes().splitlines() == [os.fsencode(file) for file in files]
+    assert np.load(tmp_path / "rows.npy").shape[0] == 2

@@ -105,6 +105,7 @@ def test_a_refusal_writes_nothing(
         ([str(broken)], 1, "truncated or damaged"),
         ([str(checkpoint), "--family", "moco"], 1, "there are no tensors below"),
         ([str(checkpoint), "--out", "mine"], 2, "exists and is no encoder"),
+        ([str(checkpoint), "--out", "broken.pth/e", "--data", str(images)], 2, "broken.pth is a file; name a folder"),
         ([str(checkpoint), "--out", "e", "--data", "few"], 1, "too few"),
         ([str(checkpoint), "--out", "e", "--data", "nowhere"], 1, "is not a folder"),
         ([str(checkpoint), "--weights", "best"], 2, "neither online nor ema"),

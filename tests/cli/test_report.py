@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import os
 import re
 import subprocess
 import sys
@@ -183,6 +184,13 @@ def test_rows_of_one_point_and_hardly_any_rows_get_their_page(tmp_path: Path, ro
     measures = found["subjects"][0]["measures"]
     assert measures.get("effective_rank") is None or measures["effective_rank"]["estimate"] in (0, None)
     assert "rows.npy" in page
+
+
+def test_a_file_whose_name_is_no_unicode_gets_its_page(tmp_path: Path) -> None:
+    rows = Path(os.fsdecode(os.fsencode(tmp_path) + b"/not\xffunicode.npy"))
+    np.save(rows, FEW)
+    _, page = report(tmp_path / "report.html", rows)
+    assert r"not\udcffunicode.npy" in page
 
 
 def test_rows_of_one_point_are_judged_and_judge_nothing(tmp_path: Path) -> None:
