@@ -29,6 +29,7 @@ from benchmarks._page import write_between
 from benchmarks.encoders import PIXELS, pixels
 from models.artifact import Artifact
 from models.embedder import Embedder
+from models.files import write
 from training.checkpoint import TrainingError
 from training.data import ImageSet, Split, load_data
 from training.evaluate import Spectrum, knn_accuracy
@@ -156,6 +157,11 @@ def alignment_log(letter: str, done: list[Record]) -> str:
     return "".join(json.dumps(line) + "\n" for line in lines)
 
 
+def read(results: Path) -> list[Record]:
+    """The records of a file, none if there is no file yet."""
+    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", nargs="?", choices=EXPERIMENTS)
@@ -170,7 +176,7 @@ def main() -> None:
     parser.add_argument("--pixels", action="store_true", help="measure pixels again beside its runs, train nothing")
     parser.add_argument("--write", type=Path, help="replace the experiments' part of this page, run nothing")
     given = parser.parse_args()
-    done = [json.loads(line) for line in given.results.read_text().splitlines()] if given.results.exists() else []
+    done = read(given.results)
     if given.write:
         write_between(given.write, "<!-- experiments -->", "<!-- end of experiments -->", page(done))
         write_between(given.write, "<!-- claims -->", "<!-- end of claims -->", claims_table(done))
@@ -187,7 +193,8 @@ def main() -> None:
     data: Any = load_data(experiment.data, given.data)
     if given.pixels:
         again = with_pixels(given.experiment, done, data)
-        given.results.write_text("".join(json.dumps(record) + "\n" for record in again))
+        again += read(given.results)[len(done) :]  # of runs that ended meanwhile
+        write(given.results, "".join(json.dumps(record) + "\n" for record in again))
         return
     for seed in range(given.seeds or experiment.seeds):
         for case in experiment.cases:

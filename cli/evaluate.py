@@ -81,7 +81,9 @@ def evaluate(
 
 def _folder(named: Path) -> Path:
     """The encoder's folder in a run's folder (the last epoch's if the run has not ended); else the folder itself."""
+    from training.export import epochs_in
+
     if (named / "encoder" / "encoder.json").is_file():
         return named / "encoder"
-    epochs = sorted((named / "encoders").glob("epoch-*/encoder.json"))
-    return epochs[-1].parent if epochs else named
+    epochs = [folder for folder in epochs_in(named / "encoders") if (folder / "encoder.json").is_file()]
+    return epochs[-1] if epochs else named

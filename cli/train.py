@@ -46,7 +46,9 @@ def train(
     limit: Annotated[int | None, typer.Option(min=1, help="Use only so many training and test images.")] = None,
     seed: Annotated[
         int | None,
-        typer.Option(max=2**63 - 1, help="Random seed of weights, order and views.", show_default="the recipe's"),
+        typer.Option(
+            min=-(2**63), max=2**63 - 1, help="Random seed of weights, order and views.", show_default="the recipe's"
+        ),
     ] = None,
     method: Annotated[str | None, typer.Option(help="Another method, or a plugin's, in the recipe's place.")] = None,
     dataset: Annotated[

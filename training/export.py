@@ -53,11 +53,15 @@ def keep(trainer: Trainer, rows: Rows, record: dict[str, Any], folder: Path, cou
     measured = {key: record[key] for key in ("epoch", "loss", "knn", "guard") if record.get(key) is not None}
     artifact = trainer.artifact()
     artifact = replace(artifact, card=artifact.card.model_copy(update={"quality": {"held_out": measured}}))
+    written(servable(quickly_referenced(artifact, trainer, rows)), folder / f"epoch-{record['epoch']:04d}")
+    for old in epochs_in(folder)[:-count]:
+        shutil.rmtree(old, ignore_errors=True)  # what is left is removed with the next
+
+
+def written(artifact: Artifact, folder: Path) -> Artifact:
+    """`save` it. Raises TrainingError if it cannot be written."""
     try:
-        folder.mkdir(exist_ok=True)
-        save(servable(quickly_referenced(artifact, trainer, rows)), folder / f"epoch-{record['epoch']:04d}")
-        for old in epochs_in(folder)[:-count]:
-            shutil.rmtree(old)
+        return save(artifact, folder)
     except OSError as error:
         reason = error.strerror or error
         raise TrainingError(f"{folder} cannot be written ({reason}); make room, then --resume") from error
@@ -65,7 +69,8 @@ def keep(trainer: Trainer, rows: Rows, record: dict[str, Any], folder: Path, cou
 
 def epochs_in(folder: Path) -> list[Path]:
     """The encoders that `keep` wrote, oldest first."""
-    return sorted(path for path in folder.glob("epoch-*") if path.name.removeprefix("epoch-").isdigit())
+    numbers = {path: path.name.removeprefix("epoch-") for path in folder.glob("epoch-*")}
+    return sorted((path for path, number in numbers.items() if number.isdigit()), key=lambda path: int(numbers[path]))
 
 
 def quickly_referenced(artifact: Artifact, trainer: Trainer, rows: Rows) -> Artifact:
@@ -149,7 +154,7 @@ def export(
     An encoder that maps all images to one point gets no reference. Its card says so, as `quality.collapsed`.
     """
     if "collapsed" in artifact.card.quality:
-        return save(servable(artifact), folder)
+        return written(servable(artifact), folder)
     images, licence, aside = canary_of(held_out, artifact)
     # The canary's images are not in the reference, so that the two are independent.
     described = held_out.take(slice(0, len(held_out) - aside))
@@ -157,7 +162,7 @@ def export(
     basis, rest = (in_chunks(part, preprocessing) for part in (fit.images[:BASIS_ROWS], described.images))
     labels = described.labels if int(described.labels.min()) >= 0 else None
     made = with_reference(artifact, basis, rest, images, licence, labels=labels, progress=progress)
-    return save(servable(made), folder)
+    return written(servable(made), folder)
 
 
 def servable(artifact: Artifact) -> Artifact:
@@ -187,7 +192,8 @@ def main() -> None:
     for folder in options.encoders:
         artifact = load(folder)
         recipe = artifact.card.training
-        held_out = load_split(recipe["data"], options.data, recipe["held_out"], options.limit, recipe["seed"]).held_out
+        known = recipe["held_out"], options.limit, recipe["seed"], recipe.get("image_size")
+        held_out = load_split(recipe["data"], options.data, *known).held_out
         held_out = held_out.take(slice(0, artifact.reference.rows if artifact.reference is not None else 0))
         # Saving replaces the folder; the logs of the run stay.
         logs = {path: path.read_bytes() for path in folder.glob("*.jsonl")}

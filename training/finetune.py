@@ -89,6 +89,8 @@ def supervised(
     card = artifact.card
     where = torch.device(device)
     numbers = choose(precision, where)
+    if not train.of_bytes(card.preprocessing.channels):
+        raise ValueError(f"images of {train.images.shape[1]} channels; {card.name} takes {card.preprocessing.channels}")
     if train.images.shape[-1] != card.preprocessing.size:
         raise ValueError(f"images of {train.images.shape[-1]} pixels; {card.name} takes {card.preprocessing.size}")
     torch.manual_seed(seed)

@@ -221,6 +221,6 @@ def watchers_of(trainer: Trainer, run: Run) -> list[watch.Watcher]:
         start = found(name)
         try:
             watchers.append(watch.Tracker(start(settings), name))
-        except Exception as error:  # the user's own function
+        except (Exception, SystemExit) as error:  # the user's own function
             raise TrainingError(f"the tracker {name} did not start: {type(error).__name__}: {error}") from error
     return watchers

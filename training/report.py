@@ -15,6 +15,8 @@ from models.report.figures import picture
 from models.report.page import render
 
 PARTS = ("representation", "projection")
+NEEDED = ("epoch", "loss", "knn", "learning_rate", "seconds", "views_per_second")
+OF_A_PART = ("dimension", "effective_rank", "rankme", "participation_ratio", "std_ratio", "ranks", "eigenvalues")
 DECADES = 6
 """Eigenvalues below the largest by more than this many powers of ten share the darkest colour."""
 
@@ -44,10 +46,10 @@ class RunLog:
         if not log.is_file():
             raise ReportError(f"{log} is missing: {folder} is no run's folder, or its first epoch is not over")
         records = []
-        for number, text in enumerate(log.read_text().splitlines(), 1):
+        for number, text in enumerate(log.read_text(errors="replace").splitlines(), 1):
             try:
                 record = json.loads(text)
-                record["representation"]["eigenvalues"], record["epoch"]
+                [record[key] for key in NEEDED], [record[part][key] for part in PARTS for key in OF_A_PART]
             except (ValueError, KeyError, TypeError) as error:
                 raise ReportError(f"{log}, line {number}: not a record of a run ({error!r})") from error
             records.append(record)

@@ -137,6 +137,17 @@ def test_a_cifar_pickle_cannot_run_code(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize(
+    "images", [torch.rand(4, 1, 8, 8), torch.zeros(4, 8, 8).byte(), torch.zeros(4, 3, 8, 8).byte()]
+)
+def test_images_of_another_kind_are_named(images: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a plugin's reader may return them: floats would train as black images."""
+    broken = replace(SOURCES["fashion"], read=lambda folder, split: ImageSet(images, torch.zeros(4).long()))
+    monkeypatch.setitem(SOURCES, "fashion", broken)
+    with pytest.raises(DataError, match=r"the images of fashion are \(4, .* must be \(n, 1, height, width\) uint8"):
+        load_data("fashion", SAMPLE)
+
+
 def test_an_empty_set_is_named(tmp_path: Path) -> None:
     for name in ("train", "t10k"):
         write_idx(tmp_path / f"{name}-images-idx3-ubyte", torch.zeros(0, 28, 28))

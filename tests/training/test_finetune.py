@@ -42,6 +42,8 @@ def test_the_table_has_every_protocol_and_other_sizes_are_refused(small_artifact
     assert set(table) == {f"sgd_{name}_top{k}" for name in EPOCHS for k in (1, 5)}
     with pytest.raises(ValueError, match="images of 20 pixels; small takes 28"):
         supervised(artifact, ImageSet(train.images[..., :20, :20], train.labels), test, epochs=1)
+    with pytest.raises(ValueError, match="images of 3 channels; small takes 1"):
+        supervised(artifact, ImageSet(train.images.expand(-1, 3, -1, -1), train.labels), test, epochs=1)
 
 
 def test_files_are_fine_tuned_on_as_their_images_in_memory_are(small_artifact: Path, tmp_path: Path) -> None:

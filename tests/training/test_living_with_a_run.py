@@ -128,9 +128,10 @@ def test_a_tracker_that_is_not_there_is_named(name: str, message: str) -> None:
 
 def test_a_tracker_that_does_not_start_is_named(tmp_path: Path) -> None:
     begun = ("train", "fashion-directclr", "--data", SAMPLE, "--out", tmp_path / "run", *FLAGS)
-    result = fullrank(*begun, "--tracker", "os:getcwd")
-    assert result.exit_code == 1
-    assert "the tracker os:getcwd did not start: TypeError" in result.stderr
+    for tracker, error in (("os:getcwd", "TypeError"), ("sys:exit", "SystemExit")):
+        result = fullrank(*begun, "--tracker", tracker)
+        assert result.exit_code == 1
+        assert f"the tracker {tracker} did not start: {error}" in result.stderr
 
 
 def test_resume_needs_no_other_flag(elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from rich.console import Console
 from models.artifact import load
 from models.embedder import Embedder, normalize
 from tests.support.training import OPTIONS, TINY
-from training import checkpoint
+from training import checkpoint, export
 from training.data import SAMPLE, DataError, Split, read_fashion_mnist
 from training.loop import Run, Trainer, TrainingError, train
 from training.methods import METHODS, SimCLR
@@ -166,6 +166,27 @@ def test_a_full_disk_keeps_the_last_checkpoint_readable(finished: Path, tmp_path
     assert sorted(path.name for path in out.iterdir()) == ["checkpoint.pt", "encoders", "log.jsonl"]
     train(small(), Run(out, data=SAMPLE, resume=True), QUIET)
     assert [record["loss"] for record in log(out)] == [record["loss"] for record in log(finished)]
+
+
+def test_a_disk_that_is_full_for_the_encoder_alone_is_named(tmp_path: Path) -> None:
+    """safetensors' own writer raises no OSError there."""
+    trainer = Trainer(small(), Split.of(read_fashion_mnist(SAMPLE, "train").take(slice(0, 400)), 128, seed=0))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(
+            TrainingError, match=r"epoch-0001 cannot be written \(File too large\); make room, then --res"
+        ):
+            export.keep(trainer, trainer.rows(), {"epoch": 1}, tmp_path / "encoders", 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list((tmp_path / "encoders").iterdir()) == []
+
+
+def test_the_encoders_of_epochs_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for name in ("epoch-0002", "epoch-10000", "epoch-9999", "epoch-last"):
+        (tmp_path / name).mkdir()
+    assert [path.name for path in export.epochs_in(tmp_path)] == ["epoch-0002", "epoch-9999", "epoch-10000"]
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(finished: Path, tmp_path: Path) -> None:

@@ -75,11 +75,18 @@ def test_series_skip_the_records_without_the_value(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "is missing"), ("", "is empty"), ("{}\n", "line 1: not a record"), ("{\n", "line 1: not a record")],
+    [
+        (None, "is missing"),
+        (b"", "is empty"),
+        (b"{}\n", "line 1: not a record"),
+        (b"{\n", "line 1: not a record"),
+        (b"\xff\xfe\n", "line 1: not a record"),
+        (b'{"epoch": 1, "representation": {"eigenvalues": [1]}}\n', r"line 1: not a record of a run \(KeyError"),
+    ],
 )
-def test_what_is_no_run_is_named(tmp_path: Path, content: str | None, message: str) -> None:
+def test_what_is_no_run_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
     if content is not None:
-        (tmp_path / "log.jsonl").write_text(content)
+        (tmp_path / "log.jsonl").write_bytes(content)
     with pytest.raises(ReportError, match=message) as error:
         page([tmp_path])
     assert str(tmp_path) in str(error.value)

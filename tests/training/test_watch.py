@@ -1,6 +1,7 @@
 """What the terminal, TensorBoard, Prometheus and a tracker are told."""
 
 import socket
+import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,12 @@ def test_a_watcher_that_fails_is_named_once_and_tried_again_after_the_epoch() ->
     assert (failing.calls, sound.calls) == (4, 6)
     assert len(said) == 1
     assert said[0].startswith("the tracker mine:start failed: ConnectionError: the server is gone. The run goes on")
+
+
+def test_a_tracker_that_exits_does_not_end_the_run() -> None:
+    said: list[str] = []
+    watch.Watchers([watch.Tracker(lambda step, values: sys.exit("no login"), "mine:start")], said.append).step(1, {})
+    assert said[0].startswith("the tracker mine:start failed: SystemExit: no login. The run goes on without it")
 
 
 def test_a_tracker_without_a_function_is_refused() -> None:

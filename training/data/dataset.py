@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from models.preprocess import Preprocessing
@@ -36,6 +37,10 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def of_bytes(self, channels: int) -> bool:
+        """Whether the images are as this class says, with so many channels: a plugin's may be anything."""
+        return self.images.ndim == 4 and self.images.shape[1] == channels and self.images.dtype == torch.uint8
 
     def take(self, index: Tensor | slice) -> "ImageSet":
         return ImageSet(self.images[index], self.labels[index])

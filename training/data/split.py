@@ -82,6 +82,10 @@ def _read(name: str, root: Path, split: str) -> ImageSet | FileSet | ShardSet:
     images = SOURCES[name].read(root, split)
     if not len(images):
         raise DataError(f"the {split} set of {name} in {root} is empty; unpack it again, or name another --data")
+    channels = SOURCES[name].channels
+    if isinstance(images, ImageSet) and not images.of_bytes(channels):
+        shape, dtype = tuple(images.images.shape), images.images.dtype
+        raise DataError(f"the images of {name} are {shape} {dtype}; they must be (n, {channels}, height, width) uint8")
     return images
 
 
