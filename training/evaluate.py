@@ -33,10 +33,24 @@ def knn_accuracy(
     """Weighted k-nearest-neighbour top-1 accuracy in [0, 1] by cosine similarity.
 
     bank (m, d), queries (n, d); each of the k nearest votes exp(similarity / temperature)
-    (Wu et al., Instance Discrimination, CVPR 2018, section 3.4). Raises ValueError if the bank has fewer than k rows.
+    (Wu et al., Instance Discrimination, CVPR 2018, section 3.4). Rows without a label, -1, neither vote nor count.
+    Raises ValueError if the bank has fewer than k rows.
     """
+    bank, bank_labels = labelled_rows(bank, bank_labels)
+    queries, labels = labelled_rows(queries, labels)
     named = torch.cat([classes for classes, _ in nearest_classes(bank, bank_labels, queries, k, temperature)])
     return int((named == labels).sum()) / len(queries)
+
+
+def has_labels(labels: Tensor, least: int = 1) -> bool:
+    """Whether at least so many of the labels (n,) are known, that is not -1."""
+    return int((labels >= 0).sum()) >= least
+
+
+def labelled_rows(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows (n, d) and labels (n,) whose label is known."""
+    known = labels >= 0
+    return (rows, labels) if bool(known.all()) else (rows[known], labels[known])
 
 
 def nearest_classes(
@@ -147,12 +161,11 @@ def evaluate(
     """
     embedder = Embedder(artifact, device, engine=engine)
     queries = embed(embedder, test)
-    if int(queries[1].min()) < 0:
-        if probes:
-            raise ValueError("these images have no labels to fit a probe to")
-        return quality(*queries, *queries, labelled=False)
-    bank = embed(embedder, train)
-    return quality(*bank, *queries) | (probe_table(*bank, *queries) if probes else {})
+    bank = embed(embedder, train) if has_labels(queries[1]) else queries
+    labelled = has_labels(bank[1])
+    if probes and not labelled:
+        raise ValueError("these images have no labels to fit a probe to")
+    return quality(*bank, *queries, labelled) | (probe_table(*bank, *queries) if probes else {})
 
 
 def evaluate_pixels(train: Images, test: Images, probes: bool = False) -> dict[str, Any]:
@@ -171,11 +184,14 @@ def quality(
     if not labelled:
         return {"rows": len(queries)} | summary
     knn = round(knn_accuracy(bank, bank_labels, queries, labels), 4)
-    return {"knn": knn, "knn_bank": len(bank), "knn_queries": len(queries)} | summary
+    known = {"knn_bank": int((bank_labels >= 0).sum()), "knn_queries": int((labels >= 0).sum())}
+    return {"knn": knn} | known | summary
 
 
 def probe_table(bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor) -> dict[str, float]:
     """Linear probes by L-BFGS: on all labels, and on a few of them if that leaves enough rows for a probe."""
+    bank, bank_labels = labelled_rows(bank, bank_labels)
+    queries, labels = labelled_rows(queries, labels)
     shares = {"linear": 1.0} | {f"linear_{name}": share for name, share in LABEL_SHARES.items()}
     table: dict[str, float] = {}
     for name, share in shares.items():

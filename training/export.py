@@ -37,7 +37,7 @@ from models.references import (
 )
 from training.checkpoint import TrainingError
 from training.data import SOURCES, Images, ImageSet, load_split
-from training.evaluate import Spectrum, embed, quality
+from training.evaluate import NEIGHBOURS, Spectrum, embed, has_labels, quality
 from training.guard import Twin, in_words, is_a_point
 from training.trainer import Rows, Trainer
 
@@ -115,9 +115,10 @@ def finish(
     asked = test if test is not None else split.held_out
     bank = split.known() if limit is None else split.labelled
     embedder = Embedder(artifact, trainer.device)
-    labelled = int(split.labelled.labels.min()) >= 0 and test is not None
+    labelled = has_labels(split.labelled.labels, NEIGHBOURS) and test is not None
     total = len(asked) + (len(bank) if labelled else 0)
     queries = embed(embedder, asked, lambda n: progress("measuring", n, total))
+    labelled &= has_labels(queries[1])
     known = embed(embedder, bank, lambda n: progress("measuring", n, total)) if labelled else queries
     found = quality(*known, *queries, labelled=labelled) | {
         "projection": Spectrum.of(trainer.project(queries[0])).summary()

@@ -44,9 +44,11 @@ def sgd_table(
     """
     if not isinstance(train, ImageSet | FileSet):
         raise ValueError("the SGD protocols choose images by label, which tar shards do not allow; use --probes")
-    if int(train.labels.min()) < 0:
+    train = train.take(train.labels >= 0)
+    if not len(train):
         raise ValueError("these images have no labels to train a classifier on")
     held = in_memory(test, artifact)
+    held = held.take(held.labels >= 0)
     table: dict[str, float] = {}
     for name, usual in EPOCHS.items():
         if name in SHARES:

@@ -21,7 +21,7 @@ from training.checkpoint import TrainingError
 from training.data import SOURCES, Split
 from training.data.feed import Stream, feed, seeded
 from training.data.split import BANK
-from training.evaluate import Spectrum, knn_accuracy
+from training.evaluate import NEIGHBOURS, Spectrum, has_labels, knn_accuracy
 from training.methods import Method, build
 from training.optimizers import cosine, optimizer, set_learning_rate, warm_up
 from training.plugins import OwnArchitecture
@@ -284,8 +284,9 @@ class Trainer:
         queries = self.split.held_out.labels[:QUERIES]
         bank, known, asked, true = (it.to(self.device) for it in (rows.bank, labels, h, queries))
         spaces = {"representation": Spectrum.of(h), "projection": Spectrum.of(self.project(h))}
+        measurable = has_labels(labels, NEIGHBOURS) and has_labels(queries)
         return {
-            "knn": round(knn_accuracy(bank, known, asked, true), 4) if int(labels.max()) >= 0 else None,
+            "knn": round(knn_accuracy(bank, known, asked, true), 4) if measurable else None,
             **{name: spectrum.summary() | spectrum.curve() for name, spectrum in spaces.items()},
             **self.method.watch(),
         }

@@ -13,7 +13,7 @@ from models.embedder import Embedder
 from models.preprocess import Preprocessing, decode, to_image
 from tests.support.training import TINY
 from training.data import SAMPLE, read_fashion_mnist
-from training.evaluate import Spectrum, evaluate_pixels, knn_accuracy
+from training.evaluate import Spectrum, evaluate_pixels, knn_accuracy, probe_table, quality
 
 
 def naive_knn(bank, bank_labels, queries, labels, k, temperature):  # type: ignore[no-untyped-def]
@@ -37,6 +37,20 @@ def test_weighted_knn_is_the_naive_loop() -> None:
     expected = naive_knn(bank, bank_labels, queries, labels, 7, 0.3)
     assert 0.2 < expected < 0.8
     assert knn_accuracy(bank, bank_labels, queries, labels, 7, 0.3) == pytest.approx(expected)
+
+
+def test_rows_without_a_label_neither_vote_nor_count() -> None:
+    generator = torch.Generator().manual_seed(1)
+    bank, queries = torch.randn(80, 6, generator=generator), torch.randn(30, 6, generator=generator)
+    known, true = torch.arange(80) % 4, torch.arange(30) % 4
+    some, asked = torch.arange(80) % 3 > 0, torch.arange(30) % 5 > 0
+    expected = quality(bank[some], known[some], queries[asked], true[asked])
+    found = quality(bank, known.where(some, -1), queries, true.where(asked, -1))
+    for key in ("knn", "knn_bank", "knn_queries"):
+        assert found[key] == expected[key]
+    assert probe_table(bank, known.where(some, -1), queries, true.where(asked, -1)) == probe_table(
+        bank[some], known[some], queries[asked], true[asked]
+    )
 
 
 def test_knn_refuses_a_bank_smaller_than_k() -> None:

@@ -20,7 +20,7 @@ from models.artifact import load
 from models.embedder import Embedder, normalize
 from tests.support.training import OPTIONS, TINY
 from training import checkpoint, export
-from training.data import SAMPLE, DataError, Split, read_fashion_mnist
+from training.data import SAMPLE, SOURCES, DataError, ImageSet, Split, read_fashion_mnist
 from training.loop import Run, Trainer, TrainingError, train
 from training.methods import METHODS, SimCLR
 from training.recipes import Recipe, recipe
@@ -290,6 +290,23 @@ def test_weights_that_an_epoch_s_last_step_breaks_are_not_measured(tmp_path: Pat
     settings = small("byol", learning_rate=1e38, batch_size=560)
     with pytest.raises(TrainingError, match=r"\S+ is not finite after step \d; the last checkpoint is intact"):
         train(settings, Run(tmp_path / "run", data=SAMPLE, limit=700), QUIET)
+
+
+@pytest.mark.parametrize(("every", "bank"), [(2, 280), (100, None)])
+def test_images_with_few_labels_are_measured_by_those(
+    every: int, bank: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By none where there are fewer than the neighbours that vote."""
+
+    def read(folder: Path, split: str) -> ImageSet:
+        images = read_fashion_mnist(folder, split)
+        return ImageSet(images.images, images.labels.where(torch.arange(len(images)) % every == 0, -1))
+
+    monkeypatch.setitem(SOURCES, "fashion", replace(SOURCES["fashion"], read=read))
+    artifact = train(small(epochs=1), Run(tmp_path, data=SAMPLE, limit=700), QUIET)
+    assert (log(tmp_path)[0]["knn"] is not None) == (bank is not None)
+    found = artifact.card.quality.get("knn_bank")
+    assert found is None if bank is None else found == pytest.approx(bank, abs=30)
 
 
 def test_unknown_options_and_recipes_are_named(tmp_path: Path) -> None:
