@@ -162,7 +162,8 @@ class _Bar:
             left = self._elapsed() * (self._shards - self._complete) / (self._complete - self._before)
             errors.print(
                 f"{written.name}: {written.rows} images{bad}, shard {self._complete} of {self._shards}, "
-                f"{self._rate():,.0f} images/s, about {duration(left)} left"
+                f"{self._rate():,.0f} images/s, about {duration(left)} left",
+                soft_wrap=True,
             )
 
     def _elapsed(self) -> float:

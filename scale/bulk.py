@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.context import SpawnContext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from models.files import SCRATCH
 from models.preprocess import Pixels, Preprocessing, decode
 from scale.output import RUN, BulkError, Dtype, Format, Report, Rows, Run, report
 from scale.places import Place, place
+from scale.processes import Progress, tied_to_parent
 from scale.sources import ADDRESS, Item, Shard, SourceError
 
 __all__ = ["RUN", "BulkError", "Embedding", "Report", "Written", "begin", "report", "run_local"]
@@ -212,28 +212,15 @@ def _start(arguments: tuple[Any, ...], progress: Callable[[int], None]) -> None:
     _here = Embedding(*arguments), progress
 
 
+def _start_process(arguments: tuple[Any, ...], progress: Callable[[int], None]) -> None:
+    tied_to_parent()
+    _start(arguments, progress)
+
+
 def _one(shard: Shard) -> Written:
     assert _here is not None
     embedding, progress = _here
     return embedding(shard, progress)
-
-
-class _Counter:
-    """Counts the images of all processes, for the progress bar."""
-
-    def __init__(self, context: SpawnContext) -> None:
-        self._value = context.Value("q", 0)
-
-    def __call__(self, images: int) -> None:
-        with self._value.get_lock():
-            self._value.value += images
-
-    def taken(self) -> int:
-        """What was counted since the last call."""
-        with self._value.get_lock():
-            images: int = self._value.value
-            self._value.value = 0
-        return images
 
 
 def run_local(
@@ -261,8 +248,10 @@ def run_local(
             _settle(lambda shard=shard: _one(shard), done, failed)  # type: ignore[misc]
         return
     context = multiprocessing.get_context("spawn")
-    counter = _Counter(context)
-    with ProcessPoolExecutor(min(processes, max(1, len(shards))), context, _start, (arguments, counter)) as pool:
+    counted = Progress(context)
+    with ProcessPoolExecutor(
+        min(processes, max(1, len(shards))), context, _start_process, (arguments, counted)
+    ) as pool:
         waiting: set[Future[Written]] = set()
         left = deque(shards)
         try:
@@ -270,7 +259,7 @@ def run_local(
                 while left and len(waiting) < 2 * processes:
                     waiting.add(pool.submit(_one, left.popleft()))
                 finished, waiting = wait(waiting, POLL, FIRST_COMPLETED)
-                progress(counter.taken())
+                progress(counted.taken())
                 for future in finished:
                     _settle(future.result, done, failed)
         except BrokenProcessPool as error:
@@ -279,6 +268,7 @@ def run_local(
                 "the same command again to go on, with fewer --processes if memory is short"
             ) from error
         finally:
+            counted.stop()
             for future in waiting:
                 future.cancel()
 

@@ -15,7 +15,8 @@ from models.artifact import load
 from models.embedder import Embedder, normalize
 from scale import bulk, sources
 from scale.output import Run
-from tests.support.bulk import RUN, command, rows_of, run
+from tests.support.bulk import RUN, command, png, rows_of, run
+from tests.support.process import until
 
 
 def test_a_folder_becomes_rows_and_bad_images_become_errors(
@@ -118,6 +119,49 @@ def test_a_process_that_dies_is_an_error(images: Path, small_artifact: Path, tmp
     (encoder / "encoder.json").unlink()
     with pytest.raises(bulk.BulkError, match="a process ended by itself"):
         bulk.run_local(left, encoder, tmp_path / "out", processes=2)
+
+
+def test_an_interrupted_run_of_several_processes_does_not_go_on(
+    small_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One shard of so many images that its first batch comes long before its last."""
+    monkeypatch.setattr(sources, "FILES_A_SHARD", 4096)
+    monkeypatch.setattr(bulk, "POLL", 0.01)
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    (data / "0.png").write_bytes(png(0))
+    for index in range(1, 3000):
+        (data / f"{index}.png").hardlink_to(data / "0.png")
+    left = bulk.begin(out, small_artifact, sources.shards(str(data)))
+
+    def interrupt(images: int) -> None:
+        if images:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bulk.run_local(left, small_artifact, out, processes=2, progress=interrupt)
+    assert {file.name for file in out.iterdir()} == {bulk.RUN}
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_the_processes_of_a_killed_run_end_with_it(images: Path, small_artifact: Path, tmp_path: Path) -> None:
+    told = "print(*(it.pid for it in multiprocessing.active_children()), flush=True)"
+    script = "import multiprocessing\n" + RUN.replace("print(it.name, flush=True)", f"{told}, processes=2")
+    whole = command(8, images, small_artifact, tmp_path / "out", script=script)
+    with subprocess.Popen(whole, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        others = process.stdout.readline().split()
+        process.send_signal(signal.SIGKILL)
+    assert len(others) == 2
+    until(lambda: not any(lives(it) for it in others))
+
+
+def lives(process: str) -> bool:
+    """Whether there is such a process, and it is no zombie."""
+    try:
+        return Path("/proc", process, "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_npy_files_hold_what_parquet_files_hold(
