@@ -9,6 +9,7 @@
 No file can run code: JSON is validated by pydantic, tensors are safetensors.
 """
 
+import errno
 import hashlib
 import os
 import tempfile
@@ -19,7 +20,9 @@ from typing import NoReturn
 
 import torch
 from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import save as save_tensors
+from safetensors.torch import save_file
 from torch import Tensor
 
 from fullrank.reference import Reference
@@ -143,8 +146,10 @@ def _keep_others(old: Path, folder: Path, card: EncoderCard) -> None:
 def _write(artifact: Artifact, folder: Path) -> EncoderCard:
     """Write every file of the artifact into an empty folder. Returns the card with their hashes."""
     source = artifact.graph.weights if artifact.module is None and artifact.graph else artifact.encoder.state_dict()
-    # `save_file` raises no OSError on a full disk.
-    (folder / WEIGHTS).write_bytes(save_tensors({name: tensor.contiguous() for name, tensor in source.items()}))
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in source.items()}, folder / WEIGHTS)
+    except SafetensorError as error:  # such as of a full disk
+        raise OSError(errno.EIO, str(error), str(folder / WEIGHTS)) from error
     hashes = {WEIGHTS: _sha256(folder / WEIGHTS)}
     if artifact.graph is not None:
         (folder / GRAPH).write_bytes(artifact.graph.model)

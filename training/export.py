@@ -193,9 +193,11 @@ def main() -> None:
     for folder in options.encoders:
         artifact = load(folder)
         recipe = artifact.card.training
+        if artifact.reference is None or "held_out" not in recipe:
+            parser.error(f"{folder} has no reference that a run of `fullrank train` made; see `fullrank reference`")
         known = recipe["held_out"], options.limit, recipe["seed"], recipe.get("image_size")
         held_out = load_split(recipe["data"], options.data, *known).held_out
-        held_out = held_out.take(slice(0, artifact.reference.rows if artifact.reference is not None else 0))
+        held_out = held_out.take(slice(0, artifact.reference.rows))
         # Saving replaces the folder; the logs of the run stay.
         logs = {path: path.read_bytes() for path in folder.glob("*.jsonl")}
         chunks = in_chunks(held_out.images, artifact.card.preprocessing)

@@ -49,6 +49,8 @@ def sgd_table(
         raise ValueError("these images have no labels to train a classifier on")
     held = in_memory(test, artifact)
     held = held.take(held.labels >= 0)
+    if not len(held):
+        raise ValueError("these images have no labels to measure a classifier by")
     table: dict[str, float] = {}
     for name, usual in EPOCHS.items():
         if name in SHARES:
