@@ -1,5 +1,6 @@
 """fullrank import."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -102,7 +103,7 @@ def _settings(pairs: list[str]) -> dict[str, str]:
 
 def _lengths(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")] if text else []
-    if not all(part.isascii() and part.isdigit() for part in parts):
+    if not all(re.fullmatch("[0-9]{1,9}", part) for part in parts):
         fail(f"--nested-dimensions {text!r}: write whole numbers with commas, for example 64,128,256", 2)
     return tuple(map(int, parts))
 

@@ -80,6 +80,12 @@ def test_what_cannot_be_read_fails_with_a_report_too(small_artifact: Path, tmp_p
     assert run("check", folder, "--nonsense").exit_code == 2
 
 
+def test_a_name_that_no_xml_may_hold_is_escaped_in_the_report(tmp_path: Path) -> None:
+    report = tmp_path / "report.xml"
+    assert run("check", tmp_path / "no\x01thing\udcff", "--junit", report).exit_code == 1
+    assert rf"{tmp_path}/no\x01thing\udcff is not a folder" in str(cases(report)["load"])
+
+
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 160 real images in sub-folders, and three files that are none."""

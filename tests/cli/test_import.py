@@ -78,7 +78,11 @@ def test_nested_dimensions_reach_the_card_from_every_source(checkpoint: Path, tm
     result = runner.invoke(app, ["import", str(out), "--out", str(again), "--nested-dimensions", "4"])
     assert load(again).card.nested_dimensions == (4,)
     assert load(again).card.revision == load(out).card.revision  # whole rows are the same
-    for text, code, words in (("4,x", 2, "write whole numbers"), ("64", 1, "between 1 and the embedding's 32")):
+    for text, code, words in (
+        ("4,x", 2, "write whole numbers"),
+        ("9" * 5000, 2, "write whole numbers"),
+        ("64", 1, "between 1 and the embedding's 32"),
+    ):
         for source in (checkpoint, out):
             result = runner.invoke(
                 app, ["import", str(source), "--out", str(tmp_path / "no"), "--nested-dimensions", text]

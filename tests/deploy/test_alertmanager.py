@@ -1,6 +1,7 @@
 """One incident, one page: the shipped configuration in a real Alertmanager, given alerts over its API."""
 
 import json
+import os
 import shutil
 import subprocess
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 IDENTITY = {"job": "fullrank", "instance": "a:8000", "model": "m", "revision": "r", "severity": "page"}
 TICKET, OTHER = {"severity": "ticket"}, {"instance": "b:8000"}
@@ -35,6 +37,17 @@ def post(url: str, *alerts: Alert) -> None:
     from tools.stack import call
 
     call(f"{url}/api/v2/alerts", [{"labels": IDENTITY | labels | {"alertname": name}} for name, labels in alerts])
+
+
+@pytest.mark.parametrize("url", ["http://hook:8080/", r"https://example.org/h?v=1&sp=%2Frun&sig=a|b\1"])
+def test_compose_writes_any_address_into_the_configuration(deploy: Path, tmp_path: Path, url: str) -> None:
+    service = yaml.safe_load((deploy.parent / "docker-compose.yml").read_text())["services"]["alertmanager"]
+    *shell, script = service["entrypoint"]
+    made = tmp_path / "alertmanager.yml"
+    script = script.replace("$$", "$").replace("/tmp/alertmanager.yml", str(made)).partition("exec ")[0]
+    script = script.replace("/etc/alertmanager/", f"{deploy}/alertmanager/")
+    subprocess.run([*shell, script], env={**os.environ, "ALERT_WEBHOOK_URL": url}, check=True)
+    assert yaml.safe_load(made.read_text())["receivers"][0]["webhook_configs"][0]["url"] == url
 
 
 @pytest.fixture
