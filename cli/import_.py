@@ -104,7 +104,7 @@ def _settings(pairs: list[str]) -> dict[str, str]:
 def _lengths(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")] if text else []
     if not all(re.fullmatch("[0-9]{1,9}", part) for part in parts):
-        fail(f"--nested-dimensions {text!r}: write whole numbers with commas, for example 64,128,256", 2)
+        fail(f"--nested-dimensions: write whole numbers with commas, for example 64,128,256, and not {text!r}", 2)
     return tuple(map(int, parts))
 
 
