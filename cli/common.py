@@ -89,6 +89,13 @@ def shown(message: object) -> str:
     return "".join(it if it.isprintable() or it == "\n" else repr(it)[1:-1] for it in text)
 
 
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device has no memory left. For a CPU torch has no type of its own of error."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def worded(message: object) -> str:
     """What an error says. For one of the operating system that is the file and the reason, without its number."""
     if isinstance(message, OSError) and message.strerror:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli.common import AsJson, DataFolder, Device, Engine, fail, show
+from cli.common import AsJson, DataFolder, Device, Engine, fail, out_of_memory, show
 
 
 def evaluate(
@@ -76,6 +76,10 @@ def evaluate(
             quality |= sgd_table(artifact, train_set, test_set, device, epochs, precision or "auto")  # type: ignore[arg-type]
     except (ArtifactError, DataError, PluginError, ValueError, OSError) as error:
         fail(error)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        fail(f"{device} has too little memory for this; name another --device, such as cpu")
     show(quality, f"{encoder} on {source}", as_json)
 
 

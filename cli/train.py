@@ -3,13 +3,13 @@
 import json
 import shlex
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from cli.common import AsJson, DataFolder, Device, fail, printed, usable_folder, usable_name
+from cli.common import AsJson, DataFolder, Device, fail, out_of_memory, printed, usable_folder, usable_name
 
 OPTIMIZERS, GUARDS = ("sgd", "lars", "adamw"), ("warn", "stop", "off")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -168,7 +168,8 @@ def train(
         trackers=tuple(tracker or ()),
         plugins=tuple(plugin or ()),
     )
-    run = replace(run, **{key: value for key, value in settings.items() if not _was_given(context, key)})
+    known = {field.name for field in fields(Run)}  # another version may have written the settings
+    run = replace(run, **{key: settings[key] for key in settings.keys() & known if not _was_given(context, key)})
     try:
         artifact = run_training(chosen, run)
     except StoppedError as error:
@@ -176,7 +177,7 @@ def train(
     except (DataError, TrainingError, ValueError, OSError) as error:
         fail(error)
     except RuntimeError as error:
-        if not _out_of_memory(error):
+        if not out_of_memory(error):
             raise
         fail(f"{run.device} has too little memory for this: lower --batch-size or --width, or cut it with --accumulate")
     if as_json:
@@ -198,13 +199,6 @@ def _own(recipe: Any, method: str | None, dataset: str | None) -> Any:
     brought("data set", recipe.data, SOURCES)
     brought("method", recipe.method, METHODS)
     return recipe
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device has no memory left. For a CPU torch has no type of its own of error."""
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _was_given(context: typer.Context, setting: str) -> bool:

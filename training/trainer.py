@@ -34,7 +34,7 @@ LOOK_BACK = 32
 """Steps on an accelerator between two looks at it: to read a loss or a clock the host has to wait for the step."""
 
 
-DIVERGED = "the last checkpoint is intact. Lower the learning rate"
+DIVERGED = "what was saved before is intact. Lower the learning rate"
 TOTALS = ("loss", "seconds", "data_seconds", "watched_seconds")
 
 

@@ -21,7 +21,7 @@ from models.embedder import Embedder
 from models.gate import judge
 from tests.support.training import OPTIONS, TINY
 from training import trainer as training_loop
-from training.checkpoint import StoppedError, TrainingError
+from training.checkpoint import StoppedError, TrainingError, save
 from training.data import SAMPLE, DataError, Split, read_fashion_mnist
 from training.loop import Run, train
 from training.progress import shown, stages
@@ -181,16 +181,26 @@ def test_resume_needs_no_other_flag(elsewhere: Path, tmp_path: Path, monkeypatch
     made = [load(Path("run", path)) for path in ("encoder", "encoders/epoch-0002")] + [
         artifact_of(Path("run/checkpoint.pt"))
     ]
+    state = torch.load("run/checkpoint.pt", weights_only=True)
+    save(state | {"run": json.dumps(json.loads(state["run"]) | {"new": 1})}, Path("run/checkpoint.pt"))
+    assert fullrank("train", "--resume", "--out", "run").exit_code == 0, "a newer version's settings are left out"
     for artifact in made:
         assert artifact.card.training["command"] == shlex.join(["fullrank", *begun]), "what would make it again"
 
 
-def test_too_little_memory_is_a_sentence(tmp_path: Path) -> None:
+def test_too_little_memory_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A projector of 4 TB."""
     begun = ("train", "fashion-byol", "--data", SAMPLE, "--out", tmp_path / "run", *FLAGS[:-4])
     result = fullrank(*begun, "--option", f"hidden={2**31 - 1}")
     assert result.exit_code == 1
     assert "cpu has too little memory for this: lower --batch-size or --width, or cut it" in result.stderr
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("training.evaluate.evaluate_pixels", full)
+    result = fullrank("evaluate", "pixels", "--data", SAMPLE)
+    assert (result.exit_code, "cpu has too little memory for this; name another" in result.stderr) == (1, True)
 
 
 def test_what_a_run_will_need_is_opened_before_its_first_step(tmp_path: Path) -> None:

@@ -267,7 +267,7 @@ def test_too_small_a_set_or_batch_is_refused_before_anything_runs(tmp_path: Path
 
 
 def test_a_diverging_run_names_the_step_and_keeps_the_last_good_state(finished: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"the loss is nan at step \d+; the last checkpoint is intact"):
+    with pytest.raises(TrainingError, match=r"the loss is nan at step \d+; what was saved before is intact"):
         train(small(learning_rate=1e30), Run(tmp_path / "run", data=SAMPLE), QUIET)
     trainer = Trainer(small(), Split.of(read_fashion_mnist(SAMPLE, "train"), 200, seed=0))
     with torch.no_grad():
@@ -286,7 +286,7 @@ def test_a_predictor_without_a_closed_form_is_a_divergence(method: str, tmp_path
 
 def test_weights_that_an_epoch_s_last_step_breaks_are_not_measured(tmp_path: Path) -> None:
     settings = small("byol", learning_rate=1e38, batch_size=560)
-    with pytest.raises(TrainingError, match=r"\S+ is not finite after step \d; the last checkpoint is intact"):
+    with pytest.raises(TrainingError, match=r"\S+ is not finite after step \d; what was saved before is intact"):
         train(settings, Run(tmp_path / "run", data=SAMPLE, limit=700), QUIET)
 
 
