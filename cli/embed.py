@@ -88,7 +88,7 @@ def embed(
         how = _bulk.How(device, engine, dtype, processes, ray)
         _bulk.embed_folder(sources[0], encoder, out, how, file_format, reference, as_json)
         return
-    for option, value in (("--ray", ray), ("--reference", reference)):
+    for option, value in (("--ray", ray), ("--reference", reference), ("--processes", processes)):
         if value is not None:
             fail(f"{option} needs a folder of rows: name one with --out", 2)
     if out is not None:

@@ -55,7 +55,9 @@ class Shard:
         except SourceError:
             raise
         except Exception as error:  # object stores raise kinds of their own
-            if not (isinstance(error, OSError | EOFError | tarfile.TarError) or ADDRESS.match(self.paths[0])):
+            # ValueError and OverflowError: text that is no UTF-8, times of no calendar.
+            known = OSError | EOFError | tarfile.TarError | ValueError | OverflowError
+            if not (isinstance(error, known) or ADDRESS.match(self.paths[0])):
                 raise
             raise SourceError(f"{self.paths[0]}: {_words(error)}") from error
 
@@ -323,7 +325,7 @@ def _rows(shard: Shard) -> Iterator[Item]:
                         raise SourceError(f"{shard.paths[0]}: row {number} has no id; give each one, or leave `id` out")
                     yield Item(str(row.get("id", number)), *_bytes_of(row[column]))
                     number += 1
-        except (pa.ArrowException, UnicodeDecodeError) as error:
+        except pa.ArrowException as error:
             raise SourceError(f"{shard.paths[0]}: {error}") from error
 
 

@@ -151,3 +151,12 @@ def test_a_name_that_is_no_unicode_keeps_its_bytes_beside_its_row(small_artifact
     assert code == 0, err
     assert (tmp_path / "rows.txt").read_bytes().splitlines() == [os.fsencode(file) for file in files]
     assert np.load(tmp_path / "rows.npy").shape[0] == 2
+
+
+@pytest.mark.parametrize("option", [("--ray", "local"), ("--reference", "e"), ("--processes", "2")])
+def test_what_only_a_folder_of_rows_takes_is_refused_elsewhere(
+    small_artifact: Path, tmp_path: Path, option: tuple[str, str]
+) -> None:
+    code, out, err = run(BOOT, "--encoder", small_artifact, "--out", tmp_path / "rows.npy", *option)
+    assert (code, out) == (2, "")
+    assert f"{option[0]} needs a folder of rows: name one with --out" in err

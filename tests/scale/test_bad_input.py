@@ -200,6 +200,7 @@ def test_what_a_parquet_file_lacks_is_named(embed: Embed, tmp_path: Path) -> Non
     pq.write_table(pa.table({"image": [PNG, PNG], "id": ["a", None]}), data / "id.parquet")
     broken = pa.StringArray.from_buffers(1, pa.array([0, 1], pa.int32()).buffers()[1], pa.py_buffer(b"\xff"))
     pq.write_table(pa.table({"image": [PNG], "id": broken}), data / "unicode.parquet")
+    pq.write_table(pa.table({"image": [PNG], "id": pa.array([1 << 62], pa.timestamp("us"))}), data / "time.parquet")
     pq.write_table(pa.table({"image": [PNG, None, b""], "id": [1, 2, 3]}), data / "good.parquet")
     (data / "torn.parquet").write_bytes((data / "good.parquet").read_bytes()[:-20])
     code, said = embed(data)
@@ -210,7 +211,8 @@ def test_what_a_parquet_file_lacks_is_named(embed: Embed, tmp_path: Path) -> Non
     assert "id.parquet: row 1 has no id" in said
     assert "unicode.parquet: 'utf-8' codec can't decode" in said
     assert "torn.parquet: " in said
-    assert "4 of 5 shards could not be read" in said
+    assert "time.parquet: " in said
+    assert "5 of 6 shards could not be read" in said
     found = rows(tmp_path / "out")
     assert found["1"] is None
     assert found["2"] == "expected image bytes, got NoneType"
