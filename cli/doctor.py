@@ -169,6 +169,8 @@ def sound(settings: "Settings") -> Iterator[Finding]:
     yield Finding("speed", "ok", f"about {rate:.0f} images a second now, decoding not counted")
     if artifact.reference is None:
         yield Finding("reference", "note", "none, so nothing can be judged: fullrank reference ENCODER --data DIR")
+    elif artifact.reference.shortfall:  # no verdict on it will ever be healthy
+        yield Finding("reference", "note", artifact.reference.shortfall)
     elif artifact.reference.calibration is None:
         yield Finding("reference", "note", "not calibrated, so general thresholds hold; give it 1,024 images or more")
     else:

@@ -174,7 +174,10 @@ def begin(
                     f"{card.name}@{card.revision}: choose another --out"
                 )
             if there.format != mine.format:
-                raise BulkError(f"{out} holds rows as {there.format}, not as {mine.format}: choose another --out")
+                raise BulkError(
+                    f"{out} holds rows as {there.format}, not as {mine.format}: give --format {there.format}, or "
+                    "choose another --out"
+                )
             if there.dtype != mine.dtype:
                 raise BulkError(
                     f"{out} holds rows computed in {there.dtype}, not in {mine.dtype}: give --dtype {there.dtype}, or "

@@ -5,6 +5,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from cli import app
 from cli.doctor import Finding, scraped
+from models.artifact import load, save
 from service.settings import PRETRAINED
 from tools.stack import free_port, prometheus
 
@@ -91,6 +93,15 @@ def test_a_setting_and_an_encoder_that_are_wrong(monkeypatch: pytest.MonkeyPatch
     code, found = examine()
     assert code == 1
     assert found["settings"][1].startswith("port: ")
+
+
+def test_a_reference_of_too_few_rows_is_told(small_artifact: Path, tmp_path: Path) -> None:
+    artifact = load(small_artifact)
+    assert artifact.reference is not None
+    save(replace(artifact, reference=replace(artifact.reference, basis_rows=20)), tmp_path / "few")
+    code, found = examine("--encoder", tmp_path / "few")
+    assert (code, found["reference"][0]) == (0, "note")
+    assert "the reference was measured on 20 and " in found["reference"][1]
 
 
 def test_an_address_of_prometheus_that_is_none(small_artifact: Path) -> None:

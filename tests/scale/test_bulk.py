@@ -181,5 +181,5 @@ def test_npy_files_hold_what_parquet_files_hold(
     assert said == rows_of(tmp_path / "parquet")
     assert bulk.report(out) == bulk.report(tmp_path / "parquet")
     assert bulk.begin(out, small_artifact, found, file_format="npy") == []
-    with pytest.raises(bulk.BulkError, match="holds rows as npy, not as parquet"):
+    with pytest.raises(bulk.BulkError, match="holds rows as npy, not as parquet: give --format npy, or"):
         bulk.begin(out, small_artifact, found)
