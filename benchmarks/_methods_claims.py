@@ -28,7 +28,7 @@ mean square over 19 pairs (docs/measured/methods.md). Runs of two methods lie as
 
 @dataclass(frozen=True)
 class Claim:
-    """What a paper says: `metric` of the first is above that of the second, or at most `tolerance` below it."""
+    """What a paper says: `metric` of the first is above that of the second, or at most `tolerance` points below it."""
 
     says: str
     source: str
@@ -83,7 +83,10 @@ class Claim:
             which = "both" if max(first, second) <= bar else "the second"
             return said, f"not counted, {which} below the untrained twin's {bar:.3g}"
         if self.tolerance is not None:
-            seen = gap >= -self.tolerance
+            doubt, least = chance(gaps), -self.tolerance
+            if gap - doubt < least <= gap + doubt:
+                return said, f"**unclear**, chance alone makes gaps of {doubt:.1f}"
+            seen = gap >= least
         elif min(gaps) <= 0 < max(gaps):
             return said, "**unclear**, the seeds disagree"
         elif self.metric in ACCURACIES and abs(gap) < chance(gaps):

@@ -58,9 +58,11 @@ def test_an_accuracy_below_the_untrained_twins_counts_for_nothing() -> None:
 
 def test_parity_is_of_the_means_and_to_be_better_is_no_fault() -> None:
     level = replace(CLAIM, tolerance=2)
-    assert level.verdict(records([0.80, 0.82], [0.82, 0.80])).endswith(": seen")
-    assert level.verdict(records([0.80, 0.80], [0.85, 0.84])).endswith("**not seen**")
+    assert level.verdict(records([0.81] * 4, [0.81] * 4)).endswith(": seen")
+    assert level.verdict(records([0.80, 0.80], [0.85, 0.84])).endswith("**unclear**, chance alone makes gaps of 2.5")
+    assert level.verdict(records([0.80, 0.80], [0.85, 0.86])).endswith("**not seen**")
     assert level.verdict(records([0.85, 0.84], [0.80, 0.80])).endswith(": seen")
+    assert level.verdict(records([0.80, 0.82], [0.82, 0.80])).endswith("**unclear**, chance alone makes gaps of 4.0")
 
 
 def test_a_run_that_diverged_counts_for_nothing() -> None:
