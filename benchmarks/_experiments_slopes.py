@@ -30,8 +30,9 @@ class Slope(NamedTuple):
         return f"{self.points:+.2f} ± {self.error:.2f}"
 
     @property
-    def beyond_chance(self) -> bool:
-        return abs(self.points) > 2 * max(self.error, self.chance)
+    def doubt(self) -> float:
+        """Points that chance may make: twice the larger error."""
+        return 2 * max(self.error, self.chance)
 
 
 def slope(points: Sequence[Point]) -> Slope | None:
@@ -86,8 +87,8 @@ def claim(letter: str, equal: str, ended: Sequence[Record]) -> str:
     if OVER not in found:
         return f"| {' | '.join(cells)} | | | not run: `python -m benchmarks.experiments {letter}` |"
     over = found[OVER]
-    verdict = f"**unclear**, chance alone makes {2 * max(over.error, over.chance):.1f}"
-    if over.beyond_chance:
+    verdict = f"**unclear**, chance alone makes {over.doubt:.1f}"
+    if abs(over.points) > over.doubt:
         verdict = "seen" if over.points > 0 else "**not seen**"
     cells.append(
         f"{found[BARLOW].points:.2f} against {found[SIMCLR].points:.2f} ({over.points:.1f} ± {over.error:.1f})"

@@ -1,9 +1,16 @@
-"""The parts of a page that a benchmark writes: what lies between two markers of its own, and how a mean is told."""
+"""What a benchmark keeps and writes: its records, what lies between two markers of a page, and how a mean is told."""
 
+import json
 import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+
+def records_in(results: Path) -> list[dict[str, Any]]:
+    """The records of a benchmark, one a line of JSON; none if there is no file yet."""
+    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
 
 
 def write_between(page: Path, start: str, end: str, text: str) -> None:

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks._page import write_between
+from benchmarks._page import records_in, write_between
 from models.artifact import Artifact, load
 from models.card import EncoderCard
 from tools.demo import COLLAPSED, PRETRAINED
@@ -177,7 +177,7 @@ def main() -> None:
     )
     parser.add_argument("--write", type=Path, help="fill the tables of this page, measure nothing")
     given = parser.parse_args()
-    done = [json.loads(line) for line in given.results.read_text().splitlines()] if given.results.exists() else []
+    done = records_in(given.results)
     if given.write:
         for dataset in dict.fromkeys(record["dataset"] for record in done):
             begin, end = (mark.format(dataset) for mark in MARKS)

@@ -25,7 +25,7 @@ from torch import Tensor
 from benchmarks._experiments_cases import EXPERIMENTS, Case, Experiment, recipe_of
 from benchmarks._experiments_claims import claims_table
 from benchmarks._experiments_page import Record, page
-from benchmarks._page import write_between
+from benchmarks._page import records_in, write_between
 from benchmarks.encoders import PIXELS, pixels
 from models.artifact import Artifact
 from models.embedder import Embedder
@@ -157,11 +157,6 @@ def alignment_log(letter: str, done: list[Record]) -> str:
     return "".join(json.dumps(line) + "\n" for line in lines)
 
 
-def read(results: Path) -> list[Record]:
-    """The records of a file, none if there is no file yet."""
-    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", nargs="?", choices=EXPERIMENTS)
@@ -176,7 +171,7 @@ def main() -> None:
     parser.add_argument("--pixels", action="store_true", help="measure pixels again beside its runs, train nothing")
     parser.add_argument("--write", type=Path, help="replace the experiments' part of this page, run nothing")
     given = parser.parse_args()
-    done = read(given.results)
+    done = records_in(given.results)
     if given.write:
         write_between(given.write, "<!-- experiments -->", "<!-- end of experiments -->", page(done))
         write_between(given.write, "<!-- claims -->", "<!-- end of claims -->", claims_table(done))
@@ -193,7 +188,7 @@ def main() -> None:
     data: Any = load_data(experiment.data, given.data)
     if given.pixels:
         again = with_pixels(given.experiment, done, data)
-        again += read(given.results)[len(done) :]  # of runs that ended meanwhile
+        again += records_in(given.results)[len(done) :]  # of runs that ended meanwhile
         write(given.results, "".join(json.dumps(record) + "\n" for record in again))
         return
     for seed in range(given.seeds or experiment.seeds):

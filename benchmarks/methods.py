@@ -20,7 +20,7 @@ from torch import Tensor
 from benchmarks._methods_claims import Record
 from benchmarks._methods_configurations import SCALES, TWINS, Configuration, Scale, configurations, recipe_of
 from benchmarks._methods_page import page
-from benchmarks._page import write_between
+from benchmarks._page import records_in, write_between
 from benchmarks.encoders import PIXELS, pixels
 from benchmarks.experiments import accuracies, geometry
 from models.embedder import Embedder
@@ -103,10 +103,7 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="replace the measured part of this page, run nothing")
     given = parser.parse_args()
     scale, console = SCALES[given.scale], Console(stderr=True)
-    done: list[Record] = []
-    if given.results.exists():
-        done = [json.loads(line) for line in given.results.read_text().splitlines()]
-    done = [record for record in done if record["scale"] == given.scale]
+    done = [record for record in records_in(given.results) if record["scale"] == given.scale]
     if given.write:
         write_between(given.write, "<!-- measured -->", "<!-- end -->", page(given.scale, done))
         return

@@ -97,10 +97,13 @@ def out_of_memory(error: RuntimeError) -> bool:
 
 
 def worded(message: object) -> str:
-    """What an error says. For one of the operating system that is the file and the reason, without its number."""
+    """What an error says, or its type where it says nothing.
+
+    Of one of the operating system that is the file and the reason, without its number.
+    """
     if isinstance(message, OSError) and message.strerror:
         return f"{message.filename}: {message.strerror}" if message.filename else message.strerror
-    return str(message)
+    return str(message) or type(message).__name__
 
 
 def usable_folder(path: Path, option: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from cli.common import AsJson, console, printed
+from cli.common import AsJson, console, printed, worded
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -190,7 +190,7 @@ def scraped(url: str) -> Finding:
         rules = sum(rule.get("name", "").startswith("Embedding") for group in groups for rule in group["rules"])
         replicas = int(float(result[0]["value"][1])) if result else 0
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        return Finding("prometheus", "fail", f"{url}: {str(error) or type(error).__name__}")
+        return Finding("prometheus", "fail", f"{url}: {worded(error)}")
     except (ValueError, TypeError, LookupError, AttributeError):
         return Finding("prometheus", "fail", f"{url}: its answers are not those of a Prometheus; is this its address?")
     if not rules:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.common import AsJson, Device, Engine, errors, fail, printed, usable_output, write
+from cli.common import AsJson, Device, Engine, errors, fail, printed, usable_output, worded, write
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -129,7 +129,7 @@ def _asked(url: str, model: str | None) -> Any:
         answer = httpx.get(address, params={"model": model} if model else {}, timeout=30)
         found = answer.json()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        fail(f"{address}: {str(error) or type(error).__name__}; is the service running?")
+        fail(f"{address}: {worded(error)}; is the service running?")
     except ValueError:
         fail(f"{address}: status {answer.status_code}, and no JSON; is this a fullrank service?")
     if answer.status_code != 200 or not isinstance(found, dict):

@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
+from fullrank.wording import words_of
+
 try:
     import httpx as httpx  # client.py has it from here, so that this is what a user without it is told
 except ImportError as error:
@@ -166,7 +168,7 @@ class Conversation:
         return EmbeddingError(code, f"{name}: {message}", status=response.status_code, image=index)
 
     def _unreachable(self, error: httpx.HTTPError) -> EmbeddingError:
-        reason = str(error) or type(error).__name__
+        reason = words_of(error)
         return EmbeddingError("unreachable", f"no answer from {self.url} ({reason}); is the service running there?")
 
     def _finish(self, parts: list[Part]) -> Rows:

@@ -20,12 +20,14 @@ from typing import Literal, Self, get_args
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from fullrank.merging import Merging
 from fullrank.moments import Moments
 from fullrank.stored import check_plain, tensors_in
+from fullrank.wording import words_of
 from models.card import EncoderCard
 from scale.places import Place, write_all
 
@@ -206,8 +208,8 @@ def merged(run: Run, out: Place) -> Moments:
     """The moments of all rows of an output. Raises BulkError if it has none, or a shard is damaged."""
     merging: Merging | None = None
     for shard in run.shards(out):
-        with _reading(run, out, shard, MOMENTS):
-            state = _tensors(_moments_file(out, shard))
+        with _reading(run, out, shard, file := _moments_file(out, shard)):
+            state = _tensors(file)
             merging = merging or Merging(state["sum"].numel())
             merging.add(state)
     if merging is None:
@@ -248,8 +250,8 @@ def sampled(run: Run, out: Place, wanted: Sequence[int]) -> tuple[Tensor, Tensor
     rows = inputs = torch.empty(0)
     start = at = 0
     for shard in run.shards(out):
-        with _reading(run, out, shard, MOMENTS):
-            end = start + int(_tensors(_moments_file(out, shard))["scalars"][0])
+        with _reading(run, out, shard, file := _moments_file(out, shard)):
+            end = start + int(_tensors(file)["scalars"][0])
         upto = int(np.searchsorted(numbers[order], end))
         if upto > at:
             places = order[at:upto]
@@ -257,8 +259,8 @@ def sampled(run: Run, out: Place, wanted: Sequence[int]) -> tuple[Tensor, Tensor
             with _reading(run, out, shard):
                 found = torch.from_numpy(run.read_rows(out, shard)[taken])
                 good = torch.tensor([error is None for error in run.read_errors(out, shard)])
-            with _reading(run, out, shard, INPUTS):
-                described = _tensors(_inputs_file(out, shard))["inputs"][good][taken]
+            with _reading(run, out, shard, file := _inputs_file(out, shard)):
+                described = _tensors(file)["inputs"][good][taken]
             if not len(rows):
                 rows = torch.empty(len(numbers), found.shape[1])
                 inputs = torch.empty(len(numbers), described.shape[1])
@@ -273,14 +275,14 @@ def sampled(run: Run, out: Place, wanted: Sequence[int]) -> tuple[Tensor, Tensor
 
 
 @contextmanager
-def _reading(run: Run, out: Place, shard: str, ending: str = "") -> Iterator[None]:
-    """Raise BulkError, with the remedy, for what a shard's damaged file raises. ending: the file's, if not of rows."""
+def _reading(run: Run, out: Place, shard: str, file: Place | None = None) -> Iterator[None]:
+    """Raise BulkError, with the remedy, for what a shard's damaged file raises. file: None for that of its rows."""
     try:
         yield
     except Exception as error:  # safetensors, pyarrow and stores raise kinds of their own
         rows = run.rows_file(out, shard)
-        file = out / f"{shard}{ending}" if ending else rows
-        reason = str(error).removeprefix(f"{file}: ") or type(error).__name__
+        file = file or rows
+        reason = words_of(error).removeprefix(f"{file}: ")
         raise BulkError(f"{file}: {reason}; if that lasts, remove {rows.name} and run again") from error
 
 
@@ -293,7 +295,8 @@ def _inputs_file(out: Place, shard: str) -> Place:
 
 
 def _tensors(file: Place) -> dict[str, Tensor]:
-    tensors = tensors_in(file.read_bytes())
+    # A file of this machine is mapped: of moments often only the count is wanted.
+    tensors = load_file(file) if isinstance(file, Path) else tensors_in(file.read_bytes())
     check_plain(tensors, "tensor")
     return tensors
 

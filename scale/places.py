@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fullrank.wording import words_of
 from models import files
 from scale.sources import ADDRESS
 
@@ -30,7 +31,7 @@ def _telling(what: object) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except Exception as error:
-        raise OSError(f"{what}: {str(error) or type(error).__name__}") from error
+        raise OSError(f"{what}: {words_of(error)}") from error
 
 
 class Remote:
@@ -128,7 +129,7 @@ def place(name: str) -> Place:
         package = {"s3": "s3", "s3a": "s3"}.get(protocol, "bulk")
         raise PlaceError(f"{name}: {error}: pip install 'fullrank-server[bulk,{package}]'") from error
     except Exception as error:  # object stores raise kinds of their own
-        raise PlaceError(f"{name}: {str(error) or type(error).__name__}") from error
+        raise PlaceError(f"{name}: {words_of(error)}") from error
 
 
 def write_all(contents: Mapping[Any, Content]) -> None:

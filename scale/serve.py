@@ -25,6 +25,7 @@ except ImportError as error:
     raise ImportError("Ray Serve is missing: pip install 'fullrank-server[ray]'") from error
 
 from fullrank import __version__ as VERSION
+from fullrank.wording import words_of
 from scale.ray_actors import NAMESPACE, PENDING, CollectorActor, PendingImages
 from scale.reports import SILENT, Report, Wanted, metrics_of, not_heard_of, serving, watched_by
 from service.encoders.registry import Service
@@ -84,7 +85,7 @@ class Peers:
             await self.report()
             await self._obey()
         except Exception as error:
-            log.warning("no report to the collector: %s", str(error) or type(error).__name__)
+            log.warning("no report to the collector: %s", words_of(error))
 
     async def report(self, *, whole: bool = False, last: bool = False) -> None:
         """Send a report; moments go with it thirty times a window, or if `whole`. Raises an error of AWAY.
@@ -226,7 +227,7 @@ class Started:
         try:
             await asyncio.wait_for(self.peers.report(last=True), 5)
         except Exception as error:
-            log.warning("no last report to the collector: %s", str(error) or type(error).__name__)
+            log.warning("no last report to the collector: %s", words_of(error))
 
 
 class ReplicaDeployment:

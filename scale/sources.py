@@ -18,6 +18,8 @@ from typing import IO, Any, NamedTuple, Self
 
 import numpy as np
 
+from fullrank.wording import words_of
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 ADDRESS = re.compile(r"[a-z][a-z0-9+]*://", re.IGNORECASE)
 FILES_A_SHARD = 1024
@@ -133,7 +135,7 @@ def _words(error: Exception) -> str:
     """What went wrong. fsspec itself says which package a store needs."""
     if isinstance(error, ImportError) and error.name == "fsspec":
         return "addresses need fsspec: pip install 'fullrank-server[bulk]'"
-    return str(error) or type(error).__name__
+    return words_of(error)
 
 
 def open_name(name: str) -> IO[bytes]:

@@ -77,10 +77,7 @@ class Watchers(Watcher):
     def _attempt(self, watcher: Watcher, call: Callable[..., None], *values: Any) -> None:
         try:
             call(*values)
-        except (
-            Exception,
-            SystemExit,
-        ) as error:  # a tracker is the user's own code, and the others write to disks that fill up
+        except (Exception, SystemExit) as error:  # a user's own tracker, or a disk that is full
             self.resting.add(watcher)
             if watcher not in self.named:
                 self.named.add(watcher)

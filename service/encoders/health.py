@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from fullrank.wording import words_of
 from models import gate as gates
 from service.encoders.served import Served
 from service.engine.engine import Engine
@@ -86,4 +87,4 @@ class Health:
                 images = gates.synthetic(served.artifact.card.preprocessing)[-1:]
                 await self._engine.embed(served, images, time.monotonic() + PROBE, observed=False)
             except Exception as error:
-                log.error("%s does not embed: %s", served, str(error) or type(error).__name__)
+                log.error("%s does not embed: %s", served, words_of(error))

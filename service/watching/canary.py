@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from fullrank.canary import CanaryReader
+from fullrank.wording import words_of
 from models.artifact import Canary
 from models.embedder import least_cosine, normalize
 from models.gate import PRECISION_IMAGES
@@ -130,7 +131,7 @@ class CanaryWatch:
             job = await engine.embed(encoder, images, deadline, observed=False, yields_for=pause)
         except Exception as error:
             self._metrics.canary["failed"].inc(len(images))
-            log.error("canary images could not be embedded: %s", str(error) or type(error).__name__)
+            log.error("canary images could not be embedded: %s", words_of(error))
             return False
         self.rows[part] = job.rows
         finite = int(np.isfinite(job.rows).all(axis=1).sum())
